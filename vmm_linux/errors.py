@@ -1,0 +1,188 @@
+"""Return codes, the exceptions that carry them, and what the kernel's errno means as one."""
+
+import errno as _errno
+from enum import IntEnum
+from typing import Any, ClassVar, Self
+
+__all__ = ["Retcode", "VmmError"]
+
+
+class Retcode(IntEnum):
+    """How a call ended. 0 is success; ``str()`` gives the KasperskyOS name (``rcOk``)."""
+
+    OK = 0
+    """Done."""
+    INVALID_ARGUMENT = 1
+    """Unaligned, zero, overflowing, of a wrong type, an illegal protection or an unknown flag."""
+    RESOURCE_NOT_FOUND = 2
+    """The range is not wholly inside one region of this VMM, or the handle is closed."""
+    INVALID_OPERATION = 3
+    """The right range in the wrong state, or a closed VMM."""
+    ALREADY_EXISTS = 4
+    """FIXED, and the address is taken."""
+    OUT_OF_MEMORY = 5
+    """The kernel has no memory, address space, map count or commit charge left."""
+    QUOTA_EXCEEDED = 6
+    """A limit of this process or of this VMM."""
+    NO_CAPABILITY = 7
+    """The handle's rights do not cover the call."""
+    SECURITY_DISALLOW = 8
+    """The policy said no."""
+    HANDLE_REVOKED = 9
+    """The handle was revoked."""
+    BUSY = 10
+    """Something holds the pages that the call would take away or change."""
+    UNIMPLEMENTED = 11
+    """Linux, or this kernel, does not offer it."""
+    FAIL = 12
+    """The kernel refused for another reason: see ``errno``."""
+    INTERNAL_ERROR = 13
+    """A defect of this package."""
+
+    def __str__(self) -> str:
+        return "rc" + self.name.title().replace("_", "")
+
+
+class VmmError(Exception):
+    """A call of the endpoint failed. There is one subclass for each return code.
+
+    Attributes:
+        rc: the return code.
+        method: the method that failed, by its Python name (``"commit"``).
+        errno: the kernel's error number where the kernel refused, else None.
+        completed: bytes done before the failure; only ``write`` can leave more than 0.
+    """
+
+    rc: ClassVar[Retcode]
+
+    def __init__(
+        self, method: str, message: str, errno: int | None = None, completed: int = 0
+    ) -> None:
+        cause = f" [{_errno.errorcode.get(errno, errno)}]" if errno else ""
+        super().__init__(f"{method}: {message}{cause}")
+        self.method = method
+        self.message = message
+        self.errno = errno
+        self.completed = completed
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, int | None, int]]:
+        return type(self), (self.method, self.message, self.errno, self.completed)
+
+
+class InvalidArgument(VmmError, ValueError):
+    """``INVALID_ARGUMENT``."""
+
+    rc = Retcode.INVALID_ARGUMENT
+
+
+class ResourceNotFound(VmmError, LookupError):
+    """``RESOURCE_NOT_FOUND``."""
+
+    rc = Retcode.RESOURCE_NOT_FOUND
+
+
+class InvalidOperation(VmmError, RuntimeError):
+    """``INVALID_OPERATION``."""
+
+    rc = Retcode.INVALID_OPERATION
+
+
+class AlreadyExists(VmmError, FileExistsError):
+    """``ALREADY_EXISTS``."""
+
+    rc = Retcode.ALREADY_EXISTS
+
+
+class OutOfMemory(VmmError, MemoryError):
+    """``OUT_OF_MEMORY``."""
+
+    rc = Retcode.OUT_OF_MEMORY
+
+
+class QuotaExceeded(VmmError, MemoryError):
+    """``QUOTA_EXCEEDED``."""
+
+    rc = Retcode.QUOTA_EXCEEDED
+
+
+class NoCapability(VmmError, PermissionError):
+    """``NO_CAPABILITY``."""
+
+    rc = Retcode.NO_CAPABILITY
+
+
+class SecurityDisallow(VmmError, PermissionError):
+    """``SECURITY_DISALLOW``."""
+
+    rc = Retcode.SECURITY_DISALLOW
+
+
+class HandleRevoked(VmmError, LookupError):
+    """``HANDLE_REVOKED``."""
+
+    rc = Retcode.HANDLE_REVOKED
+
+
+class Busy(VmmError, BufferError):
+    """``BUSY``."""
+
+    rc = Retcode.BUSY
+
+
+class Unimplemented(VmmError, NotImplementedError):
+    """``UNIMPLEMENTED``."""
+
+    rc = Retcode.UNIMPLEMENTED
+
+
+class Fail(VmmError, OSError):
+    """``FAIL``: the kernel refused, ``errno`` says how."""
+
+    rc = Retcode.FAIL
+
+
+class InternalError(VmmError, RuntimeError):
+    """``INTERNAL_ERROR``: please report it."""
+
+    rc = Retcode.INTERNAL_ERROR
+
+
+EXCEPTIONS: dict[Retcode, type[VmmError]] = {
+    subclass.rc: subclass
+    for subclass in (
+        InvalidArgument,
+        ResourceNotFound,
+        InvalidOperation,
+        AlreadyExists,
+        OutOfMemory,
+        QuotaExceeded,
+        NoCapability,
+        SecurityDisallow,
+        HandleRevoked,
+        Busy,
+        Unimplemented,
+        Fail,
+        InternalError,
+    )
+}
+"""The exception of every return code but OK."""
+
+RETCODES: dict[int, Retcode] = {
+    _errno.ENOMEM: Retcode.OUT_OF_MEMORY,
+    _errno.ENOSPC: Retcode.OUT_OF_MEMORY,
+    _errno.EAGAIN: Retcode.QUOTA_EXCEEDED,
+    _errno.EMFILE: Retcode.QUOTA_EXCEEDED,
+    _errno.ENFILE: Retcode.OUT_OF_MEMORY,
+    _errno.EEXIST: Retcode.ALREADY_EXISTS,
+    _errno.EBUSY: Retcode.BUSY,
+    _errno.ENOSYS: Retcode.UNIMPLEMENTED,
+    _errno.EOPNOTSUPP: Retcode.UNIMPLEMENTED,
+}
+"""The kernel's error number as a return code; whatever is not here is FAIL."""
+
+
+def error(
+    rc: Retcode, method: str, message: str, errno: int | None = None, **attributes: Any
+) -> VmmError:
+    """The exception that tells of ``rc``, ready to be raised."""
+    return EXCEPTIONS[rc](method, message, errno, **attributes)

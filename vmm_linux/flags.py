@@ -1,0 +1,57 @@
+"""The flags of the endpoint (``vmm/flags.h`` of KasperskyOS, without ``VMM_FLAG_``).
+
+The numbers are this package's own and never change.
+"""
+
+from enum import IntFlag
+
+__all__ = ["VmmFlags"]
+
+
+class VmmFlags(IntFlag):
+    """What a region is to be and which access its pages give.
+
+    The legal protections are none, ``READ``, ``READ|WRITE``, ``READ|EXECUTE`` and
+    ``READ|WRITE|EXECUTE``; write or execute without read is not among them.
+    """
+
+    READ = 0x1
+    """The pages can be read."""
+    WRITE = 0x2
+    """The pages can be written."""
+    EXECUTE = 0x4
+    """The pages can be executed."""
+    RWX_MASK = 0x7
+    """Every protection bit."""
+
+    RESERVE = 0x10
+    """Take the addresses. Required by ``allocate``."""
+    COMMIT = 0x20
+    """Make the pages usable at once."""
+    LOCKED = 0x40
+    """Committed pages are resident, each with memory of its own."""
+
+    LOW_GUARD = 0x100
+    """One page below the region always faults."""
+    HIGH_GUARD = 0x200
+    """One page above the region always faults."""
+    GROW_DOWN = 0x400
+    """Recorded and reported; changes nothing on Linux."""
+
+    WRITE_BACK = 0x1000
+    """Ordinary caching: what every Linux mapping has."""
+    WRITE_THROUGH = 0x2000
+    """A Linux process cannot choose it: ``UNIMPLEMENTED``."""
+    WRITE_COMBINE = 0x4000
+    """A Linux process cannot choose it: ``UNIMPLEMENTED``."""
+    CACHE_DISABLE = 0x8000
+    """A Linux process cannot choose it: ``UNIMPLEMENTED``."""
+    CACHE_MASK = 0xF000
+    """Every caching bit."""
+
+    FIXED = 0x10000
+    """This address or ``ALREADY_EXISTS``."""
+    HUGE = 0x20000
+    """Ask for transparent huge pages."""
+    SHAREABLE = 0x40000
+    """Backed by a memory file from the start: shared with children, ready to become an MDL buffer."""
