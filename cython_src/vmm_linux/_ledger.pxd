@@ -1,0 +1,52 @@
+"""The ledger of intent: which regions there are, and what each of their pages is meant to be.
+
+A pure data structure: no I/O, no locks, no Python object on its paths; the caller
+holds the mutex. What can run out of memory (``insert``, ``isolate``, ``split``) comes before
+the kernel is asked and changes no page's meaning; what follows the kernel's word cannot fail.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libcpp.map cimport map as ordered_map
+
+cdef struct Region:
+    uintptr_t end               # guards not included
+    uint32_t flags              # as allocated
+    bint low_guard
+    bint high_guard
+
+cdef struct Run:
+    # Pages [key, end) of one region that are alike in everything below.
+    uintptr_t end
+    void *backing               # memory object; NULL: anonymous private memory
+    uint64_t offset             # of the first page in the memory object
+    uint32_t pins               # how many views hold these pages
+    uint8_t state
+    uint8_t protection          # of the pages once committed
+    uint8_t ceiling             # the most that protection may become
+    uint8_t kind
+
+ctypedef ordered_map[uintptr_t, Region] Regions
+ctypedef ordered_map[uintptr_t, Run] Runs
+
+cdef class Ledger:
+    cdef Regions regions
+    cdef Runs runs
+
+    cdef bint insert(self, uintptr_t base, Region region, Run run) noexcept nogil
+    cdef Regions.iterator region_at(self, uintptr_t va) noexcept nogil
+    cdef Regions.iterator region_around(self, uintptr_t va, size_t page) noexcept nogil
+    cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil
+    cdef Runs.iterator run_at(self, uintptr_t va) noexcept nogil
+    cpdef bint cut(self, uintptr_t at) noexcept nogil
+    cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cpdef void coalesce(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cpdef bint split(self, uintptr_t at) noexcept nogil
+    cpdef void join(self, uintptr_t at) noexcept nogil
+    cpdef void remove(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cpdef void set_state(self, uintptr_t start, uintptr_t end, uint8_t state) noexcept nogil
+    cpdef void set_protection(self, uintptr_t start, uintptr_t end, uint8_t protection) noexcept nogil
+    cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,
+                          uint8_t kind, uint8_t ceiling) noexcept nogil
+    cpdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cpdef void unpin(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef const char *flaw(self, uintptr_t *where) noexcept nogil

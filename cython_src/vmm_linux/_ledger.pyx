@@ -1,0 +1,297 @@
+"""The ledger of intent (see ``_ledger.pxd``): two ordered maps, of regions and of page runs.
+
+Runs never cross a region's border, cover each region without a gap, and two
+neighbours in one region differ in something, unless a view pins one of them: the borders of a
+pin stay as long as the pin does, so that letting go of one never needs memory.
+
+A run is a node of 72 bytes, whatever its length.
+
+Beware: Cython carries ``dereference(run).second.pins += 1`` out on a copy; plain assignment writes
+to the node.
+"""
+
+cimport cython
+from cython.operator cimport dereference, predecrement, preincrement
+from libc.string cimport memset
+
+from vmm_linux._vocabulary cimport FLAG_RWX_MASK, KIND_PRIVATE, STATE_RESERVED
+
+cdef extern from *:
+    """
+    #include <new>
+    template <class Map, class Key, class Value>
+    static inline bool insert_or_fail(Map &into, const Key &key, const Value &value) noexcept
+    {
+        try {
+            into.emplace(key, value);
+            return true;
+        } catch (const std::bad_alloc &) {
+            return false;
+        }
+    }
+    """
+    bint insert_or_fail[Map, Key, Value](Map &into, Key key, Value value) noexcept nogil
+
+
+cdef bint alike(const Run &left, const Run &right, size_t distance) noexcept nogil:
+    """Whether two neighbouring runs may be one: ``distance`` is the length of the left one."""
+    return (
+        left.pins == 0
+        and right.pins == 0
+        and left.state == right.state
+        and left.protection == right.protection
+        and left.ceiling == right.ceiling
+        and left.kind == right.kind
+        and left.backing == right.backing
+        and (left.backing == NULL or left.offset + distance == right.offset)
+    )
+
+
+@cython.final
+cdef class Ledger:
+    """Regions and page runs of one VMM."""
+
+    cdef bint insert(self, uintptr_t base, Region region, Run run) noexcept nogil:
+        """Enter a region whose pages are all as ``run`` says; false when memory is short."""
+        if not insert_or_fail(self.regions, base, region):
+            return False
+        if not insert_or_fail(self.runs, base, run):
+            self.regions.erase(base)
+            return False
+        return True
+
+    cdef Regions.iterator region_at(self, uintptr_t va) noexcept nogil:
+        """The region that includes ``va``, or ``regions.end()``."""
+        cdef Regions.iterator region = self.regions.upper_bound(va)
+        if region == self.regions.begin():
+            return self.regions.end()
+        predecrement(region)
+        if va < dereference(region).second.end:
+            return region
+        return self.regions.end()
+
+    cdef Regions.iterator region_around(self, uintptr_t va, size_t page) noexcept nogil:
+        """The region of which ``va`` is in a guard page, or ``regions.end()``."""
+        cdef Regions.iterator region = self.regions.upper_bound(va)
+        if region != self.regions.end():
+            if dereference(region).second.low_guard and dereference(region).first - va <= page:
+                return region
+        if region != self.regions.begin():
+            predecrement(region)
+            if dereference(region).second.high_guard and va - dereference(region).second.end < page:
+                return region
+        return self.regions.end()
+
+    cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil:
+        """Whether ``[va, va + size)`` lies wholly inside one region."""
+        cdef Regions.iterator region = self.region_at(va)
+        return region != self.regions.end() and size <= dereference(region).second.end - va
+
+    cdef Runs.iterator run_at(self, uintptr_t va) noexcept nogil:
+        """The run that includes ``va``, which is inside a region."""
+        cdef Runs.iterator run = self.runs.upper_bound(va)
+        predecrement(run)
+        return run
+
+    cpdef bint cut(self, uintptr_t at) noexcept nogil:
+        """Make ``at`` a border between runs; false when memory is short."""
+        cdef Runs.iterator run = self.runs.lower_bound(at)
+        cdef Run right
+        if run != self.runs.end() and dereference(run).first == at:
+            return True
+        if run == self.runs.begin():
+            return True
+        predecrement(run)
+        if dereference(run).second.end <= at:
+            return True
+        right = dereference(run).second
+        right.offset += at - dereference(run).first
+        if not insert_or_fail(self.runs, at, right):
+            return False
+        dereference(run).second.end = at
+        return True
+
+    cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil:
+        """Cover ``[start, end)`` with whole runs; false when memory is short. Means nothing by itself."""
+        if self.cut(start) and self.cut(end):
+            return True
+        self.coalesce(start, end)
+        return False
+
+    cpdef void coalesce(self, uintptr_t start, uintptr_t end) noexcept nogil:
+        """Join the runs in and around ``[start, end)`` that are alike."""
+        cdef Runs.iterator left = self.runs.lower_bound(start)
+        cdef Runs.iterator right
+        if left != self.runs.begin():
+            predecrement(left)
+        if left == self.runs.end():
+            return
+        right = left
+        preincrement(right)
+        while right != self.runs.end() and dereference(right).first <= end:
+            if (
+                dereference(left).second.end == dereference(right).first
+                and alike(dereference(left).second, dereference(right).second,
+                          dereference(right).first - dereference(left).first)
+                and self.regions.count(dereference(right).first) == 0
+            ):
+                dereference(left).second.end = dereference(right).second.end
+                right = self.runs.erase(right)
+            else:
+                left = right
+                preincrement(right)
+
+    cpdef bint split(self, uintptr_t at) noexcept nogil:
+        """Make two regions of one at ``at``, which is inside it; false when memory is short."""
+        cdef Regions.iterator region = self.region_at(at)
+        cdef Region right
+        if dereference(region).first == at:
+            return True
+        if not self.cut(at):
+            return False
+        right = dereference(region).second
+        right.low_guard = False
+        if not insert_or_fail(self.regions, at, right):
+            self.coalesce(at, at)
+            return False
+        dereference(region).second.end = at
+        dereference(region).second.high_guard = False
+        return True
+
+    cpdef void join(self, uintptr_t at) noexcept nogil:
+        """Undo ``split(at)``."""
+        cdef Regions.iterator right = self.regions.find(at)
+        cdef Regions.iterator left
+        if right == self.regions.end() or right == self.regions.begin():
+            return
+        left = right
+        predecrement(left)
+        dereference(left).second.end = dereference(right).second.end
+        dereference(left).second.high_guard = dereference(right).second.high_guard
+        self.regions.erase(right)
+        self.coalesce(at, at)
+
+    cpdef void remove(self, uintptr_t start, uintptr_t end) noexcept nogil:
+        """Forget ``[start, end)``: whole runs, up to an end that is a region's end."""
+        cdef Regions.iterator region = self.region_at(start)
+        cdef Runs.iterator run = self.runs.lower_bound(start)
+        while run != self.runs.end() and dereference(run).first < end:
+            run = self.runs.erase(run)
+        if dereference(region).first == start:
+            self.regions.erase(region)
+        else:
+            dereference(region).second.end = start
+            dereference(region).second.high_guard = False
+
+    cpdef void set_state(self, uintptr_t start, uintptr_t end, uint8_t state) noexcept nogil:
+        """Set the state of isolated pages."""
+        cdef Runs.iterator run = self.runs.lower_bound(start)
+        while run != self.runs.end() and dereference(run).first < end:
+            dereference(run).second.state = state
+            preincrement(run)
+        self.coalesce(start, end)
+
+    cpdef void set_protection(self, uintptr_t start, uintptr_t end, uint8_t protection) noexcept nogil:
+        """Set the protection of isolated pages."""
+        cdef Runs.iterator run = self.runs.lower_bound(start)
+        while run != self.runs.end() and dereference(run).first < end:
+            dereference(run).second.protection = protection
+            preincrement(run)
+        self.coalesce(start, end)
+
+    cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,
+                          uint8_t kind, uint8_t ceiling) noexcept nogil:
+        """Set what is behind isolated pages: ``offset`` is that of ``start`` in the memory object."""
+        cdef Runs.iterator run = self.runs.lower_bound(start)
+        while run != self.runs.end() and dereference(run).first < end:
+            dereference(run).second.backing = backing
+            dereference(run).second.offset = offset + (dereference(run).first - start)
+            dereference(run).second.kind = kind
+            dereference(run).second.ceiling = ceiling
+            preincrement(run)
+        self.coalesce(start, end)
+
+    cpdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil:
+        """Hold the pages once more; false when memory is short."""
+        cdef Runs.iterator run
+        if not self.isolate(start, end):
+            return False
+        run = self.runs.lower_bound(start)
+        while run != self.runs.end() and dereference(run).first < end:
+            dereference(run).second.pins = dereference(run).second.pins + 1
+            preincrement(run)
+        return True
+
+    cpdef void unpin(self, uintptr_t start, uintptr_t end) noexcept nogil:
+        """Let go of pages that ``pin`` holds."""
+        cdef Runs.iterator run = self.runs.lower_bound(start)
+        while run != self.runs.end() and dereference(run).first < end:
+            dereference(run).second.pins = dereference(run).second.pins - 1
+            preincrement(run)
+        self.coalesce(start, end)
+
+    cdef const char *flaw(self, uintptr_t *where) noexcept nogil:
+        """The first invariant that does not hold, and where; NULL when all do."""
+        cdef Regions.iterator region = self.regions.begin()
+        cdef Runs.iterator run = self.runs.begin()
+        cdef Run left
+        cdef uintptr_t start
+        while region != self.regions.end():
+            where[0] = dereference(region).first
+            if where[0] >= dereference(region).second.end:
+                return b"an empty region"
+            while where[0] < dereference(region).second.end:
+                if run == self.runs.end() or dereference(run).first != where[0]:
+                    return b"a gap between runs"
+                start = where[0]
+                left = dereference(run).second
+                where[0] = left.end
+                if left.end <= start:
+                    return b"an empty run"
+                preincrement(run)
+                if left.end < dereference(region).second.end and run != self.runs.end():
+                    if alike(left, dereference(run).second, left.end - start):
+                        return b"two runs that should be one"
+            if where[0] != dereference(region).second.end:
+                return b"a run across a region's end"
+            preincrement(region)
+            if region != self.regions.end() and dereference(region).first < where[0]:
+                return b"overlapping regions"
+        if run != self.runs.end():
+            return b"a run outside all regions"
+        return NULL
+
+    def check(self):
+        """Raise AssertionError if an invariant of this module's head does not hold."""
+        cdef uintptr_t where = 0
+        cdef const char *flaw = self.flaw(&where)
+        if flaw != NULL:
+            raise AssertionError(f"{flaw.decode()} at 0x{where:x}")
+
+    def add(self, uintptr_t base, size_t size, uint8_t protection=0):
+        """Enter a region of reserved private pages; false when memory is short."""
+        cdef Region region
+        cdef Run run
+        memset(&region, 0, sizeof(region))
+        memset(&run, 0, sizeof(run))
+        region.end = run.end = base + size
+        run.state = STATE_RESERVED
+        run.kind = KIND_PRIVATE
+        run.protection = protection
+        run.ceiling = FLAG_RWX_MASK
+        return self.insert(base, region, run)
+
+    def listing(self):
+        """Every run: ``(region's base, start, end, state, protection, pins)``."""
+        cdef Regions.iterator region = self.regions.begin()
+        cdef Runs.iterator run = self.runs.begin()
+        rows = []
+        while run != self.runs.end():
+            if dereference(run).first >= dereference(region).second.end:
+                preincrement(region)
+            rows.append((
+                dereference(region).first, dereference(run).first, dereference(run).second.end,
+                dereference(run).second.state, dereference(run).second.protection,
+                dereference(run).second.pins))
+            preincrement(run)
+        return rows
