@@ -1,0 +1,83 @@
+"""The address space of one VMM: ledger and kernel in step."""
+
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+
+from vmm_linux._ledger cimport Ledger
+from vmm_linux._memory_object cimport MemoryObject
+from vmm_linux._mutex cimport Mutex
+from vmm_linux._plan cimport Plan
+
+cdef enum Method:
+    ALLOCATE
+    COMMIT
+    DECOMMIT
+    PROTECT
+    FREE
+    CHECK
+    READ
+    WRITE
+    PIN
+    UNPIN
+    LOCATE
+    CLOSE
+
+cdef struct Request:
+    Method method
+    uintptr_t va
+    size_t size
+    uint32_t flags              # of the region, the protection, or the access wanted
+    void *buffer                # of READ and WRITE
+
+cdef struct Answer:
+    int reason                  # 0, or why the call failed
+    int error                   # the kernel's errno, or 0
+    uint64_t value              # the address that the message is about
+    uintptr_t address           # ALLOCATE
+    size_t done                 # READ, WRITE: bytes copied
+    uint32_t access             # PIN: access that every page gives
+
+cdef struct Location:
+    # What the ledger says of one page.
+    uint32_t kind               # KIND_FREE: nothing of this VMM's
+    uint32_t state
+    uint32_t protection
+    uint32_t flags
+    uintptr_t base
+    uintptr_t end
+    uintptr_t run_start
+    uintptr_t run_end
+
+cdef class AddressSpace:
+    cdef Mutex *mutex
+    cdef readonly Ledger ledger
+    cdef readonly bint closed
+
+    cdef Answer perform(self, const Request *request)
+    cdef object call(self, const Request *request)
+    cdef void enter(self) noexcept
+    cdef void wait(self) noexcept nogil
+    cdef void leave(self) noexcept nogil
+    cdef Location locate(self, uintptr_t va) noexcept nogil
+
+    cdef object explain(self, Request request, Answer answer)
+    cdef Answer dispatch(self, const Request *request) noexcept nogil
+    cdef Answer allocate(self, const Request *request) noexcept nogil
+    cdef Answer commit(self, uintptr_t va, size_t size) noexcept nogil
+    cdef Answer decommit(self, uintptr_t va, size_t size) noexcept nogil
+    cdef Answer protect(self, uintptr_t va, size_t size, uint32_t protection) noexcept nogil
+    cdef Answer free(self, uintptr_t va, size_t size) noexcept nogil
+    cdef Answer check(self, uintptr_t va, size_t size, uint32_t access) noexcept nogil
+    cdef Answer copy(self, const Request *request) noexcept nogil
+    cdef Answer pin(self, const Request *request) noexcept nogil
+    cdef Answer unpin(self, uintptr_t va, size_t size) noexcept nogil
+    cdef Answer enter_region(self, uintptr_t base, const Request *request,
+                             MemoryObject *backing) noexcept nogil
+    cdef Answer settle(self, const Plan &plan, uintptr_t start, uintptr_t end,
+                       uint32_t state) noexcept nogil
+    cdef uintptr_t first_pinned(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef void release_backing(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef Answer close(self) noexcept nogil
+    cdef int forget(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef int unmap_unpinned(self) noexcept nogil
+
+cdef object pinned_view(AddressSpace space, uintptr_t va, size_t size, object writable)

@@ -1,0 +1,705 @@
+"""The address space of one VMM: ledger and kernel in step.
+
+Every call is one ``Request``, carried out by ``perform`` under the VMM's mutex, without a Python object
+in sight: no garbage collection, no signal handler and no other Python code can run
+while the mutex is held. What went wrong comes back as a number and becomes an exception afterwards.
+
+The order inside a call is always the same: look at the ledger, cut runs at the borders
+(the last thing that may run out of memory), plan, carry the plan out, and write the result
+into the ledger, which cannot fail.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cython.operator cimport dereference, predecrement, preincrement
+from libc.errno cimport EEXIST, EFAULT, ENOMEM
+
+from vmm_linux cimport _copy, _features, _syscalls
+from vmm_linux._ledger cimport Region, Regions, Run, Runs
+from vmm_linux._memory_object cimport (
+    MemoryObject,
+    memory_object_acquire,
+    memory_object_is_exclusive,
+    memory_object_is_inherited,
+    memory_object_new,
+    memory_object_punch,
+    memory_object_release,
+)
+from vmm_linux._mutex cimport mutex_delete, mutex_lock, mutex_new, mutex_try, mutex_unlock
+from vmm_linux._plan cimport (
+    Plan,
+    carry_out,
+    plan_commit,
+    plan_decommit,
+    plan_free,
+    plan_protect,
+    unmap,
+)
+from vmm_linux._syscalls cimport (
+    MADV_HUGEPAGE,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PROT_NONE,
+)
+from vmm_linux._vocabulary cimport (
+    FLAG_COMMIT,
+    FLAG_EXECUTE,
+    FLAG_FIXED,
+    FLAG_HIGH_GUARD,
+    FLAG_HUGE,
+    FLAG_LOW_GUARD,
+    FLAG_READ,
+    FLAG_RWX_MASK,
+    FLAG_SHAREABLE,
+    FLAG_WRITE,
+    KIND_FREE,
+    KIND_GUARD,
+    KIND_MDL,
+    KIND_PRIVATE,
+    STATE_COMMITTED,
+    STATE_RESERVED,
+    round_down,
+    round_up,
+)
+
+from vmm_linux import _shortage
+from vmm_linux.errors import RETCODES, Retcode, error
+
+# Handing the GIL over costs 0.1 µs when nobody waits and a switch of threads when somebody does; a call
+# over this many bytes takes at most some ten microseconds.
+cdef enum:
+    KEEP_GIL_UP_TO = 256 << 10
+
+cdef enum Reason:
+    DONE
+    CLOSED
+    NOT_IN_REGION
+    TAKEN
+    OUTSIDE
+    TOO_LARGE
+    NOT_COMMITTED
+    NO_ACCESS
+    IS_MDL
+    INHERITED
+    ABOVE_CEILING
+    PINNED
+    NO_HUGE_PAGES
+    NO_LEDGER_MEMORY
+    NO_BACKING_MEMORY
+    KERNEL_REFUSED
+
+REASONS = {
+    CLOSED: (
+        Retcode.INVALID_OPERATION,
+        "this VMM is closed; make another one"),
+    NOT_IN_REGION: (
+        Retcode.RESOURCE_NOT_FOUND,
+        "[0x{va:x}, 0x{va:x} + {size}) is not wholly inside one region of this VMM; "
+        "query(0x{va:x}) tells what is there"),
+    TAKEN: (
+        Retcode.ALREADY_EXISTS,
+        "FIXED, and something is mapped in the {size} bytes (and guards) at 0x{va:x}; "
+        "leave FIXED out to take another address"),
+    OUTSIDE: (
+        Retcode.INVALID_ARGUMENT,
+        "FIXED, and [0x{va:x}, 0x{va:x} + {size}) with its guards is not inside what a process may "
+        "map, 0x{lowest:x} (vm.mmap_min_addr) to 0x{highest:x}"),
+    TOO_LARGE: (
+        Retcode.OUT_OF_MEMORY,
+        "{size} bytes (and guards) are more than the address space, which ends at 0x{highest:x}"),
+    NOT_COMMITTED: (
+        Retcode.INVALID_OPERATION,
+        "the page at 0x{value:x} is reserved, not committed; commit it first"),
+    NO_ACCESS: (
+        Retcode.INVALID_OPERATION,
+        "the protection of the page at 0x{value:x} does not allow it; protect() changes that"),
+    IS_MDL: (
+        Retcode.INVALID_OPERATION,
+        "the page at 0x{value:x} belongs to an MDL buffer, which stays committed; free it instead"),
+    INHERITED: (
+        Retcode.INVALID_OPERATION,
+        "the SHAREABLE page at 0x{value:x} came from the parent process, which would lose its "
+        "contents; free it instead"),
+    ABOVE_CEILING: (
+        Retcode.NO_CAPABILITY,
+        "the page at 0x{value:x} was mapped with less than this protection; map the buffer again"),
+    PINNED: (
+        Retcode.BUSY,
+        "a view holds the page at 0x{value:x}; let go of the view and of every object made from it"),
+    NO_HUGE_PAGES: (
+        Retcode.UNIMPLEMENTED,
+        "HUGE: this kernel has no transparent huge pages; leave the flag out"),
+    NO_LEDGER_MEMORY: (
+        Retcode.OUT_OF_MEMORY,
+        "the process has no memory left for the package's own records"),
+    NO_BACKING_MEMORY: (
+        Retcode.OUT_OF_MEMORY,
+        "no memory could be had for a page of the shared memory between 0x{value:x} and "
+        "0x{va:x} + {size}; LOCKED takes it when it is committed"),
+}
+"""Why a call can fail without the kernel's word: return code and message."""
+
+METHODS = {
+    ALLOCATE: "allocate",
+    COMMIT: "commit",
+    DECOMMIT: "decommit",
+    PROTECT: "protect",
+    FREE: "free",
+    CHECK: "read",
+    READ: "read",
+    WRITE: "write",
+    PIN: "view",
+    CLOSE: "close",
+}
+
+
+cdef Answer done() noexcept nogil:
+    cdef Answer answer
+    answer.reason = DONE
+    answer.error = 0
+    answer.value = 0
+    answer.address = 0
+    answer.done = 0
+    answer.access = 0
+    return answer
+
+
+cdef Answer refused(Reason reason, uint64_t value=0) noexcept nogil:
+    cdef Answer answer = done()
+    answer.reason = reason
+    answer.value = value
+    return answer
+
+
+cdef Answer kernel_refused(int result) noexcept nogil:
+    cdef Answer answer = refused(KERNEL_REFUSED)
+    answer.error = -result
+    return answer
+
+
+cdef uintptr_t huge_page_hint(size_t total, size_t low, size_t page) noexcept nogil:
+    """A free address where a region of ``total`` bytes starts on a huge page, or 0 for the system's choice.
+
+    Newer kernels align by themselves, older ones do not. The address is a hint: if another
+    thread takes it first, the region lies elsewhere.
+    """
+    cdef size_t huge = _features.huge_page_size()
+    cdef Py_ssize_t found
+    if huge == 0 or total < huge or total + huge + page < total:
+        return 0
+    found = _syscalls.mmap(0, total + huge + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if found < 0:
+        return 0
+    unmap(found, total + huge + page)
+    return round_up(found + low, huge) - low
+
+
+@cython.no_gc
+@cython.final
+cdef class AddressSpace:
+    """Regions, pages and pins of one VMM."""
+
+    def __cinit__(self):
+        self.ledger = Ledger()
+        self.closed = False
+        self.mutex = mutex_new()
+        if self.mutex == NULL:
+            raise MemoryError("no memory for a mutex")
+
+    def __dealloc__(self):
+        if self.mutex != NULL:
+            self.close()
+            mutex_delete(self.mutex)
+
+    # ---- one call ----------------------------------------------------------------------------
+
+    cdef void enter(self) noexcept:
+        """Take the mutex: with the GIL if nobody has it, without while waiting for somebody."""
+        if not mutex_try(self.mutex):
+            with nogil:
+                self.wait()
+
+    cdef void wait(self) noexcept nogil:
+        """Take the mutex, waiting for it without the GIL."""
+        mutex_lock(self.mutex)
+
+    cdef void leave(self) noexcept nogil:
+        """Let go of the mutex."""
+        mutex_unlock(self.mutex)
+
+    cdef Answer perform(self, const Request *request):
+        """Carry out one call under the mutex; the GIL is released where the call can be long."""
+        cdef Answer answer
+        if request.size <= KEEP_GIL_UP_TO:
+            self.enter()
+            answer = self.dispatch(request)
+            self.leave()
+        else:
+            with nogil:
+                self.wait()
+                answer = self.dispatch(request)
+                self.leave()
+        return answer
+
+    cdef object call(self, const Request *request):
+        """Carry out one call that returns an address or a count; raise what went wrong."""
+        cdef Answer answer = self.perform(request)
+        if answer.reason != DONE:
+            raise self.explain(request[0], answer)
+        if request.method == ALLOCATE:
+            return answer.address
+        if request.method == WRITE:
+            return answer.done
+        return None
+
+    cdef Answer dispatch(self, const Request *request) noexcept nogil:
+        """The call itself. The caller holds the mutex."""
+        if request.method == UNPIN:
+            return self.unpin(request.va, request.size)
+        if request.method == CLOSE:
+            return self.close()
+        if self.closed:
+            return refused(CLOSED)
+        if request.method == ALLOCATE:
+            return self.allocate(request)
+        if not self.ledger.holds(request.va, request.size):
+            return refused(NOT_IN_REGION)
+        if request.method == COMMIT:
+            return self.commit(request.va, request.size)
+        if request.method == DECOMMIT:
+            return self.decommit(request.va, request.size)
+        if request.method == PROTECT:
+            return self.protect(request.va, request.size, request.flags)
+        if request.method == FREE:
+            return self.free(request.va, request.size)
+        if request.method == CHECK:
+            return self.check(request.va, request.size, request.flags)
+        if request.method == PIN:
+            return self.pin(request)
+        return self.copy(request)
+
+    cdef object explain(self, Request request, Answer answer):
+        """The exception for a call that failed, with the values that were wrong and what to do."""
+        method = METHODS[request.method]
+        if answer.reason != KERNEL_REFUSED:
+            rc, template = REASONS[answer.reason]
+            message = template.format(
+                va=request.va, size=request.size, value=answer.value,
+                lowest=_features.mmap_min_addr(), highest=_features.user_space_end())
+        elif answer.error == ENOMEM:
+            rc, message = _shortage.explain(
+                request.va if request.method != ALLOCATE else None, request.size)
+        else:
+            rc = RETCODES.get(answer.error, Retcode.FAIL)
+            message = _shortage.NAMES.get(answer.error) or (
+                f"the kernel refused [0x{request.va:x}, 0x{request.va:x} + {request.size})")
+        return error(rc, method, message, answer.error or None, completed=answer.done)
+
+    # ---- the methods; the caller holds the mutex ------------------------------------------------
+
+    cdef Answer allocate(self, const Request *request) noexcept nogil:
+        """Reserve a region with its guards, and commit it if asked to."""
+        cdef size_t page = _features.page_size()
+        cdef size_t low = page if request.flags & FLAG_LOW_GUARD else 0
+        cdef size_t high = page if request.flags & FLAG_HIGH_GUARD else 0
+        cdef uintptr_t highest = _features.user_space_end()
+        cdef size_t total = low + request.size + high
+        cdef MemoryObject *backing = NULL
+        cdef Py_ssize_t base
+        cdef int result = 0
+        cdef Answer answer
+        if request.size > highest or total > highest:
+            return refused(TOO_LARGE)
+        if request.flags & FLAG_FIXED and (
+                request.va < _features.mmap_min_addr() + low or request.va > highest - total + low):
+            return refused(OUTSIDE)
+        if request.flags & FLAG_HUGE and not _features.has(_features.FEATURE_TRANSPARENT_HUGE_PAGES):
+            return refused(NO_HUGE_PAGES)
+        if request.flags & FLAG_SHAREABLE:
+            backing = memory_object_new(request.size, request.flags & FLAG_EXECUTE != 0, &result)
+            if backing == NULL:
+                return kernel_refused(-result)
+        base = reserve(request, low, high, backing)
+        if base > 0:
+            answer = self.enter_region(base, request, backing)
+        elif base == -EEXIST:
+            answer = refused(TAKEN)
+        else:
+            answer = kernel_refused(<int>base)
+        if answer.reason != DONE:
+            if base > 0:
+                unmap(base - low, total)
+            if backing != NULL:
+                memory_object_release(backing, 0)
+            return answer
+        if backing != NULL:
+            memory_object_acquire(backing, request.size // page)
+        if request.flags & FLAG_COMMIT:
+            answer = self.commit(base, request.size)
+            if answer.reason != DONE:
+                self.forget(base, base + request.size)
+        answer.address = base
+        return answer
+
+    cdef Answer enter_region(self, uintptr_t base, const Request *request,
+                             MemoryObject *backing) noexcept nogil:
+        """Enter a fresh region of reserved pages into the ledger."""
+        cdef Region region
+        cdef Run run
+        region.end = run.end = base + request.size
+        region.flags = request.flags
+        region.low_guard = request.flags & FLAG_LOW_GUARD != 0
+        region.high_guard = request.flags & FLAG_HIGH_GUARD != 0
+        run.backing = backing
+        run.offset = 0
+        run.pins = 0
+        run.state = STATE_RESERVED
+        run.protection = request.flags & FLAG_RWX_MASK
+        run.ceiling = FLAG_RWX_MASK
+        run.kind = KIND_PRIVATE
+        return done() if self.ledger.insert(base, region, run) else refused(NO_LEDGER_MEMORY)
+
+    cdef Answer commit(self, uintptr_t va, size_t size) noexcept nogil:
+        """Commit the reserved pages of the range."""
+        cdef Plan plan
+        cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
+        if not self.ledger.isolate(va, va + size):
+            return refused(NO_LEDGER_MEMORY)
+        if not plan_commit(self.ledger, flags, va, va + size, plan):
+            self.ledger.coalesce(va, va + size)
+            return refused(NO_LEDGER_MEMORY)
+        return self.settle(plan, va, va + size, STATE_COMMITTED)
+
+    cdef Answer decommit(self, uintptr_t va, size_t size) noexcept nogil:
+        """Reserve the committed pages of the range again."""
+        cdef Plan plan
+        cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        cdef MemoryObject *backing
+        while run != self.ledger.runs.end() and dereference(run).first < va + size:
+            if dereference(run).second.kind == KIND_MDL:
+                return refused(IS_MDL, dereference(run).first)
+            backing = <MemoryObject *>dereference(run).second.backing
+            if (backing != NULL and dereference(run).second.state == STATE_COMMITTED
+                    and memory_object_is_inherited(backing)):
+                return refused(INHERITED, dereference(run).first)
+            preincrement(run)
+        if self.first_pinned(va, va + size) != 0:
+            return refused(PINNED, self.first_pinned(va, va + size))
+        if not self.ledger.isolate(va, va + size):
+            return refused(NO_LEDGER_MEMORY)
+        if not plan_decommit(self.ledger, flags, va, va + size, plan):
+            self.ledger.coalesce(va, va + size)
+            return refused(NO_LEDGER_MEMORY)
+        return self.settle(plan, va, va + size, STATE_RESERVED)
+
+    cdef Answer settle(self, const Plan &plan, uintptr_t start, uintptr_t end,
+                       uint32_t state) noexcept nogil:
+        """Carry a plan out that brings isolated pages to ``state``, and write that down."""
+        cdef int result = carry_out(plan)
+        if result < 0:
+            self.ledger.coalesce(start, end)
+            return kernel_refused(result)
+        self.ledger.set_state(start, end, state)
+        return done()
+
+    cdef Answer protect(self, uintptr_t va, size_t size, uint32_t protection) noexcept nogil:
+        """Change the protection: of committed pages now, of reserved ones when they are committed."""
+        cdef Plan plan
+        cdef int result
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        while run != self.ledger.runs.end() and dereference(run).first < va + size:
+            if protection & ~dereference(run).second.ceiling:
+                return refused(ABOVE_CEILING, dereference(run).first)
+            preincrement(run)
+        if self.first_pinned(va, va + size) != 0:
+            return refused(PINNED, self.first_pinned(va, va + size))
+        if not self.ledger.isolate(va, va + size):
+            return refused(NO_LEDGER_MEMORY)
+        if not plan_protect(self.ledger, va, va + size, protection, plan):
+            self.ledger.coalesce(va, va + size)
+            return refused(NO_LEDGER_MEMORY)
+        result = carry_out(plan)
+        if result < 0:
+            self.ledger.coalesce(va, va + size)
+            return kernel_refused(result)
+        self.ledger.set_protection(va, va + size, protection)
+        return done()
+
+    cdef Answer free(self, uintptr_t va, size_t size) noexcept nogil:
+        """Unmap a part of a region, or all of it; a guard goes with the page next to it."""
+        cdef int result
+        if self.first_pinned(va, va + size) != 0:
+            return refused(PINNED, self.first_pinned(va, va + size))
+        if not self.ledger.isolate(va, va + size):
+            return refused(NO_LEDGER_MEMORY)
+        result = self.forget(va, va + size)
+        if result < 0:
+            self.ledger.coalesce(va, va + size)
+            return kernel_refused(result)
+        return done()
+
+    cdef Answer check(self, uintptr_t va, size_t size, uint32_t access) noexcept nogil:
+        """Whether every page that the bytes touch is committed and gives ``access``; which all give."""
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        cdef Answer answer = done()
+        answer.access = FLAG_RWX_MASK
+        while run != self.ledger.runs.end() and dereference(run).first < va + size:
+            if dereference(run).second.state != STATE_COMMITTED:
+                return refused(NOT_COMMITTED, max(va, dereference(run).first))
+            if access & ~dereference(run).second.protection:
+                return refused(NO_ACCESS, max(va, dereference(run).first))
+            answer.access &= dereference(run).second.protection
+            preincrement(run)
+        return answer
+
+    cdef Answer copy(self, const Request *request) noexcept nogil:
+        """Copy between the range and a buffer; a shortage of shared memory is told as one."""
+        cdef Answer answer = self.check(request.va, request.size, request.flags)
+        cdef size_t copied = 0
+        cdef int result
+        if answer.reason != DONE:
+            return answer
+        if request.method == READ:
+            result = _copy.copy_out(request.buffer, request.va, request.size, &copied)
+        else:
+            result = _copy.copy_in(request.buffer, request.va, request.size, &copied)
+        if result < 0:
+            answer = kernel_refused(result)
+            if (result == -EFAULT and
+                    dereference(self.ledger.run_at(request.va + copied)).second.backing != NULL):
+                answer.reason = NO_BACKING_MEMORY
+                answer.value = request.va + copied
+        answer.done = copied
+        return answer
+
+    cdef Answer pin(self, const Request *request) noexcept nogil:
+        """Hold the pages that the bytes touch, which give the access wanted."""
+        cdef size_t page = _features.page_size()
+        cdef Answer answer = self.check(request.va, request.size, request.flags)
+        if answer.reason == DONE and not self.ledger.pin(
+                round_down(request.va, page), round_up(request.va + request.size, page)):
+            return refused(NO_LEDGER_MEMORY)
+        return answer
+
+    cdef Answer unpin(self, uintptr_t va, size_t size) noexcept nogil:
+        """Let go of pages; in a closed VMM, unmap the regions that nobody holds any more."""
+        cdef size_t page = _features.page_size()
+        self.ledger.unpin(round_down(va, page), round_up(va + size, page))
+        if self.closed:
+            self.unmap_unpinned()
+        return done()
+
+    cdef Answer close(self) noexcept nogil:
+        """Unmap every region, but for those that views hold: these go with the last of them."""
+        self.closed = True
+        cdef int result = self.unmap_unpinned()
+        return done() if result == 0 else kernel_refused(result)
+
+    # ---- what they share ------------------------------------------------------------------------
+
+    cdef uintptr_t first_pinned(self, uintptr_t start, uintptr_t end) noexcept nogil:
+        """The first address in the range that a view holds, or 0."""
+        cdef Runs.iterator run = self.ledger.run_at(start)
+        while run != self.ledger.runs.end() and dereference(run).first < end:
+            if dereference(run).second.pins != 0:
+                return max(start, dereference(run).first)
+            preincrement(run)
+        return 0
+
+    cdef int forget(self, uintptr_t start, uintptr_t end) noexcept nogil:
+        """Unmap isolated pages with the guards next to them and forget them: 0 or -errno.
+
+        A SHAREABLE part gives its memory back if nobody else can have it.
+        """
+        cdef Plan plan
+        cdef size_t page = _features.page_size()
+        cdef Regions.iterator region = self.ledger.region_at(start)
+        cdef uintptr_t region_end = dereference(region).second.end
+        cdef uintptr_t low = start
+        cdef uintptr_t high = end
+        cdef int result
+        if start == dereference(region).first and dereference(region).second.low_guard:
+            low -= page
+        if end == region_end and dereference(region).second.high_guard:
+            high += page
+        if not plan_free(low, high, plan) or (end < region_end and not self.ledger.split(end)):
+            return -ENOMEM
+        result = carry_out(plan)
+        if result < 0:
+            if end < region_end:
+                self.ledger.join(end)
+            return result
+        self.release_backing(start, end)
+        self.ledger.remove(start, end)
+        return 0
+
+    cdef void release_backing(self, uintptr_t start, uintptr_t end) noexcept nogil:
+        """Let go of the memory objects behind unmapped pages."""
+        cdef Runs.iterator run = self.ledger.runs.lower_bound(start)
+        cdef MemoryObject *backing
+        cdef size_t length
+        while run != self.ledger.runs.end() and dereference(run).first < end:
+            backing = <MemoryObject *>dereference(run).second.backing
+            if backing != NULL:
+                length = dereference(run).second.end - dereference(run).first
+                if (dereference(run).second.kind == KIND_PRIVATE
+                        and memory_object_is_exclusive(backing)):
+                    memory_object_punch(backing, dereference(run).second.offset, length)
+                memory_object_release(backing, length // _features.page_size())
+            preincrement(run)
+
+    cdef int unmap_unpinned(self) noexcept nogil:
+        """Unmap every region that no view holds: 0, or -errno of what the kernel refused.
+
+        At the map-count wall a region in the middle of a merged mapping cannot go before its
+        neighbours, so this goes round until nothing more can be unmapped.
+        """
+        cdef Regions.iterator region
+        cdef uintptr_t base, end
+        cdef bint progress = True
+        cdef int refusal = 0
+        cdef int result
+        while progress:
+            progress = False
+            refusal = 0
+            region = self.ledger.regions.begin()
+            while region != self.ledger.regions.end():
+                base = dereference(region).first
+                end = dereference(region).second.end
+                preincrement(region)
+                if self.first_pinned(base, end) != 0:
+                    continue
+                result = self.forget(base, end)
+                if result == 0:
+                    progress = True
+                else:
+                    refusal = result
+            if refusal == 0:
+                return 0
+        return refusal
+
+    cdef Location locate(self, uintptr_t va) noexcept nogil:
+        """What the ledger says of the page that includes ``va``. The caller holds the mutex."""
+        cdef size_t page = _features.page_size()
+        cdef Location where
+        cdef Regions.iterator region = self.ledger.region_at(va)
+        cdef Runs.iterator run, neighbour
+        where.kind = KIND_FREE
+        if region == self.ledger.regions.end():
+            region = self.ledger.region_around(va, page)
+            if region == self.ledger.regions.end():
+                return where
+            where.kind = KIND_GUARD
+            where.protection = 0
+            where.state = STATE_RESERVED
+            where.run_start = round_down(va, page)
+            where.run_end = where.run_start + page
+        where.flags = dereference(region).second.flags
+        where.base = dereference(region).first
+        where.end = dereference(region).second.end
+        if where.kind == KIND_GUARD:
+            return where
+        run = self.ledger.run_at(va)
+        where.kind = dereference(run).second.kind
+        where.state = dereference(run).second.state
+        where.protection = dereference(run).second.protection
+        neighbour = run
+        while dereference(neighbour).first > where.base:
+            predecrement(neighbour)
+            if not looks_like(dereference(neighbour).second, where):
+                preincrement(neighbour)
+                break
+        where.run_start = dereference(neighbour).first
+        neighbour = run
+        where.run_end = dereference(neighbour).second.end
+        while where.run_end < where.end:
+            preincrement(neighbour)
+            if not looks_like(dereference(neighbour).second, where):
+                break
+            where.run_end = dereference(neighbour).second.end
+        return where
+
+
+cdef bint looks_like(const Run &run, const Location &where) noexcept nogil:
+    """Whether a run has the state and the protection of the page."""
+    return run.state == where.state and run.protection == where.protection
+
+
+cdef Py_ssize_t reserve(const Request *request, size_t low, size_t high,
+                        MemoryObject *backing) noexcept nogil:
+    """Take the addresses of a region and its guards: the region's base, or -errno."""
+    cdef size_t total = low + request.size + high
+    cdef uintptr_t hint = request.va - low if request.va > low else 0
+    cdef int fixed = MAP_FIXED_NOREPLACE if request.flags & FLAG_FIXED else 0
+    cdef Py_ssize_t base, mapped
+    if hint == 0 and request.flags & FLAG_HUGE:
+        hint = huge_page_hint(total, low, _features.page_size())
+    if backing != NULL and total == request.size:
+        base = _syscalls.mmap(hint, total, PROT_NONE, MAP_SHARED | fixed, backing.fd, 0)
+    else:
+        base = _syscalls.mmap(hint, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0)
+    if base < 0:
+        return base
+    mapped = 0
+    if backing != NULL and total != request.size:
+        mapped = _syscalls.mmap(
+            base + low, request.size, PROT_NONE, MAP_SHARED | MAP_FIXED, backing.fd, 0)
+    if mapped >= 0 and backing != NULL and request.flags & FLAG_HUGE:
+        mapped = _syscalls.madvise(base + low, request.size, MADV_HUGEPAGE)
+    if mapped < 0:
+        unmap(base, total)
+        return mapped
+    return base + low
+
+
+@cython.no_gc
+@cython.final
+cdef class Pin:
+    """What a view holds: the pages stay while this object lives (``view.obj`` names it).
+
+    It offers the buffer protocol over the bytes, read-only unless every page was writable.
+    """
+
+    cdef AddressSpace space
+    cdef uintptr_t va
+    cdef size_t size
+    cdef bint writable
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, <void *>self.va, self.size, not self.writable, flags)
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        # Nothing to release: NumPy keeps the exporter alive only if this method exists.
+        pass
+
+    def __dealloc__(self):
+        cdef Request request
+        if self.space is None:
+            return
+        request.method = UNPIN
+        request.va = self.va
+        request.size = self.size
+        self.space.perform(&request)
+
+
+cdef object pinned_view(AddressSpace space, uintptr_t va, size_t size, object writable):
+    """A memoryview over committed pages; ``writable`` None: where every page is."""
+    cdef Request request
+    cdef Answer answer
+    cdef Pin pin = Pin.__new__(Pin)
+    request.method = PIN
+    request.va = va
+    request.size = size
+    request.flags = FLAG_READ | FLAG_WRITE if writable else FLAG_READ
+    answer = space.perform(&request)
+    if answer.reason != DONE:
+        raise space.explain(request, answer)
+    pin.space = space
+    pin.va = va
+    pin.size = size
+    pin.writable = answer.access & FLAG_WRITE != 0 if writable is None else bool(writable)
+    return memoryview(pin)

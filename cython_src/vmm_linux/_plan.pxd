@@ -1,0 +1,48 @@
+"""How a call becomes system calls: a planner that only reads the ledger, and one executor.
+
+A plan is a list of steps. Every step but the last can be undone; what cannot (unmapping, discarding
+contents) is the last. So a call that fails, at whichever system call, leaves everything as it was.
+Another way to commit is another step with its undoing, chosen in ``plan_commit``.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libcpp.vector cimport vector
+
+from vmm_linux._ledger cimport Ledger
+from vmm_linux._memory_object cimport MemoryObject
+
+cdef enum StepKind:
+    # Can be undone:
+    ACCESS              # make reserved pages accessible
+    PROTECT             # change the protection of accessible pages
+    ADVISE_HUGE         # ask for transparent huge pages
+    FILL                # give pages of a memory object memory
+    POPULATE            # make pages resident, each with memory of its own
+    LOCK                # pin as many pages as the limit allows
+    UNLOCK
+    # Cannot be undone, so last:
+    DISCARD             # private pages back to reserved, their memory to the system
+    PUNCH               # the same for the memory behind shared pages
+    UNMAP
+
+cdef struct Step:
+    StepKind kind
+    uintptr_t start
+    size_t size
+    int protection
+    int before                  # the protection to go back to
+    MemoryObject *backing       # NULL: private memory
+    uint64_t offset
+
+ctypedef vector[Step] Plan
+
+cdef int page_access(uint32_t state, uint32_t protection) noexcept nogil
+cdef bint plan_commit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
+                      Plan &plan) noexcept nogil
+cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
+                        Plan &plan) noexcept nogil
+cdef bint plan_protect(Ledger ledger, uintptr_t start, uintptr_t end, uint32_t protection,
+                       Plan &plan) noexcept nogil
+cdef bint plan_free(uintptr_t start, uintptr_t end, Plan &plan) noexcept nogil
+cdef int carry_out(const Plan &plan) noexcept nogil
+cdef int unmap(uintptr_t start, size_t size) noexcept nogil

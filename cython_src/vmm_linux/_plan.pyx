@@ -1,0 +1,263 @@
+"""How a call becomes system calls (see ``_plan.pxd``)."""
+
+from cython.operator cimport dereference, preincrement
+from libc.errno cimport EPERM
+
+from vmm_linux cimport _syscalls
+from vmm_linux._ledger cimport Run, Runs
+from vmm_linux._memory_object cimport (
+    memory_object_fill,
+    memory_object_is_exclusive,
+    memory_object_punch,
+)
+from vmm_linux._syscalls cimport (
+    MADV_HUGEPAGE,
+    MADV_POPULATE_WRITE,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    PROT_EXEC,
+    PROT_NONE,
+    PROT_READ,
+    PROT_WRITE,
+)
+from vmm_linux._vocabulary cimport (
+    FLAG_EXECUTE,
+    FLAG_HUGE,
+    FLAG_LOCKED,
+    FLAG_READ,
+    FLAG_WRITE,
+    STATE_COMMITTED,
+    STATE_RESERVED,
+    round_down,
+)
+
+cdef extern from *:
+    """
+    #include <new>
+    #include <vector>
+    template <class Vector, class Value>
+    static inline bool append_or_fail(Vector &to, const Value &value) noexcept
+    {
+        try {
+            to.push_back(value);
+            return true;
+        } catch (const std::bad_alloc &) {
+            return false;
+        }
+    }
+    """
+    bint append_or_fail[Vector, Value](Vector &to, Value value) noexcept nogil
+
+
+cdef int page_access(uint32_t state, uint32_t protection) noexcept nogil:
+    """The PROT_* bits that a page's state and protection mean: the one place that decides."""
+    if state != STATE_COMMITTED:
+        return PROT_NONE
+    return (
+        (PROT_READ if protection & FLAG_READ else 0)
+        | (PROT_WRITE if protection & FLAG_WRITE else 0)
+        | (PROT_EXEC if protection & FLAG_EXECUTE else 0)
+    )
+
+
+cdef Step step(StepKind kind, uintptr_t start, uintptr_t end) noexcept nogil:
+    """A step over private pages."""
+    cdef Step result
+    result.kind = kind
+    result.start = start
+    result.size = end - start
+    result.protection = PROT_NONE
+    result.before = PROT_NONE
+    result.backing = NULL
+    result.offset = 0
+    return result
+
+
+cdef Step step_over(StepKind kind, uintptr_t start, const Run &run, int protection,
+                    int before=PROT_NONE) noexcept nogil:
+    """A step over the pages of a run, whatever backs them."""
+    cdef Step result = step(kind, start, run.end)
+    result.protection = protection
+    result.before = before
+    result.backing = <MemoryObject *>run.backing
+    result.offset = run.offset
+    return result
+
+
+cdef bint plan_commit_of_run(uint32_t flags, uintptr_t start, const Run &run,
+                             Plan &plan) noexcept nogil:
+    """Commit one reserved run; false when memory is short.
+
+    Pages of a LOCKED region are populated while they are writable, so that each gets
+    memory of its own and is charged for it, and get their protection afterwards.
+    """
+    cdef int final = page_access(STATE_COMMITTED, run.protection)
+    cdef int first = PROT_READ | PROT_WRITE if flags & FLAG_LOCKED else final
+    if first != PROT_NONE and not append_or_fail(plan, step_over(ACCESS, start, run, first)):
+        return False
+    if flags & FLAG_HUGE and run.backing == NULL:
+        if not append_or_fail(plan, step(ADVISE_HUGE, start, run.end)):
+            return False
+    if not flags & FLAG_LOCKED:
+        return True
+    if run.backing != NULL and not append_or_fail(plan, step_over(FILL, start, run, first)):
+        return False
+    if not append_or_fail(plan, step_over(POPULATE, start, run, first)):
+        return False
+    if not append_or_fail(plan, step_over(LOCK, start, run, first)):
+        return False
+    return first == final or append_or_fail(plan, step_over(PROTECT, start, run, final, first))
+
+
+cdef bint plan_commit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
+                      Plan &plan) noexcept nogil:
+    """Commit the reserved pages among isolated ones; false when memory is short."""
+    cdef Runs.iterator run = ledger.runs.lower_bound(start)
+    while run != ledger.runs.end() and dereference(run).first < end:
+        if dereference(run).second.state == STATE_RESERVED:
+            if not plan_commit_of_run(
+                    flags, dereference(run).first, dereference(run).second, plan):
+                return False
+        preincrement(run)
+    return True
+
+
+cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
+                        Plan &plan) noexcept nogil:
+    """Reserve the committed pages among isolated ones again; false when memory is short.
+
+    Private pages: one mapping of fresh PROT_NONE memory over all of them. It is atomic, returns memory
+    and charge, and merges with its neighbours. MADV_DONTNEED with mprotect(2) never merges back and
+    keeps the charge; MADV_DONTNEED before the mapping would lose the contents when
+    the mapping then fails at the map-count wall.
+    """
+    cdef Runs.iterator run = ledger.runs.lower_bound(start)
+    cdef uintptr_t first = end
+    cdef uintptr_t last = start
+    cdef Run lowest = dereference(run).second
+    cdef int before
+    cdef Step punch
+    while run != ledger.runs.end() and dereference(run).first < end:
+        if dereference(run).second.state == STATE_COMMITTED:
+            if first == end:
+                first = dereference(run).first
+                lowest = dereference(run).second
+            last = dereference(run).second.end
+            before = page_access(STATE_COMMITTED, dereference(run).second.protection)
+            if dereference(run).second.backing != NULL:
+                if flags & FLAG_LOCKED and not append_or_fail(plan, step_over(
+                        UNLOCK, dereference(run).first, dereference(run).second, before)):
+                    return False
+                if before != PROT_NONE and not append_or_fail(plan, step_over(
+                        PROTECT, dereference(run).first, dereference(run).second,
+                        PROT_NONE, before)):
+                    return False
+        preincrement(run)
+    if first == end:
+        return True
+    if lowest.backing == NULL:
+        return append_or_fail(plan, step(DISCARD, first, last))
+    punch = step_over(PUNCH, first, lowest, PROT_NONE)
+    punch.size = last - first
+    return append_or_fail(plan, punch)
+
+
+cdef bint plan_protect(Ledger ledger, uintptr_t start, uintptr_t end, uint32_t protection,
+                       Plan &plan) noexcept nogil:
+    """Change the protection of the committed pages among isolated ones; false when memory is short."""
+    cdef Runs.iterator run = ledger.runs.lower_bound(start)
+    cdef int before, after
+    while run != ledger.runs.end() and dereference(run).first < end:
+        before = page_access(dereference(run).second.state, dereference(run).second.protection)
+        after = page_access(dereference(run).second.state, protection)
+        if before != after and not append_or_fail(plan, step_over(
+                PROTECT, dereference(run).first, dereference(run).second, after, before)):
+            return False
+        preincrement(run)
+    return True
+
+
+cdef bint plan_free(uintptr_t start, uintptr_t end, Plan &plan) noexcept nogil:
+    """Unmap the range; false when memory is short."""
+    return append_or_fail(plan, step(UNMAP, start, end))
+
+
+cdef int unmap(uintptr_t start, size_t size) noexcept nogil:
+    """Give addresses back: the one place that calls munmap(2)."""
+    return _syscalls.munmap(start, size)
+
+
+cdef int reserve_afresh(uintptr_t start, size_t size) noexcept nogil:
+    """Fresh PROT_NONE memory in place of private pages: 0 or -errno."""
+    return <int>min(0, _syscalls.mmap(
+        start, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0))
+
+
+cdef void lock_what_fits(uintptr_t start, size_t size) noexcept nogil:
+    """Pin the longest leading part that RLIMIT_MEMLOCK allows, found by halving."""
+    cdef size_t page = _syscalls.page_size()
+    cdef uintptr_t end = start + size
+    cdef size_t piece = size
+    cdef int result
+    while piece != 0 and start != end:
+        piece = min(piece, end - start)
+        result = _syscalls.mlock(start, piece)
+        if result == -EPERM:
+            return
+        if result == 0:
+            start += piece
+        else:
+            piece = round_down(piece // 2, page)
+
+
+cdef int do_step(const Step &this) noexcept nogil:
+    """Carry out one step: 0 or -errno."""
+    if this.kind == ACCESS or this.kind == PROTECT:
+        return _syscalls.mprotect(this.start, this.size, this.protection)
+    if this.kind == ADVISE_HUGE:
+        return _syscalls.madvise(this.start, this.size, MADV_HUGEPAGE)
+    if this.kind == FILL:
+        return memory_object_fill(this.backing, this.offset, this.size)
+    if this.kind == POPULATE:
+        return _syscalls.madvise(this.start, this.size, MADV_POPULATE_WRITE)
+    if this.kind == LOCK:
+        lock_what_fits(this.start, this.size)
+        return 0
+    if this.kind == UNLOCK:
+        return _syscalls.munlock(this.start, this.size)
+    if this.kind == DISCARD:
+        return reserve_afresh(this.start, this.size)
+    if this.kind == PUNCH:
+        return memory_object_punch(this.backing, this.offset, this.size)
+    return unmap(this.start, this.size)
+
+
+cdef void undo_step(const Step &this) noexcept nogil:
+    """Undo one step, which may have failed half way."""
+    if this.kind == ACCESS:
+        if this.backing != NULL or reserve_afresh(this.start, this.size) < 0:
+            _syscalls.mprotect(this.start, this.size, PROT_NONE)
+    elif this.kind == PROTECT:
+        _syscalls.mprotect(this.start, this.size, this.before)
+    elif this.kind == FILL and memory_object_is_exclusive(this.backing):
+        memory_object_punch(this.backing, this.offset, this.size)
+    elif this.kind == LOCK:
+        _syscalls.munlock(this.start, this.size)
+    elif this.kind == UNLOCK:
+        lock_what_fits(this.start, this.size)
+
+
+cdef int carry_out(const Plan &plan) noexcept nogil:
+    """Carry out every step, or none: 0 or -errno of the step that failed."""
+    cdef size_t done
+    cdef int result
+    for done in range(plan.size()):
+        result = do_step(plan[done])
+        if result < 0:
+            while True:
+                undo_step(plan[done])
+                if done == 0:
+                    return result
+                done -= 1
+    return 0

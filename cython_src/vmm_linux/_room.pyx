@@ -1,0 +1,42 @@
+"""How much memory could be taken now.
+
+The kernel hands out pages of a memory file one by one and ends somebody's process when there are none
+left; whoever wants a large number of pages now has to ask first.
+"""
+
+from libc.stdlib cimport strtoull
+from libc.string cimport strlen, strstr
+
+from vmm_linux cimport _syscalls
+from vmm_linux._syscalls cimport O_CLOEXEC, O_RDONLY
+
+cdef extern from "<sys/sysinfo.h>" nogil:
+    struct sysinfo_t "sysinfo":
+        unsigned long freeram
+        unsigned int mem_unit
+    int sysinfo(sysinfo_t *)
+
+
+cdef uint64_t field(const char *text, const char *label) noexcept nogil:
+    """A figure of /proc/meminfo in bytes, 0 when it is not there."""
+    cdef const char *at = strstr(text, label)
+    return 0 if at == NULL else 1024 * strtoull(at + strlen(label), NULL, 10)
+
+
+cdef bint is_room_for(uint64_t size) noexcept nogil:
+    """Whether ``size`` bytes more could be resident or swapped; true where the kernel does not tell."""
+    cdef sysinfo_t now
+    cdef char text[4096]
+    cdef int fd
+    cdef Py_ssize_t length
+    if sysinfo(&now) == 0 and size <= <uint64_t>now.freeram * now.mem_unit // 2:
+        return True
+    fd = _syscalls.openat(b"/proc/meminfo", O_RDONLY | O_CLOEXEC)
+    if fd < 0:
+        return True
+    length = _syscalls.read(fd, text, sizeof(text) - 1)
+    _syscalls.close(fd)
+    if length <= 0:
+        return True
+    text[length] = 0
+    return size <= field(text, b"MemAvailable:") + field(text, b"SwapFree:")
