@@ -1,0 +1,590 @@
+"""The endpoint: ``VMM`` and, over it, the reference's own face.
+
+Whatever a caller passes is checked here and nowhere else; below, numbers are page multiples that do
+not overflow, and flags are known.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+
+from vmm_linux cimport _features
+from vmm_linux._address_space cimport (
+    ALLOCATE,
+    CHECK,
+    CLOSE,
+    COMMIT,
+    DECOMMIT,
+    FREE,
+    PROTECT,
+    READ,
+    WRITE,
+    AddressSpace,
+    Method,
+    Request,
+    pinned_view,
+)
+from vmm_linux._procfs cimport OwnProcess
+from vmm_linux._query cimport query
+from vmm_linux._vocabulary cimport (
+    FLAG_CACHE_DISABLE,
+    FLAG_CACHE_MASK,
+    FLAG_COMMIT,
+    FLAG_FIXED,
+    FLAG_GROW_DOWN,
+    FLAG_HIGH_GUARD,
+    FLAG_HUGE,
+    FLAG_LOCKED,
+    FLAG_LOW_GUARD,
+    FLAG_READ,
+    FLAG_RESERVE,
+    FLAG_RWX_MASK,
+    FLAG_SHAREABLE,
+    FLAG_WRITE,
+    FLAG_WRITE_COMBINE,
+    FLAG_WRITE_THROUGH,
+    is_legal_protection,
+    is_multiple,
+)
+
+import atexit
+import operator
+import os
+import sys
+import warnings
+import weakref
+
+from vmm_linux.errors import (
+    InvalidArgument,
+    InvalidOperation,
+    OutOfMemory,
+    Retcode,
+    Unimplemented,
+    VmmError,
+)
+
+cdef extern from "Python.h":
+    bint PyLong_CheckExact(object)
+    unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
+
+cdef enum:
+    REGION_FLAGS = (
+        FLAG_RWX_MASK | FLAG_RESERVE | FLAG_COMMIT | FLAG_LOCKED | FLAG_LOW_GUARD
+        | FLAG_HIGH_GUARD | FLAG_GROW_DOWN | FLAG_CACHE_MASK | FLAG_FIXED | FLAG_HUGE
+        | FLAG_SHAREABLE)
+    UNCHOOSABLE = FLAG_WRITE_THROUGH | FLAG_WRITE_COMBINE | FLAG_CACHE_DISABLE
+
+
+# ---- what a caller may pass ---------------------------------------------------------------------
+
+
+cdef uint64_t number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
+    """A 64-bit number: an int or whatever has ``__index__``, but no bool."""
+    if not PyLong_CheckExact(value):
+        value = index(method, name, value)
+    try:
+        return PyLong_AsUnsignedLongLong(value)
+    except OverflowError:
+        raise InvalidArgument(
+            method, f"{name} {value:#x} is not in 0 ... 2**64 - 1") from None
+
+
+cdef object index(str method, str name, object value):
+    """The int that a value stands for."""
+    if not isinstance(value, bool):
+        try:
+            return int(operator.index(value))
+        except Exception as problem:
+            raise InvalidArgument(
+                method, f"{name} is {describe(value)}, not an integer") from problem
+    raise InvalidArgument(method, f"{name} is {value}, not an integer")
+
+
+cdef str describe(object value):
+    """A value of a wrong type in a message: its type, and its text if that is short."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = ""
+    kind = type(value).__name__
+    return f"{text} of type {kind}" if 0 < len(text) <= 40 else f"a {kind}"
+
+
+cdef int check_size(str method, uint64_t size) except -1:
+    """A size of memory: at least one byte."""
+    if size == 0:
+        raise InvalidArgument(method, "size 0: at least one byte is needed")
+    return 0
+
+
+cdef int check_multiple(str method, str name, uint64_t value) except -1:
+    """A page multiple."""
+    cdef size_t page = _features.page_size()
+    if not is_multiple(value, page):
+        raise InvalidArgument(
+            method, f"{name} 0x{value:x} is not a multiple of the page size, {page} bytes")
+    return 0
+
+
+cdef int check_end(str method, str name, uint64_t va, uint64_t size) except -1:
+    """A range that ends below 2**64."""
+    if va + size < va:
+        raise InvalidArgument(method, f"{name} 0x{va:x} + size {size} is beyond 64 bits")
+    return 0
+
+
+cdef int check_protection(str method, uint64_t protection) except -1:
+    """None, R, RW, RX or RWX."""
+    if not is_legal_protection(protection):
+        raise InvalidArgument(
+            method, f"protection {protection:#x} is not one of none, READ, READ|WRITE, "
+            "READ|EXECUTE, READ|WRITE|EXECUTE")
+    return 0
+
+
+cdef int check_region_flags(uint64_t flags) except -1:
+    """The flags of a new region."""
+    if flags & ~<uint64_t>REGION_FLAGS:
+        raise InvalidArgument(
+            "allocate", f"flags {flags:#x}: unknown bits {flags & ~<uint64_t>REGION_FLAGS:#x}")
+    if not flags & FLAG_RESERVE:
+        raise InvalidArgument("allocate", f"flags {flags:#x}: RESERVE is required")
+    check_protection("allocate", flags & FLAG_RWX_MASK)
+    return 0
+
+
+cdef Request request_of(Method method, uint64_t va, uint64_t size, uint64_t flags) noexcept:
+    """A call with numbers that were checked."""
+    cdef Request request
+    request.method = method
+    request.va = va
+    request.size = size
+    request.flags = <uint32_t>flags
+    request.buffer = NULL
+    return request
+
+
+# ---- VMM ----------------------------------------------------------------------------------------
+
+
+cdef class VMM:
+    """One client of the endpoint: it sees, changes and frees only what it made itself.
+
+    A context manager: leaving it closes it. A VMM that is dropped, or still open when the interpreter
+    exits, warns (``ResourceWarning``) and says where it was made.
+
+    Every method raises a subclass of ``VmmError``, with the return code in ``.rc``, and then has
+    changed nothing. On a closed VMM every method but ``close`` is ``INVALID_OPERATION``. Integers
+    are ``int`` and whatever has ``__index__``, bools excepted; others are ``INVALID_ARGUMENT``.
+    Methods may be called from any thread.
+    """
+
+    cdef AddressSpace space
+    cdef OwnProcess process
+    cdef object __weakref__
+    cdef str made_at
+    cdef int made_by
+    cdef bint warned
+
+    def __cinit__(self, *arguments, **keywords):
+        self.space = AddressSpace()
+        self.process = OwnProcess()
+        caller = sys._getframe()
+        self.made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+        self.made_by = os.getpid()
+        STILL_OPEN.add(self)
+
+    def __init__(self):
+        """Make a VMM without regions. It asks the kernel for nothing yet."""
+
+    def __del__(self):
+        self.warn_if_open()
+
+    cdef int warn_if_open(self) except -1:
+        """Warn once, in the process that made this VMM, if nobody closed it."""
+        if self.space.closed or self.warned or self.made_by != os.getpid():
+            return 0
+        self.warned = True
+        warnings.warn(
+            f"a VMM made at {self.made_at} was never closed", ResourceWarning, source=self)
+        return 0
+
+    def __enter__(self):
+        self.check_open("__enter__")
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def __repr__(self):
+        return f"<VMM made at {self.made_at}, {'closed' if self.space.closed else 'open'}>"
+
+    cdef int check_open(self, str method) except -1:
+        if self.space.closed:
+            raise InvalidOperation(method, "this VMM is closed; make another one")
+        return 0
+
+    def _check(self):
+        """Raise AssertionError if an invariant of the ledger does not hold. For tests."""
+        cdef uintptr_t where = 0
+        cdef const char *flaw
+        self.space.enter()
+        flaw = self.space.ledger.flaw(&where)
+        self.space.leave()
+        if flaw != NULL:
+            raise AssertionError(f"{flaw.decode()} at 0x{where:x}")
+
+    @property
+    def closed(self):
+        """Whether ``close`` was called."""
+        return self.space.closed
+
+    @property
+    def endpoint(self):
+        """The reference's own face of this VMM: an ``Endpoint``."""
+        return Endpoint(self)
+
+    def allocate(self, addr, size, flags):
+        """Reserve a region of memory, and commit it if asked to.
+
+        Args:
+            addr: preferred base address in bytes, a page multiple, or 0; another one is chosen if it is
+                taken. With ``FIXED``: this address or none.
+            size: bytes, a page multiple.
+            flags: ``VmmFlags``: ``RESERVE``, the protection that committed pages get, and what
+                else the region is to be.
+
+        Returns:
+            The base address.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers, an illegal protection, unknown
+                flags, no RESERVE, FIXED with 0 or outside what a process may map.
+            ALREADY_EXISTS: FIXED, and something is mapped there.
+            OUT_OF_MEMORY: address space, map count, commit charge or memory is short.
+            QUOTA_EXCEEDED: RLIMIT_AS, RLIMIT_DATA or RLIMIT_NOFILE.
+            UNIMPLEMENTED: a caching mode, or HUGE on a kernel without huge pages.
+
+        Source: Allocate; mmap(2), mprotect(2), madvise(2), mlock(2), memfd_create(2).
+        """
+        cdef uint64_t base, length, bits
+        cdef Request request
+        self.check_open("allocate")
+        base = number("allocate", "addr", addr)
+        length = number("allocate", "size", size)
+        bits = number("allocate", "flags", flags)
+        check_size("allocate", length)
+        check_multiple("allocate", "size", length)
+        check_multiple("allocate", "addr", base)
+        check_end("allocate", "addr", base, length)
+        check_region_flags(bits)
+        if bits & FLAG_FIXED and base == 0:
+            raise InvalidArgument("allocate", "FIXED needs an address, and addr is 0")
+        if bits & UNCHOOSABLE:
+            raise Unimplemented(
+                "allocate", f"flags {bits:#x}: a Linux process cannot choose how its memory is "
+                "cached; WRITE_BACK is what it gets")
+        request = request_of(ALLOCATE, base, length, bits)
+        return self.space.call(&request)
+
+    cdef object change(self, Method method, str name, object va, object size, uint64_t flags):
+        """A call over whole pages of one region."""
+        cdef uint64_t start, length
+        cdef Request request
+        start = number(name, "va", va)
+        length = number(name, "size", size)
+        check_size(name, length)
+        check_multiple(name, "va", start)
+        check_multiple(name, "size", length)
+        check_end(name, "va", start, length)
+        request = request_of(method, start, length, flags)
+        return self.space.call(&request)
+
+    def commit(self, va, size, flags=0):
+        """Make reserved pages usable: zeroed, with the protection remembered for them.
+
+        Pages committed already keep their contents. In a ``LOCKED`` region every page is resident
+        on return.
+
+        Args:
+            va: address of the first page.
+            size: bytes, a page multiple; inside one region.
+            flags: a fictitious parameter, not looked at.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached.
+            QUOTA_EXCEEDED: RLIMIT_DATA.
+
+        Source: Commit; mprotect(2), madvise(2) MADV_POPULATE_WRITE.
+        """
+        self.check_open("commit")
+        self.change(COMMIT, "commit", va, size, 0)
+
+    def decommit(self, va, size):
+        """Give the memory of pages back to the system; the addresses stay reserved.
+
+        Reserved pages stay so. A later commit finds zeros.
+
+        Args:
+            va: address of the first page.
+            size: bytes, a page multiple; inside one region.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            INVALID_OPERATION: SHAREABLE pages that came from a parent process.
+            BUSY: a view holds a page.
+            OUT_OF_MEMORY: the kernel's map count is reached.
+
+        Source: Decommit; mmap(2) MAP_FIXED, fallocate(2) FALLOC_FL_PUNCH_HOLE.
+        """
+        self.check_open("decommit")
+        self.change(DECOMMIT, "decommit", va, size, 0)
+
+    def protect(self, va, size, flags):
+        """Change the protection: of committed pages now, of reserved ones when they are committed.
+
+        Args:
+            va: address of the first page.
+            size: bytes, a page multiple; inside one region.
+            flags: ``VmmFlags``: none, READ, READ|WRITE, READ|EXECUTE or READ|WRITE|EXECUTE.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers, another protection.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            BUSY: a view holds a page.
+            OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached.
+            QUOTA_EXCEEDED: RLIMIT_DATA.
+
+        Source: Protect; mprotect(2).
+        """
+        cdef uint64_t protection
+        self.check_open("protect")
+        protection = number("protect", "flags", flags)
+        check_protection("protect", protection)
+        self.change(PROTECT, "protect", va, size, protection)
+
+    def free(self, va, size):
+        """Give addresses and memory back: a whole region or any pages of one.
+
+        Freed in the middle, a region becomes two. A guard page goes with the page next to it.
+
+        Args:
+            va: address of the first page.
+            size: bytes, a page multiple; inside one region.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            BUSY: a view holds a page.
+            OUT_OF_MEMORY: the kernel's map count is reached.
+
+        Source: Free; munmap(2).
+        """
+        self.check_open("free")
+        self.change(FREE, "free", va, size, 0)
+
+    def query(self, va, smaps=True):
+        """Tell about the page that includes an address, without touching it.
+
+        Args:
+            va: any address of user space, ours or not, aligned or not.
+            smaps: read ``/proc/self/smaps`` for the whole record of the page's mapping, which takes
+                longer the more mappings lie below; without it an answer takes microseconds.
+
+        Returns:
+            A ``PageInfo``. A free address is an answer.
+
+        Errors:
+            INVALID_ARGUMENT: not an address of user space.
+            QUOTA_EXCEEDED: no descriptor is left for ``/proc/self/maps``.
+
+        Source: Query; proc(5), ioctl PROCMAP_QUERY and PAGEMAP_SCAN.
+        """
+        cdef uint64_t address
+        self.check_open("query")
+        address = number("query", "va", va)
+        if address >= _features.user_space_end():
+            raise InvalidArgument(
+                "query", f"va 0x{address:x} is above user space, which ends at "
+                f"0x{_features.user_space_end():x}")
+        return query(self.space, self.process, address, bool(smaps))
+
+    def view(self, va, size, writable=None):
+        """Look at committed memory as it is: a memoryview of bytes.
+
+        The pages are held as long as the object that ``view.obj`` names lives, whoever keeps
+        it: Free, Decommit and Protect of them are BUSY until then.
+
+        Args:
+            va: address of the first byte.
+            size: bytes, at least one; inside one region.
+            writable: True, False, or None for writable where every page is.
+
+        Errors:
+            INVALID_ARGUMENT: zero or overflowing numbers.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            INVALID_OPERATION: a page is not committed, or its protection does not allow it.
+        """
+        cdef uint64_t start, length
+        self.check_open("view")
+        start = number("view", "va", va)
+        length = number("view", "size", size)
+        check_size("view", length)
+        check_end("view", "va", start, length)
+        if writable is not None and not isinstance(writable, bool):
+            raise InvalidArgument(
+                "view", f"writable is {describe(writable)}, not True, False or None")
+        return pinned_view(self.space, start, length, writable)
+
+    def read(self, va, size):
+        """Copy bytes out, with the kernel's checks.
+
+        Args:
+            va: address of the first byte.
+            size: bytes, at least one; inside one region.
+
+        Returns:
+            The bytes.
+
+        Errors:
+            INVALID_ARGUMENT: zero or overflowing numbers.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            INVALID_OPERATION: a page is not committed, or cannot be read.
+            OUT_OF_MEMORY: no memory for the copy, or none behind shared pages.
+
+        Source: process_vm_readv(2).
+        """
+        cdef uint64_t start, length
+        cdef Request request
+        self.check_open("read")
+        start = number("read", "va", va)
+        length = number("read", "size", size)
+        check_size("read", length)
+        check_end("read", "va", start, length)
+        request = request_of(CHECK, start, length, FLAG_READ)
+        self.space.call(&request)
+        try:
+            data = PyBytes_FromStringAndSize(NULL, length)
+        except MemoryError:
+            raise OutOfMemory("read", f"no memory for a copy of {length} bytes") from None
+        request.method = READ
+        request.buffer = PyBytes_AS_STRING(data)
+        self.space.call(&request)
+        return data
+
+    def write(self, va, data):
+        """Copy bytes in, with the kernel's checks.
+
+        Args:
+            va: address of the first byte.
+            data: a contiguous buffer of at least one byte; it goes inside one region.
+
+        Returns:
+            The number of bytes written, all of them.
+
+        Errors:
+            INVALID_ARGUMENT: an overflowing address, no bytes, or no contiguous buffer.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            INVALID_OPERATION: a page is not committed, or cannot be written.
+            OUT_OF_MEMORY: no memory behind shared pages; ``error.completed`` bytes are written.
+
+        Source: process_vm_writev(2).
+        """
+        cdef uint64_t start
+        cdef Py_buffer buffer
+        cdef Request request
+        self.check_open("write")
+        start = number("write", "va", va)
+        try:
+            PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+        except Exception as problem:
+            raise InvalidArgument(
+                "write", f"data is {describe(data)}, not a contiguous buffer") from problem
+        try:
+            check_size("write", buffer.len)
+            check_end("write", "va", start, buffer.len)
+            request = request_of(WRITE, start, buffer.len, FLAG_WRITE)
+            request.buffer = buffer.buf
+            return self.space.call(&request)
+        finally:
+            PyBuffer_Release(&buffer)
+
+    def close(self):
+        """Free everything this VMM made. A second call does nothing.
+
+        Regions that a view holds are unmapped when the last view of them is gone.
+
+        Errors:
+            OUT_OF_MEMORY: at the kernel's map count a region could not be unmapped.
+        """
+        cdef Request request = request_of(CLOSE, 0, 0, 0)
+        if self.space.closed:
+            return
+        self.space.enter()
+        self.process.close()
+        self.space.leave()
+        self.space.call(&request)
+
+
+STILL_OPEN = weakref.WeakSet()
+
+
+@atexit.register
+def _warn_of_open_vmms():
+    """Warn of every VMM that is still open when the interpreter exits."""
+    cdef VMM vmm
+    for vmm in list(STILL_OPEN):
+        vmm.warn_if_open()
+
+
+# ---- the reference's face -----------------------------------------------------------------------
+
+
+@cython.final
+cdef class Endpoint:
+    """The endpoint by its makers' names: every method returns its out parameters and a return code.
+
+    It never raises for anything a caller passes; a failed call's out values are 0 or None.
+    """
+
+    cdef VMM vmm
+
+    def __init__(self, VMM vmm not None):
+        self.vmm = vmm
+
+    cdef tuple outcome(self, object method, tuple arguments, object failed):
+        """What a method of VMM returns and OK, or ``failed`` and the return code."""
+        try:
+            return method(*arguments), Retcode.OK
+        except VmmError as problem:
+            return failed, problem.rc
+        except MemoryError:
+            return failed, Retcode.OUT_OF_MEMORY
+
+    def Allocate(self, addr, size, flags):
+        """Reserve a region, and commit it if asked to: ``(va, rc)``. See ``VMM.allocate``."""
+        return self.outcome(self.vmm.allocate, (addr, size, flags), 0)
+
+    def Commit(self, va, size, flags):
+        """Make reserved pages usable: ``rc``. See ``VMM.commit``."""
+        return self.outcome(self.vmm.commit, (va, size, flags), None)[1]
+
+    def Decommit(self, va, size):
+        """Give the memory of pages back: ``rc``. See ``VMM.decommit``."""
+        return self.outcome(self.vmm.decommit, (va, size), None)[1]
+
+    def Protect(self, va, size, flags):
+        """Change the protection of pages: ``rc``. See ``VMM.protect``."""
+        return self.outcome(self.vmm.protect, (va, size, flags), None)[1]
+
+    def Free(self, va, size):
+        """Give addresses and memory back: ``rc``. See ``VMM.free``."""
+        return self.outcome(self.vmm.free, (va, size), None)[1]
+
+    def Query(self, va):
+        """Tell about a page: ``(info, rc)``. See ``VMM.query``."""
+        return self.outcome(self.vmm.query, (va,), None)

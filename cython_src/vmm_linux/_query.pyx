@@ -1,0 +1,197 @@
+"""Query: the kernel's word and the ledger's intent put together.
+
+The kernel says whether something is mapped, with which access, and where the page's memory is; the ledger
+says whose it is and what it is meant to be. Where they differ, the kernel wins. Nothing here touches
+the page.
+"""
+
+cimport cython
+from libc.stdint cimport int8_t
+
+from vmm_linux cimport _features
+from vmm_linux._address_space cimport Location
+from vmm_linux._procfs cimport Span, Text, free_text
+from vmm_linux._vocabulary cimport (
+    FLAG_RWX_MASK,
+    KIND_FOREIGN,
+    KIND_FREE,
+    KIND_GUARD,
+    STATE_COMMITTED,
+    STATE_FREE,
+    STATE_RESERVED,
+    round_down,
+)
+
+from vmm_linux._procfs import parse_smaps
+from vmm_linux.errors import RETCODES, InvalidOperation, Retcode, error
+from vmm_linux.flags import VmmFlags
+from vmm_linux.states import PageKind, PageState
+
+
+cdef object told(int8_t fact):
+    """A fact about a page: None where this kernel does not tell."""
+    return None if fact < 0 else fact != 0
+
+
+@cython.final
+cdef class PageInfo:
+    """What ``VMM.query`` found out about one page. Immutable.
+
+    Attributes:
+        va: start of the page that includes the address asked for.
+        state: ``PageState`` of the page.
+        kind: ``PageKind``: whose it is.
+        protection: ``VmmFlags`` of the access it gives, or will give once committed.
+        flags: ``VmmFlags`` of its region, as allocated.
+        base: start of its region; of the hole or the foreign mapping where it has none.
+        size: bytes of that, guard pages not counted.
+        run_start: start of the pages around it with the same state and protection.
+        run_end: end of these.
+        mdl_offset: bytes from the start of the MDL buffer, None for other pages.
+        sid: security id of the MDL buffer, None for other pages.
+        resident: whether the page has memory of its own or shared memory mapped now.
+        swapped: whether its contents are in swap.
+        locked: whether it is pinned in memory (mlock).
+        huge: whether it is part of a huge page.
+        smaps: the whole ``/proc/self/smaps`` record of the mapping that holds the page, figures
+            in bytes; None for a free address, and after ``query(va, smaps=False)``.
+
+    The last five are None where this kernel does not tell.
+    """
+
+    @property
+    def state(self):
+        return PageState(self._state)
+
+    @property
+    def kind(self):
+        return PageKind(self._kind)
+
+    @property
+    def protection(self):
+        return VmmFlags(self._protection)
+
+    @property
+    def flags(self):
+        return VmmFlags(self._flags)
+
+    @property
+    def size(self):
+        return self._end - self.base
+
+    @property
+    def resident(self):
+        return told(self._facts.present)
+
+    @property
+    def swapped(self):
+        return told(self._facts.swapped)
+
+    @property
+    def locked(self):
+        return told(self._facts.locked)
+
+    @property
+    def huge(self):
+        return told(self._facts.huge)
+
+    def __init__(self):
+        raise TypeError("a PageInfo is what VMM.query returns")
+
+    def __repr__(self):
+        return (
+            f"PageInfo(va=0x{self.va:x}, state={self.state.name}, kind={self.kind.name}, "
+            f"protection={self.protection!r}, flags={self.flags!r}, base=0x{self.base:x}, "
+            f"size={self.size}, run=0x{self.run_start:x}-0x{self.run_end:x}, "
+            f"mdl_offset={self.mdl_offset}, sid={self.sid}, resident={self.resident}, "
+            f"swapped={self.swapped}, locked={self.locked}, huge={self.huge})")
+
+    def __eq__(self, other):
+        if not isinstance(other, PageInfo):
+            return NotImplemented
+        return figures(self) == figures(other)
+
+    def __hash__(self):
+        return hash((self.va, self.base, self._end, self._state, self._protection))
+
+
+cdef tuple figures(PageInfo info):
+    """Everything that makes two answers equal."""
+    return (
+        info.va, info._state, info._kind, info._protection, info._flags, info.base, info._end,
+        info.run_start, info.run_end, info.mdl_offset, info.sid, info.resident, info.swapped,
+        info.locked, info.huge, info.smaps)
+
+
+cdef int ask_kernel(OwnProcess process, uintptr_t page, bint smaps, Span *span, PageFacts *facts,
+                    Text *text) noexcept nogil:
+    """The kernel's word about a page: 0 or -errno."""
+    cdef int result = process.span_at(page, span)
+    if result == 0 and span.mapped:
+        result = process.page_at(page, facts)
+        if result == 0 and smaps:
+            result = process.smaps_text_at(page, text)
+    return result
+
+
+cdef void put_together(PageInfo info, const Location &where, const Span &span) noexcept nogil:
+    """Fill in what is known of the page: the kernel's word first, then the ledger's intent."""
+    info.base = info.run_start = span.start
+    info._end = info.run_end = span.end
+    info._protection = span.permissions & FLAG_RWX_MASK
+    info._flags = 0
+    if not span.mapped:
+        info._kind = KIND_FREE
+        info._state = STATE_FREE
+        info._facts.present = info._facts.swapped = info._facts.huge = info._facts.locked = 0
+    elif where.kind == KIND_FREE:
+        info._kind = KIND_FOREIGN
+        info._state = STATE_COMMITTED if info._protection else STATE_RESERVED
+    else:
+        info._kind = where.kind
+        info._state = where.state
+        info._flags = where.flags
+        info.base = where.base
+        info._end = where.end
+        info.run_start = where.run_start
+        info.run_end = where.run_end
+        if where.state == STATE_RESERVED:
+            info._protection = where.protection
+
+
+cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint smaps):
+    """What is known of the page that includes ``va``; ``smaps``: with its mapping's whole record."""
+    cdef PageInfo info = PageInfo.__new__(PageInfo)
+    cdef Location where
+    cdef Span span
+    cdef Text text = [NULL, 0, 0]
+    cdef uintptr_t page = round_down(va, _features.page_size())
+    cdef int result
+    cdef bint closed
+    if smaps:
+        with nogil:
+            space.wait()
+            closed = space.closed
+            where = space.locate(page)
+            result = 0 if closed else ask_kernel(process, page, True, &span, &info._facts, &text)
+            space.leave()
+    else:
+        space.enter()
+        closed = space.closed
+        where = space.locate(page)
+        result = 0 if closed else ask_kernel(process, page, False, &span, &info._facts, &text)
+        space.leave()
+    try:
+        if closed:
+            raise InvalidOperation("query", "this VMM is closed; make another one")
+        if result < 0:
+            raise error(
+                RETCODES.get(-result, Retcode.FAIL), "query",
+                "the kernel did not tell about this process's memory (/proc/self)", -result)
+        if text.length != 0:
+            info.smaps = parse_smaps(text.data[:text.length])[0]
+    finally:
+        free_text(&text)
+    info.va = page
+    put_together(info, where, span)
+    return info

@@ -1,0 +1,14 @@
+"""The KasperskyOS endpoint ``vmm.VMM`` on real Linux memory.
+
+``VMM`` reserves, commits, protects, gives back and queries memory of this process; see its
+methods. ``VMM.endpoint`` is the same by the reference's own names.
+"""
+
+from vmm_linux._endpoint import VMM
+from vmm_linux._query import PageInfo
+from vmm_linux.errors import Retcode, VmmError
+from vmm_linux.flags import VmmFlags
+from vmm_linux.states import PageKind, PageState
+
+__all__ = ["VMM", "PageInfo", "PageKind", "PageState", "Retcode", "VmmError", "VmmFlags"]
+__version__ = "0.1.0"
