@@ -2,39 +2,11 @@
 
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
+from vmm_linux._answer cimport Answer, Request
 from vmm_linux._ledger cimport Ledger
 from vmm_linux._memory_object cimport MemoryObject
 from vmm_linux._mutex cimport Mutex
 from vmm_linux._plan cimport Plan
-
-cdef enum Method:
-    ALLOCATE
-    COMMIT
-    DECOMMIT
-    PROTECT
-    FREE
-    CHECK
-    READ
-    WRITE
-    PIN
-    UNPIN
-    LOCATE
-    CLOSE
-
-cdef struct Request:
-    Method method
-    uintptr_t va
-    size_t size
-    uint32_t flags              # of the region, the protection, or the access wanted
-    void *buffer                # of READ and WRITE
-
-cdef struct Answer:
-    int reason                  # 0, or why the call failed
-    int error                   # the kernel's errno, or 0
-    uint64_t value              # the address that the message is about
-    uintptr_t address           # ALLOCATE
-    size_t done                 # READ, WRITE: bytes copied
-    uint32_t access             # PIN: access that every page gives
 
 cdef struct Location:
     # What the ledger says of one page.
@@ -53,13 +25,12 @@ cdef class AddressSpace:
     cdef readonly bint closed
 
     cdef Answer perform(self, const Request *request)
-    cdef object call(self, const Request *request)
+    cdef object call(self, Request *request)
     cdef void enter(self) noexcept
     cdef void wait(self) noexcept nogil
     cdef void leave(self) noexcept nogil
     cdef Location locate(self, uintptr_t va) noexcept nogil
 
-    cdef object explain(self, Request request, Answer answer)
     cdef Answer dispatch(self, const Request *request) noexcept nogil
     cdef Answer allocate(self, const Request *request) noexcept nogil
     cdef Answer commit(self, uintptr_t va, size_t size) noexcept nogil

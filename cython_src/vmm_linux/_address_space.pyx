@@ -1,8 +1,9 @@
 """The address space of one VMM: ledger and kernel in step.
 
-Every call is one ``Request``, carried out by ``perform`` under the VMM's mutex, without a Python object
-in sight: no garbage collection, no signal handler and no other Python code can run
-while the mutex is held. What went wrong comes back as a number and becomes an exception afterwards.
+Every call is one ``Request``, carried out by ``perform`` under the VMM's mutex, without a
+Python object in sight: no garbage collection, no signal handler and no other Python code can
+run while the mutex is held. What went wrong comes back as a number and becomes an exception
+afterwards.
 
 The order inside a call is always the same: look at the ledger, cut runs at the borders
 (the last thing that may run out of memory), plan, carry the plan out, and write the result
@@ -14,7 +15,39 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cython.operator cimport dereference, predecrement, preincrement
 from libc.errno cimport EEXIST, EFAULT, ENOMEM
 
-from vmm_linux cimport _copy, _features, _syscalls
+from vmm_linux cimport _copy, _features
+from vmm_linux._answer cimport (
+    ABOVE_CEILING,
+    ALLOCATE,
+    CHECK,
+    CLOSE,
+    CLOSED,
+    COMMIT,
+    DECOMMIT,
+    DONE,
+    FREE,
+    INHERITED,
+    IS_MDL,
+    NO_ACCESS,
+    NO_BACKING_MEMORY,
+    NO_HUGE_PAGES,
+    NO_LEDGER_MEMORY,
+    NOT_COMMITTED,
+    NOT_IN_REGION,
+    OUTSIDE,
+    PIN,
+    PINNED,
+    PROTECT,
+    READ,
+    TAKEN,
+    TOO_LARGE,
+    UNPIN,
+    WRITE,
+    done,
+    explain,
+    kernel_refused,
+    refused,
+)
 from vmm_linux._ledger cimport Region, Regions, Run, Runs
 from vmm_linux._memory_object cimport (
     MemoryObject,
@@ -26,6 +59,7 @@ from vmm_linux._memory_object cimport (
     memory_object_release,
 )
 from vmm_linux._mutex cimport mutex_delete, mutex_lock, mutex_new, mutex_try, mutex_unlock
+from vmm_linux._placement cimport reserve
 from vmm_linux._plan cimport (
     Plan,
     carry_out,
@@ -34,15 +68,6 @@ from vmm_linux._plan cimport (
     plan_free,
     plan_protect,
     unmap,
-)
-from vmm_linux._syscalls cimport (
-    MADV_HUGEPAGE,
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_FIXED_NOREPLACE,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    PROT_NONE,
 )
 from vmm_linux._vocabulary cimport (
     FLAG_COMMIT,
@@ -65,136 +90,10 @@ from vmm_linux._vocabulary cimport (
     round_up,
 )
 
-from vmm_linux import _shortage
-from vmm_linux.errors import RETCODES, Retcode, error
-
-# Handing the GIL over costs 0.1 µs when nobody waits and a switch of threads when somebody does; a call
-# over this many bytes takes at most some ten microseconds.
+# Handing the GIL over costs 0.1 µs when nobody waits and a switch of threads when somebody
+# does; a call over this many bytes takes at most some ten microseconds.
 cdef enum:
     KEEP_GIL_UP_TO = 256 << 10
-
-cdef enum Reason:
-    DONE
-    CLOSED
-    NOT_IN_REGION
-    TAKEN
-    OUTSIDE
-    TOO_LARGE
-    NOT_COMMITTED
-    NO_ACCESS
-    IS_MDL
-    INHERITED
-    ABOVE_CEILING
-    PINNED
-    NO_HUGE_PAGES
-    NO_LEDGER_MEMORY
-    NO_BACKING_MEMORY
-    KERNEL_REFUSED
-
-REASONS = {
-    CLOSED: (
-        Retcode.INVALID_OPERATION,
-        "this VMM is closed; make another one"),
-    NOT_IN_REGION: (
-        Retcode.RESOURCE_NOT_FOUND,
-        "[0x{va:x}, 0x{va:x} + {size}) is not wholly inside one region of this VMM; "
-        "query(0x{va:x}) tells what is there"),
-    TAKEN: (
-        Retcode.ALREADY_EXISTS,
-        "FIXED, and something is mapped in the {size} bytes (and guards) at 0x{va:x}; "
-        "leave FIXED out to take another address"),
-    OUTSIDE: (
-        Retcode.INVALID_ARGUMENT,
-        "FIXED, and [0x{va:x}, 0x{va:x} + {size}) with its guards is not inside what a process may "
-        "map, 0x{lowest:x} (vm.mmap_min_addr) to 0x{highest:x}"),
-    TOO_LARGE: (
-        Retcode.OUT_OF_MEMORY,
-        "{size} bytes (and guards) are more than the address space, which ends at 0x{highest:x}"),
-    NOT_COMMITTED: (
-        Retcode.INVALID_OPERATION,
-        "the page at 0x{value:x} is reserved, not committed; commit it first"),
-    NO_ACCESS: (
-        Retcode.INVALID_OPERATION,
-        "the protection of the page at 0x{value:x} does not allow it; protect() changes that"),
-    IS_MDL: (
-        Retcode.INVALID_OPERATION,
-        "the page at 0x{value:x} belongs to an MDL buffer, which stays committed; free it instead"),
-    INHERITED: (
-        Retcode.INVALID_OPERATION,
-        "the SHAREABLE page at 0x{value:x} came from the parent process, which would lose its "
-        "contents; free it instead"),
-    ABOVE_CEILING: (
-        Retcode.NO_CAPABILITY,
-        "the page at 0x{value:x} was mapped with less than this protection; map the buffer again"),
-    PINNED: (
-        Retcode.BUSY,
-        "a view holds the page at 0x{value:x}; let go of the view and of every object made from it"),
-    NO_HUGE_PAGES: (
-        Retcode.UNIMPLEMENTED,
-        "HUGE: this kernel has no transparent huge pages; leave the flag out"),
-    NO_LEDGER_MEMORY: (
-        Retcode.OUT_OF_MEMORY,
-        "the process has no memory left for the package's own records"),
-    NO_BACKING_MEMORY: (
-        Retcode.OUT_OF_MEMORY,
-        "no memory could be had for a page of the shared memory between 0x{value:x} and "
-        "0x{va:x} + {size}; LOCKED takes it when it is committed"),
-}
-"""Why a call can fail without the kernel's word: return code and message."""
-
-METHODS = {
-    ALLOCATE: "allocate",
-    COMMIT: "commit",
-    DECOMMIT: "decommit",
-    PROTECT: "protect",
-    FREE: "free",
-    CHECK: "read",
-    READ: "read",
-    WRITE: "write",
-    PIN: "view",
-    CLOSE: "close",
-}
-
-
-cdef Answer done() noexcept nogil:
-    cdef Answer answer
-    answer.reason = DONE
-    answer.error = 0
-    answer.value = 0
-    answer.address = 0
-    answer.done = 0
-    answer.access = 0
-    return answer
-
-
-cdef Answer refused(Reason reason, uint64_t value=0) noexcept nogil:
-    cdef Answer answer = done()
-    answer.reason = reason
-    answer.value = value
-    return answer
-
-
-cdef Answer kernel_refused(int result) noexcept nogil:
-    cdef Answer answer = refused(KERNEL_REFUSED)
-    answer.error = -result
-    return answer
-
-
-cdef uintptr_t huge_page_hint(size_t total, size_t low, size_t page) noexcept nogil:
-    """A free address where a region of ``total`` bytes starts on a huge page, or 0 for the system's choice.
-
-    Newer kernels align by themselves, older ones do not. The address is a hint: if another
-    thread takes it first, the region lies elsewhere.
-    """
-    cdef size_t huge = _features.huge_page_size()
-    cdef Py_ssize_t found
-    if huge == 0 or total < huge or total + huge + page < total:
-        return 0
-    found = _syscalls.mmap(0, total + huge + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if found < 0:
-        return 0
-    unmap(found, total + huge + page)
-    return round_up(found + low, huge) - low
 
 
 @cython.no_gc
@@ -244,11 +143,11 @@ cdef class AddressSpace:
                 self.leave()
         return answer
 
-    cdef object call(self, const Request *request):
+    cdef object call(self, Request *request):
         """Carry out one call that returns an address or a count; raise what went wrong."""
         cdef Answer answer = self.perform(request)
         if answer.reason != DONE:
-            raise self.explain(request[0], answer)
+            raise explain(request, &answer)
         if request.method == ALLOCATE:
             return answer.address
         if request.method == WRITE:
@@ -281,23 +180,6 @@ cdef class AddressSpace:
             return self.pin(request)
         return self.copy(request)
 
-    cdef object explain(self, Request request, Answer answer):
-        """The exception for a call that failed, with the values that were wrong and what to do."""
-        method = METHODS[request.method]
-        if answer.reason != KERNEL_REFUSED:
-            rc, template = REASONS[answer.reason]
-            message = template.format(
-                va=request.va, size=request.size, value=answer.value,
-                lowest=_features.mmap_min_addr(), highest=_features.user_space_end())
-        elif answer.error == ENOMEM:
-            rc, message = _shortage.explain(
-                request.va if request.method != ALLOCATE else None, request.size)
-        else:
-            rc = RETCODES.get(answer.error, Retcode.FAIL)
-            message = _shortage.NAMES.get(answer.error) or (
-                f"the kernel refused [0x{request.va:x}, 0x{request.va:x} + {request.size})")
-        return error(rc, method, message, answer.error or None, completed=answer.done)
-
     # ---- the methods; the caller holds the mutex ------------------------------------------------
 
     cdef Answer allocate(self, const Request *request) noexcept nogil:
@@ -316,7 +198,8 @@ cdef class AddressSpace:
         if request.flags & FLAG_FIXED and (
                 request.va < _features.mmap_min_addr() + low or request.va > highest - total + low):
             return refused(OUTSIDE)
-        if request.flags & FLAG_HUGE and not _features.has(_features.FEATURE_TRANSPARENT_HUGE_PAGES):
+        if (request.flags & FLAG_HUGE
+                and not _features.has(_features.FEATURE_TRANSPARENT_HUGE_PAGES)):
             return refused(NO_HUGE_PAGES)
         if request.flags & FLAG_SHAREABLE:
             backing = memory_object_new(request.size, request.flags & FLAG_EXECUTE != 0, &result)
@@ -407,7 +290,7 @@ cdef class AddressSpace:
         return done()
 
     cdef Answer protect(self, uintptr_t va, size_t size, uint32_t protection) noexcept nogil:
-        """Change the protection: of committed pages now, of reserved ones when they are committed."""
+        """Change the protection: of committed pages now, of reserved ones once committed."""
         cdef Plan plan
         cdef int result
         cdef Runs.iterator run = self.ledger.run_at(va)
@@ -443,7 +326,7 @@ cdef class AddressSpace:
         return done()
 
     cdef Answer check(self, uintptr_t va, size_t size, uint32_t access) noexcept nogil:
-        """Whether every page that the bytes touch is committed and gives ``access``; which all give."""
+        """Whether every page of the bytes is committed and gives ``access``; what all give."""
         cdef Runs.iterator run = self.ledger.run_at(va)
         cdef Answer answer = done()
         answer.access = FLAG_RWX_MASK
@@ -629,33 +512,6 @@ cdef bint looks_like(const Run &run, const Location &where) noexcept nogil:
     return run.state == where.state and run.protection == where.protection
 
 
-cdef Py_ssize_t reserve(const Request *request, size_t low, size_t high,
-                        MemoryObject *backing) noexcept nogil:
-    """Take the addresses of a region and its guards: the region's base, or -errno."""
-    cdef size_t total = low + request.size + high
-    cdef uintptr_t hint = request.va - low if request.va > low else 0
-    cdef int fixed = MAP_FIXED_NOREPLACE if request.flags & FLAG_FIXED else 0
-    cdef Py_ssize_t base, mapped
-    if hint == 0 and request.flags & FLAG_HUGE:
-        hint = huge_page_hint(total, low, _features.page_size())
-    if backing != NULL and total == request.size:
-        base = _syscalls.mmap(hint, total, PROT_NONE, MAP_SHARED | fixed, backing.fd, 0)
-    else:
-        base = _syscalls.mmap(hint, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0)
-    if base < 0:
-        return base
-    mapped = 0
-    if backing != NULL and total != request.size:
-        mapped = _syscalls.mmap(
-            base + low, request.size, PROT_NONE, MAP_SHARED | MAP_FIXED, backing.fd, 0)
-    if mapped >= 0 and backing != NULL and request.flags & FLAG_HUGE:
-        mapped = _syscalls.madvise(base + low, request.size, MADV_HUGEPAGE)
-    if mapped < 0:
-        unmap(base, total)
-        return mapped
-    return base + low
-
-
 @cython.no_gc
 @cython.final
 cdef class Pin:
@@ -697,7 +553,7 @@ cdef object pinned_view(AddressSpace space, uintptr_t va, size_t size, object wr
     request.flags = FLAG_READ | FLAG_WRITE if writable else FLAG_READ
     answer = space.perform(&request)
     if answer.reason != DONE:
-        raise space.explain(request, answer)
+        raise explain(&request, &answer)
     pin.space = space
     pin.va = va
     pin.size = size

@@ -44,7 +44,8 @@ cdef class Ledger:
     cpdef void join(self, uintptr_t at) noexcept nogil
     cpdef void remove(self, uintptr_t start, uintptr_t end) noexcept nogil
     cpdef void set_state(self, uintptr_t start, uintptr_t end, uint8_t state) noexcept nogil
-    cpdef void set_protection(self, uintptr_t start, uintptr_t end, uint8_t protection) noexcept nogil
+    cpdef void set_protection(self, uintptr_t start, uintptr_t end,
+                              uint8_t protection) noexcept nogil
     cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,
                           uint8_t kind, uint8_t ceiling) noexcept nogil
     cpdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil

@@ -112,7 +112,7 @@ cdef class Ledger:
         return True
 
     cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil:
-        """Cover ``[start, end)`` with whole runs; false when memory is short. Means nothing by itself."""
+        """Cover ``[start, end)`` with whole runs, which means nothing; false: memory is short."""
         if self.cut(start) and self.cut(end):
             return True
         self.coalesce(start, end)
@@ -191,7 +191,8 @@ cdef class Ledger:
             preincrement(run)
         self.coalesce(start, end)
 
-    cpdef void set_protection(self, uintptr_t start, uintptr_t end, uint8_t protection) noexcept nogil:
+    cpdef void set_protection(self, uintptr_t start, uintptr_t end,
+                              uint8_t protection) noexcept nogil:
         """Set the protection of isolated pages."""
         cdef Runs.iterator run = self.runs.lower_bound(start)
         while run != self.runs.end() and dereference(run).first < end:
@@ -201,7 +202,7 @@ cdef class Ledger:
 
     cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,
                           uint8_t kind, uint8_t ceiling) noexcept nogil:
-        """Set what is behind isolated pages: ``offset`` is that of ``start`` in the memory object."""
+        """Set what is behind isolated pages; ``offset``: of ``start`` in the memory object."""
         cdef Runs.iterator run = self.runs.lower_bound(start)
         while run != self.runs.end() and dereference(run).first < end:
             dereference(run).second.backing = backing

@@ -79,7 +79,7 @@ cdef bint memory_object_is_exclusive(const MemoryObject *self) noexcept nogil:
 
 
 cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil:
-    """Give every page of the range memory now: 0 or -errno, with what was given before it left there."""
+    """Give every page of the range memory now: 0, or -errno with some of them given."""
     cdef uint64_t done = 0
     cdef uint64_t piece
     cdef int result

@@ -2,9 +2,9 @@
 
 fork(2) copies one thread: a mutex that another thread holds at that moment would stay locked
 in the child for ever, and the data behind it half changed. So the prepare handler of
-pthread_atfork(3) takes every mutex there is, and both sides let go of them afterwards. The handlers run
-inside fork itself, with no Python code between them, so no hook of the interpreter can meet a
-locked mutex. Whoever holds one never waits for the GIL, for another of these
+pthread_atfork(3) takes every mutex there is, and both sides let go of them afterwards. The
+handlers run inside fork itself, with no Python code between them, so no hook of the interpreter
+can meet a locked mutex. Whoever holds one never waits for the GIL, for another of these
 mutexes, or for a fork: the handler always gets through.
 """
 

@@ -112,7 +112,7 @@ cdef bint plan_commit_of_run(uint32_t flags, uintptr_t start, const Run &run,
 
 cdef bint plan_commit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
                       Plan &plan) noexcept nogil:
-    """Commit the reserved pages among isolated ones; false when memory is short."""
+    """Commit isolated reserved pages; false when memory is short."""
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
     while run != ledger.runs.end() and dereference(run).first < end:
         if dereference(run).second.state == STATE_RESERVED:
@@ -125,12 +125,12 @@ cdef bint plan_commit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t 
 
 cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
                         Plan &plan) noexcept nogil:
-    """Reserve the committed pages among isolated ones again; false when memory is short.
+    """Reserve isolated committed pages again; false when memory is short.
 
-    Private pages: one mapping of fresh PROT_NONE memory over all of them. It is atomic, returns memory
-    and charge, and merges with its neighbours. MADV_DONTNEED with mprotect(2) never merges back and
-    keeps the charge; MADV_DONTNEED before the mapping would lose the contents when
-    the mapping then fails at the map-count wall.
+    Private pages: one mapping of fresh PROT_NONE memory over all of them. It is atomic, returns
+    memory and charge, and merges with its neighbours. MADV_DONTNEED with mprotect(2) never
+    merges back and keeps the charge; MADV_DONTNEED before the mapping would lose the contents
+    when the mapping then fails at the map-count wall.
     """
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
     cdef uintptr_t first = end
@@ -165,7 +165,7 @@ cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_
 
 cdef bint plan_protect(Ledger ledger, uintptr_t start, uintptr_t end, uint32_t protection,
                        Plan &plan) noexcept nogil:
-    """Change the protection of the committed pages among isolated ones; false when memory is short."""
+    """Change the protection of isolated committed pages; false when memory is short."""
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
     cdef int before, after
     while run != ledger.runs.end() and dereference(run).first < end:

@@ -1,8 +1,8 @@
 """Query: the kernel's word and the ledger's intent put together.
 
-The kernel says whether something is mapped, with which access, and where the page's memory is; the ledger
-says whose it is and what it is meant to be. Where they differ, the kernel wins. Nothing here touches
-the page.
+The kernel says whether something is mapped, with which access, and where the page's memory is;
+the ledger says whose it is and what it is meant to be. Where they differ, the kernel wins.
+Nothing here touches the page.
 """
 
 cimport cython
@@ -15,7 +15,6 @@ from vmm_linux._vocabulary cimport (
     FLAG_RWX_MASK,
     KIND_FOREIGN,
     KIND_FREE,
-    KIND_GUARD,
     STATE_COMMITTED,
     STATE_FREE,
     STATE_RESERVED,
@@ -160,7 +159,7 @@ cdef void put_together(PageInfo info, const Location &where, const Span &span) n
 
 
 cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint smaps):
-    """What is known of the page that includes ``va``; ``smaps``: with its mapping's whole record."""
+    """What is known of the page that includes ``va``, with its smaps record if asked."""
     cdef PageInfo info = PageInfo.__new__(PageInfo)
     cdef Location where
     cdef Span span

@@ -1,16 +1,12 @@
-"""The endpoint: ``VMM`` and, over it, the reference's own face.
+"""``VMM``: the endpoint in Python's manner."""
 
-Whatever a caller passes is checked here and nowhere else; below, numbers are page multiples that do
-not overflow, and flags are known.
-"""
-
-cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint64_t, uintptr_t
 
 from vmm_linux cimport _features
-from vmm_linux._address_space cimport (
+from vmm_linux._address_space cimport AddressSpace, pinned_view
+from vmm_linux._answer cimport (
     ALLOCATE,
     CHECK,
     CLOSE,
@@ -20,159 +16,37 @@ from vmm_linux._address_space cimport (
     PROTECT,
     READ,
     WRITE,
-    AddressSpace,
     Method,
     Request,
-    pinned_view,
+)
+from vmm_linux._arguments cimport (
+    check_bytes,
+    check_pages,
+    check_protection,
+    check_region_flags,
+    describe,
+    number,
+    request_of,
 )
 from vmm_linux._procfs cimport OwnProcess
 from vmm_linux._query cimport query
-from vmm_linux._vocabulary cimport (
-    FLAG_CACHE_DISABLE,
-    FLAG_CACHE_MASK,
-    FLAG_COMMIT,
-    FLAG_FIXED,
-    FLAG_GROW_DOWN,
-    FLAG_HIGH_GUARD,
-    FLAG_HUGE,
-    FLAG_LOCKED,
-    FLAG_LOW_GUARD,
-    FLAG_READ,
-    FLAG_RESERVE,
-    FLAG_RWX_MASK,
-    FLAG_SHAREABLE,
-    FLAG_WRITE,
-    FLAG_WRITE_COMBINE,
-    FLAG_WRITE_THROUGH,
-    is_legal_protection,
-    is_multiple,
-)
+from vmm_linux._vocabulary cimport FLAG_READ, FLAG_WRITE
 
 import atexit
-import operator
 import os
 import sys
 import warnings
 import weakref
 
-from vmm_linux.errors import (
-    InvalidArgument,
-    InvalidOperation,
-    OutOfMemory,
-    Retcode,
-    Unimplemented,
-    VmmError,
-)
-
-cdef extern from "Python.h":
-    bint PyLong_CheckExact(object)
-    unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
-
-cdef enum:
-    REGION_FLAGS = (
-        FLAG_RWX_MASK | FLAG_RESERVE | FLAG_COMMIT | FLAG_LOCKED | FLAG_LOW_GUARD
-        | FLAG_HIGH_GUARD | FLAG_GROW_DOWN | FLAG_CACHE_MASK | FLAG_FIXED | FLAG_HUGE
-        | FLAG_SHAREABLE)
-    UNCHOOSABLE = FLAG_WRITE_THROUGH | FLAG_WRITE_COMBINE | FLAG_CACHE_DISABLE
-
-
-# ---- what a caller may pass ---------------------------------------------------------------------
-
-
-cdef uint64_t number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
-    """A 64-bit number: an int or whatever has ``__index__``, but no bool."""
-    if not PyLong_CheckExact(value):
-        value = index(method, name, value)
-    try:
-        return PyLong_AsUnsignedLongLong(value)
-    except OverflowError:
-        raise InvalidArgument(
-            method, f"{name} {value:#x} is not in 0 ... 2**64 - 1") from None
-
-
-cdef object index(str method, str name, object value):
-    """The int that a value stands for."""
-    if not isinstance(value, bool):
-        try:
-            return int(operator.index(value))
-        except Exception as problem:
-            raise InvalidArgument(
-                method, f"{name} is {describe(value)}, not an integer") from problem
-    raise InvalidArgument(method, f"{name} is {value}, not an integer")
-
-
-cdef str describe(object value):
-    """A value of a wrong type in a message: its type, and its text if that is short."""
-    try:
-        text = repr(value)
-    except Exception:
-        text = ""
-    kind = type(value).__name__
-    return f"{text} of type {kind}" if 0 < len(text) <= 40 else f"a {kind}"
-
-
-cdef int check_size(str method, uint64_t size) except -1:
-    """A size of memory: at least one byte."""
-    if size == 0:
-        raise InvalidArgument(method, "size 0: at least one byte is needed")
-    return 0
-
-
-cdef int check_multiple(str method, str name, uint64_t value) except -1:
-    """A page multiple."""
-    cdef size_t page = _features.page_size()
-    if not is_multiple(value, page):
-        raise InvalidArgument(
-            method, f"{name} 0x{value:x} is not a multiple of the page size, {page} bytes")
-    return 0
-
-
-cdef int check_end(str method, str name, uint64_t va, uint64_t size) except -1:
-    """A range that ends below 2**64."""
-    if va + size < va:
-        raise InvalidArgument(method, f"{name} 0x{va:x} + size {size} is beyond 64 bits")
-    return 0
-
-
-cdef int check_protection(str method, uint64_t protection) except -1:
-    """None, R, RW, RX or RWX."""
-    if not is_legal_protection(protection):
-        raise InvalidArgument(
-            method, f"protection {protection:#x} is not one of none, READ, READ|WRITE, "
-            "READ|EXECUTE, READ|WRITE|EXECUTE")
-    return 0
-
-
-cdef int check_region_flags(uint64_t flags) except -1:
-    """The flags of a new region."""
-    if flags & ~<uint64_t>REGION_FLAGS:
-        raise InvalidArgument(
-            "allocate", f"flags {flags:#x}: unknown bits {flags & ~<uint64_t>REGION_FLAGS:#x}")
-    if not flags & FLAG_RESERVE:
-        raise InvalidArgument("allocate", f"flags {flags:#x}: RESERVE is required")
-    check_protection("allocate", flags & FLAG_RWX_MASK)
-    return 0
-
-
-cdef Request request_of(Method method, uint64_t va, uint64_t size, uint64_t flags) noexcept:
-    """A call with numbers that were checked."""
-    cdef Request request
-    request.method = method
-    request.va = va
-    request.size = size
-    request.flags = <uint32_t>flags
-    request.buffer = NULL
-    return request
-
-
-# ---- VMM ----------------------------------------------------------------------------------------
+from vmm_linux.endpoint import Endpoint
+from vmm_linux.errors import InvalidArgument, InvalidOperation, OutOfMemory
 
 
 cdef class VMM:
     """One client of the endpoint: it sees, changes and frees only what it made itself.
 
-    A context manager: leaving it closes it. A VMM that is dropped, or still open when the interpreter
-    exits, warns (``ResourceWarning``) and says where it was made.
+    A context manager: leaving it closes it. A VMM that is dropped, or still open when the
+    interpreter exits, warns (``ResourceWarning``) and says where it was made.
 
     Every method raises a subclass of ``VmmError``, with the return code in ``.rc``, and then has
     changed nothing. On a closed VMM every method but ``close`` is ``INVALID_OPERATION``. Integers
@@ -249,7 +123,8 @@ cdef class VMM:
         """Reserve a region of memory, and commit it if asked to.
 
         Args:
-            addr: preferred base address in bytes, a page multiple, or 0; another one is chosen if it is
+            addr: preferred base address in bytes, a page multiple, or 0; another one is chosen
+            if it is
                 taken. With ``FIXED``: this address or none.
             size: bytes, a page multiple.
             flags: ``VmmFlags``: ``RESERVE``, the protection that committed pages get, and what
@@ -274,17 +149,8 @@ cdef class VMM:
         base = number("allocate", "addr", addr)
         length = number("allocate", "size", size)
         bits = number("allocate", "flags", flags)
-        check_size("allocate", length)
-        check_multiple("allocate", "size", length)
-        check_multiple("allocate", "addr", base)
-        check_end("allocate", "addr", base, length)
-        check_region_flags(bits)
-        if bits & FLAG_FIXED and base == 0:
-            raise InvalidArgument("allocate", "FIXED needs an address, and addr is 0")
-        if bits & UNCHOOSABLE:
-            raise Unimplemented(
-                "allocate", f"flags {bits:#x}: a Linux process cannot choose how its memory is "
-                "cached; WRITE_BACK is what it gets")
+        check_pages("allocate", "addr", base, length)
+        check_region_flags(bits, base)
         request = request_of(ALLOCATE, base, length, bits)
         return self.space.call(&request)
 
@@ -294,10 +160,7 @@ cdef class VMM:
         cdef Request request
         start = number(name, "va", va)
         length = number(name, "size", size)
-        check_size(name, length)
-        check_multiple(name, "va", start)
-        check_multiple(name, "size", length)
-        check_end(name, "va", start, length)
+        check_pages(name, "va", start, length)
         request = request_of(method, start, length, flags)
         return self.space.call(&request)
 
@@ -433,8 +296,7 @@ cdef class VMM:
         self.check_open("view")
         start = number("view", "va", va)
         length = number("view", "size", size)
-        check_size("view", length)
-        check_end("view", "va", start, length)
+        check_bytes("view", start, length)
         if writable is not None and not isinstance(writable, bool):
             raise InvalidArgument(
                 "view", f"writable is {describe(writable)}, not True, False or None")
@@ -463,8 +325,7 @@ cdef class VMM:
         self.check_open("read")
         start = number("read", "va", va)
         length = number("read", "size", size)
-        check_size("read", length)
-        check_end("read", "va", start, length)
+        check_bytes("read", start, length)
         request = request_of(CHECK, start, length, FLAG_READ)
         self.space.call(&request)
         try:
@@ -505,8 +366,7 @@ cdef class VMM:
             raise InvalidArgument(
                 "write", f"data is {describe(data)}, not a contiguous buffer") from problem
         try:
-            check_size("write", buffer.len)
-            check_end("write", "va", start, buffer.len)
+            check_bytes("write", start, buffer.len)
             request = request_of(WRITE, start, buffer.len, FLAG_WRITE)
             request.buffer = buffer.buf
             return self.space.call(&request)
@@ -539,52 +399,3 @@ def _warn_of_open_vmms():
     cdef VMM vmm
     for vmm in list(STILL_OPEN):
         vmm.warn_if_open()
-
-
-# ---- the reference's face -----------------------------------------------------------------------
-
-
-@cython.final
-cdef class Endpoint:
-    """The endpoint by its makers' names: every method returns its out parameters and a return code.
-
-    It never raises for anything a caller passes; a failed call's out values are 0 or None.
-    """
-
-    cdef VMM vmm
-
-    def __init__(self, VMM vmm not None):
-        self.vmm = vmm
-
-    cdef tuple outcome(self, object method, tuple arguments, object failed):
-        """What a method of VMM returns and OK, or ``failed`` and the return code."""
-        try:
-            return method(*arguments), Retcode.OK
-        except VmmError as problem:
-            return failed, problem.rc
-        except MemoryError:
-            return failed, Retcode.OUT_OF_MEMORY
-
-    def Allocate(self, addr, size, flags):
-        """Reserve a region, and commit it if asked to: ``(va, rc)``. See ``VMM.allocate``."""
-        return self.outcome(self.vmm.allocate, (addr, size, flags), 0)
-
-    def Commit(self, va, size, flags):
-        """Make reserved pages usable: ``rc``. See ``VMM.commit``."""
-        return self.outcome(self.vmm.commit, (va, size, flags), None)[1]
-
-    def Decommit(self, va, size):
-        """Give the memory of pages back: ``rc``. See ``VMM.decommit``."""
-        return self.outcome(self.vmm.decommit, (va, size), None)[1]
-
-    def Protect(self, va, size, flags):
-        """Change the protection of pages: ``rc``. See ``VMM.protect``."""
-        return self.outcome(self.vmm.protect, (va, size, flags), None)[1]
-
-    def Free(self, va, size):
-        """Give addresses and memory back: ``rc``. See ``VMM.free``."""
-        return self.outcome(self.vmm.free, (va, size), None)[1]
-
-    def Query(self, va):
-        """Tell about a page: ``(info, rc)``. See ``VMM.query``."""
-        return self.outcome(self.vmm.query, (va,), None)

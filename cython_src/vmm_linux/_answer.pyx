@@ -1,0 +1,114 @@
+"""A call of the endpoint as numbers, and the exception that tells of a failed one."""
+
+from libc.errno cimport ENOMEM
+
+from vmm_linux cimport _features
+
+from vmm_linux import _shortage
+from vmm_linux.errors import RETCODES, Retcode, error
+
+REASONS = {
+    CLOSED: (
+        Retcode.INVALID_OPERATION,
+        "this VMM is closed; make another one"),
+    NOT_IN_REGION: (
+        Retcode.RESOURCE_NOT_FOUND,
+        "[0x{va:x}, 0x{va:x} + {size}) is not wholly inside one region of this VMM; "
+        "query(0x{va:x}) tells what is there"),
+    TAKEN: (
+        Retcode.ALREADY_EXISTS,
+        "FIXED, and something is mapped in the {size} bytes (and guards) at 0x{va:x}; "
+        "leave FIXED out to take another address"),
+    OUTSIDE: (
+        Retcode.INVALID_ARGUMENT,
+        "FIXED, and [0x{va:x}, 0x{va:x} + {size}) with its guards is not inside what a process may "
+        "map, 0x{lowest:x} (vm.mmap_min_addr) to 0x{highest:x}"),
+    TOO_LARGE: (
+        Retcode.OUT_OF_MEMORY,
+        "{size} bytes (and guards) are more than the address space, which ends at 0x{highest:x}"),
+    NOT_COMMITTED: (
+        Retcode.INVALID_OPERATION,
+        "the page at 0x{value:x} is reserved, not committed; commit it first"),
+    NO_ACCESS: (
+        Retcode.INVALID_OPERATION,
+        "the protection of the page at 0x{value:x} does not allow it; protect() changes that"),
+    IS_MDL: (
+        Retcode.INVALID_OPERATION,
+        "the page at 0x{value:x} belongs to an MDL buffer, which stays committed; free it instead"),
+    INHERITED: (
+        Retcode.INVALID_OPERATION,
+        "the SHAREABLE page at 0x{value:x} came from the parent process, which would lose its "
+        "contents; free it instead"),
+    ABOVE_CEILING: (
+        Retcode.NO_CAPABILITY,
+        "the page at 0x{value:x} was mapped with less than this protection; map the buffer again"),
+    PINNED: (
+        Retcode.BUSY,
+        "a view holds the page at 0x{value:x}; let go of the view and of all that was made of it"),
+    NO_HUGE_PAGES: (
+        Retcode.UNIMPLEMENTED,
+        "HUGE: this kernel has no transparent huge pages; leave the flag out"),
+    NO_LEDGER_MEMORY: (
+        Retcode.OUT_OF_MEMORY,
+        "the process has no memory left for the package's own records"),
+    NO_BACKING_MEMORY: (
+        Retcode.OUT_OF_MEMORY,
+        "no memory could be had for a page of the shared memory between 0x{value:x} and "
+        "0x{va:x} + {size}; LOCKED takes it when it is committed"),
+}
+"""Why a call can fail without the kernel's word: return code and message."""
+
+METHODS = {
+    ALLOCATE: "allocate",
+    COMMIT: "commit",
+    DECOMMIT: "decommit",
+    PROTECT: "protect",
+    FREE: "free",
+    CHECK: "read",
+    READ: "read",
+    WRITE: "write",
+    PIN: "view",
+    CLOSE: "close",
+}
+
+
+cdef Answer done() noexcept nogil:
+    cdef Answer answer
+    answer.reason = DONE
+    answer.error = 0
+    answer.value = 0
+    answer.address = 0
+    answer.done = 0
+    answer.access = 0
+    return answer
+
+
+cdef Answer refused(Reason reason, uint64_t value=0) noexcept nogil:
+    cdef Answer answer = done()
+    answer.reason = reason
+    answer.value = value
+    return answer
+
+
+cdef Answer kernel_refused(int result) noexcept nogil:
+    cdef Answer answer = refused(KERNEL_REFUSED)
+    answer.error = -result
+    return answer
+
+
+cdef object explain(Request *request, Answer *answer):
+    """The exception for a call that failed, with the values that were wrong and what to do."""
+    method = METHODS[request.method]
+    if answer.reason != KERNEL_REFUSED:
+        rc, template = REASONS[answer.reason]
+        message = template.format(
+            va=request.va, size=request.size, value=answer.value,
+            lowest=_features.mmap_min_addr(), highest=_features.user_space_end())
+    elif answer.error == ENOMEM:
+        rc, message = _shortage.explain(
+            request.va if request.method != ALLOCATE else None, request.size)
+    else:
+        rc = RETCODES.get(answer.error, Retcode.FAIL)
+        message = _shortage.NAMES.get(answer.error) or (
+            f"the kernel refused [0x{request.va:x}, 0x{request.va:x} + {request.size})")
+    return error(rc, method, message, answer.error or None, completed=answer.done)

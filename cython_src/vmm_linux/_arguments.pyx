@@ -1,0 +1,149 @@
+"""What a caller may pass: every argument of the endpoint is checked here and nowhere else.
+
+Below, numbers are page multiples that do not overflow, and flags are known.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from vmm_linux cimport _features
+from vmm_linux._answer cimport Method, Request
+from vmm_linux._vocabulary cimport (
+    FLAG_CACHE_DISABLE,
+    FLAG_CACHE_MASK,
+    FLAG_COMMIT,
+    FLAG_FIXED,
+    FLAG_GROW_DOWN,
+    FLAG_HIGH_GUARD,
+    FLAG_HUGE,
+    FLAG_LOCKED,
+    FLAG_LOW_GUARD,
+    FLAG_RESERVE,
+    FLAG_RWX_MASK,
+    FLAG_SHAREABLE,
+    FLAG_WRITE_COMBINE,
+    FLAG_WRITE_THROUGH,
+    is_legal_protection,
+    is_multiple,
+)
+
+import operator
+
+from vmm_linux.errors import InvalidArgument, Unimplemented
+from vmm_linux.flags import VmmFlags
+
+cdef extern from "Python.h":
+    bint PyLong_CheckExact(object)
+    unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
+
+cdef enum:
+    REGION_FLAGS = (
+        FLAG_RWX_MASK | FLAG_RESERVE | FLAG_COMMIT | FLAG_LOCKED | FLAG_LOW_GUARD
+        | FLAG_HIGH_GUARD | FLAG_GROW_DOWN | FLAG_CACHE_MASK | FLAG_FIXED | FLAG_HUGE
+        | FLAG_SHAREABLE)
+    UNCHOOSABLE = FLAG_WRITE_THROUGH | FLAG_WRITE_COMBINE | FLAG_CACHE_DISABLE
+
+
+cdef uint64_t number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
+    """A 64-bit number: an int or whatever has ``__index__``, but no bool."""
+    if not PyLong_CheckExact(value):
+        value = index(method, name, value)
+    try:
+        return PyLong_AsUnsignedLongLong(value)
+    except OverflowError:
+        raise InvalidArgument(
+            method, f"{name} {value:#x} is not in 0 ... 2**64 - 1") from None
+
+
+cdef object index(str method, str name, object value):
+    """The int that a value stands for."""
+    if not isinstance(value, bool):
+        try:
+            return int(operator.index(value))
+        except Exception as problem:
+            raise InvalidArgument(
+                method, f"{name} is {describe(value)}, not an integer") from problem
+    raise InvalidArgument(method, f"{name} is {value}, not an integer")
+
+
+cdef str describe(object value):
+    """A value of a wrong type in a message: its type, and its text if that is short."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = ""
+    kind = type(value).__name__
+    return f"{text} of type {kind}" if 0 < len(text) <= 40 else f"a {kind}"
+
+
+cdef int check_size(str method, uint64_t size) except -1:
+    """A size of memory: at least one byte."""
+    if size == 0:
+        raise InvalidArgument(method, "size 0: at least one byte is needed")
+    return 0
+
+
+cdef int check_multiple(str method, str name, uint64_t value) except -1:
+    """A page multiple."""
+    cdef size_t page = _features.page_size()
+    if not is_multiple(value, page):
+        raise InvalidArgument(
+            method, f"{name} 0x{value:x} is not a multiple of the page size, {page} bytes")
+    return 0
+
+
+cdef int check_end(str method, str name, uint64_t va, uint64_t size) except -1:
+    """A range that ends below 2**64."""
+    if va + size < va:
+        raise InvalidArgument(method, f"{name} 0x{va:x} + size {size} is beyond 64 bits")
+    return 0
+
+
+cdef int check_protection(str method, uint64_t protection) except -1:
+    """None, R, RW, RX or RWX."""
+    if not is_legal_protection(protection):
+        raise InvalidArgument(
+            method, f"protection {protection:#x} is not one of none, READ, READ|WRITE, "
+            "READ|EXECUTE, READ|WRITE|EXECUTE")
+    return 0
+
+
+cdef int check_region_flags(uint64_t flags, uint64_t addr) except -1:
+    """The flags of a new region, whose address is ``addr``."""
+    if flags & ~<uint64_t>REGION_FLAGS:
+        raise InvalidArgument(
+            "allocate", f"flags {flags:#x}: unknown bits {flags & ~<uint64_t>REGION_FLAGS:#x}")
+    if not flags & FLAG_RESERVE:
+        raise InvalidArgument("allocate", f"flags {flags:#x}: RESERVE is required")
+    check_protection("allocate", flags & FLAG_RWX_MASK)
+    if flags & FLAG_FIXED and addr == 0:
+        raise InvalidArgument("allocate", "FIXED needs an address, and addr is 0")
+    if flags & UNCHOOSABLE:
+        raise Unimplemented(
+            "allocate", f"flags {flags:#x}: a Linux process cannot choose "
+            f"{VmmFlags(flags & UNCHOOSABLE).name}; WRITE_BACK is what it gets")
+    return 0
+
+
+cdef int check_bytes(str method, uint64_t va, uint64_t size) except -1:
+    """Bytes of memory at any address."""
+    check_size(method, size)
+    return check_end(method, "va", va, size)
+
+
+cdef int check_pages(str method, str name, uint64_t va, uint64_t size) except -1:
+    """Whole pages; ``name`` is what the caller calls their address."""
+    check_size(method, size)
+    check_multiple(method, name, va)
+    check_multiple(method, "size", size)
+    return check_end(method, name, va, size)
+
+
+cdef Request request_of(Method method, uint64_t va, uint64_t size, uint64_t flags) noexcept:
+    """A call with numbers that were checked."""
+    cdef Request request
+    request.method = method
+    request.va = va
+    request.size = size
+    request.flags = <uint32_t>flags
+    request.buffer = NULL
+    return request
