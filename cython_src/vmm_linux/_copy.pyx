@@ -42,7 +42,7 @@ cdef int through_scratch(void *target, const void *source, size_t size,
 
 
 cdef int copy_out(void *buffer, uintptr_t va, size_t size, size_t *done) noexcept nogil:
-    """Copy ``size`` bytes at ``va`` to the buffer: 0 or -errno, ``done`` counts the bytes copied."""
+    """Copy ``size`` bytes at ``va`` to the buffer: 0 or -errno; ``done`` counts bytes copied."""
     cdef Py_ssize_t moved = 0
     done[0] = 0
     if not _features.has(_features.FEATURE_PROCESS_VM):
@@ -57,7 +57,7 @@ cdef int copy_out(void *buffer, uintptr_t va, size_t size, size_t *done) noexcep
 
 
 cdef int copy_in(const void *buffer, uintptr_t va, size_t size, size_t *done) noexcept nogil:
-    """Copy ``size`` bytes of the buffer to ``va``: 0 or -errno, ``done`` counts the bytes copied."""
+    """Copy ``size`` bytes of the buffer to ``va``: 0 or -errno; ``done`` counts bytes copied."""
     cdef Py_ssize_t moved = 0
     done[0] = 0
     if not _features.has(_features.FEATURE_PROCESS_VM):

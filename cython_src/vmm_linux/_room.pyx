@@ -1,7 +1,7 @@
 """How much memory could be taken now.
 
-The kernel hands out pages of a memory file one by one and ends somebody's process when there are none
-left; whoever wants a large number of pages now has to ask first.
+The kernel hands out pages of a memory file one by one and ends somebody's process when there are
+none left; whoever wants a large number of pages now has to ask first.
 """
 
 from libc.stdlib cimport strtoull
@@ -24,7 +24,7 @@ cdef uint64_t field(const char *text, const char *label) noexcept nogil:
 
 
 cdef bint is_room_for(uint64_t size) noexcept nogil:
-    """Whether ``size`` bytes more could be resident or swapped; true where the kernel does not tell."""
+    """Whether ``size`` bytes more could be had now; true where the kernel does not tell."""
     cdef sysinfo_t now
     cdef char text[4096]
     cdef int fd

@@ -1,0 +1,200 @@
+"""One function a system call (see ``_syscalls.pxd`` for the contract)."""
+
+from libc.errno cimport errno
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *MAP_FAILED
+    void *c_mmap "mmap"(void *, size_t, int, int, int, long)
+    int c_munmap "munmap"(void *, size_t)
+    int c_mprotect "mprotect"(void *, size_t, int)
+    void *c_mremap "mremap"(void *, size_t, size_t, int, ...)
+    int c_madvise "madvise"(void *, size_t, int)
+    int c_mlock "mlock"(const void *, size_t)
+    int c_munlock "munlock"(const void *, size_t)
+    int c_msync "msync"(void *, size_t, int)
+    int c_mincore "mincore"(void *, size_t, unsigned char *)
+    int c_memfd_create "memfd_create"(const char *, unsigned int)
+
+cdef extern from "<fcntl.h>" nogil:
+    int c_fallocate "fallocate"(int, int, long, long)
+    int c_fcntl "fcntl"(int, int, ...)
+    int c_open "open"(const char *, int, ...)
+
+cdef extern from "<unistd.h>" nogil:
+    int c_ftruncate "ftruncate"(int, long)
+    int c_close "close"(int)
+    long c_pread "pread"(int, void *, size_t, long)
+    long c_pwrite "pwrite"(int, const void *, size_t, long)
+    long c_read "read"(int, void *, size_t)
+    int getpid()
+    long sysconf(int)
+    enum:
+        _SC_PAGESIZE
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int c_ioctl "ioctl"(int, unsigned long, ...)
+
+cdef extern from *:
+    unsigned long PROCMAP_QUERY "VMM_PROCMAP_QUERY"
+    unsigned long PAGEMAP_SCAN "VMM_PAGEMAP_SCAN"
+
+cdef extern from "<sys/stat.h>" nogil:
+    struct file_status "stat":
+        uint64_t st_dev
+        uint64_t st_ino
+    int c_fstat "fstat"(int, file_status *)
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    long c_process_vm_readv "process_vm_readv"(
+        int, const iovec *, unsigned long, const iovec *, unsigned long, unsigned long)
+    long c_process_vm_writev "process_vm_writev"(
+        int, const iovec *, unsigned long, const iovec *, unsigned long, unsigned long)
+
+
+cdef inline intptr_t answer(intptr_t result) noexcept nogil:
+    """What a system call returned, with ``-errno`` in place of -1."""
+    return -errno if result == -1 else result
+
+
+cpdef intptr_t mmap(uintptr_t address, size_t length, int protection, int flags,
+                    int fd, uint64_t offset) noexcept nogil:
+    """``mmap(2)``: the address of the mapping."""
+    return answer(<intptr_t>c_mmap(<void *>address, length, protection, flags, fd, <long>offset))
+
+
+cpdef int munmap(uintptr_t address, size_t length) noexcept nogil:
+    """``munmap(2)``."""
+    return <int>answer(c_munmap(<void *>address, length))
+
+
+cpdef int mprotect(uintptr_t address, size_t length, int protection) noexcept nogil:
+    """``mprotect(2)``. A failure can leave the mappings before the refused one changed."""
+    return <int>answer(c_mprotect(<void *>address, length, protection))
+
+
+cpdef intptr_t mremap(uintptr_t old_address, size_t old_size, size_t new_size, int flags,
+                      uintptr_t new_address) noexcept nogil:
+    """``mremap(2)``: the address of the moved mapping."""
+    return answer(<intptr_t>c_mremap(
+        <void *>old_address, old_size, new_size, flags, <void *>new_address))
+
+
+cpdef int madvise(uintptr_t address, size_t length, int advice) noexcept nogil:
+    """``madvise(2)``."""
+    return <int>answer(c_madvise(<void *>address, length, advice))
+
+
+cpdef int mlock(uintptr_t address, size_t length) noexcept nogil:
+    """``mlock(2)``. A failure can leave part of the range locked."""
+    return <int>answer(c_mlock(<void *>address, length))
+
+
+cpdef int munlock(uintptr_t address, size_t length) noexcept nogil:
+    """``munlock(2)``."""
+    return <int>answer(c_munlock(<void *>address, length))
+
+
+cpdef int msync(uintptr_t address, size_t length, int flags) noexcept nogil:
+    """``msync(2)``; with MS_INVALIDATE it does nothing but answer EBUSY for locked pages."""
+    return <int>answer(c_msync(<void *>address, length, flags))
+
+
+cdef int mincore(uintptr_t address, size_t length, unsigned char *vector) noexcept nogil:
+    """``mincore(2)``."""
+    return <int>answer(c_mincore(<void *>address, length, vector))
+
+
+cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil:
+    """``memfd_create(2)``: a descriptor."""
+    return <int>answer(c_memfd_create(name, flags))
+
+
+cpdef int ftruncate(int fd, uint64_t length) noexcept nogil:
+    """``ftruncate(2)``."""
+    return <int>answer(c_ftruncate(fd, <long>length))
+
+
+cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil:
+    """``fallocate(2)``. EINTR leaves nothing allocated."""
+    return <int>answer(c_fallocate(fd, mode, <long>offset, <long>length))
+
+
+cpdef int fcntl(int fd, int command, int argument) noexcept nogil:
+    """``fcntl(2)`` with an integer argument."""
+    return <int>answer(c_fcntl(fd, command, argument))
+
+
+cdef int openat(const char *path, int flags) noexcept nogil:
+    """``open(2)``: a descriptor."""
+    return <int>answer(c_open(path, flags))
+
+
+cpdef int close(int fd) noexcept nogil:
+    """``close(2)``. The descriptor is gone whatever the answer."""
+    return <int>answer(c_close(fd))
+
+
+cdef intptr_t pread(int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil:
+    """``pread(2)``: bytes read."""
+    return answer(c_pread(fd, buffer, length, <long>offset))
+
+
+cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil:
+    """``pwrite(2)``: bytes written."""
+    return answer(c_pwrite(fd, buffer, length, <long>offset))
+
+
+cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil:
+    """``read(2)``: bytes read."""
+    return answer(c_read(fd, buffer, length))
+
+
+cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil:
+    """``ioctl(2)``."""
+    return <int>answer(c_ioctl(fd, request, argument))
+
+
+cdef int identity(int fd, uint64_t *device, uint64_t *inode) noexcept nogil:
+    """``fstat(2)``: the two numbers that tell one open file from another."""
+    cdef file_status status
+    cdef int result = <int>answer(c_fstat(fd, &status))
+    if result == 0:
+        device[0] = status.st_dev
+        inode[0] = status.st_ino
+    return result
+
+
+cdef int procmap_query(int maps_fd, ProcmapQuery *query) noexcept nogil:
+    """``ioctl(PROCMAP_QUERY)`` on a ``/proc/PID/maps``: one mapping of that process."""
+    return <int>answer(c_ioctl(maps_fd, PROCMAP_QUERY, query))
+
+
+cdef int pagemap_scan(int pagemap_fd, ScanArgument *scan) noexcept nogil:
+    """``ioctl(PAGEMAP_SCAN)`` on a ``/proc/PID/pagemap``: how many regions were filled in."""
+    return <int>answer(c_ioctl(pagemap_fd, PAGEMAP_SCAN, scan))
+
+
+cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noexcept nogil:
+    """``process_vm_readv(2)`` from this process itself: bytes copied, perhaps fewer than asked."""
+    cdef iovec here, there
+    here.iov_base = local
+    there.iov_base = <void *>remote
+    here.iov_len = there.iov_len = length
+    return answer(c_process_vm_readv(getpid(), &here, 1, &there, 1, 0))
+
+
+cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t length) noexcept nogil:
+    """``process_vm_writev(2)`` into this process itself: bytes copied, perhaps fewer than asked."""
+    cdef iovec here, there
+    here.iov_base = <void *>local
+    there.iov_base = <void *>remote
+    here.iov_len = there.iov_len = length
+    return answer(c_process_vm_writev(getpid(), &here, 1, &there, 1, 0))
+
+
+cpdef size_t page_size() noexcept nogil:
+    """The kernel's page, ``sysconf(_SC_PAGESIZE)``, in bytes."""
+    return <size_t>sysconf(_SC_PAGESIZE)
