@@ -6,12 +6,14 @@ from them, setuptools compares that with the modules.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
-# Extension sources have to be relative paths.
+# setuptools wants the paths of sources relative to this file.
 os.chdir(Path(__file__).resolve().parent)
 
 SOURCES = Path("cython_src")
@@ -20,7 +22,9 @@ SANITIZERS = os.environ.get("VMM_LINUX_SANITIZE", "")
 #: Each set of sanitizers has objects of its own, so that a change of the set is noticed.
 BUILD = Path("build", SANITIZERS)
 
-compile_args = ["-O2", "-g", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+# How far to optimize is left to Python's own flags and to CFLAGS. Line numbers for backtraces
+# cost neither time nor, beside the rest, much room.
+compile_args = ["-g1", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 link_args = []
 if SANITIZERS:
     compile_args += [f"-fsanitize={SANITIZERS}", "-fno-omit-frame-pointer"]
@@ -39,20 +43,41 @@ def extension(source: Path) -> Extension:
     )
 
 
+class BuildExtensions(build_ext):
+    """``build_ext`` with Cython first: a source distribution needs nothing generated."""
+
+    def finalize_options(self) -> None:
+        """Let in-place builds and editable installs share their work."""
+        if self.inplace or self.editable_mode:
+            self.build_lib = str(BUILD / "inplace" / sys.implementation.cache_tag)
+            self.build_temp = str(BUILD / "temp" / sys.implementation.cache_tag)
+        super().finalize_options()
+
+    def build_extensions(self) -> None:
+        """Make the C++ that has to be made, then the modules."""
+        generated = cythonize(
+            self.extensions,
+            include_path=[str(SOURCES)],
+            build_dir=str(BUILD),
+            force=self.force,
+            compiler_directives={
+                "language_level": 3,
+                "boundscheck": False,
+                "wraparound": False,
+                "cdivision": True,
+                "embedsignature": True,
+                "embedsignature.format": "python",
+            },
+        )
+        for module, made in zip(self.extensions, generated, strict=True):
+            module.sources = made.sources
+            module.depends = ["setup.py"]
+        super().build_extensions()
+
+
 setup(
-    ext_modules=cythonize(
-        [extension(source) for source in sorted(SOURCES.glob("vmm_linux/*.pyx"))],
-        include_path=[str(SOURCES)],
-        build_dir=str(BUILD),
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": False,
-            "wraparound": False,
-            "cdivision": True,
-            "embedsignature": True,
-            "embedsignature.format": "python",
-        },
-    ),
+    cmdclass={"build_ext": BuildExtensions},
+    ext_modules=[extension(source) for source in sorted(SOURCES.glob("vmm_linux/*.pyx"))],
     options={
         "build": {"build_base": str(BUILD)},
         "build_ext": {"parallel": os.cpu_count()},

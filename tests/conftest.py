@@ -1,0 +1,64 @@
+"""What every test gets: a check that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+import leaks
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+# Before anything can start a thread: tests that fork must be the only thread there is.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+leaks.quieten_libc()
+
+BEGINNING = pytest.StashKey[leaks.Snapshot]()
+#: How long garbage and joined threads may take to vanish, in seconds.
+PATIENCE = 2.0
+
+
+# The check lies in hooks, not in a fixture: these two run at the same depth of calls (see
+# leaks.py), and outside of every fixture of the test. A test that failed is not looked at: its
+# exception keeps alive what its frames hold. Fixtures of a wider scope must not hold memory,
+# descriptors or children: the first test that uses them would be taken to leak them.
+
+
+def forgetting(item: pytest.Item) -> Generator[None]:
+    """Wrap a phase of a test: if it fails, forget what the process had before."""
+    try:
+        return (yield)
+    except BaseException:
+        del item.stash[BEGINNING]
+        raise
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    """Remember what the process has before the test."""
+    item.stash[BEGINNING] = leaks.Snapshot.take()
+    return (yield from forgetting(item))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Run the test."""
+    return (yield from forgetting(item))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Fail the test if the process has anything that it had not before."""
+    result = yield
+    if BEGINNING in item.stash:
+        deadline = time.monotonic() + PATIENCE
+        while left := leaks.left_behind(item.stash[BEGINNING], leaks.Snapshot.take()):
+            if time.monotonic() > deadline:
+                pytest.fail("left behind by this test:\n" + "\n".join(left), pytrace=False)
+            gc.collect()
+    return result

@@ -1,0 +1,45 @@
+"""Importing the package costs little and does nothing."""
+
+from __future__ import annotations
+
+from children import run_child
+
+
+def import_and_compare() -> None:
+    """Import the package and fail if anything but modules came with it."""
+    import sys
+    import threading
+    from pathlib import Path
+
+    def possessions() -> tuple[object, ...]:
+        tasks = sorted(Path("/proc/self/task").iterdir())
+        children = [(task / "children").read_text() for task in tasks]
+        return sorted(Path("/proc/self/fd").iterdir()), tasks, children, threading.enumerate()
+
+    before = possessions()
+    import vmm_linux
+
+    assert vmm_linux.__name__ in sys.modules
+    assert possessions() == before
+
+
+def import_and_list() -> None:
+    """Import the package and print what modules there are."""
+    import sys
+
+    import vmm_linux
+
+    print(vmm_linux.__name__, *sys.modules, sep="\n")
+
+
+def test_importing_opens_nothing_and_starts_nothing() -> None:
+    child = run_child(import_and_compare)
+    assert (child.returncode, child.stderr) == (0, "")
+
+
+def test_importing_loads_nothing_that_is_not_needed_yet() -> None:
+    child = run_child(import_and_list)
+    assert (child.returncode, child.stderr) == (0, "")
+    modules = set(child.stdout.split())
+    assert "vmm_linux" in modules
+    assert modules & {"asyncio", "multiprocessing", "numpy", "prctl", "psutil", "rich"} == set()
