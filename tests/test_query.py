@@ -2,8 +2,8 @@
 
 import ctypes
 import mmap
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -123,7 +123,7 @@ def test_foreign_mappings_are_told_by_the_kernels_bounds(vmm: VMM) -> None:
     expected = record_at(code)
     assert (page.base, page.base + page.size) == expected.mapping[:2]
     assert page.smaps is not None
-    assert os.path.basename(page.smaps.pathname or "").startswith(("libpython", "python"))
+    assert Path(page.smaps.pathname or "").name.startswith(("libpython", "python"))
     with VMM() as other:
         theirs = other.allocate(0, PAGE, RESERVE | RW)
         assert vmm.query(theirs).kind is PageKind.FOREIGN

@@ -22,7 +22,7 @@ def vmm() -> Iterator[VMM]:
         yield instance
 
 
-def refusal(call: Callable[..., Any], *arguments: Any) -> Retcode:
+def refusal(call: Callable[..., object], *arguments: object) -> Retcode:
     """The return code with which a call fails."""
     with pytest.raises(VmmError) as caught:
         call(*arguments)
@@ -86,7 +86,7 @@ def test_the_pin_lasts_as_long_as_the_object_behind_the_view(vmm: VMM) -> None:
     view.release()
     del view
     assert refusal(vmm.free, base, PAGE) is Retcode.BUSY
-    assert memoryview(pin)[0] == 0  # type: ignore[arg-type]
+    assert memoryview(pin)[0] == 0
     del pin
     vmm.free(base, PAGE)
 

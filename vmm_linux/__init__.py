@@ -4,8 +4,8 @@
 methods. ``VMM.endpoint`` is the same by the reference's own names.
 """
 
-from vmm_linux._vmm import VMM
 from vmm_linux._query import PageInfo
+from vmm_linux._vmm import VMM
 from vmm_linux.errors import Retcode, VmmError
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState

@@ -1,6 +1,7 @@
-from typing_extensions import Buffer
 from types import TracebackType
 from typing import Self, SupportsIndex
+
+from typing_extensions import Buffer
 
 from vmm_linux._query import PageInfo
 from vmm_linux.endpoint import Endpoint

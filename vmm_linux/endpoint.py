@@ -1,7 +1,7 @@
 """The endpoint by its makers' names and in their shape."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vmm_linux.errors import Retcode, VmmError
 
@@ -14,7 +14,7 @@ __all__ = ["Endpoint"]
 Out = TypeVar("Out")
 
 
-def _outcome(method: Callable[..., Out], failed: Out, *arguments: Any) -> tuple[Out, Retcode]:
+def _outcome(method: Callable[..., Out], failed: Out, *arguments: object) -> tuple[Out, Retcode]:
     """What a method of ``VMM`` returns and OK, or ``failed`` and the return code."""
     try:
         return method(*arguments), Retcode.OK
@@ -35,26 +35,26 @@ class Endpoint:
     def __init__(self, vmm: "VMM") -> None:
         self._vmm = vmm
 
-    def Allocate(self, addr: Any, size: Any, flags: Any) -> tuple[int, Retcode]:
+    def Allocate(self, addr: object, size: object, flags: object) -> tuple[int, Retcode]:
         """Reserve a region, and commit it if asked to: ``(va, rc)``. See ``VMM.allocate``."""
         return _outcome(self._vmm.allocate, 0, addr, size, flags)
 
-    def Commit(self, va: Any, size: Any, flags: Any) -> Retcode:
+    def Commit(self, va: object, size: object, flags: object) -> Retcode:
         """Make reserved pages usable: ``rc``. See ``VMM.commit``."""
         return _outcome(self._vmm.commit, None, va, size, flags)[1]
 
-    def Decommit(self, va: Any, size: Any) -> Retcode:
+    def Decommit(self, va: object, size: object) -> Retcode:
         """Give the memory of pages back: ``rc``. See ``VMM.decommit``."""
         return _outcome(self._vmm.decommit, None, va, size)[1]
 
-    def Protect(self, va: Any, size: Any, flags: Any) -> Retcode:
+    def Protect(self, va: object, size: object, flags: object) -> Retcode:
         """Change the protection of pages: ``rc``. See ``VMM.protect``."""
         return _outcome(self._vmm.protect, None, va, size, flags)[1]
 
-    def Free(self, va: Any, size: Any) -> Retcode:
+    def Free(self, va: object, size: object) -> Retcode:
         """Give addresses and memory back: ``rc``. See ``VMM.free``."""
         return _outcome(self._vmm.free, None, va, size)[1]
 
-    def Query(self, va: Any) -> tuple["PageInfo | None", Retcode]:
+    def Query(self, va: object) -> tuple["PageInfo | None", Retcode]:
         """Tell about a page: ``(info, rc)``. See ``VMM.query``."""
         return _outcome(self._vmm.query, None, va)

@@ -2,7 +2,7 @@
 
 import errno as _errno
 from enum import IntEnum
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 __all__ = ["Retcode", "VmmError"]
 
@@ -182,7 +182,7 @@ RETCODES: dict[int, Retcode] = {
 
 
 def error(
-    rc: Retcode, method: str, message: str, errno: int | None = None, **attributes: Any
+    rc: Retcode, method: str, message: str, errno: int | None = None, completed: int = 0
 ) -> VmmError:
     """The exception that tells of ``rc``, ready to be raised."""
-    return EXCEPTIONS[rc](method, message, errno, **attributes)
+    return EXCEPTIONS[rc](method, message, errno, completed)

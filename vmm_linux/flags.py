@@ -54,4 +54,4 @@ class VmmFlags(IntFlag):
     HUGE = 0x20000
     """Ask for transparent huge pages."""
     SHAREABLE = 0x40000
-    """Backed by a memory file from the start: shared with children, ready to become an MDL buffer."""
+    """Backed by a memory file from the start: shared with forked children."""

@@ -10,7 +10,7 @@ from vmm_linux._plan cimport Plan
 
 cdef struct Location:
     # What the ledger says of one page.
-    uint32_t kind               # KIND_FREE: nothing of this VMM's
+    uint32_t kind               # KIND_FREE: nothing of this VMM's from base to end
     uint32_t state
     uint32_t protection
     uint32_t flags

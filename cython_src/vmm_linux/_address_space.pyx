@@ -475,6 +475,7 @@ cdef class AddressSpace:
         if region == self.ledger.regions.end():
             region = self.ledger.region_around(va, page)
             if region == self.ledger.regions.end():
+                self.ledger.gap_around(va, page, &where.base, &where.end)
                 return where
             where.kind = KIND_GUARD
             where.protection = 0

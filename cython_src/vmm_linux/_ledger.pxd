@@ -35,6 +35,8 @@ cdef class Ledger:
     cdef bint insert(self, uintptr_t base, Region region, Run run) noexcept nogil
     cdef Regions.iterator region_at(self, uintptr_t va) noexcept nogil
     cdef Regions.iterator region_around(self, uintptr_t va, size_t page) noexcept nogil
+    cdef void gap_around(self, uintptr_t va, size_t page, uintptr_t *start,
+                         uintptr_t *end) noexcept nogil
     cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil
     cdef Runs.iterator run_at(self, uintptr_t va) noexcept nogil
     cpdef bint cut(self, uintptr_t at) noexcept nogil

@@ -82,6 +82,22 @@ cdef class Ledger:
                 return region
         return self.regions.end()
 
+    cdef void gap_around(self, uintptr_t va, size_t page, uintptr_t *start,
+                         uintptr_t *end) noexcept nogil:
+        """The addresses around ``va`` that are neither a region's nor a guard's."""
+        cdef Regions.iterator region = self.regions.upper_bound(va)
+        start[0] = 0
+        end[0] = <uintptr_t>-1
+        if region != self.regions.end():
+            end[0] = dereference(region).first
+            if dereference(region).second.low_guard:
+                end[0] -= page
+        if region != self.regions.begin():
+            predecrement(region)
+            start[0] = dereference(region).second.end
+            if dereference(region).second.high_guard:
+                start[0] += page
+
     cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil:
         """Whether ``[va, va + size)`` lies wholly inside one region."""
         cdef Regions.iterator region = self.region_at(va)

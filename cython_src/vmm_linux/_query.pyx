@@ -144,6 +144,9 @@ cdef void put_together(PageInfo info, const Location &where, const Span &span) n
         info._state = STATE_FREE
         info._facts.present = info._facts.swapped = info._facts.huge = info._facts.locked = 0
     elif where.kind == KIND_FREE:
+        # The kernel merges a foreign mapping with a region that lies next to it.
+        info.base = info.run_start = max(span.start, where.base)
+        info._end = info.run_end = min(span.end, where.end)
         info._kind = KIND_FOREIGN
         info._state = STATE_COMMITTED if info._protection else STATE_RESERVED
     else:
