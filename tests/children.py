@@ -33,8 +33,9 @@ ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 if os.getppid() != parent:
     sys.exit("the parent is dead already")
-resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-del ctypes, resource, signal, parent, user
+hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0) if hard == 0 else (1, 1))
+del ctypes, hard, resource, signal, parent, user
 """
 
 

@@ -124,8 +124,7 @@ cdef class VMM:
 
         Args:
             addr: preferred base address in bytes, a page multiple, or 0; another one is chosen
-            if it is
-                taken. With ``FIXED``: this address or none.
+                if it is taken. With ``FIXED``: this address or none.
             size: bytes, a page multiple.
             flags: ``VmmFlags``: ``RESERVE``, the protection that committed pages get, and what
                 else the region is to be.
@@ -379,7 +378,8 @@ cdef class VMM:
         Regions that a view holds are unmapped when the last view of them is gone.
 
         Errors:
-            OUT_OF_MEMORY: at the kernel's map count a region could not be unmapped.
+            OUT_OF_MEMORY: at the kernel's map count a region could not be unmapped; the VMM
+                stays open, and another call tries again.
         """
         cdef Request request = request_of(CLOSE, 0, 0, 0)
         if self.space.closed:

@@ -1,0 +1,330 @@
+"""The demonstration, run for real: what it shows, what it checks and how it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from children import ROOT, run_child
+from commands import CONTROL, SCRIPT, WITHOUT_RICH, environment, run, run_on_terminal
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+GIB = 1 << 30
+
+#: The steps: method, return code.
+STEPS = [
+    ("Allocate", "rcOk"),
+    ("Commit", "rcOk"),
+    ("view", "rcOk"),
+    ("read", "rcOk"),
+    ("Query", "rcOk"),
+    ("Protect", "rcOk"),
+    ("write", "rcInvalidOperation"),
+    ("Decommit", "rcOk"),
+    ("touch", None),
+    ("Free", "rcOk"),
+    ("close", "rcOk"),
+]
+#: A line of the plain report: mark, call, return code, what the kernel says.
+LINE = re.compile(r"(?P<mark>ok|FAILED) +(?P<method>\w+)\((?P<arguments>.*?)\)  +(?P<rest>.*)")
+#: What a report has beside its steps: three lines before, one after.
+HEAD, TAIL = 3, 1
+
+
+@pytest.fixture
+def some_file(tmp_path: Path) -> Path:
+    """A file of five pages, the last one not full, without two equal pages."""
+    path = tmp_path / "some file"
+    path.write_bytes(os.urandom(5 * PAGE - 100))
+    return path
+
+
+def report_of(path: str | Path) -> dict[str, Any]:
+    """The JSON report about a file that all went well with."""
+    child = run("demo", "--json", str(path))
+    assert (child.returncode, child.stderr) == (0, "")
+    report = json.loads(child.stdout)
+    assert isinstance(report, dict)
+    return report
+
+
+def step_of(report: dict[str, Any], method: str) -> dict[str, Any]:
+    """The step that calls this method."""
+    (step,) = (step for step in report["steps"] if step["method"] == method)
+    assert isinstance(step, dict)
+    return step
+
+
+# ---- what it shows ------------------------------------------------------------------------------
+
+
+def test_every_step_is_one_line_with_call_return_code_and_the_kernels_word(some_file: Path) -> None:
+    child = run("demo", str(some_file))
+    assert (child.returncode, child.stderr) == (0, "")
+    lines = child.stdout.splitlines()
+    assert len(lines) == HEAD + len(STEPS) + TAIL
+    assert lines[-1] == "Every check held."
+    for line, (method, rc) in zip(lines[HEAD:-TAIL], STEPS, strict=True):
+        found = LINE.fullmatch(line)
+        assert found is not None, line
+        assert (found["mark"], found["method"]) == ("ok", method)
+        told, _, kernel = f"{rc or ''}  {found['rest'].removeprefix(rc or '')}".partition("  ")
+        assert told == (rc or "")
+        assert kernel.strip(), "nothing of the kernel"
+
+
+def test_the_report_begins_with_the_file_its_hash_and_the_machine(some_file: Path) -> None:
+    name, digest, machine, *_ = run("demo", str(some_file)).stdout.splitlines()
+    assert name.endswith(f"{some_file}, {(5 * PAGE - 100) / 1024:.4g} KiB")
+    assert digest.split() == ["SHA-256", hashlib.sha256(some_file.read_bytes()).hexdigest()]
+    assert machine.startswith("Machine  ")
+
+
+def test_piped_output_is_plain_text(some_file: Path) -> None:
+    output = run("demo", str(some_file), FORCE_COLOR="1").stdout
+    assert output.isascii()
+    assert "\x1b" not in output
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120, 200])
+@pytest.mark.parametrize("size", [1, 5 * PAGE, (100 << 20) + 1])
+def test_on_a_terminal_no_line_is_wider_than_it(columns: int, size: int, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    os.truncate(path, size)
+    shown = run_on_terminal(columns, SCRIPT, "demo", str(path))
+    assert shown.returncode == 0
+    assert len(shown.lines) == HEAD + len(STEPS) + TAIL
+    assert max(map(len, shown.lines[1:])) < columns
+    assert [line[:2] for line in shown.lines[HEAD:-TAIL]] == ["✓ "] * len(STEPS)
+    assert CONTROL.search(shown.text), "no colours"
+
+
+def test_what_the_kernel_says_stands_in_one_column_of_the_terminal(some_file: Path) -> None:
+    lines = run_on_terminal(80, SCRIPT, "demo", str(some_file)).lines[HEAD:-TAIL]
+    starts = ("---p", "rw-p", "r--p", "SHA-256", "died of", "FREE", "maps")
+    columns = {min(line.find(start) % 80 for start in starts) for line in lines[:-1]}
+    assert columns == {60}
+
+
+def test_a_terminal_that_lacks_the_signs_gets_others(some_file: Path) -> None:
+    shown = run_on_terminal(
+        80, SCRIPT, "demo", str(some_file), PYTHONUTF8="0", PYTHONIOENCODING="ascii"
+    )
+    assert [line[0] for line in shown.lines[HEAD:-TAIL]] == ["+"] * len(STEPS)
+
+
+def test_without_rich_a_terminal_gets_plain_text_and_the_line_to_install(some_file: Path) -> None:
+    shown = run_on_terminal(80, *WITHOUT_RICH, "demo", str(some_file))
+    assert shown.returncode == 0
+    install, *lines = shown.lines
+    assert install == "vmm-linux demo: plain text; for colours: pip install 'vmm-linux[tools]'"
+    assert lines[HEAD].startswith("ok      Allocate(")
+    assert not CONTROL.search(shown.text)
+
+
+def test_without_rich_a_pipe_gets_what_it_always_gets(some_file: Path) -> None:
+    child = subprocess.run(
+        [*WITHOUT_RICH, "demo", str(some_file)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+    assert len(child.stdout.splitlines()) == HEAD + len(STEPS) + TAIL
+
+
+def test_a_name_that_would_command_the_terminal_is_shown_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "red\x1b[31m\nline"
+    path.write_bytes(b"x")
+    assert r"red\x1b[31m\nline" in run("demo", str(path)).stdout.splitlines()[0]
+
+
+# ---- what it says and checks --------------------------------------------------------------------
+
+
+def test_json_has_every_step_with_its_call_figures_and_checks(some_file: Path) -> None:
+    report = report_of(some_file)
+    assert report.keys() == {"file", "size", "sha256", "machine", "steps", "ok"}
+    assert report["ok"] is True
+    assert report["machine"].keys() == {"memory", "available", "swap_free"}
+    assert [(step["method"], step["rc"]) for step in report["steps"]] == STEPS
+    for step in report["steps"]:
+        assert step.keys() == {"method", "arguments", "rc", "kernel", "checks", "ok"}
+        assert step["checks"], "nothing had to hold"
+        assert set(step["checks"].values()) == {True}
+        assert step["kernel"], "nothing of the kernel"
+        assert step["ok"] is True
+
+
+def test_it_reserves_64_gib_and_commits_just_what_the_file_needs(some_file: Path) -> None:
+    report = report_of(some_file)
+    reserved, committed = (step_of(report, name) for name in ("Allocate", "Commit"))
+    assert reserved["arguments"]["size"] == 64 * GIB
+    assert reserved["kernel"]["rss"] == 0
+    assert "ac" not in reserved["kernel"]["vm_flags"]
+    assert committed["arguments"]["size"] == committed["kernel"]["size"] == 5 * PAGE
+    assert "ac" in committed["kernel"]["vm_flags"]
+
+
+def test_the_files_hash_is_taken_from_memory(some_file: Path) -> None:
+    report = report_of(some_file)
+    digest = hashlib.sha256(some_file.read_bytes()).hexdigest()
+    assert (report["sha256"], step_of(report, "read")["kernel"]["sha256"]) == (digest, digest)
+
+
+def test_half_becomes_read_only_and_the_other_half_is_returned(some_file: Path) -> None:
+    report = report_of(some_file)
+    assert step_of(report, "Query")["kernel"]["rss"] == 5 * PAGE
+    assert step_of(report, "Protect")["kernel"]["size"] == 2 * PAGE
+    assert step_of(report, "Protect")["kernel"]["permissions"] == "r--p"
+    returned = step_of(report, "Decommit")
+    assert returned["kernel"]["returned"] == returned["arguments"]["size"] == 3 * PAGE
+
+
+def test_the_child_dies_on_a_page_that_was_given_back(some_file: Path) -> None:
+    report = report_of(some_file)
+    touched, returned = step_of(report, "touch"), step_of(report, "Decommit")["arguments"]
+    assert touched["kernel"]["signal"] == "SIGSEGV"
+    assert 0 <= touched["arguments"]["va"] - returned["va"] < returned["size"]
+
+
+def test_the_process_ends_with_the_mappings_and_descriptors_of_its_beginning(
+    some_file: Path,
+) -> None:
+    closed = step_of(report_of(some_file), "close")["kernel"]
+    assert closed["mappings_changed"] == closed["descriptors_changed"] == []
+    assert closed["mappings"] > 0
+    assert closed["descriptors"] > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "pages"), [(1, 1), (PAGE - 1, 1), (PAGE, 1), (PAGE + 1, 2), (100 << 20, None)]
+)
+def test_files_of_every_size_fit(size: int, pages: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(min(size, 1 << 20)) * max(size >> 20, 1))
+    report = report_of(path)
+    assert report["size"] == size
+    assert step_of(report, "Commit")["arguments"]["size"] == (pages or size // PAGE) * PAGE
+
+
+def test_the_default_is_the_interpreters_binary() -> None:
+    child = run("demo", "--json")
+    assert child.returncode == 0
+    assert json.loads(child.stdout)["file"] == str(Path(sys.executable).resolve())
+
+
+def test_the_childs_death_is_silent_under_faulthandler(some_file: Path) -> None:
+    child = run("demo", str(some_file), PYTHONFAULTHANDLER="1")
+    assert (child.returncode, child.stderr) == (0, "")
+
+
+# ---- how it ends otherwise ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("", "'' is no name of a file"),
+        ("missing", "missing cannot be read: No such file or directory"),
+        ("empty", "empty is empty"),
+        ("folder", "folder is a directory"),
+        ("pipe", "pipe is no regular file"),
+        ("loop", "loop cannot be read: Too many levels of symbolic links"),
+        ("huge", "huge is too big: 1 TiB, and there is room for "),
+        ("empty/inside", "empty/inside cannot be read: Not a directory"),
+    ],
+)
+def test_an_unfit_file_is_told_so(name: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "huge").open("wb") as huge:
+        huge.truncate(1 << 40)
+    path = str(tmp_path / name) if name else ""
+    for arguments in (["demo", path], ["demo", "--json", path]):
+        child = run(*arguments)
+        assert (child.returncode, child.stdout) == (2, "")
+        (line,) = child.stderr.splitlines()
+        assert line.startswith("vmm-linux demo: ")
+        assert complaint in line
+
+
+def demonstrate(path: str) -> None:
+    """Run the command, with all imported early that it uses: nobody may not read the checkout."""
+    import shutil  # by argparse
+    import sys
+
+    from vmm_linux import cli, demo
+
+    assert {shutil.__name__, demo.__name__} <= sys.modules.keys()
+    sys.exit(cli.main(["demo", path]))
+
+
+def test_a_file_that_an_ordinary_user_may_not_read_is_told_so(some_file: Path) -> None:
+    some_file.chmod(0)
+    child = run_child(demonstrate, str(some_file), nobody=True)
+    assert (child.returncode, child.stdout) == (2, "")
+    assert child.stderr.endswith("cannot be read: Permission denied\n")
+
+
+def test_an_ordinary_user_sees_all_of_it() -> None:
+    child = run_child(demonstrate, "/bin/sh", nobody=True)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.endswith("Every check held.\n")
+
+
+def test_a_step_that_fails_is_the_last_and_says_why(some_file: Path) -> None:
+    child = subprocess.run(
+        ["/bin/sh", "-c", f'ulimit -v {32 << 20} && exec "$0" demo "$1"', SCRIPT, str(some_file)],
+        check=False,
+        cwd=ROOT,
+        env=environment({}),
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 1
+    step, verdict = child.stdout.splitlines()[HEAD:]
+    assert step.startswith("FAILED  Allocate(0, 64 GiB, ")
+    assert step.endswith("rcQuotaExceeded")
+    assert verdict == "FAILED: see the last step."
+    assert child.stderr.startswith("vmm-linux demo: Allocate: not so: allocate: ")
+    assert "RLIMIT_AS" in child.stderr
+
+
+def test_a_file_that_changes_meanwhile_is_told_so(some_file: Path) -> None:
+    # A name so long that the line with it fills the pipe: the command waits before its first step.
+    longest = 4060
+    name = f"{some_file.parent}{'/.' * ((longest - len(str(some_file))) // 2)}/{some_file.name}"
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PAGE)
+    filler = os.write(writer, bytes(PAGE - 4096))
+    with subprocess.Popen(
+        [SCRIPT, "demo", name],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=environment({}),
+        text=True,
+    ) as process:
+        os.close(writer)
+        with open(reader, "rb", buffering=0) as lines:  # noqa: PTH123  a descriptor is no path
+            assert len(lines.read(filler)) == filler
+            assert lines.read(4) == b"FILE"
+            some_file.write_bytes(b"another content")
+            while lines.read(1 << 16):
+                pass
+        _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert complaint.splitlines()[-1].endswith("changed while it was read")

@@ -1,0 +1,108 @@
+"""The README says what is so: its examples run, its tables are complete."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from children import ROOT, run_child
+from vmm_linux import VMM, Retcode, VmmFlags
+from vmm_linux.cli import COMMANDS
+from vmm_linux.endpoint import Endpoint
+from vmm_linux.errors import EXCEPTIONS
+
+README = (ROOT / "README.md").read_text()
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next one."""
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def rows_of(title: str) -> list[list[str]]:
+    """The cells of the table in a section, without its head; code marks are left out."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    assert set(lines[1]) == {"|", "-"}, "no table"
+    cells = [re.split(r"(?<!\\)\|", line.strip("|")) for line in lines[2:]]
+    assert {len(row) for row in cells} == {lines[0].count("|") - 1}
+    return [[cell.replace("`", "").strip() for cell in row] for row in cells]
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks in a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def run_examples(text: str) -> None:
+    """Run the examples of a console session, and tell of those that answer something else."""
+    import doctest
+    import sys
+
+    test = doctest.DocTestParser().get_doctest(text, {}, "README.md", None, 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    results = runner.run(test)
+    print(results.attempted, "examples")
+    sys.exit(results.failed != 0)
+
+
+def test_every_example_answers_what_the_readme_says() -> None:
+    examples = blocks("python")
+    child = run_child(run_examples, "\n".join(examples))
+    assert (child.returncode, child.stderr) == (0, ""), child.stdout
+    assert child.stdout == f"{README.count('>>> ')} examples\n"
+
+
+def test_every_method_is_in_the_table_with_its_parameters() -> None:
+    public = {name for name, value in vars(VMM).items() if callable(value) and name[0] != "_"}
+    described = {}
+    for signature, reference, _ in rows_of("Methods"):
+        name = signature.partition("(")[0]
+        described[name] = reference
+        parameters = [*inspect.signature(getattr(VMM, name)).parameters.values()][1:]
+        assert signature == f"{name}({', '.join(map(str, parameters))})"
+    assert described.keys() == public
+    reference_names = {name for name in vars(Endpoint) if name[0] != "_"}
+    assert {reference for reference in described.values() if reference} == reference_names
+    assert all(name.title() == reference for name, reference in described.items() if reference)
+
+
+def test_every_property_is_named() -> None:
+    for name, value in vars(VMM).items():
+        if name[0] != "_" and not callable(value):
+            assert f"`{name}`" in section("Methods")
+
+
+def test_every_flag_is_in_the_table_with_its_value() -> None:
+    described = {name: int(value, 16) for name, value, _ in rows_of("Flags")}
+    assert described == dict(VmmFlags.__members__.items())
+
+
+def test_every_return_code_is_in_the_table_with_its_names_and_exceptions() -> None:
+    expected = []
+    for rc in Retcode:
+        kinds = "" if rc is Retcode.OK else ", ".join(kinds_of(rc))
+        expected.append([rc.name, str(rc), kinds])
+    assert [row[:3] for row in rows_of("Return codes")] == expected
+
+
+def kinds_of(rc: Retcode) -> list[str]:
+    """The exception of a return code, and Python's own that it is too."""
+    exception = EXCEPTIONS[rc]
+    return [exception.__name__, exception.__bases__[1].__name__]
+
+
+def test_every_command_and_script_that_is_named_exists() -> None:
+    for command in re.findall(r"vmm-linux (\w+)", README):
+        assert command in COMMANDS
+    scripts = re.findall(r"scripts/[\w-]+", README)
+    assert scripts
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
+def test_every_extra_is_described() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(re.findall(r"'\.\[(\w+)\]'", README)) == project["optional-dependencies"].keys()
+    assert project["requires-python"].lstrip(">=") in section("Installing")
+    assert f"License: {project['license']}" in README

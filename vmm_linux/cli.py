@@ -1,0 +1,95 @@
+"""The command line: ``vmm-linux COMMAND ...``.
+
+Every command is a module of its own with ``main(arguments) -> exit code``, imported only when it is
+run. Exit codes: 0 done, 1 it did not come out as it should, 2 it could not be tried.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vmm_linux import __version__
+
+__all__ = ["main"]
+
+CANNOT_TRY = 2
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+class Command(NamedTuple):
+    """Where a command lies, and what it does in half a line."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Command("vmm_linux.demo", "a real file in real memory, the kernel's figures beside it"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name: its exit code.
+
+    Args:
+        arguments: without the program's name; those of this process if left out.
+    """
+    prepare_output()
+    asked = parser().parse_args(arguments)
+    try:
+        command = importlib.import_module(COMMANDS[asked.command].module)
+        code = int(command.main(asked.arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+        return PIPE_CLOSED
+    except OSError as error:
+        drop_output()
+        sys.stderr.write(f"vmm-linux {asked.command}: {error}\n")
+        return CANNOT_TRY
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command line looks like up to the command; the rest is the command's own."""
+    width = max(map(len, COMMANDS))
+    made = argparse.ArgumentParser(
+        prog="vmm-linux",
+        usage="%(prog)s [-h] [--version] COMMAND ...",
+        description="The KasperskyOS endpoint vmm.VMM on real Linux memory.",
+        epilog="commands:\n"
+        + "".join(f"  {name:<{width}}  {command.summary}\n" for name, command in COMMANDS.items())
+        + "\n'vmm-linux COMMAND --help' tells about one of them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    made.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
+    rest = made.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    rest.required = False  # or a missing COMMAND would be complained of with this beside it
+    return made
+
+
+def drop_output() -> None:
+    """Python flushes standard output once more at its end, which must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def prepare_output() -> None:
+    """Print what an encoding lacks as an escape; print nowhere where there is nowhere to print."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this process
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
