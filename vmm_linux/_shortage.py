@@ -6,9 +6,10 @@ between is told as the kernel's commit accounting, which has no figure of its ow
 
 import errno
 import resource
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
+from vmm_linux import _room
 from vmm_linux.errors import Retcode
 
 __all__ = ["NAMES", "explain"]
@@ -23,43 +24,69 @@ NAMES = {
 }
 """What an errno that has one meaning here means."""
 
+COUNTED = {"RLIMIT_AS": "VmSize", "RLIMIT_DATA": "VmData"}
+"""The figure of /proc/self/status that a limit bounds."""
 
-def explain(va: int | None, size: int) -> tuple[Retcode, str]:
+
+def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> tuple[Retcode, str]:
     """The cause of an ENOMEM: return code and message.
 
     Args:
         va: the pages that the call was about, or None when it was to make new ones.
         size: bytes wished.
+        limits: names of the limits of this process that had a say.
+        mappings: how many this process had when it was refused, or 0 if it has them still.
     """
     try:
-        maps = Path("/proc/self/maps").read_bytes()
+        mapped, now = _look_through(va or 0, va + size if va is not None else 0)
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-        limit = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="utf-8"))
+        most = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="utf-8"))
     except OSError as unreadable:
         return Retcode.OUT_OF_MEMORY, f"no memory; the cause could not be looked up: {unreadable}"
-    if va is not None and not _is_mapped(maps, va, va + size):
+    if not mapped:
         return Retcode.RESOURCE_NOT_FOUND, (
             f"part of [0x{va:x}, 0x{va:x} + {size}) is not mapped any more: something outside this "
             "package unmapped it; free it"
         )
-    for name, used in (("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")):
+    for name in limits:
         bound = resource.getrlimit(getattr(resource, name))[0]
-        use = _figure(status, used)
+        use = _figure(status, COUNTED[name])
         if bound != resource.RLIM_INFINITY and use + size > bound:
             return Retcode.QUOTA_EXCEEDED, (
                 f"{size} bytes more than the {use} in use would pass {name}, {bound} bytes; "
                 f"raise it (ulimit {'-v' if name == 'RLIMIT_AS' else '-d'}) or free something"
             )
-    mappings = maps.count(b"\n")
-    if mappings >= limit - 1:
+    mappings = mappings or now
+    if mappings >= most - 1:
         return Retcode.OUT_OF_MEMORY, (
-            f"{mappings} mappings are as many as vm.max_map_count ({limit}) allows; raise it with "
+            f"{mappings} mappings are as many as vm.max_map_count ({most}) allows; raise it with "
             "sysctl, or commit in larger pieces"
+        )
+    available = _room.available()
+    if available < size:
+        return Retcode.OUT_OF_MEMORY, (
+            f"{size} bytes, and the machine has {available} bytes of memory and swap to give "
+            "(vm.overcommit_memory says how strictly the kernel counts)"
         )
     return Retcode.OUT_OF_MEMORY, (
         f"the kernel has no memory, address space or commit charge for {size} bytes; commit less, "
         "or see vm.overcommit_memory and CommitLimit in /proc/meminfo"
     )
+
+
+def _look_through(start: int, end: int) -> tuple[bool, int]:
+    """Whether every page of the range is mapped, and how many mappings there are.
+
+    Line by line: memory may be just what is short.
+    """
+    count = 0
+    with Path("/proc/self/maps").open("rb", buffering=4096) as lines:
+        for line in lines:
+            count += 1
+            low, _, high = line.partition(b" ")[0].partition(b"-")
+            if int(low, 16) <= start < int(high, 16):
+                start = int(high, 16)
+    return start >= end, count
 
 
 def _figure(status: str, label: str) -> int:
@@ -72,18 +99,3 @@ def _figure(status: str, label: str) -> int:
         ),
         0,
     )
-
-
-def _is_mapped(maps: bytes, start: int, end: int) -> bool:
-    """Whether every page of the range is mapped."""
-    for low, high in _ranges(maps):
-        if low <= start < high:
-            start = high
-    return start >= end
-
-
-def _ranges(maps: bytes) -> Iterator[tuple[int, int]]:
-    """The address range of every mapping, ascending."""
-    for line in maps.splitlines():
-        low, _, high = line.split(b" ", 1)[0].partition(b"-")
-        yield int(low, 16), int(high, 16)

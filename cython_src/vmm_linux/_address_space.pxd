@@ -45,6 +45,7 @@ cdef class AddressSpace:
                              MemoryObject *backing) noexcept nogil
     cdef Answer settle(self, const Plan &plan, uintptr_t start, uintptr_t end,
                        uint32_t state) noexcept nogil
+    cdef uint32_t limits_on(self, uintptr_t va) noexcept nogil
     cdef uintptr_t first_pinned(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef void release_backing(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef Answer close(self) noexcept nogil

@@ -28,6 +28,8 @@ from vmm_linux._answer cimport (
     FREE,
     INHERITED,
     IS_MDL,
+    LIMIT_AS,
+    LIMIT_DATA,
     NO_ACCESS,
     NO_BACKING_MEMORY,
     NO_HUGE_PAGES,
@@ -65,7 +67,6 @@ from vmm_linux._plan cimport (
     carry_out,
     plan_commit,
     plan_decommit,
-    plan_free,
     plan_protect,
     unmap,
 )
@@ -116,10 +117,12 @@ cdef class AddressSpace:
     # ---- one call ----------------------------------------------------------------------------
 
     cdef void enter(self) noexcept:
-        """Take the mutex: with the GIL if nobody has it, without while waiting for somebody."""
-        if not mutex_try(self.mutex):
+        """Take the mutex, with the GIL. Never waits for the GIL with the mutex in hand, since
+        a fork takes every mutex with the GIL in hand."""
+        while not mutex_try(self.mutex):
             with nogil:
                 self.wait()
+                self.leave()
 
     cdef void wait(self) noexcept nogil:
         """Take the mutex, waiting for it without the GIL."""
@@ -132,7 +135,7 @@ cdef class AddressSpace:
     cdef Answer perform(self, const Request *request):
         """Carry out one call under the mutex; the GIL is released where the call can be long."""
         cdef Answer answer
-        if request.size <= KEEP_GIL_UP_TO:
+        if request.size <= KEEP_GIL_UP_TO and request.method != CLOSE:
             self.enter()
             answer = self.dispatch(request)
             self.leave()
@@ -199,7 +202,7 @@ cdef class AddressSpace:
                 request.va < _features.mmap_min_addr() + low or request.va > highest - total + low):
             return refused(OUTSIDE)
         if (request.flags & FLAG_HUGE
-                and not _features.has(_features.FEATURE_TRANSPARENT_HUGE_PAGES)):
+                and _features.lacks(_features.FEATURE_TRANSPARENT_HUGE_PAGES)):
             return refused(NO_HUGE_PAGES)
         if request.flags & FLAG_SHAREABLE:
             backing = memory_object_new(request.size, request.flags & FLAG_EXECUTE != 0, &result)
@@ -211,7 +214,7 @@ cdef class AddressSpace:
         elif base == -EEXIST:
             answer = refused(TAKEN)
         else:
-            answer = kernel_refused(<int>base)
+            answer = kernel_refused(<int>base, LIMIT_AS)
         if answer.reason != DONE:
             if base > 0:
                 unmap(base - low, total)
@@ -282,16 +285,18 @@ cdef class AddressSpace:
     cdef Answer settle(self, const Plan &plan, uintptr_t start, uintptr_t end,
                        uint32_t state) noexcept nogil:
         """Carry a plan out that brings isolated pages to ``state``, and write that down."""
-        cdef int result = carry_out(plan)
+        cdef uint64_t mappings = 0
+        cdef int result = carry_out(plan, &mappings)
         if result < 0:
             self.ledger.coalesce(start, end)
-            return kernel_refused(result)
+            return kernel_refused(result, self.limits_on(start), mappings)
         self.ledger.set_state(start, end, state)
         return done()
 
     cdef Answer protect(self, uintptr_t va, size_t size, uint32_t protection) noexcept nogil:
         """Change the protection: of committed pages now, of reserved ones once committed."""
         cdef Plan plan
+        cdef uint64_t mappings = 0
         cdef int result
         cdef Runs.iterator run = self.ledger.run_at(va)
         while run != self.ledger.runs.end() and dereference(run).first < va + size:
@@ -305,10 +310,10 @@ cdef class AddressSpace:
         if not plan_protect(self.ledger, va, va + size, protection, plan):
             self.ledger.coalesce(va, va + size)
             return refused(NO_LEDGER_MEMORY)
-        result = carry_out(plan)
+        result = carry_out(plan, &mappings)
         if result < 0:
             self.ledger.coalesce(va, va + size)
-            return kernel_refused(result)
+            return kernel_refused(result, self.limits_on(va), mappings)
         self.ledger.set_protection(va, va + size, protection)
         return done()
 
@@ -356,7 +361,8 @@ cdef class AddressSpace:
                     dereference(self.ledger.run_at(request.va + copied)).second.backing != NULL):
                 answer.reason = NO_BACKING_MEMORY
                 answer.value = request.va + copied
-        answer.done = copied
+        if request.method == WRITE:
+            answer.done = copied
         return answer
 
     cdef Answer pin(self, const Request *request) noexcept nogil:
@@ -377,12 +383,19 @@ cdef class AddressSpace:
         return done()
 
     cdef Answer close(self) noexcept nogil:
-        """Unmap every region, but for those that views hold: these go with the last of them."""
-        self.closed = True
+        """Unmap every region, but for those that views hold: these go with the last of them.
+
+        Where the kernel refuses to unmap a region, the VMM stays open and can be closed again.
+        """
         cdef int result = self.unmap_unpinned()
+        self.closed = result == 0
         return done() if result == 0 else kernel_refused(result)
 
     # ---- what they share ------------------------------------------------------------------------
+
+    cdef uint32_t limits_on(self, uintptr_t va) noexcept nogil:
+        """The limits that have a say when pages of this region become writable."""
+        return LIMIT_DATA if dereference(self.ledger.run_at(va)).second.backing == NULL else 0
 
     cdef uintptr_t first_pinned(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """The first address in the range that a view holds, or 0."""
@@ -396,9 +409,9 @@ cdef class AddressSpace:
     cdef int forget(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """Unmap isolated pages with the guards next to them and forget them: 0 or -errno.
 
-        A SHAREABLE part gives its memory back if nobody else can have it.
+        A SHAREABLE part gives its memory back if nobody else can have it. Up to a region's end
+        this needs no memory: a call that finds none goes back this way.
         """
-        cdef Plan plan
         cdef size_t page = _features.page_size()
         cdef Regions.iterator region = self.ledger.region_at(start)
         cdef uintptr_t region_end = dereference(region).second.end
@@ -409,9 +422,9 @@ cdef class AddressSpace:
             low -= page
         if end == region_end and dereference(region).second.high_guard:
             high += page
-        if not plan_free(low, high, plan) or (end < region_end and not self.ledger.split(end)):
+        if end < region_end and not self.ledger.split(end):
             return -ENOMEM
-        result = carry_out(plan)
+        result = unmap(low, high - low)
         if result < 0:
             if end < region_end:
                 self.ledger.join(end)

@@ -26,7 +26,8 @@ cdef struct Request:
 cdef struct Answer:
     int reason                  # 0, or why the call failed
     int error                   # the kernel's errno, or 0
-    uint64_t value              # the address that the message is about
+    uint64_t value              # what the message is about; after ENOMEM the mappings then, or 0
+    uint32_t limits             # of the process, which had a say in an ENOMEM
     uintptr_t address           # ALLOCATE
     size_t done                 # READ, WRITE: bytes copied
     uint32_t access             # PIN: access that every page gives
@@ -49,7 +50,11 @@ cdef enum Reason:
     NO_BACKING_MEMORY
     KERNEL_REFUSED
 
+cdef enum:
+    LIMIT_AS = 1
+    LIMIT_DATA = 2
+
 cdef Answer done() noexcept nogil
 cdef Answer refused(Reason reason, uint64_t value=?) noexcept nogil
-cdef Answer kernel_refused(int result) noexcept nogil
+cdef Answer kernel_refused(int result, uint32_t limits=?, uint64_t mappings=?) noexcept nogil
 cdef object explain(Request *request, Answer *answer)

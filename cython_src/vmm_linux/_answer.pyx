@@ -3,6 +3,7 @@
 from libc.errno cimport ENOMEM
 
 from vmm_linux cimport _features
+from vmm_linux._vocabulary cimport FLAG_HIGH_GUARD, FLAG_LOW_GUARD
 
 from vmm_linux import _shortage
 from vmm_linux.errors import RETCODES, Retcode, error
@@ -72,11 +73,24 @@ METHODS = {
 }
 
 
+OVER_PAGES = frozenset((COMMIT, DECOMMIT, PROTECT, FREE))
+"""The methods whose range is pages of a region."""
+
+LIMITS = ((LIMIT_AS, "RLIMIT_AS"), (LIMIT_DATA, "RLIMIT_DATA"))
+
+
+cdef size_t guards(uint32_t flags) noexcept nogil:
+    """Bytes of guard pages of a region with these flags."""
+    return _features.page_size() * (
+        (flags & FLAG_LOW_GUARD != 0) + (flags & FLAG_HIGH_GUARD != 0))
+
+
 cdef Answer done() noexcept nogil:
     cdef Answer answer
     answer.reason = DONE
     answer.error = 0
     answer.value = 0
+    answer.limits = 0
     answer.address = 0
     answer.done = 0
     answer.access = 0
@@ -90,9 +104,10 @@ cdef Answer refused(Reason reason, uint64_t value=0) noexcept nogil:
     return answer
 
 
-cdef Answer kernel_refused(int result) noexcept nogil:
-    cdef Answer answer = refused(KERNEL_REFUSED)
+cdef Answer kernel_refused(int result, uint32_t limits=0, uint64_t mappings=0) noexcept nogil:
+    cdef Answer answer = refused(KERNEL_REFUSED, mappings)
     answer.error = -result
+    answer.limits = limits
     return answer
 
 
@@ -106,7 +121,10 @@ cdef object explain(Request *request, Answer *answer):
             lowest=_features.mmap_min_addr(), highest=_features.user_space_end())
     elif answer.error == ENOMEM:
         rc, message = _shortage.explain(
-            request.va if request.method != ALLOCATE else None, request.size)
+            request.va if request.method in OVER_PAGES else None,
+            request.size + guards(request.flags) * (answer.limits & LIMIT_AS != 0),
+            [name for bit, name in LIMITS if answer.limits & bit],
+            answer.value)
     else:
         rc = RETCODES.get(answer.error, Retcode.FAIL)
         message = _shortage.NAMES.get(answer.error) or (

@@ -16,6 +16,7 @@ cdef enum:
     FEATURE_COUNT = 9
 
 cdef bint has(int feature) noexcept nogil
+cdef bint lacks(int feature) noexcept nogil
 cpdef size_t page_size() noexcept nogil
 cpdef uintptr_t user_space_end() noexcept nogil
 cpdef uintptr_t mmap_min_addr() noexcept nogil

@@ -69,19 +69,29 @@ cdef enum:
 
 cdef bint has(int feature) noexcept nogil:
     """Whether this process may use ``feature`` (a ``FEATURE_`` number). Never fails."""
+    return answer_for(feature) == PRESENT
+
+
+cdef bint lacks(int feature) noexcept nogil:
+    """Whether ``feature`` is known to be absent: a shortage in the probe does not say so."""
+    return answer_for(feature) == ABSENT
+
+
+cdef Answer answer_for(int feature) noexcept nogil:
+    """What is known of a feature, asked for now if nothing was."""
     cdef uint64_t generation, known
     cdef Answer answer
     if not 0 <= feature < FEATURE_COUNT or held_off[feature].load() > 0:
-        return False
+        return ABSENT
     generation = _fork.generation()
     known = answers[feature].load()
     if known & 3 != UNKNOWN and known >> 2 == generation:
-        return known & 3 == PRESENT
+        return <Answer>(known & 3)
     # Two threads may probe at once: both find the same.
     answer = probe(feature)
     if answer != UNKNOWN:
         answers[feature].store(generation << 2 | <uint64_t>answer)
-    return answer == PRESENT
+    return answer
 
 
 cdef Answer probe(int feature) noexcept nogil:
@@ -277,6 +287,7 @@ cpdef uintptr_t user_space_end_by_pagemap() noexcept nogil:
     cdef uintptr_t last = 0
     cdef uintptr_t bit = <uintptr_t>1 << 55
     cdef uint64_t entry
+    cdef intptr_t read
     cdef int fd
     if held_off[<int>FEATURE_PAGEMAP].load() > 0:
         return 0
@@ -286,7 +297,11 @@ cpdef uintptr_t user_space_end_by_pagemap() noexcept nogil:
     # The highest page of user space, bit by bit. Bits above 55 can be a tag that the kernel
     # takes away (aarch64, x86 with LAM), which would let a page answer under two addresses.
     while bit >= page:
-        if read_pagemap(fd, last | bit, &entry) == PAGEMAP_ENTRY:
+        read = read_pagemap(fd, last | bit, &entry)
+        if read < 0:
+            _syscalls.close(fd)
+            return 0
+        if read == PAGEMAP_ENTRY:
             last |= bit
         bit >>= 1
     _syscalls.close(fd)

@@ -1,7 +1,7 @@
 """How a call becomes system calls: a planner that only reads the ledger, and one executor.
 
-A plan is a list of steps. Every step but the last can be undone; what cannot (unmapping, discarding
-contents) is the last. So a call that fails, at whichever system call, leaves everything as it was.
+A plan is a list of steps. Every step but the last can be undone; what cannot (discarding contents)
+is the last. So a call that fails, at whichever system call, leaves everything as it was.
 Another way to commit is another step with its undoing, chosen in ``plan_commit``.
 """
 
@@ -23,7 +23,6 @@ cdef enum StepKind:
     # Cannot be undone, so last:
     DISCARD             # private pages back to reserved, their memory to the system
     PUNCH               # the same for the memory behind shared pages
-    UNMAP
 
 cdef struct Step:
     StepKind kind
@@ -43,6 +42,5 @@ cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_
                         Plan &plan) noexcept nogil
 cdef bint plan_protect(Ledger ledger, uintptr_t start, uintptr_t end, uint32_t protection,
                        Plan &plan) noexcept nogil
-cdef bint plan_free(uintptr_t start, uintptr_t end, Plan &plan) noexcept nogil
-cdef int carry_out(const Plan &plan) noexcept nogil
+cdef int carry_out(const Plan &plan, uint64_t *mappings) noexcept nogil
 cdef int unmap(uintptr_t start, size_t size) noexcept nogil

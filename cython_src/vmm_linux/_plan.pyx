@@ -1,9 +1,9 @@
 """How a call becomes system calls (see ``_plan.pxd``)."""
 
 from cython.operator cimport dereference, preincrement
-from libc.errno cimport EPERM
+from libc.errno cimport EAGAIN, ENOMEM, EPERM
 
-from vmm_linux cimport _syscalls
+from vmm_linux cimport _room, _syscalls
 from vmm_linux._ledger cimport Run, Runs
 from vmm_linux._memory_object cimport (
     memory_object_fill,
@@ -178,11 +178,6 @@ cdef bint plan_protect(Ledger ledger, uintptr_t start, uintptr_t end, uint32_t p
     return True
 
 
-cdef bint plan_free(uintptr_t start, uintptr_t end, Plan &plan) noexcept nogil:
-    """Unmap the range; false when memory is short."""
-    return append_or_fail(plan, step(UNMAP, start, end))
-
-
 cdef int unmap(uintptr_t start, size_t size) noexcept nogil:
     """Give addresses back: the one place that calls munmap(2)."""
     return _syscalls.munmap(start, size)
@@ -211,16 +206,28 @@ cdef void lock_what_fits(uintptr_t start, size_t size) noexcept nogil:
             piece = round_down(piece // 2, page)
 
 
+cdef int populate(const Step &this) noexcept nogil:
+    """Make pages resident: 0 or -errno, at once where there is no room for private ones."""
+    if this.backing == NULL and not _room.is_room_for(this.size):
+        return -ENOMEM
+    return not_again(_syscalls.madvise(this.start, this.size, MADV_POPULATE_WRITE))
+
+
+cdef int not_again(int result) noexcept nogil:
+    """What madvise(2) answers; it says EAGAIN where others say ENOMEM."""
+    return -ENOMEM if result == -EAGAIN else result
+
+
 cdef int do_step(const Step &this) noexcept nogil:
     """Carry out one step: 0 or -errno."""
     if this.kind == ACCESS or this.kind == PROTECT:
         return _syscalls.mprotect(this.start, this.size, this.protection)
     if this.kind == ADVISE_HUGE:
-        return _syscalls.madvise(this.start, this.size, MADV_HUGEPAGE)
+        return not_again(_syscalls.madvise(this.start, this.size, MADV_HUGEPAGE))
     if this.kind == FILL:
         return memory_object_fill(this.backing, this.offset, this.size)
     if this.kind == POPULATE:
-        return _syscalls.madvise(this.start, this.size, MADV_POPULATE_WRITE)
+        return populate(this)
     if this.kind == LOCK:
         lock_what_fits(this.start, this.size)
         return 0
@@ -228,9 +235,7 @@ cdef int do_step(const Step &this) noexcept nogil:
         return _syscalls.munlock(this.start, this.size)
     if this.kind == DISCARD:
         return reserve_afresh(this.start, this.size)
-    if this.kind == PUNCH:
-        return memory_object_punch(this.backing, this.offset, this.size)
-    return unmap(this.start, this.size)
+    return memory_object_punch(this.backing, this.offset, this.size)
 
 
 cdef void undo_step(const Step &this) noexcept nogil:
@@ -248,13 +253,18 @@ cdef void undo_step(const Step &this) noexcept nogil:
         lock_what_fits(this.start, this.size)
 
 
-cdef int carry_out(const Plan &plan) noexcept nogil:
-    """Carry out every step, or none: 0 or -errno of the step that failed."""
+cdef int carry_out(const Plan &plan, uint64_t *mappings) noexcept nogil:
+    """Carry out every step, or none: 0 or -errno of the step that failed.
+
+    After an ENOMEM ``mappings`` says how many the process had then: the way back makes room.
+    """
     cdef size_t done
     cdef int result
     for done in range(plan.size()):
         result = do_step(plan[done])
         if result < 0:
+            if result == -ENOMEM:
+                mappings[0] = _room.mappings()
             while True:
                 undo_step(plan[done])
                 if done == 0:

@@ -1,4 +1,4 @@
-"""How much memory could be taken now.
+"""How much could be taken now: memory, and mappings.
 
 The kernel hands out pages of a memory file one by one and ends somebody's process when there are
 none left; whoever wants a large number of pages now has to ask first.
@@ -23,20 +23,41 @@ cdef uint64_t field(const char *text, const char *label) noexcept nogil:
     return 0 if at == NULL else 1024 * strtoull(at + strlen(label), NULL, 10)
 
 
-cdef bint is_room_for(uint64_t size) noexcept nogil:
-    """Whether ``size`` bytes more could be had now; true where the kernel does not tell."""
-    cdef sysinfo_t now
+cpdef uint64_t available() noexcept nogil:
+    """Bytes of memory and swap that could be taken now; 2**64 - 1: it is not told."""
     cdef char text[4096]
-    cdef int fd
     cdef Py_ssize_t length
-    if sysinfo(&now) == 0 and size <= <uint64_t>now.freeram * now.mem_unit // 2:
-        return True
-    fd = _syscalls.openat(b"/proc/meminfo", O_RDONLY | O_CLOEXEC)
+    cdef int fd = _syscalls.openat(b"/proc/meminfo", O_RDONLY | O_CLOEXEC)
     if fd < 0:
-        return True
+        return <uint64_t>-1
     length = _syscalls.read(fd, text, sizeof(text) - 1)
     _syscalls.close(fd)
     if length <= 0:
-        return True
+        return <uint64_t>-1
     text[length] = 0
-    return size <= field(text, b"MemAvailable:") + field(text, b"SwapFree:")
+    return field(text, b"MemAvailable:") + field(text, b"SwapFree:")
+
+
+cdef bint is_room_for(uint64_t size) noexcept nogil:
+    """Whether ``size`` bytes more could be had now; true where the kernel does not tell."""
+    cdef sysinfo_t now
+    if sysinfo(&now) == 0 and size <= <uint64_t>now.freeram * now.mem_unit // 2:
+        return True
+    return size <= available()
+
+
+cdef uint64_t mappings() noexcept nogil:
+    """How many mappings this process has, or 0 where the kernel does not tell."""
+    cdef char text[4096]
+    cdef uint64_t lines = 0
+    cdef Py_ssize_t length, i
+    cdef int fd = _syscalls.openat(b"/proc/self/maps", O_RDONLY | O_CLOEXEC)
+    if fd < 0:
+        return 0
+    length = _syscalls.read(fd, text, sizeof(text))
+    while length > 0:
+        for i in range(length):
+            lines += text[i] == c'\n'
+        length = _syscalls.read(fd, text, sizeof(text))
+    _syscalls.close(fd)
+    return lines

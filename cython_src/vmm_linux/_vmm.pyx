@@ -77,7 +77,7 @@ cdef class VMM:
 
     cdef int warn_if_open(self) except -1:
         """Warn once, in the process that made this VMM, if nobody closed it."""
-        if self.space.closed or self.warned or self.made_by != os.getpid():
+        if self.space is None or self.space.closed or self.warned or self.made_by != os.getpid():
             return 0
         self.warned = True
         warnings.warn(
@@ -384,10 +384,11 @@ cdef class VMM:
         cdef Request request = request_of(CLOSE, 0, 0, 0)
         if self.space.closed:
             return
-        self.space.enter()
-        self.process.close()
-        self.space.leave()
         self.space.call(&request)
+        # No query opens these files again: the VMM is closed.
+        self.space.enter()
+        self.process.release()
+        self.space.leave()
 
 
 STILL_OPEN = weakref.WeakSet()
