@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # ioctls of /proc/PID/maps and /proc/PID/pagemap: _IOWR('f', number, size of the argument).
 PROCMAP_QUERY = 3 << 30 | 104 << 16 | ord("f") << 8 | 17
 PAGEMAP_SCAN = 3 << 30 | 96 << 16 | ord("f") << 8 | 16
+AT_EMPTY_PATH = 0x1000
 MADV_HUGEPAGE, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL = 14, 24, 102
 MFD_NOEXEC_SEAL = 8
 
@@ -86,6 +87,19 @@ def reads_itself() -> bool:
     return copied == 1 and target.raw == b"x"
 
 
+def names_its_files() -> bool:
+    """``name_to_handle_at(2)`` of a memory file: its handle is 12 bytes."""
+    handle = ctypes.create_string_buffer(struct.pack("=Ii", 16, 0) + bytes(16))
+    fd = os.memfd_create("trial")
+    try:
+        done = ctypes.CDLL(None).name_to_handle_at(
+            fd, b"", handle, ctypes.byref(ctypes.c_int()), AT_EMPTY_PATH
+        )
+    finally:
+        os.close(fd)
+    return bool(done == 0)
+
+
 TRIALS: dict[Feature, Callable[[], bool]] = {
     Feature.PROCMAP_QUERY: lambda: accepts(
         "/proc/self/maps", PROCMAP_QUERY, [104, 0x10, *[0] * 11]
@@ -100,6 +114,7 @@ TRIALS: dict[Feature, Callable[[], bool]] = {
     Feature.MEMFD_NOEXEC_SEAL: lambda: makes_memory_file(MFD_NOEXEC_SEAL),
     Feature.PROCESS_VM: reads_itself,
     Feature.TRANSPARENT_HUGE_PAGES: lambda: takes_advice(MADV_HUGEPAGE),
+    Feature.FILE_HANDLES: names_its_files,
 }
 
 every_feature = pytest.mark.parametrize("feature", list(Feature), ids=lambda feature: feature.name)

@@ -22,9 +22,11 @@ PACKAGE = "vmm_linux"
 #: may import all.
 LAYERS = {
     # 0: vocabulary
+    "_containers": 0.0,
     "_vocabulary": 0.0,
     "errors": 0.0,
     "flags": 0.0,
+    "handles": 0.1,
     "states": 0.0,
     # 1: the kernel; the ledger
     "_fork": 1.0,
@@ -40,16 +42,23 @@ LAYERS = {
     "_memory_object": 2.0,
     "_plan": 2.1,
     "_answer": 2.2,
+    "_conversion": 2.2,
     "_placement": 2.3,
     # 3: the address space
     "_address_space": 3.0,
-    # 4: query
+    # 4: query; handles and buffers
+    "_handles": 4.0,
     "_query": 4.0,
+    "_mdl": 4.1,
+    # 5: transfer
+    "transfer": 5.0,
     # 6: the endpoint
     "_arguments": 6.0,
     "endpoint": 6.0,
-    "_vmm": 6.1,
-    "__init__": 6.2,
+    "_client": 6.1,
+    "_memory_methods": 6.2,
+    "_vmm": 6.3,
+    "__init__": 6.4,
     # 8: tools
     "_report": 8.0,
     "_demo_steps": 8.1,

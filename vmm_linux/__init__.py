@@ -1,14 +1,28 @@
 """The KasperskyOS endpoint ``vmm.VMM`` on real Linux memory.
 
-``VMM`` reserves, commits, protects, gives back and queries memory of this process; see its
-methods. ``VMM.endpoint`` is the same by the reference's own names.
+``VMM`` reserves, commits, protects, gives back and queries memory of this process, and makes, maps,
+clones and sends MDL buffers, memory shared with other processes; see its methods.
+``VMM.endpoint`` is the same by the reference's own names.
 """
 
 from vmm_linux._query import PageInfo
 from vmm_linux._vmm import VMM
 from vmm_linux.errors import Retcode, VmmError
-from vmm_linux.flags import VmmFlags
+from vmm_linux.flags import Rights, Seal, VmmFlags
+from vmm_linux.handles import INVALID_HANDLE, Handle
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["VMM", "PageInfo", "PageKind", "PageState", "Retcode", "VmmError", "VmmFlags"]
+__all__ = [
+    "INVALID_HANDLE",
+    "VMM",
+    "Handle",
+    "PageInfo",
+    "PageKind",
+    "PageState",
+    "Retcode",
+    "Rights",
+    "Seal",
+    "VmmError",
+    "VmmFlags",
+]
 __version__ = "0.1.0"

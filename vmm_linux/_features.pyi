@@ -11,6 +11,7 @@ class Feature(IntEnum):
     MEMFD_NOEXEC_SEAL = 6
     PROCESS_VM = 7
     TRANSPARENT_HUGE_PAGES = 8
+    FILE_HANDLES = 9
 
 def available(feature: int) -> bool: ...
 def without(*features: int) -> AbstractContextManager[None]: ...

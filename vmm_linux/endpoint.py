@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm_linux.errors import Retcode, VmmError
+from vmm_linux.handles import INVALID_HANDLE
 
 if TYPE_CHECKING:
     from vmm_linux._query import PageInfo
@@ -27,7 +28,8 @@ def _outcome(method: Callable[..., Out], failed: Out, *arguments: object) -> tup
 class Endpoint:
     """One ``VMM`` as the reference has it: methods return their out parameters and a return code.
 
-    They never raise for anything that a caller passes; a failed call's out values are 0 or None.
+    They never raise for anything that a caller passes; a failed call's out values are 0, ``None``
+    or ``INVALID_HANDLE``.
     """
 
     __slots__ = ("_vmm",)
@@ -58,3 +60,25 @@ class Endpoint:
     def Query(self, va: object) -> tuple["PageInfo | None", Retcode]:
         """Tell about a page: ``(info, rc)``. See ``VMM.query``."""
         return _outcome(self._vmm.query, None, va)
+
+    def MdlCreate(self, size: object, prot: object) -> tuple[int, Retcode]:
+        """Make an MDL buffer: ``(handle, rc)``. See ``VMM.mdl_create``."""
+        return _outcome(self._vmm.mdl_create, INVALID_HANDLE, size, prot)
+
+    def MdlCreateFromVm(self, va: object, size: object, flags: object) -> tuple[int, Retcode]:
+        """Make an MDL buffer of pages: ``(handle, rc)``. See ``VMM.mdl_create_from_vm``."""
+        return _outcome(self._vmm.mdl_create_from_vm, INVALID_HANDLE, va, size, flags)
+
+    def MdlGetSize(self, handle: object) -> tuple[int, Retcode]:
+        """Tell a buffer's size: ``(size, rc)``. See ``VMM.mdl_get_size``."""
+        return _outcome(self._vmm.mdl_get_size, 0, handle)
+
+    def MdlMap(
+        self, handle: object, offset: object, length: object, hint: object, prot: object
+    ) -> tuple[int, Retcode]:
+        """Map a part of a buffer: ``(address, rc)``. See ``VMM.mdl_map``."""
+        return _outcome(self._vmm.mdl_map, 0, handle, offset, length, hint, prot)
+
+    def MdlClone(self, originHandle: object, offset: object, length: object) -> tuple[int, Retcode]:
+        """Make a window on a buffer: ``(cloneHandle, rc)``. See ``VMM.mdl_clone``."""
+        return _outcome(self._vmm.mdl_clone, INVALID_HANDLE, originHandle, offset, length)

@@ -1,11 +1,12 @@
-"""The flags of the endpoint (``vmm/flags.h`` of KasperskyOS, without ``VMM_FLAG_``).
+"""The flags of the endpoint, the rights of a handle, the seals of an MDL buffer.
 
+The flags are those of KasperskyOS's ``vmm/flags.h`` without ``VMM_FLAG_``, and a few of our own.
 The numbers are this package's own and never change.
 """
 
 from enum import IntFlag
 
-__all__ = ["VmmFlags"]
+__all__ = ["Rights", "Seal", "VmmFlags"]
 
 
 class VmmFlags(IntFlag):
@@ -55,3 +56,30 @@ class VmmFlags(IntFlag):
     """Ask for transparent huge pages."""
     SHAREABLE = 0x40000
     """Backed by a memory file from the start: shared with forked children."""
+
+
+class Rights(IntFlag):
+    """What a handle of an MDL buffer allows: the permissions mask in bits 32-47 of its value."""
+
+    TRANSFER = 0x1
+    """Send it to another process."""
+    COPY = 0x2
+    """Copy it and clone the buffer."""
+    GET_SID = 0x4
+    """Ask for the buffer's security id."""
+    MAP_READ = 0x8
+    """Map the buffer readable."""
+    MAP_WRITE = 0x10
+    """Map the buffer writable, and seal it."""
+    MAP_EXECUTE = 0x20
+    """Map the buffer executable."""
+
+
+class Seal(IntFlag):
+    """What nobody can do to an MDL buffer any more. A seal is never lifted."""
+
+    PUBLISH = 0x1
+    """No new writer: writable mappings that exist go on, and no more are made (fcntl(2)
+    ``F_SEAL_FUTURE_WRITE``)."""
+    FREEZE = 0x2
+    """No writer at all, its maker included (``F_SEAL_WRITE``)."""

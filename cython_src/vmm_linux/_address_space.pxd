@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 from vmm_linux._answer cimport Answer, Request
-from vmm_linux._ledger cimport Ledger
+from vmm_linux._ledger cimport Ledger, Run
 from vmm_linux._memory_object cimport MemoryObject
 from vmm_linux._mutex cimport Mutex
 from vmm_linux._plan cimport Plan
@@ -18,6 +18,8 @@ cdef struct Location:
     uintptr_t end
     uintptr_t run_start
     uintptr_t run_end
+    MemoryObject *buffer        # of an MDL mapping, while the mutex is held
+    uint64_t mdl_offset
 
 cdef class AddressSpace:
     cdef Mutex *mutex
@@ -41,10 +43,15 @@ cdef class AddressSpace:
     cdef Answer copy(self, const Request *request) noexcept nogil
     cdef Answer pin(self, const Request *request) noexcept nogil
     cdef Answer unpin(self, uintptr_t va, size_t size) noexcept nogil
-    cdef Answer enter_region(self, uintptr_t base, const Request *request,
-                             MemoryObject *backing) noexcept nogil
+    cdef Answer place(self, const Request *request, Run run, int fd,
+                      uint64_t offset) noexcept nogil
+    cdef Answer map_buffer(self, const Request *request, MemoryObject *buffer) noexcept nogil
+    cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil
+    cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil
     cdef Answer settle(self, const Plan &plan, uintptr_t start, uintptr_t end,
                        uint32_t state) noexcept nogil
+    cdef uint32_t limits_on(self, uintptr_t va) noexcept nogil
     cdef uint32_t limits_on(self, uintptr_t va) noexcept nogil
     cdef uintptr_t first_pinned(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef void release_backing(self, uintptr_t start, uintptr_t end) noexcept nogil

@@ -13,12 +13,13 @@ into the ledger, which cannot fail.
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cython.operator cimport dereference, predecrement, preincrement
-from libc.errno cimport EEXIST, EFAULT, ENOMEM
+from libc.errno cimport EEXIST, EFAULT, ENOMEM, EPERM
 
-from vmm_linux cimport _copy, _features
+from vmm_linux cimport _copy, _features, _room
 from vmm_linux._answer cimport (
     ABOVE_CEILING,
     ALLOCATE,
+    ALREADY_MDL,
     CHECK,
     CLOSE,
     CLOSED,
@@ -36,13 +37,12 @@ from vmm_linux._answer cimport (
     NO_LEDGER_MEMORY,
     NOT_COMMITTED,
     NOT_IN_REGION,
-    OUTSIDE,
     PIN,
     PINNED,
     PROTECT,
     READ,
+    SEALED,
     TAKEN,
-    TOO_LARGE,
     UNPIN,
     WRITE,
     done,
@@ -50,10 +50,13 @@ from vmm_linux._answer cimport (
     kernel_refused,
     refused,
 )
+from vmm_linux._conversion cimport convert_pages
 from vmm_linux._ledger cimport Region, Regions, Run, Runs
 from vmm_linux._memory_object cimport (
     MemoryObject,
     memory_object_acquire,
+    memory_object_descriptor,
+    memory_object_holes,
     memory_object_is_exclusive,
     memory_object_is_inherited,
     memory_object_new,
@@ -61,21 +64,23 @@ from vmm_linux._memory_object cimport (
     memory_object_release,
 )
 from vmm_linux._mutex cimport mutex_delete, mutex_lock, mutex_new, mutex_try, mutex_unlock
-from vmm_linux._placement cimport reserve
+from vmm_linux._placement cimport check_place, guard_above, guard_below, map_region
 from vmm_linux._plan cimport (
     Plan,
     carry_out,
+    page_access,
     plan_commit,
     plan_decommit,
     plan_protect,
+    plan_residence,
     unmap,
 )
 from vmm_linux._vocabulary cimport (
     FLAG_COMMIT,
     FLAG_EXECUTE,
-    FLAG_FIXED,
     FLAG_HIGH_GUARD,
     FLAG_HUGE,
+    FLAG_LOCKED,
     FLAG_LOW_GUARD,
     FLAG_READ,
     FLAG_RWX_MASK,
@@ -98,7 +103,6 @@ cdef enum:
 
 
 @cython.no_gc
-@cython.final
 cdef class AddressSpace:
     """Regions, pages and pins of one VMM."""
 
@@ -147,15 +151,11 @@ cdef class AddressSpace:
         return answer
 
     cdef object call(self, Request *request):
-        """Carry out one call that returns an address or a count; raise what went wrong."""
+        """Carry out one call: its address, handle or count. Raise what went wrong."""
         cdef Answer answer = self.perform(request)
         if answer.reason != DONE:
             raise explain(request, &answer)
-        if request.method == ALLOCATE:
-            return answer.address
-        if request.method == WRITE:
-            return answer.done
-        return None
+        return answer.done if request.method == WRITE else answer.out
 
     cdef Answer dispatch(self, const Request *request) noexcept nogil:
         """The call itself. The caller holds the mutex."""
@@ -187,66 +187,144 @@ cdef class AddressSpace:
 
     cdef Answer allocate(self, const Request *request) noexcept nogil:
         """Reserve a region with its guards, and commit it if asked to."""
-        cdef size_t page = _features.page_size()
-        cdef size_t low = page if request.flags & FLAG_LOW_GUARD else 0
-        cdef size_t high = page if request.flags & FLAG_HIGH_GUARD else 0
-        cdef uintptr_t highest = _features.user_space_end()
-        cdef size_t total = low + request.size + high
         cdef MemoryObject *backing = NULL
-        cdef Py_ssize_t base
-        cdef int result = 0
-        cdef Answer answer
-        if request.size > highest or total > highest:
-            return refused(TOO_LARGE)
-        if request.flags & FLAG_FIXED and (
-                request.va < _features.mmap_min_addr() + low or request.va > highest - total + low):
-            return refused(OUTSIDE)
+        cdef Run run
+        cdef int error = 0
+        cdef Answer answer = check_place(request)
+        cdef Answer committed
+        if answer.reason != DONE:
+            return answer
         if (request.flags & FLAG_HUGE
                 and _features.lacks(_features.FEATURE_TRANSPARENT_HUGE_PAGES)):
             return refused(NO_HUGE_PAGES)
         if request.flags & FLAG_SHAREABLE:
-            backing = memory_object_new(request.size, request.flags & FLAG_EXECUTE != 0, &result)
+            backing = memory_object_new(request.size, request.flags & FLAG_EXECUTE != 0, &error)
             if backing == NULL:
-                return kernel_refused(-result)
-        base = reserve(request, low, high, backing)
-        if base > 0:
-            answer = self.enter_region(base, request, backing)
-        elif base == -EEXIST:
-            answer = refused(TAKEN)
-        else:
-            answer = kernel_refused(<int>base, LIMIT_AS)
+                return kernel_refused(-error)
+        run = run_of(backing, 0, KIND_PRIVATE, STATE_RESERVED, request.flags, FLAG_RWX_MASK)
+        answer = self.place(request, run, -1 if backing == NULL else backing.fd, 0)
         if answer.reason != DONE:
-            if base > 0:
-                unmap(base - low, total)
             if backing != NULL:
                 memory_object_release(backing, 0)
-            return answer
-        if backing != NULL:
-            memory_object_acquire(backing, request.size // page)
-        if request.flags & FLAG_COMMIT:
-            answer = self.commit(base, request.size)
-            if answer.reason != DONE:
-                self.forget(base, base + request.size)
-        answer.address = base
+        elif request.flags & FLAG_COMMIT:
+            committed = self.commit(answer.out, request.size)
+            if committed.reason != DONE:
+                self.forget(answer.out, answer.out + request.size)
+                return committed
         return answer
 
-    cdef Answer enter_region(self, uintptr_t base, const Request *request,
-                             MemoryObject *backing) noexcept nogil:
-        """Enter a fresh region of reserved pages into the ledger."""
+    cdef Answer place(self, const Request *request, Run run, int fd,
+                      uint64_t offset) noexcept nogil:
+        """Map a region with its guards, whose pages are all as ``run`` says, and enter it."""
+        cdef Py_ssize_t base = map_region(
+            request, fd, offset, page_access(run.state, run.protection))
         cdef Region region
-        cdef Run run
+        cdef Answer answer = done()
+        if base == -EEXIST:
+            return refused(TAKEN)
+        if base < 0:
+            return kernel_refused(<int>base, LIMIT_AS)
         region.end = run.end = base + request.size
         region.flags = request.flags
         region.low_guard = request.flags & FLAG_LOW_GUARD != 0
         region.high_guard = request.flags & FLAG_HIGH_GUARD != 0
-        run.backing = backing
-        run.offset = 0
-        run.pins = 0
-        run.state = STATE_RESERVED
-        run.protection = request.flags & FLAG_RWX_MASK
-        run.ceiling = FLAG_RWX_MASK
-        run.kind = KIND_PRIVATE
-        return done() if self.ledger.insert(base, region, run) else refused(NO_LEDGER_MEMORY)
+        if not self.ledger.insert(base, region, run):
+            unmap(base - guard_below(request.flags),
+                  guard_below(request.flags) + request.size + guard_above(request.flags))
+            return refused(NO_LEDGER_MEMORY)
+        if run.backing != NULL:
+            memory_object_acquire(
+                <MemoryObject *>run.backing, request.size // _features.page_size())
+        answer.out = base
+        return answer
+
+    cdef Answer map_buffer(self, const Request *request, MemoryObject *buffer) noexcept nogil:
+        """Map a part of a memory object, which lies inside it.
+
+        Without WRITE the read-only description is mapped, so that the kernel holds the ceiling.
+        """
+        cdef uint32_t protection = request.flags & FLAG_RWX_MASK
+        cdef int fd
+        cdef Plan plan
+        cdef Run run
+        cdef uint64_t mappings = 0
+        cdef int result
+        cdef Answer answer = check_place(request)
+        if answer.reason != DONE:
+            return answer
+        fd = memory_object_descriptor(buffer, protection & FLAG_WRITE != 0)
+        if fd < 0:
+            return kernel_refused(fd)
+        run = run_of(buffer, request.offset, KIND_MDL, STATE_COMMITTED, protection, protection)
+        answer = self.place(request, run, fd, buffer.offset + request.offset)
+        if answer.error == EPERM and protection & FLAG_WRITE:
+            return refused(SEALED)
+        if answer.reason != DONE or not request.flags & FLAG_LOCKED or protection == 0:
+            return answer
+        result = -ENOMEM
+        if (_room.is_room_for(memory_object_holes(buffer, request.size))
+                and plan_residence(answer.out, request.size, protection, buffer, plan)):
+            result = carry_out(plan, &mappings)
+        if result < 0:
+            self.forget(answer.out, answer.out + request.size)
+            return kernel_refused(result, 0, mappings)
+        return answer
+
+    cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil:
+        """Make a memory object of committed private pages, which then is mapped there.
+
+        A whole SHAREABLE region is one already, unless a parent process has it too.
+        """
+        cdef uintptr_t va = request.va
+        cdef uintptr_t end = va + request.size
+        cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
+        cdef int result = 0
+        cdef Answer answer = self.check_convertible(va, end)
+        if answer.reason != DONE:
+            return answer
+        if not self.ledger.isolate(va, end):
+            return refused(NO_LEDGER_MEMORY)
+        buffer[0] = self.whole_object(va, end)
+        if buffer[0] == NULL:
+            buffer[0] = memory_object_new(
+                request.size, request.flags & FLAG_EXECUTE != 0, &result)
+            if buffer[0] != NULL:
+                result = -convert_pages(self.ledger, flags, va, end, buffer[0])
+            if result != 0:
+                if buffer[0] != NULL:
+                    memory_object_release(buffer[0], 0)
+                self.ledger.coalesce(va, end)
+                return kernel_refused(-result, LIMIT_AS)
+            self.release_backing(va, end)
+            memory_object_acquire(buffer[0], request.size // _features.page_size())
+        self.ledger.set_backing(va, end, buffer[0], 0, KIND_MDL, FLAG_RWX_MASK)
+        return answer
+
+    cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil:
+        """Whether every page is committed, private, and in no view."""
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        while run != self.ledger.runs.end() and dereference(run).first < end:
+            if dereference(run).second.state != STATE_COMMITTED:
+                return refused(NOT_COMMITTED, max(va, dereference(run).first))
+            if dereference(run).second.kind == KIND_MDL:
+                return refused(ALREADY_MDL, max(va, dereference(run).first))
+            preincrement(run)
+        if self.first_pinned(va, end) != 0:
+            return refused(PINNED, self.first_pinned(va, end))
+        return done()
+
+    cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil:
+        """The memory object of which these pages are all, in order, or NULL."""
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        cdef MemoryObject *backing = <MemoryObject *>dereference(run).second.backing
+        if backing == NULL or backing.size != end - va or memory_object_is_inherited(backing):
+            return NULL
+        while run != self.ledger.runs.end() and dereference(run).first < end:
+            if (dereference(run).second.backing != backing
+                    or dereference(run).second.offset != dereference(run).first - va):
+                return NULL
+            preincrement(run)
+        return backing
 
     cdef Answer commit(self, uintptr_t va, size_t size) noexcept nogil:
         """Commit the reserved pages of the range."""
@@ -485,6 +563,7 @@ cdef class AddressSpace:
         cdef Regions.iterator region = self.ledger.region_at(va)
         cdef Runs.iterator run, neighbour
         where.kind = KIND_FREE
+        where.buffer = NULL
         if region == self.ledger.regions.end():
             region = self.ledger.region_around(va, page)
             if region == self.ledger.regions.end():
@@ -504,6 +583,10 @@ cdef class AddressSpace:
         where.kind = dereference(run).second.kind
         where.state = dereference(run).second.state
         where.protection = dereference(run).second.protection
+        if where.kind == KIND_MDL:
+            where.buffer = <MemoryObject *>dereference(run).second.backing
+            where.mdl_offset = (
+                dereference(run).second.offset + round_down(va, page) - dereference(run).first)
         neighbour = run
         while dereference(neighbour).first > where.base:
             predecrement(neighbour)
@@ -519,6 +602,21 @@ cdef class AddressSpace:
                 break
             where.run_end = dereference(neighbour).second.end
         return where
+
+
+cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t state,
+                uint32_t flags, uint32_t ceiling) noexcept nogil:
+    """Pages of a new region; where they end is filled in when that is known."""
+    cdef Run run
+    run.end = 0
+    run.backing = backing
+    run.offset = offset
+    run.pins = 0
+    run.state = state
+    run.protection = flags & FLAG_RWX_MASK
+    run.ceiling = ceiling
+    run.kind = kind
+    return run
 
 
 cdef bint looks_like(const Run &run, const Location &where) noexcept nogil:

@@ -15,20 +15,36 @@ cdef enum Method:
     UNPIN
     LOCATE
     CLOSE
+    # Over MDL buffers and handles:
+    MDL_CREATE
+    MDL_CREATE_FROM_VM
+    MDL_CREATE_FROM_BUF
+    MDL_MAP
+    MDL_CLONE
+    MDL_SEAL
+    MDL_GET_SIZE
+    HANDLE_COPY
+    HANDLE_CLOSE
+    HANDLE_REVOKE
+    HANDLE_INFO
+    SEND
+    RECEIVE
 
 cdef struct Request:
     Method method
     uintptr_t va
     size_t size
-    uint32_t flags              # of the region, the protection, or the access wanted
-    void *buffer                # of READ and WRITE
+    uint32_t flags              # of the region, the protection, rights, seals, access wanted
+    void *buffer                # of READ, WRITE and MDL_CREATE_FROM_BUF; a Parcel; HandleFacts
+    uint64_t handle
+    uint64_t offset             # in the MDL buffer
 
 cdef struct Answer:
     int reason                  # 0, or why the call failed
     int error                   # the kernel's errno, or 0
     uint64_t value              # what the message is about; after ENOMEM the mappings then, or 0
     uint32_t limits             # of the process, which had a say in an ENOMEM
-    uintptr_t address           # ALLOCATE
+    uint64_t out                # the address or the handle that the call returns
     size_t done                 # READ, WRITE: bytes copied
     uint32_t access             # PIN: access that every page gives
 
@@ -48,6 +64,15 @@ cdef enum Reason:
     NO_HUGE_PAGES
     NO_LEDGER_MEMORY
     NO_BACKING_MEMORY
+    UNKNOWN_HANDLE
+    CLOSED_HANDLE
+    REVOKED
+    LACKS_RIGHTS
+    BEYOND_BUFFER
+    ALREADY_MDL
+    SEALED
+    STILL_WRITABLE
+    UNSEALABLE
     KERNEL_REFUSED
 
 cdef enum:

@@ -3,10 +3,11 @@
 from libc.errno cimport ENOMEM
 
 from vmm_linux cimport _features
-from vmm_linux._vocabulary cimport FLAG_HIGH_GUARD, FLAG_LOW_GUARD
+from vmm_linux._vocabulary cimport FLAG_HIGH_GUARD, FLAG_LOW_GUARD, RIGHT_ALL
 
 from vmm_linux import _shortage
 from vmm_linux.errors import RETCODES, Retcode, error
+from vmm_linux.flags import Rights
 
 REASONS = {
     CLOSED: (
@@ -56,6 +57,34 @@ REASONS = {
         Retcode.OUT_OF_MEMORY,
         "no memory could be had for a page of the shared memory between 0x{value:x} and "
         "0x{va:x} + {size}; LOCKED takes it when it is committed"),
+    UNKNOWN_HANDLE: (
+        Retcode.INVALID_ARGUMENT,
+        "0x{handle:x} is not a handle of this VMM"),
+    CLOSED_HANDLE: (
+        Retcode.RESOURCE_NOT_FOUND,
+        "handle 0x{handle:x} was closed"),
+    REVOKED: (
+        Retcode.HANDLE_REVOKED,
+        "handle 0x{handle:x} was revoked; close it"),
+    LACKS_RIGHTS: (
+        Retcode.NO_CAPABILITY,
+        "handle 0x{handle:x} does not give {rights}"),
+    BEYOND_BUFFER: (
+        Retcode.INVALID_ARGUMENT,
+        "{size} bytes at offset {offset} are not inside the buffer of {value} bytes"),
+    ALREADY_MDL: (
+        Retcode.INVALID_OPERATION,
+        "the page at 0x{value:x} belongs to an MDL buffer already; clone that"),
+    SEALED: (
+        Retcode.NO_CAPABILITY,
+        "the buffer is sealed: nobody can map it writable any more"),
+    STILL_WRITABLE: (
+        Retcode.BUSY,
+        "somebody can still write to the buffer; FREEZE needs every writable mapping of it, in "
+        "every process, to be freed first"),
+    UNSEALABLE: (
+        Retcode.NO_CAPABILITY,
+        "the memory takes no more seals"),
 }
 """Why a call can fail without the kernel's word: return code and message."""
 
@@ -70,11 +99,24 @@ METHODS = {
     WRITE: "write",
     PIN: "view",
     CLOSE: "close",
+    MDL_CREATE: "mdl_create",
+    MDL_CREATE_FROM_VM: "mdl_create_from_vm",
+    MDL_CREATE_FROM_BUF: "mdl_create_from_buf",
+    MDL_MAP: "mdl_map",
+    MDL_CLONE: "mdl_clone",
+    MDL_SEAL: "mdl_seal",
+    MDL_GET_SIZE: "mdl_get_size",
+    HANDLE_COPY: "handle_copy",
+    HANDLE_CLOSE: "handle_close",
+    HANDLE_REVOKE: "handle_revoke",
+    HANDLE_INFO: "handle_info",
+    SEND: "send_handle",
+    RECEIVE: "recv_handle",
 }
 
-
-OVER_PAGES = frozenset((COMMIT, DECOMMIT, PROTECT, FREE))
+OVER_PAGES = frozenset((COMMIT, DECOMMIT, PROTECT, FREE, MDL_CREATE_FROM_VM))
 """The methods whose range is pages of a region."""
+
 
 LIMITS = ((LIMIT_AS, "RLIMIT_AS"), (LIMIT_DATA, "RLIMIT_DATA"))
 
@@ -91,7 +133,7 @@ cdef Answer done() noexcept nogil:
     answer.error = 0
     answer.value = 0
     answer.limits = 0
-    answer.address = 0
+    answer.out = 0
     answer.done = 0
     answer.access = 0
     return answer
@@ -118,6 +160,8 @@ cdef object explain(Request *request, Answer *answer):
         rc, template = REASONS[answer.reason]
         message = template.format(
             va=request.va, size=request.size, value=answer.value,
+            handle=request.handle, offset=request.offset,
+            rights=Rights(answer.value & RIGHT_ALL).name,
             lowest=_features.mmap_min_addr(), highest=_features.user_space_end())
     elif answer.error == ENOMEM:
         rc, message = _shortage.explain(
@@ -128,5 +172,5 @@ cdef object explain(Request *request, Answer *answer):
     else:
         rc = RETCODES.get(answer.error, Retcode.FAIL)
         message = _shortage.NAMES.get(answer.error) or (
-            f"the kernel refused [0x{request.va:x}, 0x{request.va:x} + {request.size})")
+            f"the kernel refused {request.size} bytes at 0x{request.va:x}")
     return error(rc, method, message, answer.error or None, completed=answer.done)

@@ -107,16 +107,35 @@ cdef int check_protection(str method, uint64_t protection) except -1:
     return 0
 
 
+cdef int check_some_access(str method, uint64_t flags) except -1:
+    """A protection that gives some access."""
+    if flags & FLAG_RWX_MASK == 0:
+        raise InvalidArgument(method, "no protection: a buffer allows READ at least")
+    return check_protection(method, flags & FLAG_RWX_MASK)
+
+
+cdef int check_bits(str method, str name, uint64_t value, uint64_t known) except -1:
+    """No bits but the known ones."""
+    if value & ~known:
+        raise InvalidArgument(
+            method, f"{name} {value:#x}: unknown bits {value & ~known:#x}")
+    return 0
+
+
+cdef int check_fixed(str method, str name, uint64_t flags, uint64_t addr) except -1:
+    """An address where FIXED needs one."""
+    if flags & FLAG_FIXED and addr == 0:
+        raise InvalidArgument(method, f"FIXED needs an address, and {name} is 0")
+    return 0
+
+
 cdef int check_region_flags(uint64_t flags, uint64_t addr) except -1:
     """The flags of a new region, whose address is ``addr``."""
-    if flags & ~<uint64_t>REGION_FLAGS:
-        raise InvalidArgument(
-            "allocate", f"flags {flags:#x}: unknown bits {flags & ~<uint64_t>REGION_FLAGS:#x}")
+    check_bits("allocate", "flags", flags, REGION_FLAGS)
     if not flags & FLAG_RESERVE:
         raise InvalidArgument("allocate", f"flags {flags:#x}: RESERVE is required")
     check_protection("allocate", flags & FLAG_RWX_MASK)
-    if flags & FLAG_FIXED and addr == 0:
-        raise InvalidArgument("allocate", "FIXED needs an address, and addr is 0")
+    check_fixed("allocate", "addr", flags, addr)
     if flags & UNCHOOSABLE:
         raise Unimplemented(
             "allocate", f"flags {flags:#x}: a Linux process cannot choose "
@@ -146,4 +165,13 @@ cdef Request request_of(Method method, uint64_t va, uint64_t size, uint64_t flag
     request.size = size
     request.flags = <uint32_t>flags
     request.buffer = NULL
+    request.handle = 0
+    request.offset = 0
+    return request
+
+
+cdef Request handle_request(Method method, uint64_t handle, uint32_t flags) noexcept:
+    """A call about a handle."""
+    cdef Request request = request_of(method, 0, 0, flags)
+    request.handle = handle
     return request

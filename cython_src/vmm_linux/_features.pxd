@@ -13,7 +13,8 @@ cdef enum:
     FEATURE_MEMFD_NOEXEC_SEAL = 6
     FEATURE_PROCESS_VM = 7
     FEATURE_TRANSPARENT_HUGE_PAGES = 8
-    FEATURE_COUNT = 9
+    FEATURE_FILE_HANDLES = 9
+    FEATURE_COUNT = 10
 
 cdef bint has(int feature) noexcept nogil
 cdef bint lacks(int feature) noexcept nogil

@@ -43,6 +43,8 @@ class Feature(IntEnum):
     PROCESS_VM = FEATURE_PROCESS_VM
     #: ``MADV_HUGEPAGE`` is accepted.
     TRANSPARENT_HUGE_PAGES = FEATURE_TRANSPARENT_HUGE_PAGES
+    #: ``name_to_handle_at`` on a memfd, which sandboxes block.
+    FILE_HANDLES = FEATURE_FILE_HANDLES
 
 
 cdef enum Answer:
@@ -111,6 +113,8 @@ cdef Answer probe(int feature) noexcept nogil:
         return probe_noexec_seal()
     if feature == FEATURE_PROCESS_VM:
         return probe_process_vm()
+    if feature == FEATURE_FILE_HANDLES:
+        return probe_file_handles()
     return probe_advice(_syscalls.MADV_HUGEPAGE)
 
 
@@ -240,6 +244,17 @@ cdef Answer probe_noexec_seal() noexcept nogil:
     if fd >= 0:
         _syscalls.close(fd)
     return verdict(fd)
+
+
+cdef Answer probe_file_handles() noexcept nogil:
+    cdef uint64_t low, high
+    cdef int fd = _syscalls.memfd_create(b"vmm_linux probe", _syscalls.MFD_CLOEXEC)
+    cdef Answer answer
+    if fd < 0:
+        return verdict(fd)
+    answer = verdict(_syscalls.file_handle(fd, &low, &high))
+    _syscalls.close(fd)
+    return answer
 
 
 cdef Answer probe_process_vm() noexcept nogil:

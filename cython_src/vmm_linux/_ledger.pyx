@@ -14,23 +14,8 @@ cimport cython
 from cython.operator cimport dereference, predecrement, preincrement
 from libc.string cimport memset
 
+from vmm_linux._containers cimport insert_or_fail
 from vmm_linux._vocabulary cimport FLAG_RWX_MASK, KIND_PRIVATE, STATE_RESERVED
-
-cdef extern from *:
-    """
-    #include <new>
-    template <class Map, class Key, class Value>
-    static inline bool insert_or_fail(Map &into, const Key &key, const Value &value) noexcept
-    {
-        try {
-            into.emplace(key, value);
-            return true;
-        } catch (const std::bad_alloc &) {
-            return false;
-        }
-    }
-    """
-    bint insert_or_fail[Map, Key, Value](Map &into, Key key, Value value) noexcept nogil
 
 
 cdef bint alike(const Run &left, const Run &right, size_t distance) noexcept nogil:

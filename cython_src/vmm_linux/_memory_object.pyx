@@ -1,24 +1,36 @@
 """Memory objects (see ``_memory_object.pxd``)."""
 
-from libc.errno cimport EINTR, ENOMEM
+from libc.errno cimport EFAULT, EINTR, ENOMEM
+from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 
 from vmm_linux cimport _features, _fork, _room, _syscalls
 from vmm_linux._syscalls cimport (
     F_ADD_SEALS,
+    F_GET_SEALS,
+    F_SEAL_FUTURE_WRITE,
     F_SEAL_GROW,
+    F_SEAL_SEAL,
     F_SEAL_SHRINK,
+    F_SEAL_WRITE,
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
     MFD_ALLOW_SEALING,
     MFD_CLOEXEC,
     MFD_EXEC,
     MFD_NOEXEC_SEAL,
+    O_CLOEXEC,
+    O_RDONLY,
 )
+from vmm_linux._vocabulary cimport SEAL_FREEZE, SEAL_PUBLISH
 
-# A signal interrupts fallocate(2), which then undoes itself: in pieces it always gets on.
 cdef enum:
+    # A signal interrupts fallocate(2), which then undoes itself: in pieces it always gets on.
     FILL_AT_ONCE = 64 << 20
+    # Of the memory, once it has a read-only description: another user may read it and no more.
+    READ_ONLY_MODE = 0o444
+    # Of a clone's identity: it is empty for ever.
+    IDENTITY_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 
 
 cdef unsigned int creation_flags(bint executable) noexcept nogil:
@@ -29,22 +41,37 @@ cdef unsigned int creation_flags(bint executable) noexcept nogil:
     return flags
 
 
-cdef MemoryObject *memory_object_new(uint64_t size, bint executable, int *error) noexcept nogil:
-    """A memory object of holes with no reference yet, or NULL and the errno."""
-    cdef MemoryObject *self = <MemoryObject *>malloc(sizeof(MemoryObject))
-    cdef int result
+cdef MemoryObject *object_around(int fd, uint64_t size, int *error) noexcept nogil:
+    """A memory object that owns ``fd`` and has no reference yet; without memory it is closed."""
+    cdef MemoryObject *self = NULL
+    if fd < 0:
+        error[0] = -fd
+        return NULL
+    self = <MemoryObject *>malloc(sizeof(MemoryObject))
     if self == NULL:
         error[0] = ENOMEM
+        _syscalls.close(fd)
         return NULL
-    self.fd = _syscalls.memfd_create(b"vmm_linux", creation_flags(executable))
-    if self.fd < 0:
-        error[0] = -self.fd
-        free(self)
-        return NULL
+    self.root = self
+    self.origin = NULL
+    self.offset = 0
     self.size = size
     self.references = 0
+    self.fd = fd
+    self.read_only_fd = -1
+    self.sid = 0
     self.generation = _fork.generation()
     self.children = _fork.children()
+    return self
+
+
+cdef MemoryObject *memory_object_new(uint64_t size, bint executable, int *error) noexcept nogil:
+    """A memory object of holes with no reference yet, or NULL and the errno."""
+    cdef MemoryObject *self = object_around(
+        _syscalls.memfd_create(b"vmm_linux", creation_flags(executable)), size, error)
+    cdef int result
+    if self == NULL:
+        return NULL
     result = _syscalls.ftruncate(self.fd, size)
     if result == 0:
         result = _syscalls.fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)
@@ -55,17 +82,133 @@ cdef MemoryObject *memory_object_new(uint64_t size, bint executable, int *error)
     return self
 
 
+cdef MemoryObject *memory_object_clone(MemoryObject *origin, uint64_t offset, uint64_t size,
+                                       int *error) noexcept nogil:
+    """A window on an object's memory with no reference yet, or NULL and the errno.
+
+    Its identity is an empty memfd, made now: made later, on both sides of a fork, it would be two.
+    """
+    cdef int fd = _syscalls.memfd_create(b"vmm_linux clone", creation_flags(False))
+    cdef int result
+    cdef MemoryObject *self
+    if fd >= 0:
+        result = _syscalls.fcntl(fd, F_ADD_SEALS, IDENTITY_SEALS)
+        if result < 0:
+            _syscalls.close(fd)
+            fd = result
+    self = object_around(fd, size, error)
+    if self != NULL:
+        become_clone(self, origin, origin.offset + offset)
+    return self
+
+
+cdef MemoryObject *memory_object_adopt(int fd, bint writable, uint64_t size,
+                                       int *error) noexcept nogil:
+    """An object of another process's making, which owns ``fd``; NULL closes it."""
+    cdef MemoryObject *self = object_around(fd, size, error)
+    if self != NULL and not writable:
+        self.read_only_fd = fd
+    return self
+
+
+cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, int fd, uint64_t offset,
+                                             uint64_t size, int *error) noexcept nogil:
+    """A clone of another process's making, which owns its identity ``fd``; NULL closes it."""
+    cdef MemoryObject *self = object_around(fd, size, error)
+    if self != NULL:
+        become_clone(self, origin, offset)
+    return self
+
+
+cdef void become_clone(MemoryObject *self, MemoryObject *origin, uint64_t offset) noexcept nogil:
+    """Make a window of a fresh object, at ``offset`` of the origin's root."""
+    self.root = origin.root
+    self.origin = origin
+    self.offset = offset
+    memory_object_acquire(origin, 1)
+
+
 cdef void memory_object_acquire(MemoryObject *self, int64_t references) noexcept nogil:
     """Refer to the object ``references`` times more."""
     self.references += references
 
 
 cdef void memory_object_release(MemoryObject *self, int64_t references) noexcept nogil:
-    """Let go of references; with the last one the descriptor is closed, here and nowhere else."""
-    self.references -= references
-    if self.references == 0:
+    """Let go of references; with the last one the descriptors are closed, here and nowhere else.
+
+    A clone then lets go of its origin.
+    """
+    cdef MemoryObject *origin
+    while self != NULL:
+        self.references -= references
+        if self.references > 0:
+            return
+        origin = self.origin
+        if self.read_only_fd >= 0 and self.read_only_fd != self.fd:
+            _syscalls.close(self.read_only_fd)
         _syscalls.close(self.fd)
         free(self)
+        self = origin
+        references = 1
+
+
+cdef int memory_object_descriptor(MemoryObject *self, bint writable) noexcept nogil:
+    """A descriptor of the memory, borrowed, or -errno.
+
+    The read-only one is opened when first needed: descriptors are scarce. From then on no other
+    user can open the memory for writing; whoever has the same user can, unless it is sealed.
+    """
+    cdef MemoryObject *root = self.root
+    cdef char path[32]
+    if writable:
+        return root.fd
+    if root.read_only_fd < 0:
+        # Another user's memory cannot be changed so, and need not be.
+        _syscalls.fchmod(root.fd, READ_ONLY_MODE)
+        snprintf(path, sizeof(path), b"/proc/self/fd/%d", root.fd)
+        root.read_only_fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC)
+        if root.read_only_fd < 0:
+            writable = root.read_only_fd
+            root.read_only_fd = -1
+            return writable
+    return root.read_only_fd
+
+
+cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
+    """The kernel's identity of the object, the same in every process: 0 or -errno.
+
+    The file's generation, a random number, with its inode number; where a sandbox hides it the
+    inode number alone, which the kernel may give again once the object is gone.
+    """
+    cdef uint64_t device, high
+    cdef int result = 0
+    if self.sid == 0:
+        if _features.has(_features.FEATURE_FILE_HANDLES):
+            result = _syscalls.file_handle(self.fd, &self.sid, &high)
+        else:
+            result = _syscalls.identity(self.fd, &device, &self.sid)
+    sid[0] = self.sid
+    return result
+
+
+cdef int memory_object_seal(MemoryObject *self, uint32_t seals) noexcept nogil:
+    """Seal the memory, for every window on it: 0 or -errno."""
+    cdef int wanted = 0
+    if seals & SEAL_PUBLISH:
+        wanted |= F_SEAL_FUTURE_WRITE
+    if seals & SEAL_FREEZE:
+        wanted |= F_SEAL_WRITE
+    return min(0, _syscalls.fcntl(self.root.fd, F_ADD_SEALS, wanted))
+
+
+cdef int memory_object_seals(MemoryObject *self) noexcept nogil:
+    """The SEAL_* bits of the memory, or -errno."""
+    cdef int seals = _syscalls.fcntl(self.root.fd, F_GET_SEALS, 0)
+    if seals < 0:
+        return seals
+    return (
+        (SEAL_PUBLISH if seals & F_SEAL_FUTURE_WRITE else 0)
+        | (SEAL_FREEZE if seals & F_SEAL_WRITE else 0))
 
 
 cdef bint memory_object_is_inherited(const MemoryObject *self) noexcept nogil:
@@ -76,6 +219,14 @@ cdef bint memory_object_is_inherited(const MemoryObject *self) noexcept nogil:
 cdef bint memory_object_is_exclusive(const MemoryObject *self) noexcept nogil:
     """Whether no other process can have the object by inheritance."""
     return not memory_object_is_inherited(self) and self.children == _fork.children()
+
+
+cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t size) noexcept nogil:
+    """At most how many of ``size`` bytes of the object have no memory yet."""
+    cdef uint64_t allocated
+    if _syscalls.allocated(self.root.fd, &allocated) < 0:
+        return size
+    return min(size, self.root.size - min(self.root.size, allocated))
 
 
 cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil:
@@ -92,6 +243,23 @@ cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) 
             done += piece
         elif result != -EINTR:
             return result
+    return 0
+
+
+cdef int memory_object_store(MemoryObject *self, uint64_t offset, const void *data,
+                             uint64_t size) noexcept nogil:
+    """Write bytes into a fresh object: 0 or -errno, with some of them written.
+
+    pwrite(2) costs half of copying through a mapping.
+    """
+    cdef uint64_t done = 0
+    cdef Py_ssize_t written
+    while done < size:
+        written = _syscalls.pwrite(
+            self.fd, <const char *>data + done, size - done, offset + done)
+        if written <= 0:
+            return <int>written if written < 0 else -EFAULT
+        done += written
     return 0
 
 

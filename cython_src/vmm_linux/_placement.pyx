@@ -3,6 +3,7 @@
 from libc.stdint cimport uintptr_t
 
 from vmm_linux cimport _features, _syscalls
+from vmm_linux._answer cimport OUTSIDE, TOO_LARGE, done, refused
 from vmm_linux._plan cimport unmap
 from vmm_linux._syscalls cimport (
     MADV_HUGEPAGE,
@@ -13,16 +14,46 @@ from vmm_linux._syscalls cimport (
     MAP_SHARED,
     PROT_NONE,
 )
-from vmm_linux._vocabulary cimport FLAG_FIXED, FLAG_HUGE, round_up
+from vmm_linux._vocabulary cimport (
+    FLAG_FIXED,
+    FLAG_HIGH_GUARD,
+    FLAG_HUGE,
+    FLAG_LOW_GUARD,
+    round_up,
+)
 
 
-cdef uintptr_t huge_page_hint(size_t total, size_t low, size_t page) noexcept nogil:
+cdef size_t guard_below(uint32_t flags) noexcept nogil:
+    """Bytes of the guard below a region with these flags."""
+    return _features.page_size() if flags & FLAG_LOW_GUARD else 0
+
+
+cdef size_t guard_above(uint32_t flags) noexcept nogil:
+    """Bytes of the guard above a region with these flags."""
+    return _features.page_size() if flags & FLAG_HIGH_GUARD else 0
+
+
+cdef Answer check_place(const Request *request) noexcept nogil:
+    """Whether a region with its guards can lie where it is wished, if nothing else does."""
+    cdef uintptr_t highest = _features.user_space_end()
+    cdef size_t low = guard_below(request.flags)
+    cdef size_t total = low + request.size + guard_above(request.flags)
+    if request.size > highest or total > highest:
+        return refused(TOO_LARGE)
+    if request.flags & FLAG_FIXED and (
+            request.va < _features.mmap_min_addr() + low or request.va > highest - total + low):
+        return refused(OUTSIDE)
+    return done()
+
+
+cdef uintptr_t huge_page_hint(size_t total, size_t low) noexcept nogil:
     """A free address where a region starts on a huge page, or 0 for the system's choice.
 
     Newer kernels align by themselves, older ones do not. The address is a hint: if another
     thread takes it first, the region lies elsewhere.
     """
     cdef size_t huge = _features.huge_page_size()
+    cdef size_t page = _features.page_size()
     cdef Py_ssize_t found
     if huge == 0 or total < huge or total + huge + page < total:
         return 0
@@ -33,26 +64,27 @@ cdef uintptr_t huge_page_hint(size_t total, size_t low, size_t page) noexcept no
     return round_up(found + low, huge) - low
 
 
-cdef Py_ssize_t reserve(const Request *request, size_t low, size_t high,
-                        MemoryObject *backing) noexcept nogil:
-    """Take the addresses of a region and its guards: the region's base, or -errno."""
-    cdef size_t total = low + request.size + high
+cdef Py_ssize_t map_region(const Request *request, int fd, uint64_t offset,
+                           int protection) noexcept nogil:
+    """Map a region and its guards: its base, or -errno. ``fd`` -1: private reserved memory."""
+    cdef size_t low = guard_below(request.flags)
+    cdef size_t total = low + request.size + guard_above(request.flags)
     cdef uintptr_t hint = request.va - low if request.va > low else 0
     cdef int fixed = MAP_FIXED_NOREPLACE if request.flags & FLAG_FIXED else 0
-    cdef Py_ssize_t base, mapped
+    cdef Py_ssize_t base
+    cdef Py_ssize_t mapped = 0
     if hint == 0 and request.flags & FLAG_HUGE:
-        hint = huge_page_hint(total, low, _features.page_size())
-    if backing != NULL and total == request.size:
-        base = _syscalls.mmap(hint, total, PROT_NONE, MAP_SHARED | fixed, backing.fd, 0)
+        hint = huge_page_hint(total, low)
+    if fd >= 0 and total == request.size:
+        base = _syscalls.mmap(hint, total, protection, MAP_SHARED | fixed, fd, offset)
     else:
         base = _syscalls.mmap(hint, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0)
     if base < 0:
         return base
-    mapped = 0
-    if backing != NULL and total != request.size:
+    if fd >= 0 and total != request.size:
         mapped = _syscalls.mmap(
-            base + low, request.size, PROT_NONE, MAP_SHARED | MAP_FIXED, backing.fd, 0)
-    if mapped >= 0 and backing != NULL and request.flags & FLAG_HUGE:
+            base + low, request.size, protection, MAP_SHARED | MAP_FIXED, fd, offset)
+    if mapped >= 0 and fd >= 0 and request.flags & FLAG_HUGE:
         mapped = _syscalls.madvise(base + low, request.size, MADV_HUGEPAGE)
     if mapped < 0:
         unmap(base, total)

@@ -42,5 +42,8 @@ cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_
                         Plan &plan) noexcept nogil
 cdef bint plan_protect(Ledger ledger, uintptr_t start, uintptr_t end, uint32_t protection,
                        Plan &plan) noexcept nogil
+cdef bint plan_residence(uintptr_t start, size_t size, uint32_t protection,
+                         MemoryObject *backing, Plan &plan) noexcept nogil
 cdef int carry_out(const Plan &plan, uint64_t *mappings) noexcept nogil
+cdef void lock_what_fits(uintptr_t start, size_t size) noexcept nogil
 cdef int unmap(uintptr_t start, size_t size) noexcept nogil

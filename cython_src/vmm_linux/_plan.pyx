@@ -4,6 +4,7 @@ from cython.operator cimport dereference, preincrement
 from libc.errno cimport EAGAIN, ENOMEM, EPERM
 
 from vmm_linux cimport _room, _syscalls
+from vmm_linux._containers cimport append_or_fail
 from vmm_linux._ledger cimport Run, Runs
 from vmm_linux._memory_object cimport (
     memory_object_fill,
@@ -12,6 +13,7 @@ from vmm_linux._memory_object cimport (
 )
 from vmm_linux._syscalls cimport (
     MADV_HUGEPAGE,
+    MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -31,23 +33,6 @@ from vmm_linux._vocabulary cimport (
     STATE_RESERVED,
     round_down,
 )
-
-cdef extern from *:
-    """
-    #include <new>
-    #include <vector>
-    template <class Vector, class Value>
-    static inline bool append_or_fail(Vector &to, const Value &value) noexcept
-    {
-        try {
-            to.push_back(value);
-            return true;
-        } catch (const std::bad_alloc &) {
-            return false;
-        }
-    }
-    """
-    bint append_or_fail[Vector, Value](Vector &to, Value value) noexcept nogil
 
 
 cdef int page_access(uint32_t state, uint32_t protection) noexcept nogil:
@@ -178,6 +163,16 @@ cdef bint plan_protect(Ledger ledger, uintptr_t start, uintptr_t end, uint32_t p
     return True
 
 
+cdef bint plan_residence(uintptr_t start, size_t size, uint32_t protection,
+                         MemoryObject *backing, Plan &plan) noexcept nogil:
+    """Give pages of a memory object memory and pin them; false when memory is short."""
+    cdef Step populate = step(POPULATE, start, start + size)
+    populate.protection = page_access(STATE_COMMITTED, protection)
+    populate.backing = backing
+    return append_or_fail(plan, populate) and append_or_fail(
+        plan, step(LOCK, start, start + size))
+
+
 cdef int unmap(uintptr_t start, size_t size) noexcept nogil:
     """Give addresses back: the one place that calls munmap(2)."""
     return _syscalls.munmap(start, size)
@@ -210,7 +205,9 @@ cdef int populate(const Step &this) noexcept nogil:
     """Make pages resident: 0 or -errno, at once where there is no room for private ones."""
     if this.backing == NULL and not _room.is_room_for(this.size):
         return -ENOMEM
-    return not_again(_syscalls.madvise(this.start, this.size, MADV_POPULATE_WRITE))
+    return not_again(_syscalls.madvise(
+        this.start, this.size,
+        MADV_POPULATE_WRITE if this.protection & PROT_WRITE else MADV_POPULATE_READ))
 
 
 cdef int not_again(int result) noexcept nogil:

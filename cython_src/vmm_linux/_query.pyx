@@ -6,10 +6,11 @@ Nothing here touches the page.
 """
 
 cimport cython
-from libc.stdint cimport int8_t
+from libc.stdint cimport int8_t, uint64_t
 
 from vmm_linux cimport _features
 from vmm_linux._address_space cimport Location
+from vmm_linux._memory_object cimport memory_object_sid
 from vmm_linux._procfs cimport Span, Text, free_text
 from vmm_linux._vocabulary cimport (
     FLAG_RWX_MASK,
@@ -122,18 +123,37 @@ cdef tuple figures(PageInfo info):
         info.locked, info.huge, info.smaps)
 
 
-cdef int ask_kernel(OwnProcess process, uintptr_t page, bint smaps, Span *span, PageFacts *facts,
-                    Text *text) noexcept nogil:
-    """The kernel's word about a page: 0 or -errno."""
-    cdef int result = process.span_at(page, span)
-    if result == 0 and span.mapped:
-        result = process.page_at(page, facts)
+cdef struct Found:
+    # What the kernel and the ledger say of one page.
+    bint closed                 # the VMM is, and the rest is nothing
+    Location where
+    Span span
+    PageFacts facts
+    uint64_t sid
+    Text smaps
+
+
+cdef int look(AddressSpace space, OwnProcess process, uintptr_t page, bint smaps,
+              Found *found) noexcept nogil:
+    """Find out about a page: 0 or -errno. The caller holds the mutex."""
+    cdef int result
+    found.smaps = [NULL, 0, 0]
+    found.closed = space.closed
+    if found.closed:
+        return 0
+    found.where = space.locate(page)
+    result = process.span_at(page, &found.span)
+    if result == 0 and found.span.mapped:
+        result = process.page_at(page, &found.facts)
         if result == 0 and smaps:
-            result = process.smaps_text_at(page, text)
+            result = process.smaps_text_at(page, &found.smaps)
+        if result == 0 and found.where.buffer != NULL:
+            result = memory_object_sid(found.where.buffer, &found.sid)
     return result
 
 
-cdef void put_together(PageInfo info, const Location &where, const Span &span) noexcept nogil:
+cdef int put_together(PageInfo info, const Location &where, const Span &span,
+                      uint64_t sid) except -1:
     """Fill in what is known of the page: the kernel's word first, then the ledger's intent."""
     info.base = info.run_start = span.start
     info._end = info.run_end = span.end
@@ -159,41 +179,39 @@ cdef void put_together(PageInfo info, const Location &where, const Span &span) n
         info.run_end = where.run_end
         if where.state == STATE_RESERVED:
             info._protection = where.protection
+        if where.buffer != NULL:
+            info.mdl_offset = where.mdl_offset
+            info.sid = sid
+    return 0
 
 
 cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint smaps):
     """What is known of the page that includes ``va``, with its smaps record if asked."""
     cdef PageInfo info = PageInfo.__new__(PageInfo)
-    cdef Location where
-    cdef Span span
-    cdef Text text = [NULL, 0, 0]
     cdef uintptr_t page = round_down(va, _features.page_size())
+    cdef Found found
     cdef int result
-    cdef bint closed
     if smaps:
         with nogil:
             space.wait()
-            closed = space.closed
-            where = space.locate(page)
-            result = 0 if closed else ask_kernel(process, page, True, &span, &info._facts, &text)
+            result = look(space, process, page, True, &found)
             space.leave()
     else:
         space.enter()
-        closed = space.closed
-        where = space.locate(page)
-        result = 0 if closed else ask_kernel(process, page, False, &span, &info._facts, &text)
+        result = look(space, process, page, False, &found)
         space.leave()
     try:
-        if closed:
+        if found.closed:
             raise InvalidOperation("query", "this VMM is closed; make another one")
         if result < 0:
             raise error(
                 RETCODES.get(-result, Retcode.FAIL), "query",
                 "the kernel did not tell about this process's memory (/proc/self)", -result)
-        if text.length != 0:
-            info.smaps = parse_smaps(text.data[:text.length])[0]
+        if found.smaps.length != 0:
+            info.smaps = parse_smaps(found.smaps.data[:found.smaps.length])[0]
     finally:
-        free_text(&text)
+        free_text(&found.smaps)
     info.va = page
-    put_together(info, where, span)
+    info._facts = found.facts
+    put_together(info, found.where, found.span, found.sid)
     return info

@@ -11,7 +11,7 @@ The headers of a C library can be older than the kernel, so constants newer than
 Linux 5.14 are written out here with the version that brought them.
 """
 
-from libc.stdint cimport intptr_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, intptr_t, uint32_t, uint64_t, uintptr_t
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
@@ -75,6 +75,7 @@ cdef extern from "<fcntl.h>" nogil:
         F_ADD_SEALS
         F_GET_SEALS
         F_GETFL
+        F_DUPFD_CLOEXEC
         F_SEAL_SEAL
         F_SEAL_SHRINK
         F_SEAL_GROW
@@ -83,6 +84,19 @@ cdef extern from "<fcntl.h>" nogil:
         O_RDONLY
         O_RDWR
         O_CLOEXEC
+        O_PATH
+
+cdef extern from *:
+    """
+    #include <unistd.h>
+    #ifndef SEEK_DATA
+    #define SEEK_DATA 3
+    #define SEEK_HOLE 4
+    #endif
+    """
+    enum:
+        SEEK_DATA
+        SEEK_HOLE
 
 cdef extern from *:
     """
@@ -148,13 +162,18 @@ cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil
 cpdef int ftruncate(int fd, uint64_t length) noexcept nogil
 cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil
 cpdef int fcntl(int fd, int command, int argument) noexcept nogil
+cpdef int fchmod(int fd, uint32_t mode) noexcept nogil
 cdef int openat(const char *path, int flags) noexcept nogil
 cpdef int close(int fd) noexcept nogil
 cdef intptr_t pread(int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil
 cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil
+cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil
 cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil
 cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil
 cdef int identity(int fd, uint64_t *device, uint64_t *inode) noexcept nogil
+cdef int allocated(int fd, uint64_t *bytes) noexcept nogil
+cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil
+cpdef int64_t filesystem_type(int fd) noexcept nogil
 
 # Questions to the files of /proc/PID
 cdef int procmap_query(int maps_fd, ProcmapQuery *query) noexcept nogil

@@ -26,6 +26,7 @@ cdef extern from "<unistd.h>" nogil:
     long c_pread "pread"(int, void *, size_t, long)
     long c_pwrite "pwrite"(int, const void *, size_t, long)
     long c_read "read"(int, void *, size_t)
+    long c_lseek "lseek"(int, long, int)
     int getpid()
     long sysconf(int)
     enum:
@@ -42,7 +43,37 @@ cdef extern from "<sys/stat.h>" nogil:
     struct file_status "stat":
         uint64_t st_dev
         uint64_t st_ino
+        uint64_t st_blocks
     int c_fstat "fstat"(int, file_status *)
+    int c_fchmod "fchmod"(int, unsigned int)
+
+cdef extern from "<sys/vfs.h>" nogil:
+    struct filesystem_status "statfs":
+        long f_type
+    int c_fstatfs "fstatfs"(int, filesystem_status *)
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <string.h>
+
+    /* name_to_handle_at(2): the file system's own name of a file, of at most 16 bytes here. */
+    static int vmm_file_handle(int fd, uint64_t *low, uint64_t *high)
+    {
+        struct { struct file_handle head; unsigned char room[16]; } handle;
+        uint64_t name[2] = {0, 0};
+        int mount;
+        memset(&handle, 0, sizeof handle);
+        handle.head.handle_bytes = sizeof handle.room;
+        if (name_to_handle_at(fd, "", &handle.head, &mount, AT_EMPTY_PATH) != 0)
+            return -1;
+        memcpy(name, handle.head.f_handle, handle.head.handle_bytes);
+        *low = name[0];
+        *high = name[1];
+        return 0;
+    }
+    """
+    int c_file_handle "vmm_file_handle"(int, uint64_t *, uint64_t *) nogil
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -152,6 +183,11 @@ cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil:
     return answer(c_read(fd, buffer, length))
 
 
+cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil:
+    """``lseek(2)``: the new offset."""
+    return answer(c_lseek(fd, offset, whence))
+
+
 cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil:
     """``ioctl(2)``."""
     return <int>answer(c_ioctl(fd, request, argument))
@@ -165,6 +201,32 @@ cdef int identity(int fd, uint64_t *device, uint64_t *inode) noexcept nogil:
         device[0] = status.st_dev
         inode[0] = status.st_ino
     return result
+
+
+cdef int allocated(int fd, uint64_t *bytes) noexcept nogil:
+    """``fstat(2)``: bytes of memory that a file has."""
+    cdef file_status status
+    cdef int result = <int>answer(c_fstat(fd, &status))
+    if result == 0:
+        bytes[0] = status.st_blocks * 512
+    return result
+
+
+cpdef int fchmod(int fd, uint32_t mode) noexcept nogil:
+    """``fchmod(2)``."""
+    return <int>answer(c_fchmod(fd, mode))
+
+
+cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil:
+    """``name_to_handle_at(2)``: the 16 bytes by which the file system knows a file."""
+    return <int>answer(c_file_handle(fd, low, high))
+
+
+cpdef int64_t filesystem_type(int fd) noexcept nogil:
+    """``fstatfs(2)``: the magic number of the file system."""
+    cdef filesystem_status status
+    cdef int result = <int>answer(c_fstatfs(fd, &status))
+    return result if result < 0 else status.f_type
 
 
 cdef int procmap_query(int maps_fd, ProcmapQuery *query) noexcept nogil:

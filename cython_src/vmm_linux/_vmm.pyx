@@ -1,48 +1,61 @@
 """``VMM``: the endpoint in Python's manner."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from vmm_linux cimport _features
-from vmm_linux._address_space cimport AddressSpace, pinned_view
 from vmm_linux._answer cimport (
-    ALLOCATE,
-    CHECK,
-    CLOSE,
-    COMMIT,
-    DECOMMIT,
-    FREE,
-    PROTECT,
-    READ,
-    WRITE,
-    Method,
+    HANDLE_CLOSE,
+    HANDLE_COPY,
+    HANDLE_INFO,
+    HANDLE_REVOKE,
+    MDL_CLONE,
+    MDL_CREATE,
+    MDL_CREATE_FROM_BUF,
+    MDL_CREATE_FROM_VM,
+    MDL_GET_SIZE,
+    MDL_MAP,
+    MDL_SEAL,
+    RECEIVE,
+    SEND,
     Request,
 )
 from vmm_linux._arguments cimport (
+    check_bits,
     check_bytes,
+    check_fixed,
     check_pages,
     check_protection,
-    check_region_flags,
+    check_some_access,
     describe,
+    handle_request,
     number,
     request_of,
 )
-from vmm_linux._procfs cimport OwnProcess
-from vmm_linux._query cimport query
-from vmm_linux._vocabulary cimport FLAG_READ, FLAG_WRITE
+from vmm_linux._handles cimport rights_of
+from vmm_linux._mdl cimport HandleFacts, Parcel, close_parcel
+from vmm_linux._memory_methods cimport MemoryMethods
+from vmm_linux._vocabulary cimport (
+    FLAG_FIXED,
+    FLAG_HIGH_GUARD,
+    FLAG_LOCKED,
+    FLAG_LOW_GUARD,
+    FLAG_RWX_MASK,
+    RIGHT_ALL,
+    SEAL_FREEZE,
+    SEAL_PUBLISH,
+)
 
-import atexit
-import os
-import sys
-import warnings
-import weakref
-
+from vmm_linux import transfer
 from vmm_linux.endpoint import Endpoint
-from vmm_linux.errors import InvalidArgument, InvalidOperation, OutOfMemory
+from vmm_linux.errors import InvalidArgument
+from vmm_linux.flags import Rights, Seal
+from vmm_linux.handles import Handle, HandleInfo
+
+cdef enum:
+    MAP_FLAGS = FLAG_RWX_MASK | FLAG_LOCKED | FLAG_LOW_GUARD | FLAG_HIGH_GUARD | FLAG_FIXED
 
 
-cdef class VMM:
+cdef class VMM(MemoryMethods):
     """One client of the endpoint: it sees, changes and frees only what it made itself.
 
     A context manager: leaving it closes it. A VMM that is dropped, or still open when the
@@ -54,349 +67,409 @@ cdef class VMM:
     Methods may be called from any thread.
     """
 
-    cdef AddressSpace space
-    cdef OwnProcess process
-    cdef object __weakref__
-    cdef str made_at
-    cdef int made_by
-    cdef bint warned
-
-    def __cinit__(self, *arguments, **keywords):
-        self.space = AddressSpace()
-        self.process = OwnProcess()
-        caller = sys._getframe()
-        self.made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-        self.made_by = os.getpid()
-        STILL_OPEN.add(self)
-
-    def __init__(self):
-        """Make a VMM without regions. It asks the kernel for nothing yet."""
-
-    def __del__(self):
-        self.warn_if_open()
-
-    cdef int warn_if_open(self) except -1:
-        """Warn once, in the process that made this VMM, if nobody closed it."""
-        if self.space is None or self.space.closed or self.warned or self.made_by != os.getpid():
-            return 0
-        self.warned = True
-        warnings.warn(
-            f"a VMM made at {self.made_at} was never closed", ResourceWarning, source=self)
-        return 0
-
-    def __enter__(self):
-        self.check_open("__enter__")
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
-    def __repr__(self):
-        return f"<VMM made at {self.made_at}, {'closed' if self.space.closed else 'open'}>"
-
-    cdef int check_open(self, str method) except -1:
-        if self.space.closed:
-            raise InvalidOperation(method, "this VMM is closed; make another one")
-        return 0
-
-    def _check(self):
-        """Raise AssertionError if an invariant of the ledger does not hold. For tests."""
-        cdef uintptr_t where = 0
-        cdef const char *flaw
-        self.space.enter()
-        flaw = self.space.ledger.flaw(&where)
-        self.space.leave()
-        if flaw != NULL:
-            raise AssertionError(f"{flaw.decode()} at 0x{where:x}")
-
-    @property
-    def closed(self):
-        """Whether ``close`` was called."""
-        return self.space.closed
-
     @property
     def endpoint(self):
         """The reference's own face of this VMM: an ``Endpoint``."""
         return Endpoint(self)
 
-    def allocate(self, addr, size, flags):
-        """Reserve a region of memory, and commit it if asked to.
+    # ---- MDL buffers --------------------------------------------------------------------------
+
+    def mdl_create(self, size, prot):
+        """Make an MDL buffer: shared memory without a name.
 
         Args:
-            addr: preferred base address in bytes, a page multiple, or 0; another one is chosen
-                if it is taken. With ``FIXED``: this address or none.
             size: bytes, a page multiple.
-            flags: ``VmmFlags``: ``RESERVE``, the protection that committed pages get, and what
-                else the region is to be.
+            prot: ``VmmFlags``: the most that the handle allows, READ at least. With LOCKED the
+                buffer has all its memory on return; without, pages get it when they are touched.
 
         Returns:
-            The base address.
+            A ``Handle``.
 
         Errors:
-            INVALID_ARGUMENT: zero, unaligned or overflowing numbers, an illegal protection, unknown
-                flags, no RESERVE, FIXED with 0 or outside what a process may map.
-            ALREADY_EXISTS: FIXED, and something is mapped there.
-            OUT_OF_MEMORY: address space, map count, commit charge or memory is short.
-            QUOTA_EXCEEDED: RLIMIT_AS, RLIMIT_DATA or RLIMIT_NOFILE.
-            UNIMPLEMENTED: a caching mode, or HUGE on a kernel without huge pages.
+            INVALID_ARGUMENT: zero or unaligned size, no or illegal protection, unknown flags.
+            OUT_OF_MEMORY: LOCKED, and the machine has not that much memory.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE.
 
-        Source: Allocate; mmap(2), mprotect(2), madvise(2), mlock(2), memfd_create(2).
+        Source: MdlCreate; memfd_create(2), fcntl(2) F_ADD_SEALS.
         """
-        cdef uint64_t base, length, bits
+        cdef uint64_t length, bits
         cdef Request request
-        self.check_open("allocate")
-        base = number("allocate", "addr", addr)
-        length = number("allocate", "size", size)
-        bits = number("allocate", "flags", flags)
-        check_pages("allocate", "addr", base, length)
-        check_region_flags(bits, base)
-        request = request_of(ALLOCATE, base, length, bits)
-        return self.space.call(&request)
+        self.check_open("mdl_create")
+        length = number("mdl_create", "size", size)
+        bits = number("mdl_create", "prot", prot)
+        check_pages("mdl_create", "size", 0, length)
+        check_bits("mdl_create", "prot", bits, FLAG_RWX_MASK | FLAG_LOCKED)
+        check_some_access("mdl_create", bits)
+        request = request_of(MDL_CREATE, 0, length, bits)
+        return Handle(self.space.call(&request))
 
-    cdef object change(self, Method method, str name, object va, object size, uint64_t flags):
-        """A call over whole pages of one region."""
-        cdef uint64_t start, length
+    def mdl_create_from_vm(self, va, size, flags):
+        """Make an MDL buffer of committed private pages, which stay where they are.
+
+        Addresses, contents and local protection do not change. A whole SHAREABLE region moves no
+        byte; other pages are copied once. The pages are MDL pages from then on.
+
+        Args:
+            va: address of the first page.
+            size: bytes, a page multiple; inside one region.
+            flags: ``VmmFlags``: the most that the handle allows, READ at least.
+
+        Returns:
+            A ``Handle``.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers, no or illegal protection.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            INVALID_OPERATION: a page is not committed, or belongs to an MDL buffer.
+            BUSY: a view holds a page.
+            OUT_OF_MEMORY: no memory for the copy, or the kernel's map count is reached.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE, RLIMIT_AS.
+
+        Source: MdlCreateFromVm; memfd_create(2), mremap(2).
+        """
+        cdef uint64_t start, length, bits
         cdef Request request
-        start = number(name, "va", va)
-        length = number(name, "size", size)
-        check_pages(name, "va", start, length)
-        request = request_of(method, start, length, flags)
-        return self.space.call(&request)
+        self.check_open("mdl_create_from_vm")
+        start = number("mdl_create_from_vm", "va", va)
+        length = number("mdl_create_from_vm", "size", size)
+        bits = number("mdl_create_from_vm", "flags", flags)
+        check_pages("mdl_create_from_vm", "va", start, length)
+        check_bits("mdl_create_from_vm", "flags", bits, FLAG_RWX_MASK)
+        check_some_access("mdl_create_from_vm", bits)
+        request = request_of(MDL_CREATE_FROM_VM, start, length, bits)
+        return Handle(self.space.call(&request))
 
-    def commit(self, va, size, flags=0):
-        """Make reserved pages usable: zeroed, with the protection remembered for them.
-
-        Pages committed already keep their contents. In a ``LOCKED`` region every page is resident
-        on return.
-
-        Args:
-            va: address of the first page.
-            size: bytes, a page multiple; inside one region.
-            flags: a fictitious parameter, not looked at.
-
-        Errors:
-            INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
-            RESOURCE_NOT_FOUND: not wholly inside one region.
-            OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached.
-            QUOTA_EXCEEDED: RLIMIT_DATA.
-
-        Source: Commit; mprotect(2), madvise(2) MADV_POPULATE_WRITE.
-        """
-        self.check_open("commit")
-        self.change(COMMIT, "commit", va, size, 0)
-
-    def decommit(self, va, size):
-        """Give the memory of pages back to the system; the addresses stay reserved.
-
-        Reserved pages stay so. A later commit finds zeros.
+    def mdl_create_from_buf(self, data, prot):
+        """Make an MDL buffer of these bytes; it is frozen unless ``prot`` has WRITE.
 
         Args:
-            va: address of the first page.
-            size: bytes, a page multiple; inside one region.
-
-        Errors:
-            INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
-            RESOURCE_NOT_FOUND: not wholly inside one region.
-            INVALID_OPERATION: SHAREABLE pages that came from a parent process.
-            BUSY: a view holds a page.
-            OUT_OF_MEMORY: the kernel's map count is reached.
-
-        Source: Decommit; mmap(2) MAP_FIXED, fallocate(2) FALLOC_FL_PUNCH_HOLE.
-        """
-        self.check_open("decommit")
-        self.change(DECOMMIT, "decommit", va, size, 0)
-
-    def protect(self, va, size, flags):
-        """Change the protection: of committed pages now, of reserved ones when they are committed.
-
-        Args:
-            va: address of the first page.
-            size: bytes, a page multiple; inside one region.
-            flags: ``VmmFlags``: none, READ, READ|WRITE, READ|EXECUTE or READ|WRITE|EXECUTE.
-
-        Errors:
-            INVALID_ARGUMENT: zero, unaligned or overflowing numbers, another protection.
-            RESOURCE_NOT_FOUND: not wholly inside one region.
-            BUSY: a view holds a page.
-            OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached.
-            QUOTA_EXCEEDED: RLIMIT_DATA.
-
-        Source: Protect; mprotect(2).
-        """
-        cdef uint64_t protection
-        self.check_open("protect")
-        protection = number("protect", "flags", flags)
-        check_protection("protect", protection)
-        self.change(PROTECT, "protect", va, size, protection)
-
-    def free(self, va, size):
-        """Give addresses and memory back: a whole region or any pages of one.
-
-        Freed in the middle, a region becomes two. A guard page goes with the page next to it.
-
-        Args:
-            va: address of the first page.
-            size: bytes, a page multiple; inside one region.
-
-        Errors:
-            INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
-            RESOURCE_NOT_FOUND: not wholly inside one region.
-            BUSY: a view holds a page.
-            OUT_OF_MEMORY: the kernel's map count is reached.
-
-        Source: Free; munmap(2).
-        """
-        self.check_open("free")
-        self.change(FREE, "free", va, size, 0)
-
-    def query(self, va, smaps=True):
-        """Tell about the page that includes an address, without touching it.
-
-        Args:
-            va: any address of user space, ours or not, aligned or not.
-            smaps: read ``/proc/self/smaps`` for the whole record of the page's mapping, which takes
-                longer the more mappings lie below; without it an answer takes microseconds.
+            data: a contiguous buffer of at least one byte; zeros fill its last page.
+            prot: ``VmmFlags``: the most that the handle allows, READ at least.
 
         Returns:
-            A ``PageInfo``. A free address is an answer.
+            A ``Handle``. The buffer's size is the data's, rounded up to pages.
 
         Errors:
-            INVALID_ARGUMENT: not an address of user space.
-            QUOTA_EXCEEDED: no descriptor is left for ``/proc/self/maps``.
+            INVALID_ARGUMENT: no bytes, no contiguous buffer, no or illegal protection.
+            OUT_OF_MEMORY: no memory for the copy.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE.
 
-        Source: Query; proc(5), ioctl PROCMAP_QUERY and PAGEMAP_SCAN.
+        Source: memfd_create(2), fcntl(2) F_SEAL_WRITE.
         """
-        cdef uint64_t address
-        self.check_open("query")
-        address = number("query", "va", va)
-        if address >= _features.user_space_end():
-            raise InvalidArgument(
-                "query", f"va 0x{address:x} is above user space, which ends at "
-                f"0x{_features.user_space_end():x}")
-        return query(self.space, self.process, address, bool(smaps))
-
-    def view(self, va, size, writable=None):
-        """Look at committed memory as it is: a memoryview of bytes.
-
-        The pages are held as long as the object that ``view.obj`` names lives, whoever keeps
-        it: Free, Decommit and Protect of them are BUSY until then.
-
-        Args:
-            va: address of the first byte.
-            size: bytes, at least one; inside one region.
-            writable: True, False, or None for writable where every page is.
-
-        Errors:
-            INVALID_ARGUMENT: zero or overflowing numbers.
-            RESOURCE_NOT_FOUND: not wholly inside one region.
-            INVALID_OPERATION: a page is not committed, or its protection does not allow it.
-        """
-        cdef uint64_t start, length
-        self.check_open("view")
-        start = number("view", "va", va)
-        length = number("view", "size", size)
-        check_bytes("view", start, length)
-        if writable is not None and not isinstance(writable, bool):
-            raise InvalidArgument(
-                "view", f"writable is {describe(writable)}, not True, False or None")
-        return pinned_view(self.space, start, length, writable)
-
-    def read(self, va, size):
-        """Copy bytes out, with the kernel's checks.
-
-        Args:
-            va: address of the first byte.
-            size: bytes, at least one; inside one region.
-
-        Returns:
-            The bytes.
-
-        Errors:
-            INVALID_ARGUMENT: zero or overflowing numbers.
-            RESOURCE_NOT_FOUND: not wholly inside one region.
-            INVALID_OPERATION: a page is not committed, or cannot be read.
-            OUT_OF_MEMORY: no memory for the copy, or none behind shared pages.
-
-        Source: process_vm_readv(2).
-        """
-        cdef uint64_t start, length
-        cdef Request request
-        self.check_open("read")
-        start = number("read", "va", va)
-        length = number("read", "size", size)
-        check_bytes("read", start, length)
-        request = request_of(CHECK, start, length, FLAG_READ)
-        self.space.call(&request)
-        try:
-            data = PyBytes_FromStringAndSize(NULL, length)
-        except MemoryError:
-            raise OutOfMemory("read", f"no memory for a copy of {length} bytes") from None
-        request.method = READ
-        request.buffer = PyBytes_AS_STRING(data)
-        self.space.call(&request)
-        return data
-
-    def write(self, va, data):
-        """Copy bytes in, with the kernel's checks.
-
-        Args:
-            va: address of the first byte.
-            data: a contiguous buffer of at least one byte; it goes inside one region.
-
-        Returns:
-            The number of bytes written, all of them.
-
-        Errors:
-            INVALID_ARGUMENT: an overflowing address, no bytes, or no contiguous buffer.
-            RESOURCE_NOT_FOUND: not wholly inside one region.
-            INVALID_OPERATION: a page is not committed, or cannot be written.
-            OUT_OF_MEMORY: no memory behind shared pages; ``error.completed`` bytes are written.
-
-        Source: process_vm_writev(2).
-        """
-        cdef uint64_t start
+        cdef uint64_t bits
         cdef Py_buffer buffer
         cdef Request request
-        self.check_open("write")
-        start = number("write", "va", va)
+        self.check_open("mdl_create_from_buf")
+        bits = number("mdl_create_from_buf", "prot", prot)
+        check_bits("mdl_create_from_buf", "prot", bits, FLAG_RWX_MASK)
+        check_some_access("mdl_create_from_buf", bits)
         try:
             PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
         except Exception as problem:
             raise InvalidArgument(
-                "write", f"data is {describe(data)}, not a contiguous buffer") from problem
+                "mdl_create_from_buf",
+                f"data is {describe(data)}, not a contiguous buffer") from problem
         try:
-            check_bytes("write", start, buffer.len)
-            request = request_of(WRITE, start, buffer.len, FLAG_WRITE)
+            check_bytes("mdl_create_from_buf", 0, buffer.len)
+            request = request_of(MDL_CREATE_FROM_BUF, 0, buffer.len, bits)
             request.buffer = buffer.buf
-            return self.space.call(&request)
+            return Handle(self.space.call(&request))
         finally:
             PyBuffer_Release(&buffer)
 
-    def close(self):
-        """Free everything this VMM made. A second call does nothing.
+    def mdl_get_size(self, handle):
+        """The size of an MDL buffer in bytes.
 
-        Regions that a view holds are unmapped when the last view of them is gone.
+        Args:
+            handle: of the buffer.
 
         Errors:
-            OUT_OF_MEMORY: at the kernel's map count a region could not be unmapped; the VMM
-                stays open, and another call tries again.
+            INVALID_ARGUMENT, RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle is not this VMM's, was
+                closed, was revoked.
+
+        Source: MdlGetSize.
         """
-        cdef Request request = request_of(CLOSE, 0, 0, 0)
-        if self.space.closed:
-            return
+        cdef Request request
+        self.check_open("mdl_get_size")
+        request = handle_request(MDL_GET_SIZE, number("mdl_get_size", "handle", handle), 0)
+        return self.space.call(&request)
+
+    def mdl_map(self, handle, offset, length, hint, prot):
+        """Map a part of an MDL buffer: a region of committed pages, shared with all who map it.
+
+        The mapping outlives the handle. ``protect`` can never give it more than ``prot``.
+
+        Args:
+            handle: of the buffer.
+            offset: bytes from the buffer's start, a page multiple.
+            length: bytes, a page multiple.
+            hint: preferred address, a page multiple, or 0.
+            prot: ``VmmFlags``: a protection that the handle allows, and of LOCKED, LOW_GUARD,
+                HIGH_GUARD and FIXED what is wished.
+
+        Returns:
+            The base address of the region.
+
+        Errors:
+            INVALID_ARGUMENT: zero or unaligned numbers, not inside the buffer, an illegal
+                protection, other flags, FIXED with 0; no handle of this VMM.
+            RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
+            NO_CAPABILITY: the handle's rights do not cover ``prot``; WRITE of a sealed buffer.
+            ALREADY_EXISTS: FIXED, and something is mapped there.
+            OUT_OF_MEMORY: address space, map count, or memory for LOCKED is short.
+            QUOTA_EXCEEDED: RLIMIT_AS; RLIMIT_NOFILE for the first mapping without WRITE.
+
+        Source: MdlMap; mmap(2).
+        """
+        cdef Request request
+        cdef uint64_t bits
+        self.check_open("mdl_map")
+        request = handle_request(MDL_MAP, number("mdl_map", "handle", handle), 0)
+        self.window(&request, "mdl_map", offset, length)
+        request.va = number("mdl_map", "hint", hint)
+        bits = number("mdl_map", "prot", prot)
+        check_pages("mdl_map", "hint", request.va, request.size)
+        check_bits("mdl_map", "prot", bits, MAP_FLAGS)
+        check_protection("mdl_map", bits & FLAG_RWX_MASK)
+        check_fixed("mdl_map", "hint", bits, request.va)
+        request.flags = <uint32_t>bits
+        return self.space.call(&request)
+
+    def mdl_clone(self, originHandle, offset, length):
+        """Make an MDL buffer that is a window on another: the same memory, and no more of it.
+
+        Args:
+            originHandle: of the other buffer; it needs COPY.
+            offset: bytes from that buffer's start, a page multiple.
+            length: bytes, a page multiple: the size of the clone.
+
+        Returns:
+            A ``Handle`` with the same rights. The clone has a security id of its own, and lives on
+            when the origin's handles are closed.
+
+        Errors:
+            INVALID_ARGUMENT: zero or unaligned numbers, not inside the buffer; no handle of this
+                VMM.
+            RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
+            NO_CAPABILITY: the handle lacks COPY.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+
+        Source: MdlClone; memfd_create(2) for the clone's identity.
+        """
+        cdef Request request
+        self.check_open("mdl_clone")
+        request = handle_request(
+            MDL_CLONE, number("mdl_clone", "originHandle", originHandle), 0)
+        self.window(&request, "mdl_clone", offset, length)
+        return Handle(self.space.call(&request))
+
+    def mdl_seal(self, handle, seals):
+        """Give up writing to an MDL buffer: for ever, for everybody, held by the kernel.
+
+        It holds for the whole memory: the origin, its clones, a SHAREABLE region around it.
+
+        Args:
+            handle: of the buffer; it needs MAP_WRITE.
+            seals: ``Seal.PUBLISH``: who has a writable mapping goes on, nobody gets another.
+                ``Seal.FREEZE``: nobody writes any more.
+
+        Errors:
+            INVALID_ARGUMENT: no or unknown seals; no handle of this VMM.
+            RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
+            NO_CAPABILITY: the handle lacks MAP_WRITE, or the memory takes no more seals.
+            BUSY: FREEZE while something can still write.
+
+        Source: fcntl(2) F_SEAL_FUTURE_WRITE, F_SEAL_WRITE.
+        """
+        cdef Request request
+        cdef uint64_t bits
+        self.check_open("mdl_seal")
+        request = handle_request(MDL_SEAL, number("mdl_seal", "handle", handle), 0)
+        bits = number("mdl_seal", "seals", seals)
+        check_bits("mdl_seal", "seals", bits, SEAL_PUBLISH | SEAL_FREEZE)
+        if bits == 0:
+            raise InvalidArgument("mdl_seal", "seals 0: PUBLISH or FREEZE is needed")
+        request.flags = <uint32_t>bits
         self.space.call(&request)
-        # No query opens these files again: the VMM is closed.
-        self.space.enter()
-        self.process.release()
-        self.space.leave()
 
+    # ---- handles --------------------------------------------------------------------------------
 
-STILL_OPEN = weakref.WeakSet()
+    def handle_copy(self, handle, rights):
+        """Make another handle of the same buffer, with these rights and no others.
 
+        Args:
+            handle: to copy; it needs COPY, and every right that the copy is to have.
+            rights: ``Rights`` of the copy.
 
-@atexit.register
-def _warn_of_open_vmms():
-    """Warn of every VMM that is still open when the interpreter exits."""
-    cdef VMM vmm
-    for vmm in list(STILL_OPEN):
-        vmm.warn_if_open()
+        Returns:
+            A ``Handle``.
+
+        Errors:
+            INVALID_ARGUMENT: unknown rights; no handle of this VMM.
+            RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
+            NO_CAPABILITY: the handle lacks COPY or one of the rights.
+        """
+        cdef Request request
+        cdef uint64_t bits
+        self.check_open("handle_copy")
+        bits = number("handle_copy", "rights", rights)
+        check_bits("handle_copy", "rights", bits, RIGHT_ALL)
+        request = handle_request(
+            HANDLE_COPY, number("handle_copy", "handle", handle), <uint32_t>bits)
+        return Handle(self.space.call(&request))
+
+    def handle_close(self, handle):
+        """End a handle. Mappings, copies and clones made with it live on.
+
+        Args:
+            handle: to close; a revoked one may be closed too.
+
+        Errors:
+            INVALID_ARGUMENT: no handle of this VMM.
+            RESOURCE_NOT_FOUND: the handle was closed before.
+        """
+        cdef Request request
+        self.check_open("handle_close")
+        request = handle_request(HANDLE_CLOSE, number("handle_close", "handle", handle), 0)
+        self.space.call(&request)
+
+    def handle_revoke(self, handle):
+        """End every handle of this VMM that came from this one: copies and clones, and theirs.
+
+        The handle itself stays, and so does every mapping. What was sent to another process is
+        out of reach.
+
+        Args:
+            handle: whose descendants end.
+
+        Errors:
+            INVALID_ARGUMENT: no handle of this VMM.
+            RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
+        """
+        cdef Request request
+        self.check_open("handle_revoke")
+        request = handle_request(HANDLE_REVOKE, number("handle_revoke", "handle", handle), 0)
+        self.space.call(&request)
+
+    def handle_info(self, handle):
+        """What a handle allows, and what it names.
+
+        Args:
+            handle: to ask about.
+
+        Returns:
+            A ``HandleInfo``: ``rights``, ``size``, ``sid``, ``origin_sid``, ``seals``. Without
+            GET_SID the two security ids raise NO_CAPABILITY.
+
+        Errors:
+            INVALID_ARGUMENT: no handle of this VMM.
+            RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
+        """
+        cdef HandleFacts facts
+        cdef Request request
+        self.check_open("handle_info")
+        request = handle_request(HANDLE_INFO, number("handle_info", "handle", handle), 0)
+        request.buffer = &facts
+        self.space.call(&request)
+        return HandleInfo(
+            Rights(facts.rights), facts.size, facts.sid,
+            facts.origin_sid if facts.cloned else None, Seal(facts.seals))
+
+    def send_handle(self, sock, handle, rights=None):
+        """Send a handle to another process. This VMM keeps its own.
+
+        One message; a stream carries other data before and after it. Timeouts and non-blocking
+        sockets behave as in ``socket.sendmsg``, whose exceptions pass through.
+
+        Args:
+            sock: a connected AF_UNIX socket.
+            handle: to send; it needs TRANSFER, and every right that is sent.
+            rights: ``Rights`` that the receiver's handle gets, or None for all that this one has.
+                Without MAP_WRITE the descriptor that leaves is itself read-only.
+
+        Errors:
+            INVALID_ARGUMENT: no AF_UNIX socket, unknown rights; no handle of this VMM.
+            RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
+            NO_CAPABILITY: the handle lacks TRANSFER or one of the rights.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+
+        Source: sendmsg(2), unix(7) SCM_RIGHTS.
+        """
+        cdef Parcel parcel
+        cdef Request request
+        cdef uint64_t bits
+        self.check_open("send_handle")
+        transfer.check_socket("send_handle", sock)
+        request = handle_request(SEND, number("send_handle", "handle", handle), 0)
+        if rights is None:
+            request.flags = rights_of(request.handle)
+        else:
+            bits = number("send_handle", "rights", rights)
+            check_bits("send_handle", "rights", bits, RIGHT_ALL)
+            request.flags = <uint32_t>bits
+        request.buffer = &parcel
+        self.space.call(&request)
+        try:
+            transfer.send(sock, transfer.Parcel(
+                [parcel.descriptors[i] for i in range(parcel.count)], parcel.rights,
+                parcel.offset, parcel.size, parcel.memory_size))
+        finally:
+            close_parcel(&parcel)
+
+    def recv_handle(self, sock, require=0, max_size=None, peer_uid=None):
+        """Receive a handle that another process sent, trusting nothing that it says.
+
+        Reads one message and nothing after it. Timeouts and non-blocking sockets behave as in
+        ``socket.recvmsg``, whose exceptions pass through.
+
+        Args:
+            sock: a connected AF_UNIX socket.
+            require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
+            max_size: bytes that the buffer may have at most, or None.
+            peer_uid: the user that must be at the other end, or None.
+
+        Returns:
+            A ``Handle``.
+
+        Errors:
+            INVALID_ARGUMENT: no AF_UNIX socket; a message that is none of ``send_handle``'s.
+            SECURITY_DISALLOW: what ``require``, ``max_size`` or ``peer_uid`` demands is not so.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+            EOFError: the other end is closed.
+
+        Source: recvmsg(2), unix(7) SCM_RIGHTS, SO_PEERCRED.
+        """
+        cdef Parcel parcel
+        cdef Request request
+        cdef uint64_t seals
+        cdef int i
+        self.check_open("recv_handle")
+        transfer.check_socket("recv_handle", sock)
+        seals = number("recv_handle", "require", require)
+        check_bits("recv_handle", "require", seals, SEAL_PUBLISH | SEAL_FREEZE)
+        if max_size is not None:
+            max_size = number("recv_handle", "max_size", max_size)
+        if peer_uid is not None:
+            peer_uid = number("recv_handle", "peer_uid", peer_uid)
+        received = transfer.receive(sock, Seal(seals), max_size, peer_uid)
+        parcel.count = len(received.descriptors)
+        for i in range(parcel.count):
+            parcel.descriptors[i] = received.descriptors[i]
+        parcel.rights = received.rights
+        parcel.offset = received.offset
+        parcel.size = received.size
+        parcel.memory_size = received.memory_size
+        request = handle_request(RECEIVE, 0, 0)
+        request.buffer = &parcel
+        try:
+            return Handle(self.space.call(&request))
+        finally:
+            close_parcel(&parcel)
+
+    # ---- what they share ----------------------------------------------------------------------
+
+    cdef int window(self, Request *request, str method, object offset, object length) except -1:
+        """Fill in a part of a buffer: whole pages."""
+        request.offset = number(method, "offset", offset)
+        request.size = number(method, "length", length)
+        return check_pages(method, "offset", request.offset, request.size)

@@ -37,6 +37,21 @@ cdef enum:
     KIND_GUARD = 3
     KIND_FOREIGN = 4
 
+cdef enum:
+    RIGHT_TRANSFER = 0x1
+    RIGHT_COPY = 0x2
+    RIGHT_GET_SID = 0x4
+    RIGHT_MAP_READ = 0x8
+    RIGHT_MAP_WRITE = 0x10
+    RIGHT_MAP_EXECUTE = 0x20
+    RIGHT_ALL = 0x3F
+    # MAP_READ, MAP_WRITE and MAP_EXECUTE are the protection, shifted.
+    RIGHT_MAP_SHIFT = 3
+
+cdef enum:
+    SEAL_PUBLISH = 0x1
+    SEAL_FREEZE = 0x2
+
 
 cdef inline bint is_multiple(uint64_t value, uint64_t page) noexcept nogil:
     """Whether ``value`` is a multiple of the page size, a power of two."""

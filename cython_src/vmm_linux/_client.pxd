@@ -1,0 +1,15 @@
+"""The life of a VMM (see ``_client.pyx``)."""
+
+from vmm_linux._mdl cimport BufferSpace
+from vmm_linux._procfs cimport OwnProcess
+
+cdef class Client:
+    cdef BufferSpace space
+    cdef OwnProcess process
+    cdef object __weakref__
+    cdef str made_at
+    cdef int made_by
+    cdef bint warned
+
+    cdef int warn_if_open(self) except -1
+    cdef int check_open(self, str method) except -1

@@ -1,0 +1,361 @@
+"""MDL buffers of one VMM: its address space with handles (see ``_mdl.pxd``).
+
+Like every call, these are carried out under the VMM's mutex without a Python object in sight, and
+end wholly done or with everything as it was.
+"""
+
+cimport cython
+from libc.errno cimport EBUSY, ENOMEM, EPERM
+
+from vmm_linux cimport _room, _syscalls
+from vmm_linux._address_space cimport AddressSpace
+from vmm_linux._answer cimport (
+    BEYOND_BUFFER,
+    CLOSE,
+    CLOSED,
+    DONE,
+    HANDLE_CLOSE,
+    HANDLE_COPY,
+    HANDLE_INFO,
+    HANDLE_REVOKE,
+    MDL_CLONE,
+    MDL_CREATE,
+    MDL_CREATE_FROM_BUF,
+    MDL_CREATE_FROM_VM,
+    MDL_MAP,
+    MDL_SEAL,
+    NO_LEDGER_MEMORY,
+    NOT_IN_REGION,
+    REVOKED,
+    SEND,
+    STILL_WRITABLE,
+    TOO_LARGE,
+    UNSEALABLE,
+    done,
+    kernel_refused,
+    refused,
+)
+from vmm_linux._features cimport page_size, user_space_end
+from vmm_linux._handles cimport rights_of
+from vmm_linux._memory_object cimport (
+    memory_object_adopt,
+    memory_object_adopt_clone,
+    memory_object_clone,
+    memory_object_descriptor,
+    memory_object_fill,
+    memory_object_new,
+    memory_object_release,
+    memory_object_seal,
+    memory_object_seals,
+    memory_object_sid,
+    memory_object_store,
+)
+from vmm_linux._syscalls cimport F_DUPFD_CLOEXEC
+from vmm_linux._vocabulary cimport (
+    FLAG_EXECUTE,
+    FLAG_LOCKED,
+    FLAG_RWX_MASK,
+    FLAG_WRITE,
+    RIGHT_COPY,
+    RIGHT_GET_SID,
+    RIGHT_MAP_SHIFT,
+    RIGHT_MAP_WRITE,
+    RIGHT_TRANSFER,
+    SEAL_FREEZE,
+    round_up,
+)
+
+
+cdef uint32_t rights_for(uint32_t flags) noexcept nogil:
+    """The rights of a new handle: to do everything with the buffer that the protection names."""
+    return (
+        RIGHT_TRANSFER | RIGHT_COPY | RIGHT_GET_SID | (flags & FLAG_RWX_MASK) << RIGHT_MAP_SHIFT)
+
+
+@cython.no_gc
+@cython.final
+cdef class BufferSpace(AddressSpace):
+    """Regions, MDL buffers and handles of one VMM."""
+
+    def __cinit__(self):
+        self.handles = HandleTable()
+
+    cdef Answer dispatch(self, const Request *request) noexcept nogil:
+        """The call itself. The caller holds the mutex."""
+        cdef Answer answer
+        if request.method < MDL_CREATE:
+            answer = AddressSpace.dispatch(self, request)
+            if request.method == CLOSE and answer.reason == DONE:
+                self.handles.close_all()
+            return answer
+        if self.closed:
+            return refused(CLOSED)
+        if request.method < HANDLE_COPY:
+            return self.dispatch_mdl(request)
+        return self.dispatch_handle(request)
+
+    cdef Answer dispatch_mdl(self, const Request *request) noexcept nogil:
+        """A call about a buffer."""
+        if request.method == MDL_CREATE:
+            return self.create(request)
+        if request.method == MDL_CREATE_FROM_VM:
+            return self.create_from_vm(request)
+        if request.method == MDL_CREATE_FROM_BUF:
+            return self.create_from_buffer(request)
+        if request.method == MDL_MAP:
+            return self.map(request)
+        if request.method == MDL_CLONE:
+            return self.clone(request)
+        if request.method == MDL_SEAL:
+            return self.seal(request)
+        return self.get_size(request)
+
+    cdef Answer dispatch_handle(self, const Request *request) noexcept nogil:
+        """A call about a handle."""
+        if request.method == HANDLE_COPY:
+            return self.copy_handle(request)
+        if request.method == HANDLE_CLOSE:
+            return self.end_handle(request)
+        if request.method == HANDLE_REVOKE:
+            return self.revoke(request)
+        if request.method == HANDLE_INFO:
+            return self.tell(request)
+        if request.method == SEND:
+            return self.pack(request)
+        return self.unpack(request)
+
+    # ---- buffers; the caller holds the mutex -----------------------------------------------------
+
+    cdef Answer new_handle(self, MemoryObject *buffer, uint32_t rights,
+                           Entry *parent) noexcept nogil:
+        """A handle of a buffer; when memory is short, a buffer that nobody else has is gone."""
+        cdef Entry *entry = self.handles.add(buffer, rights, parent)
+        cdef Answer answer = done()
+        if entry == NULL:
+            memory_object_release(buffer, 0)
+            return refused(NO_LEDGER_MEMORY)
+        answer.out = entry.value
+        return answer
+
+    cdef Answer create(self, const Request *request) noexcept nogil:
+        """A buffer of holes, or with LOCKED of memory."""
+        cdef int result = 0
+        cdef MemoryObject *buffer
+        if request.size > user_space_end():
+            return refused(TOO_LARGE)
+        buffer = memory_object_new(request.size, request.flags & FLAG_EXECUTE != 0, &result)
+        if buffer == NULL:
+            return kernel_refused(-result)
+        if request.flags & FLAG_LOCKED:
+            result = memory_object_fill(buffer, 0, request.size)
+        if result < 0:
+            memory_object_release(buffer, 0)
+            return kernel_refused(result)
+        return self.new_handle(buffer, rights_for(request.flags), NULL)
+
+    cdef Answer create_from_buffer(self, const Request *request) noexcept nogil:
+        """A buffer of these bytes; without WRITE it is frozen."""
+        cdef int result = 0
+        cdef MemoryObject *buffer = memory_object_new(
+            round_up(request.size, page_size()), request.flags & FLAG_EXECUTE != 0, &result)
+        if buffer == NULL:
+            return kernel_refused(-result)
+        result = -ENOMEM
+        if _room.is_room_for(request.size):
+            result = memory_object_store(buffer, 0, request.buffer, request.size)
+        if result == 0 and not request.flags & FLAG_WRITE:
+            result = memory_object_seal(buffer, SEAL_FREEZE)
+        if result < 0:
+            memory_object_release(buffer, 0)
+            return kernel_refused(result)
+        return self.new_handle(buffer, rights_for(request.flags), NULL)
+
+    cdef Answer create_from_vm(self, const Request *request) noexcept nogil:
+        """A buffer of committed private pages; the handle comes first, so that none can lack."""
+        cdef MemoryObject *buffer = NULL
+        cdef Entry *entry
+        cdef Answer answer
+        if not self.ledger.holds(request.va, request.size):
+            return refused(NOT_IN_REGION)
+        entry = self.handles.add(NULL, rights_for(request.flags), NULL)
+        if entry == NULL:
+            return refused(NO_LEDGER_MEMORY)
+        answer = self.convert(request, &buffer)
+        if answer.reason != DONE:
+            self.handles.close(entry)
+            return answer
+        self.handles.give(entry, buffer)
+        answer.out = entry.value
+        return answer
+
+    cdef Answer get_size(self, const Request *request) noexcept nogil:
+        """The size of a buffer."""
+        cdef Entry *entry = NULL
+        cdef Answer answer = self.handles.find(request.handle, 0, &entry)
+        if answer.reason == DONE:
+            answer.out = entry.buffer.size
+        return answer
+
+    cdef Answer map(self, const Request *request) noexcept nogil:
+        """Map a part of a buffer, with no more than the handle's rights."""
+        cdef Entry *entry = NULL
+        cdef Answer answer = self.handles.find(
+            request.handle, (request.flags & FLAG_RWX_MASK) << RIGHT_MAP_SHIFT, &entry)
+        if answer.reason != DONE:
+            return answer
+        if not is_inside(request, entry.buffer):
+            return refused(BEYOND_BUFFER, entry.buffer.size)
+        return self.map_buffer(request, entry.buffer)
+
+    cdef Answer clone(self, const Request *request) noexcept nogil:
+        """A buffer that is a window on another."""
+        cdef Entry *entry = NULL
+        cdef MemoryObject *buffer
+        cdef int error = 0
+        cdef Answer answer = self.handles.find(request.handle, RIGHT_COPY, &entry)
+        if answer.reason != DONE:
+            return answer
+        if not is_inside(request, entry.buffer):
+            return refused(BEYOND_BUFFER, entry.buffer.size)
+        buffer = memory_object_clone(entry.buffer, request.offset, request.size, &error)
+        if buffer == NULL:
+            return kernel_refused(-error)
+        return self.new_handle(buffer, rights_of(entry.value), entry)
+
+    cdef Answer seal(self, const Request *request) noexcept nogil:
+        """Seal the memory behind a buffer."""
+        cdef Entry *entry = NULL
+        cdef int result
+        cdef Answer answer = self.handles.find(request.handle, RIGHT_MAP_WRITE, &entry)
+        if answer.reason != DONE:
+            return answer
+        result = memory_object_seal(entry.buffer, request.flags)
+        if result == -EBUSY:
+            return refused(STILL_WRITABLE)
+        if result == -EPERM:
+            return refused(UNSEALABLE)
+        return done() if result == 0 else kernel_refused(result)
+
+    # ---- handles; the caller holds the mutex -----------------------------------------------------
+
+    cdef Answer copy_handle(self, const Request *request) noexcept nogil:
+        """Another handle of the same buffer, with no more rights."""
+        cdef Entry *entry = NULL
+        cdef Answer answer = self.handles.find(request.handle, RIGHT_COPY | request.flags, &entry)
+        if answer.reason != DONE:
+            return answer
+        return self.new_handle(entry.buffer, request.flags, entry)
+
+    cdef Answer end_handle(self, const Request *request) noexcept nogil:
+        """Close a handle, a revoked one too."""
+        cdef Entry *entry = NULL
+        cdef Answer answer = self.handles.find(request.handle, 0, &entry)
+        if answer.reason != DONE and answer.reason != REVOKED:
+            return answer
+        self.handles.close(entry)
+        return done()
+
+    cdef Answer revoke(self, const Request *request) noexcept nogil:
+        """End all that came from a handle."""
+        cdef Entry *entry = NULL
+        cdef Answer answer = self.handles.find(request.handle, 0, &entry)
+        if answer.reason == DONE:
+            self.handles.revoke_descendants(entry)
+        return answer
+
+    cdef Answer tell(self, const Request *request) noexcept nogil:
+        """Fill in the HandleFacts that ``request.buffer`` points to."""
+        cdef HandleFacts *facts = <HandleFacts *>request.buffer
+        cdef Entry *entry = NULL
+        cdef int result
+        cdef Answer answer = self.handles.find(request.handle, 0, &entry)
+        if answer.reason != DONE:
+            return answer
+        facts.rights = rights_of(entry.value)
+        facts.size = entry.buffer.size
+        facts.cloned = entry.buffer.origin != NULL
+        facts.origin_sid = 0
+        facts.seals = memory_object_seals(entry.buffer)
+        result = min(0, facts.seals)
+        if result == 0:
+            result = memory_object_sid(entry.buffer, &facts.sid)
+        if result == 0 and facts.cloned:
+            result = memory_object_sid(entry.buffer.origin, &facts.origin_sid)
+        return answer if result == 0 else kernel_refused(result)
+
+    # ---- to and from other processes; the caller holds the mutex ---------------------------------
+
+    cdef Answer pack(self, const Request *request) noexcept nogil:
+        """Fill in the Parcel that ``request.buffer`` points to, with the rights in ``flags``."""
+        cdef Parcel *parcel = <Parcel *>request.buffer
+        cdef Entry *entry = NULL
+        cdef MemoryObject *buffer
+        cdef int result
+        cdef Answer answer = self.handles.find(
+            request.handle, RIGHT_TRANSFER | request.flags, &entry)
+        if answer.reason != DONE:
+            return answer
+        buffer = entry.buffer
+        parcel.count = 0
+        parcel.rights = request.flags
+        parcel.offset = buffer.offset
+        parcel.size = buffer.size
+        parcel.memory_size = buffer.root.size
+        result = add_descriptor(
+            parcel, memory_object_descriptor(buffer, request.flags & RIGHT_MAP_WRITE != 0))
+        if result == 0 and buffer.origin != NULL:
+            result = add_descriptor(parcel, buffer.fd)
+            if result == 0 and buffer.origin != buffer.root:
+                result = add_descriptor(parcel, buffer.origin.fd)
+        if result < 0:
+            close_parcel(parcel)
+            return kernel_refused(result)
+        return answer
+
+    cdef Answer unpack(self, const Request *request) noexcept nogil:
+        """A handle of what came in the Parcel, checked before; its descriptors are used up."""
+        cdef Parcel *parcel = <Parcel *>request.buffer
+        cdef int count = parcel.count
+        cdef int error = 0
+        cdef MemoryObject *buffer
+        cdef MemoryObject *inner
+        buffer = memory_object_adopt(
+            parcel.descriptors[0], parcel.rights & RIGHT_MAP_WRITE != 0, parcel.memory_size,
+            &error)
+        # What is adopted, or could not be, is not the parcel's any more.
+        parcel.descriptors[0] = parcel.descriptors[count - 1]
+        parcel.count = count - 1
+        while buffer != NULL and parcel.count > 0:
+            # The origin's identity, then the clone's own: each a window on the one before.
+            parcel.count -= 1
+            inner = memory_object_adopt_clone(
+                buffer, parcel.descriptors[parcel.count], parcel.offset, parcel.size, &error)
+            if inner == NULL:
+                memory_object_release(buffer, 0)
+            buffer = inner
+        if buffer == NULL:
+            return kernel_refused(-error)
+        return self.new_handle(buffer, parcel.rights, NULL)
+
+
+cdef bint is_inside(const Request *request, const MemoryObject *buffer) noexcept nogil:
+    """Whether the request's bytes are all the buffer's."""
+    return request.offset <= buffer.size and request.size <= buffer.size - request.offset
+
+
+cdef int add_descriptor(Parcel *parcel, int fd) noexcept nogil:
+    """Put a duplicate of a descriptor into a parcel: 0 or -errno."""
+    if fd >= 0:
+        fd = _syscalls.fcntl(fd, F_DUPFD_CLOEXEC, 0)
+    if fd < 0:
+        return fd
+    parcel.descriptors[parcel.count] = fd
+    parcel.count += 1
+    return 0
+
+
+cdef void close_parcel(Parcel *parcel) noexcept nogil:
+    """Close the descriptors of a parcel."""
+    while parcel.count > 0:
+        parcel.count -= 1
+        _syscalls.close(parcel.descriptors[parcel.count])

@@ -1,0 +1,291 @@
+"""The methods over regions of memory: the first six of the reference, and copies and views."""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint64_t
+
+from vmm_linux cimport _features
+from vmm_linux._address_space cimport pinned_view
+from vmm_linux._answer cimport (
+    ALLOCATE,
+    CHECK,
+    COMMIT,
+    DECOMMIT,
+    FREE,
+    PROTECT,
+    READ,
+    WRITE,
+    Method,
+    Request,
+)
+from vmm_linux._arguments cimport (
+    check_bytes,
+    check_pages,
+    check_protection,
+    check_region_flags,
+    describe,
+    number,
+    request_of,
+)
+from vmm_linux._client cimport Client
+from vmm_linux._query cimport query
+from vmm_linux._vocabulary cimport FLAG_READ, FLAG_WRITE
+
+from vmm_linux.errors import InvalidArgument, OutOfMemory
+
+
+cdef class MemoryMethods(Client):
+    """Reserve, commit, give back, protect, free, query, view and copy memory."""
+
+    def allocate(self, addr, size, flags):
+        """Reserve a region of memory, and commit it if asked to.
+
+        Args:
+            addr: preferred base address in bytes, a page multiple, or 0; another one is chosen
+                if it is taken. With ``FIXED``: this address or none.
+            size: bytes, a page multiple.
+            flags: ``VmmFlags``: ``RESERVE``, the protection that committed pages get, and what
+                else the region is to be.
+
+        Returns:
+            The base address.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers, an illegal protection, unknown
+                flags, no RESERVE, FIXED with 0 or outside what a process may map.
+            ALREADY_EXISTS: FIXED, and something is mapped there.
+            OUT_OF_MEMORY: address space, map count, commit charge or memory is short.
+            QUOTA_EXCEEDED: RLIMIT_AS, RLIMIT_DATA or RLIMIT_NOFILE.
+            UNIMPLEMENTED: a caching mode, or HUGE on a kernel without huge pages.
+
+        Source: Allocate; mmap(2), mprotect(2), madvise(2), mlock(2), memfd_create(2).
+        """
+        cdef uint64_t base, length, bits
+        cdef Request request
+        self.check_open("allocate")
+        base = number("allocate", "addr", addr)
+        length = number("allocate", "size", size)
+        bits = number("allocate", "flags", flags)
+        check_pages("allocate", "addr", base, length)
+        check_region_flags(bits, base)
+        request = request_of(ALLOCATE, base, length, bits)
+        return self.space.call(&request)
+
+    cdef object change(self, Method method, str name, object va, object size, uint64_t flags):
+        """A call over whole pages of one region."""
+        cdef uint64_t start, length
+        cdef Request request
+        start = number(name, "va", va)
+        length = number(name, "size", size)
+        check_pages(name, "va", start, length)
+        request = request_of(method, start, length, flags)
+        return self.space.call(&request)
+
+    def commit(self, va, size, flags=0):
+        """Make reserved pages usable: zeroed, with the protection remembered for them.
+
+        Pages committed already keep their contents. In a ``LOCKED`` region every page is resident
+        on return.
+
+        Args:
+            va: address of the first page.
+            size: bytes, a page multiple; inside one region.
+            flags: a fictitious parameter, not looked at.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached.
+            QUOTA_EXCEEDED: RLIMIT_DATA.
+
+        Source: Commit; mprotect(2), madvise(2) MADV_POPULATE_WRITE.
+        """
+        self.check_open("commit")
+        self.change(COMMIT, "commit", va, size, 0)
+
+    def decommit(self, va, size):
+        """Give the memory of pages back to the system; the addresses stay reserved.
+
+        Reserved pages stay so. A later commit finds zeros.
+
+        Args:
+            va: address of the first page.
+            size: bytes, a page multiple; inside one region.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            INVALID_OPERATION: SHAREABLE pages that came from a parent process.
+            BUSY: a view holds a page.
+            OUT_OF_MEMORY: the kernel's map count is reached.
+
+        Source: Decommit; mmap(2) MAP_FIXED, fallocate(2) FALLOC_FL_PUNCH_HOLE.
+        """
+        self.check_open("decommit")
+        self.change(DECOMMIT, "decommit", va, size, 0)
+
+    def protect(self, va, size, flags):
+        """Change the protection: of committed pages now, of reserved ones when they are committed.
+
+        Args:
+            va: address of the first page.
+            size: bytes, a page multiple; inside one region.
+            flags: ``VmmFlags``: none, READ, READ|WRITE, READ|EXECUTE or READ|WRITE|EXECUTE.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers, another protection.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            BUSY: a view holds a page.
+            OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached.
+            QUOTA_EXCEEDED: RLIMIT_DATA.
+
+        Source: Protect; mprotect(2).
+        """
+        cdef uint64_t protection
+        self.check_open("protect")
+        protection = number("protect", "flags", flags)
+        check_protection("protect", protection)
+        self.change(PROTECT, "protect", va, size, protection)
+
+    def free(self, va, size):
+        """Give addresses and memory back: a whole region or any pages of one.
+
+        Freed in the middle, a region becomes two. A guard page goes with the page next to it.
+
+        Args:
+            va: address of the first page.
+            size: bytes, a page multiple; inside one region.
+
+        Errors:
+            INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            BUSY: a view holds a page.
+            OUT_OF_MEMORY: the kernel's map count is reached.
+
+        Source: Free; munmap(2).
+        """
+        self.check_open("free")
+        self.change(FREE, "free", va, size, 0)
+
+    def query(self, va, smaps=True):
+        """Tell about the page that includes an address, without touching it.
+
+        Args:
+            va: any address of user space, ours or not, aligned or not.
+            smaps: read ``/proc/self/smaps`` for the whole record of the page's mapping, which takes
+                longer the more mappings lie below; without it an answer takes microseconds.
+
+        Returns:
+            A ``PageInfo``. A free address is an answer.
+
+        Errors:
+            INVALID_ARGUMENT: not an address of user space.
+            QUOTA_EXCEEDED: no descriptor is left for ``/proc/self/maps``.
+
+        Source: Query; proc(5), ioctl PROCMAP_QUERY and PAGEMAP_SCAN.
+        """
+        cdef uint64_t address
+        self.check_open("query")
+        address = number("query", "va", va)
+        if address >= _features.user_space_end():
+            raise InvalidArgument(
+                "query", f"va 0x{address:x} is above user space, which ends at "
+                f"0x{_features.user_space_end():x}")
+        return query(self.space, self.process, address, bool(smaps))
+
+    def view(self, va, size, writable=None):
+        """Look at committed memory as it is: a memoryview of bytes.
+
+        The pages are held as long as the object that ``view.obj`` names lives, whoever keeps
+        it: Free, Decommit and Protect of them are BUSY until then.
+
+        Args:
+            va: address of the first byte.
+            size: bytes, at least one; inside one region.
+            writable: True, False, or None for writable where every page is.
+
+        Errors:
+            INVALID_ARGUMENT: zero or overflowing numbers.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            INVALID_OPERATION: a page is not committed, or its protection does not allow it.
+        """
+        cdef uint64_t start, length
+        self.check_open("view")
+        start = number("view", "va", va)
+        length = number("view", "size", size)
+        check_bytes("view", start, length)
+        if writable is not None and not isinstance(writable, bool):
+            raise InvalidArgument(
+                "view", f"writable is {describe(writable)}, not True, False or None")
+        return pinned_view(self.space, start, length, writable)
+
+    def read(self, va, size):
+        """Copy bytes out, with the kernel's checks.
+
+        Args:
+            va: address of the first byte.
+            size: bytes, at least one; inside one region.
+
+        Returns:
+            The bytes.
+
+        Errors:
+            INVALID_ARGUMENT: zero or overflowing numbers.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            INVALID_OPERATION: a page is not committed, or cannot be read.
+            OUT_OF_MEMORY: no memory for the copy, or none behind shared pages.
+
+        Source: process_vm_readv(2).
+        """
+        cdef uint64_t start, length
+        cdef Request request
+        self.check_open("read")
+        start = number("read", "va", va)
+        length = number("read", "size", size)
+        check_bytes("read", start, length)
+        request = request_of(CHECK, start, length, FLAG_READ)
+        self.space.call(&request)
+        try:
+            data = PyBytes_FromStringAndSize(NULL, length)
+        except MemoryError:
+            raise OutOfMemory("read", f"no memory for a copy of {length} bytes") from None
+        request.method = READ
+        request.buffer = PyBytes_AS_STRING(data)
+        self.space.call(&request)
+        return data
+
+    def write(self, va, data):
+        """Copy bytes in, with the kernel's checks.
+
+        Args:
+            va: address of the first byte.
+            data: a contiguous buffer of at least one byte; it goes inside one region.
+
+        Returns:
+            The number of bytes written, all of them.
+
+        Errors:
+            INVALID_ARGUMENT: an overflowing address, no bytes, or no contiguous buffer.
+            RESOURCE_NOT_FOUND: not wholly inside one region.
+            INVALID_OPERATION: a page is not committed, or cannot be written.
+            OUT_OF_MEMORY: no memory behind shared pages; ``error.completed`` bytes are written.
+
+        Source: process_vm_writev(2).
+        """
+        cdef uint64_t start
+        cdef Py_buffer buffer
+        cdef Request request
+        self.check_open("write")
+        start = number("write", "va", va)
+        try:
+            PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+        except Exception as problem:
+            raise InvalidArgument(
+                "write", f"data is {describe(data)}, not a contiguous buffer") from problem
+        try:
+            check_bytes("write", start, buffer.len)
+            request = request_of(WRITE, start, buffer.len, FLAG_WRITE)
+            request.buffer = buffer.buf
+            return self.space.call(&request)
+        finally:
+            PyBuffer_Release(&buffer)

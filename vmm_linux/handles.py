@@ -1,0 +1,92 @@
+"""Handles of MDL buffers: what they look like from Python."""
+
+from typing import Final
+
+from vmm_linux.errors import NoCapability
+from vmm_linux.flags import Rights, Seal
+
+__all__ = ["INVALID_HANDLE", "Handle", "HandleInfo"]
+
+INVALID_HANDLE: Final = 2**64 - 1
+"""No handle has this value."""
+
+
+class Handle(int):
+    """Names an MDL buffer in one VMM. Only the VMM's table gives it a meaning, not its bits."""
+
+    __slots__ = ()
+
+    @property
+    def number(self) -> int:
+        """Bits 0-31."""
+        return self & 0xFFFFFFFF
+
+    @property
+    def rights(self) -> Rights:
+        """The permissions mask, bits 32-47."""
+        return Rights(self >> 32 & 0xFFFF)
+
+    @property
+    def generation(self) -> int:
+        """Bits 48-62: how often the number had been used up before."""
+        return self >> 48 & 0x7FFF
+
+    def __repr__(self) -> str:
+        return f"<Handle 0x{self:x}: {self.rights!r}>"
+
+
+class HandleInfo:
+    """What ``VMM.handle_info`` tells. Immutable."""
+
+    __slots__ = ("_origin_sid", "_rights", "_seals", "_sid", "_size")
+
+    def __init__(
+        self, rights: Rights, size: int, sid: int, origin_sid: int | None, seals: Seal
+    ) -> None:
+        self._rights = rights
+        self._size = size
+        self._sid = sid
+        self._origin_sid = origin_sid
+        self._seals = seals
+
+    @property
+    def rights(self) -> Rights:
+        """What the handle allows."""
+        return self._rights
+
+    @property
+    def size(self) -> int:
+        """Bytes of the buffer."""
+        return self._size
+
+    @property
+    def seals(self) -> Seal:
+        """What the memory is sealed with."""
+        return self._seals
+
+    @property
+    def sid(self) -> int:
+        """The security id: the kernel's own identity of the buffer, the same in every process.
+
+        Errors:
+            NO_CAPABILITY: the handle lacks GET_SID.
+        """
+        self._check_sid()
+        return self._sid
+
+    @property
+    def origin_sid(self) -> int | None:
+        """The security id of the buffer that this one was cloned from, None for no clone.
+
+        Errors:
+            NO_CAPABILITY: the handle lacks GET_SID.
+        """
+        self._check_sid()
+        return self._origin_sid
+
+    def _check_sid(self) -> None:
+        if Rights.GET_SID not in self._rights:
+            raise NoCapability("handle_info", "the handle lacks GET_SID")
+
+    def __repr__(self) -> str:
+        return f"HandleInfo(rights={self._rights!r}, size={self._size}, seals={self._seals!r})"

@@ -1,0 +1,211 @@
+"""Handles on their way between processes: one message format, one sender, one distrustful receiver.
+
+The message, little-endian, 32 bytes, with its descriptors in one SCM_RIGHTS control message:
+
+=========== ====== ==================================================================
+bytes       type   what
+=========== ====== ==================================================================
+0 to 3      text   ``VMML``
+4 to 5      uint16 version of this format: 1
+6 to 7      uint16 number of descriptors: 1, of a clone 2, of a clone's clone 3
+8 to 11     uint32 ``Rights`` of the handle
+12 to 15    uint32 0
+16 to 23    uint64 where in the memory the buffer begins, in bytes
+24 to 31    uint64 size of the buffer in bytes
+=========== ====== ==================================================================
+
+The descriptors are the memory, then a clone's identity, then the identity of what that was cloned
+from. All are memfds; an identity is an empty one, sealed for good. Security ids are not in the
+message: the receiver asks the kernel.
+"""
+
+import array
+import fcntl
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from vmm_linux import _syscalls
+from vmm_linux.errors import Fail, InvalidArgument, QuotaExceeded, SecurityDisallow, VmmError
+from vmm_linux.flags import Rights, Seal
+
+__all__ = ["Parcel", "check_socket", "examine", "receive", "send"]
+
+MESSAGE: Final = struct.Struct("<4sHHIIQQ")
+MAGIC: Final = b"VMML"
+VERSION: Final = 1
+MOST_DESCRIPTORS: Final = 3
+TMPFS_MAGIC: Final = 0x01021994
+"""File system of memfds. Those of huge pages, whose touch can kill, have another."""
+SEALS_OF_MEMORY: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+SEALS_OF_IDENTITY: Final = SEALS_OF_MEMORY | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+F_SEAL_FUTURE_WRITE: Final = 0x10
+CREDENTIALS: Final = struct.Struct("3i")
+PAGE: Final = _syscalls.page_size()
+
+
+class Parcel(NamedTuple):
+    """A handle between two processes. Whoever has it owns its descriptors."""
+
+    descriptors: Sequence[int]
+    rights: int
+    offset: int
+    size: int
+    memory_size: int
+
+
+def check_socket(method: str, sock: object) -> None:
+    """Whether this is a socket that descriptors can go through."""
+    if not isinstance(sock, socket.socket):
+        raise InvalidArgument(method, f"sock is a {type(sock).__name__}, not a socket")
+    if sock.family != socket.AF_UNIX:
+        raise InvalidArgument(
+            method, f"sock is of family {sock.family!r}; only AF_UNIX carries descriptors"
+        )
+
+
+def send(sock: socket.socket, parcel: Parcel) -> None:
+    """Send a parcel in one message. The descriptors stay the caller's."""
+    message = MESSAGE.pack(
+        MAGIC, VERSION, len(parcel.descriptors), parcel.rights, 0, parcel.offset, parcel.size
+    )
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", parcel.descriptors))
+    sent = sock.sendmsg([message], [rights])
+    if sent != len(message):
+        raise Fail("send_handle", f"{sent} of {len(message)} bytes were sent; close the socket")
+
+
+def receive(
+    sock: socket.socket, require: Seal, max_size: int | None, peer_uid: int | None
+) -> Parcel:
+    """Receive one parcel, and believe only what the kernel says of it."""
+    message, descriptors, flags = read_message(sock)
+    if not message and not descriptors:
+        raise EOFError("recv_handle: the other end is closed")
+    try:
+        if peer_uid is not None:
+            check_peer(sock, peer_uid)
+        return open_parcel(message, descriptors, flags, require, max_size)
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+
+
+def read_message(sock: socket.socket) -> tuple[bytes, list[int], int]:
+    """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
+
+    There is room for the descriptors of the longest message and no more.
+    """
+    room = socket.CMSG_LEN(MOST_DESCRIPTORS * array.array("i").itemsize)
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED):
+        room += socket.CMSG_SPACE(CREDENTIALS.size)
+    message, ancillary, flags, _ = sock.recvmsg(MESSAGE.size, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return message, list(descriptors), flags
+
+
+def open_parcel(
+    message: bytes, descriptors: list[int], flags: int, require: Seal, max_size: int | None
+) -> Parcel:
+    """Check a message with its descriptors against the kernel's word and the caller's demands."""
+    if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
+        raise bad(f"{len(message)} bytes, not the {MESSAGE.size} of a handle's message")
+    magic, version, count, rights, zero, offset, size = MESSAGE.unpack(message)
+    if magic != MAGIC or zero != 0:
+        raise bad("not a handle's message")
+    if version != VERSION:
+        raise bad(f"version {version} of the format; this package knows {VERSION}")
+    if flags & socket.MSG_CTRUNC and len(descriptors) < min(count, MOST_DESCRIPTORS):
+        raise QuotaExceeded(
+            "recv_handle",
+            f"{count} descriptors came and {len(descriptors)} fitted; raise RLIMIT_NOFILE "
+            "(ulimit -n) or close some",
+        )
+    if flags & socket.MSG_CTRUNC or not 1 <= count == len(descriptors):
+        raise bad(f"{count} descriptors are announced, and {len(descriptors)} or more came")
+    if rights & ~int(~Rights(0)):
+        raise bad(f"unknown rights {rights:#x}")
+    memory_size, seals = examine(descriptors[0], rights, bad)
+    for descriptor in descriptors[1:]:
+        examine_identity(descriptor)
+    check_window(offset, size, memory_size, is_clone=count > 1)
+    if require and not holds(require, seals):
+        raise SecurityDisallow("recv_handle", f"the memory is not sealed with {require!r}")
+    if max_size is not None and size > max_size:
+        raise SecurityDisallow("recv_handle", f"a buffer of {size} bytes; max_size is {max_size}")
+    return Parcel(descriptors, rights, offset, size, memory_size)
+
+
+def bad(why: str) -> VmmError:
+    """The exception for a message that is none of ``send``'s."""
+    return InvalidArgument("recv_handle", f"bad message: {why}")
+
+
+def examine(fd: int, rights: int, refuse: Callable[[str], VmmError]) -> tuple[int, int]:
+    """Whether a descriptor is the memory of a buffer, open for just what the rights say.
+
+    Returns:
+        The memory's size in bytes, and its F_SEAL_* bits.
+    """
+    seals = seals_of(fd, SEALS_OF_MEMORY, refuse)
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    expected = os.O_RDWR if rights & Rights.MAP_WRITE else os.O_RDONLY
+    if mode != expected:
+        raise refuse(f"the memory's descriptor has access mode {mode}, the rights need {expected}")
+    size = os.fstat(fd).st_size
+    if size == 0 or size % PAGE:
+        raise refuse(f"memory of {size} bytes, not whole pages")
+    return size, seals
+
+
+def examine_identity(fd: int) -> None:
+    """Whether a descriptor can be a clone's identity."""
+    seals_of(fd, SEALS_OF_IDENTITY, bad)
+    if os.fstat(fd).st_size != 0:
+        raise bad("an identity that is not empty")
+
+
+def seals_of(fd: int, needed: int, refuse: Callable[[str], VmmError]) -> int:
+    """The seals of a descriptor, which is a memfd of ordinary pages with the ``needed`` ones."""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH or not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise refuse("a descriptor that is no memfd")
+    if _syscalls.filesystem_type(fd) != TMPFS_MAGIC:
+        raise refuse("a descriptor that is no memfd of ordinary pages")
+    seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    if needed & ~seals:
+        raise refuse(f"a memfd with seals {seals:#x}; {needed:#x} are needed")
+    return seals
+
+
+def check_window(offset: int, size: int, memory_size: int, *, is_clone: bool) -> None:
+    """Whether a buffer lies in its memory: a clone in whole pages of it, any other as all of it."""
+    if size == 0 or size % PAGE or offset % PAGE:
+        raise bad(f"a buffer of {size} bytes at offset {offset}, not whole pages")
+    if offset > memory_size or size > memory_size - offset:
+        raise bad(f"{size} bytes at offset {offset} of a memory of {memory_size} bytes")
+    if not is_clone and size != memory_size:
+        raise bad(f"a buffer of {size} bytes that is no clone, of a memory of {memory_size} bytes")
+
+
+def holds(require: Seal, seals: int) -> bool:
+    """Whether the F_SEAL_* bits are what the receiver demands."""
+    frozen = bool(seals & fcntl.F_SEAL_WRITE)
+    published = frozen or bool(seals & F_SEAL_FUTURE_WRITE)
+    return (frozen or Seal.FREEZE not in require) and (published or Seal.PUBLISH not in require)
+
+
+def check_peer(sock: socket.socket, peer_uid: int) -> None:
+    """Whether the other end was connected by this user."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    uid = CREDENTIALS.unpack(credentials)[1]
+    if uid != peer_uid:
+        raise SecurityDisallow(
+            "recv_handle", f"user {uid} is at the other end; peer_uid is {peer_uid}"
+        )
