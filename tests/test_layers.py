@@ -36,8 +36,10 @@ LAYERS = {
     "_features": 1.1,
     "_room": 1.1,
     "_copy": 1.2,
-    "_procfs": 1.2,
-    "_shortage": 1.3,
+    "_maps_text": 1.2,
+    "_smaps": 1.3,
+    "_own_process": 1.4,
+    "_shortage": 1.2,
     # 2: memory objects
     "_memory_object": 2.0,
     "_plan": 2.1,

@@ -14,6 +14,8 @@ from vmm_linux._features import Feature, user_space_end, without
 PAGE = mmap.PAGESIZE
 NONE, READ, RW = VmmFlags(0), VmmFlags.READ, VmmFlags.READ | VmmFlags.WRITE
 RESERVE, COMMIT = VmmFlags.RESERVE, VmmFlags.RESERVE | VmmFlags.COMMIT
+#: Between guards a region is a mapping of its own, which the kernel merges with nothing.
+GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
 
 
 def record_at(address: int) -> kernel_oracle.SmapsRecord:
@@ -62,7 +64,7 @@ def test_each_page_of_a_region_is_told_as_it_is(vmm: VMM) -> None:
 
 def test_the_smaps_record_is_the_kernels(vmm: VMM) -> None:
     """Every figure is what the file says, in bytes."""
-    base = vmm.allocate(0, 64 * PAGE, COMMIT | RW)
+    base = vmm.allocate(0, 64 * PAGE, COMMIT | RW | GUARDS)
     vmm.write(base, bytes(5 * PAGE))
     record = vmm.query(base + PAGE).smaps
     assert record is not None
@@ -76,7 +78,7 @@ def test_the_smaps_record_is_the_kernels(vmm: VMM) -> None:
 
 def test_guards_are_reserved_pages_of_their_region(vmm: VMM) -> None:
     """They are of kind GUARD; one page further, nothing is theirs."""
-    flags = COMMIT | RW | VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
+    flags = COMMIT | RW | GUARDS
     base = vmm.allocate(0, 2 * PAGE, flags)
     for va in (base - 1, base - PAGE, base + 2 * PAGE, base + 3 * PAGE - 1):
         guard = vmm.query(va)
@@ -148,7 +150,7 @@ def test_a_page_unmapped_behind_the_packages_back_reads_free(vmm: VMM) -> None:
 def test_query_never_touches_the_page(vmm: VMM) -> None:
     """Neither private pages nor holes of shared memory become resident."""
     for flags in (COMMIT | RW, COMMIT | RW | VmmFlags.SHAREABLE):
-        base = vmm.allocate(0, 16 * PAGE, flags)
+        base = vmm.allocate(0, 16 * PAGE, flags | GUARDS)
         for _ in range(2):
             for number in range(16):
                 assert vmm.query(base + number * PAGE).resident is False

@@ -1,7 +1,7 @@
 """The life of a VMM (see ``_client.pyx``)."""
 
 from vmm_linux._mdl cimport BufferSpace
-from vmm_linux._procfs cimport OwnProcess
+from vmm_linux._own_process cimport OwnProcess
 
 cdef class Client:
     cdef BufferSpace space

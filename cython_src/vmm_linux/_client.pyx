@@ -5,7 +5,7 @@ from libc.stdint cimport uintptr_t
 from vmm_linux._answer cimport CLOSE, Request
 from vmm_linux._arguments cimport request_of
 from vmm_linux._mdl cimport BufferSpace
-from vmm_linux._procfs cimport OwnProcess
+from vmm_linux._own_process cimport OwnProcess
 
 import atexit
 import os

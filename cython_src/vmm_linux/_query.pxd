@@ -3,7 +3,7 @@
 from libc.stdint cimport int8_t, uint32_t, uintptr_t
 
 from vmm_linux._address_space cimport AddressSpace
-from vmm_linux._procfs cimport OwnProcess, PageFacts
+from vmm_linux._own_process cimport OwnProcess, PageFacts
 
 cdef class PageInfo:
     cdef readonly uintptr_t va

@@ -11,7 +11,8 @@ from libc.stdint cimport int8_t, uint64_t
 from vmm_linux cimport _features
 from vmm_linux._address_space cimport Location
 from vmm_linux._memory_object cimport memory_object_sid
-from vmm_linux._procfs cimport Span, Text, free_text
+from vmm_linux._maps_text cimport Text, free_text
+from vmm_linux._own_process cimport Span
 from vmm_linux._vocabulary cimport (
     FLAG_RWX_MASK,
     KIND_FOREIGN,
@@ -22,7 +23,7 @@ from vmm_linux._vocabulary cimport (
     round_down,
 )
 
-from vmm_linux._procfs import parse_smaps
+from vmm_linux._smaps import parse_smaps
 from vmm_linux.errors import RETCODES, InvalidOperation, Retcode, error
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState

@@ -1,4 +1,4 @@
-"""What ``/proc/self`` tells about this process's memory (see ``_procfs.pyx``).
+"""What ``/proc/self`` tells about this process's memory (see ``_own_process.pyx``).
 
 The functions without the GIL return 0 or ``-errno``; of one OwnProcess they must not
 run at the same time: the caller holds a lock.
@@ -6,14 +6,7 @@ run at the same time: the caller holds a lock.
 
 from libc.stdint cimport int8_t, uint32_t, uint64_t, uintptr_t
 
-cdef enum:
-    # Bits of permissions; the first three are PROT_READ, PROT_WRITE, PROT_EXEC.
-    SPAN_READ = 1
-    SPAN_WRITE = 2
-    SPAN_EXECUTE = 4
-    SPAN_SHARED = 8
-
-    FIGURES = 24                # how many figures of smaps have an attribute of their own
+from vmm_linux._maps_text cimport Text
 
 cdef struct Span:
     # One mapping, or one hole between mappings (then all that follows `mapped` is 0).
@@ -34,14 +27,6 @@ cdef struct PageFacts:
     int8_t guard                # of MADV_GUARD_INSTALL
     int8_t locked               # in a mapping that mlock was called on
     int8_t file_or_shared       # its memory is a file's or shared (0 where there is none)
-
-cdef struct Text:
-    # Bytes on the C heap: starts as [NULL, 0, 0], and free_text() ends it.
-    char *data
-    size_t length
-    size_t room
-
-cdef void free_text(Text *text) noexcept nogil
 
 cdef struct Descriptor:
     # An open file, and the numbers by which it is known again.
@@ -67,21 +52,3 @@ cdef class OwnProcess:
     cdef int span_by_text(self, uintptr_t va, Span *span) noexcept nogil
     cdef int facts_by_scan(self, uintptr_t va, PageFacts *facts) noexcept nogil
     cdef int facts_by_pagemap(self, uintptr_t va, PageFacts *facts) noexcept nogil
-
-cdef class SmapsRecord:
-    cdef uintptr_t range_start
-    cdef uintptr_t range_end
-    cdef uint64_t file_offset
-    cdef uint64_t file_inode
-    cdef uint32_t device_major
-    cdef uint32_t device_minor
-    cdef uint32_t permission_bits
-    cdef uint32_t known         # bit i: values[i] was given
-    cdef uint64_t *values       # FIGURES of them, or NULL
-    cdef dict others            # figures with no attribute of their own, or None
-    cdef readonly object pathname
-    cdef readonly object vm_flags
-
-    cdef object figure(self, int index)
-
-cdef SmapsRecord record_from(const char *text, size_t length)
