@@ -45,6 +45,7 @@ LAYERS = {
     "_plan": 2.1,
     "_answer": 2.2,
     "_conversion": 2.2,
+    "_guards": 2.2,
     "_placement": 2.3,
     # 3: the address space
     "_address_space": 3.0,

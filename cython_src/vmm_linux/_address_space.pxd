@@ -49,6 +49,9 @@ cdef class AddressSpace:
     cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil
     cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil
     cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef bint commit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef bint decommit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef void close_chunk(self, uintptr_t at) noexcept nogil
     cdef Answer settle(self, const Plan &plan, uintptr_t start, uintptr_t end,
                        uint32_t state) noexcept nogil
     cdef uint32_t limits_on(self, uintptr_t va) noexcept nogil

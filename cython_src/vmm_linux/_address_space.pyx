@@ -51,6 +51,18 @@ from vmm_linux._answer cimport (
     refused,
 )
 from vmm_linux._conversion cimport convert_pages
+from vmm_linux._guards cimport (
+    Chunk,
+    can_be_guarded,
+    chunks_around,
+    closing_end,
+    closing_start,
+    guard,
+    is_open_and_unused,
+    opening_access,
+    plan_opening,
+    suits,
+)
 from vmm_linux._ledger cimport Region, Regions, Run, Runs
 from vmm_linux._memory_object cimport (
     MemoryObject,
@@ -73,6 +85,7 @@ from vmm_linux._plan cimport (
     plan_decommit,
     plan_protect,
     plan_residence,
+    reserve_afresh,
     unmap,
 )
 from vmm_linux._vocabulary cimport (
@@ -330,6 +343,8 @@ cdef class AddressSpace:
         """Commit the reserved pages of the range."""
         cdef Plan plan
         cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
+        if suits(self.ledger, flags, size) and self.commit_by_guards(va, va + size):
+            return done()
         if not self.ledger.isolate(va, va + size):
             return refused(NO_LEDGER_MEMORY)
         if not plan_commit(self.ledger, flags, va, va + size, plan):
@@ -337,28 +352,65 @@ cdef class AddressSpace:
             return refused(NO_LEDGER_MEMORY)
         return self.settle(plan, va, va + size, STATE_COMMITTED)
 
+    cdef bint commit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil:
+        """Commit the range in an open chunk; false with nothing changed where that cannot be."""
+        cdef Plan plan
+        cdef uint64_t mappings
+        cdef Chunk chunk = chunks_around(self.ledger, va, end)
+        cdef uint32_t access = opening_access(self.ledger, va, end)
+        if access == 0:
+            return False
+        if (self.ledger.isolate(chunk.start, chunk.end) and self.ledger.isolate(va, end)
+                and plan_opening(self.ledger, chunk, va, end, access, plan)
+                and carry_out(plan, &mappings) == 0):
+            self.ledger.set_state(va, end, STATE_COMMITTED)
+            self.ledger.set_opened(chunk.start, chunk.end, access)
+            return True
+        self.ledger.coalesce(chunk.start, chunk.end)
+        return False
+
     cdef Answer decommit(self, uintptr_t va, size_t size) noexcept nogil:
         """Reserve the committed pages of the range again."""
         cdef Plan plan
         cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
         cdef Runs.iterator run = self.ledger.run_at(va)
+        cdef uintptr_t end = va + size
+        cdef bint any_committed = False
         cdef MemoryObject *backing
-        while run != self.ledger.runs.end() and dereference(run).first < va + size:
+        while run != self.ledger.runs.end() and dereference(run).first < end:
             if dereference(run).second.kind == KIND_MDL:
                 return refused(IS_MDL, dereference(run).first)
             backing = <MemoryObject *>dereference(run).second.backing
             if (backing != NULL and dereference(run).second.state == STATE_COMMITTED
                     and memory_object_is_inherited(backing)):
                 return refused(INHERITED, dereference(run).first)
+            any_committed |= dereference(run).second.state == STATE_COMMITTED
             preincrement(run)
-        if self.first_pinned(va, va + size) != 0:
-            return refused(PINNED, self.first_pinned(va, va + size))
-        if not self.ledger.isolate(va, va + size):
+        if not any_committed:
+            return done()
+        if self.first_pinned(va, end) != 0:
+            return refused(PINNED, self.first_pinned(va, end))
+        if suits(self.ledger, flags, size) and self.decommit_by_guards(va, end):
+            return done()
+        if not flags & FLAG_SHAREABLE:
+            va = closing_start(self.ledger, va, end)
+            end = closing_end(self.ledger, va, end)
+        if not self.ledger.isolate(va, end):
             return refused(NO_LEDGER_MEMORY)
-        if not plan_decommit(self.ledger, flags, va, va + size, plan):
-            self.ledger.coalesce(va, va + size)
+        if not plan_decommit(self.ledger, flags, va, end, plan):
+            self.ledger.coalesce(va, end)
             return refused(NO_LEDGER_MEMORY)
-        return self.settle(plan, va, va + size, STATE_RESERVED)
+        return self.settle(plan, va, end, STATE_RESERVED)
+
+    cdef bint decommit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil:
+        """Decommit the range in a chunk that stays in use; false where that cannot be."""
+        if not self.ledger.isolate(va, end):
+            return False
+        if can_be_guarded(self.ledger, va, end) and guard(va, end):
+            self.ledger.set_guarded(va, end)
+            return True
+        self.ledger.coalesce(va, end)
+        return False
 
     cdef Answer settle(self, const Plan &plan, uintptr_t start, uintptr_t end,
                        uint32_t state) noexcept nogil:
@@ -492,11 +544,12 @@ cdef class AddressSpace:
         """
         cdef size_t page = _features.page_size()
         cdef Regions.iterator region = self.ledger.region_at(start)
+        cdef uintptr_t base = dereference(region).first
         cdef uintptr_t region_end = dereference(region).second.end
         cdef uintptr_t low = start
         cdef uintptr_t high = end
         cdef int result
-        if start == dereference(region).first and dereference(region).second.low_guard:
+        if start == base and dereference(region).second.low_guard:
             low -= page
         if end == region_end and dereference(region).second.high_guard:
             high += page
@@ -509,7 +562,26 @@ cdef class AddressSpace:
             return result
         self.release_backing(start, end)
         self.ledger.remove(start, end)
+        if start > base:
+            self.close_chunk(start - page)
+        if end < region_end:
+            self.close_chunk(end)
         return 0
+
+    cdef void close_chunk(self, uintptr_t at) noexcept nogil:
+        """Give back what an open chunk is charged if nothing in it is committed any more.
+
+        Where the kernel or the ledger has no room for that, the chunk stays open.
+        """
+        cdef Chunk chunk
+        chunk = chunks_around(self.ledger, at, at + 1)
+        if not is_open_and_unused(self.ledger, chunk):
+            return
+        if (self.ledger.isolate(chunk.start, chunk.end)
+                and reserve_afresh(chunk.start, chunk.end - chunk.start) == 0):
+            self.ledger.set_state(chunk.start, chunk.end, STATE_RESERVED)
+        else:
+            self.ledger.coalesce(chunk.start, chunk.end)
 
     cdef void release_backing(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """Let go of the memory objects behind unmapped pages."""
@@ -616,6 +688,7 @@ cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t 
     run.protection = flags & FLAG_RWX_MASK
     run.ceiling = ceiling
     run.kind = kind
+    run.opened = 0
     return run
 
 

@@ -24,6 +24,7 @@ cdef struct Run:
     uint8_t protection          # of the pages once committed
     uint8_t ceiling             # the most that protection may become
     uint8_t kind
+    uint8_t opened              # reserved: access of the mapping, which guards hold back, or 0
 
 ctypedef ordered_map[uintptr_t, Region] Regions
 ctypedef ordered_map[uintptr_t, Run] Runs
@@ -46,6 +47,8 @@ cdef class Ledger:
     cpdef void join(self, uintptr_t at) noexcept nogil
     cpdef void remove(self, uintptr_t start, uintptr_t end) noexcept nogil
     cpdef void set_state(self, uintptr_t start, uintptr_t end, uint8_t state) noexcept nogil
+    cdef void set_guarded(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef void set_opened(self, uintptr_t start, uintptr_t end, uint8_t access) noexcept nogil
     cpdef void set_protection(self, uintptr_t start, uintptr_t end,
                               uint8_t protection) noexcept nogil
     cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,
@@ -53,3 +56,5 @@ cdef class Ledger:
     cpdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil
     cpdef void unpin(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef const char *flaw(self, uintptr_t *where) noexcept nogil
+
+cdef bint is_closed(const Run &run) noexcept nogil

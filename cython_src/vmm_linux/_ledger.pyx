@@ -4,7 +4,7 @@ Runs never cross a region's border, cover each region without a gap, and two
 neighbours in one region differ in something, unless a view pins one of them: the borders of a
 pin stay as long as the pin does, so that letting go of one never needs memory.
 
-A run is a node of 72 bytes, whatever its length.
+A run is a node of 80 bytes, whatever its length.
 
 Beware: Cython carries ``dereference(run).second.pins += 1`` out on a copy; plain assignment writes
 to the node.
@@ -15,7 +15,7 @@ from cython.operator cimport dereference, predecrement, preincrement
 from libc.string cimport memset
 
 from vmm_linux._containers cimport insert_or_fail
-from vmm_linux._vocabulary cimport FLAG_RWX_MASK, KIND_PRIVATE, STATE_RESERVED
+from vmm_linux._vocabulary cimport FLAG_RWX_MASK, KIND_PRIVATE, STATE_COMMITTED, STATE_RESERVED
 
 
 cdef bint alike(const Run &left, const Run &right, size_t distance) noexcept nogil:
@@ -27,9 +27,15 @@ cdef bint alike(const Run &left, const Run &right, size_t distance) noexcept nog
         and left.protection == right.protection
         and left.ceiling == right.ceiling
         and left.kind == right.kind
+        and left.opened == right.opened
         and left.backing == right.backing
         and (left.backing == NULL or left.offset + distance == right.offset)
     )
+
+
+cdef bint is_closed(const Run &run) noexcept nogil:
+    """Whether these are reserved private pages in a mapping without access."""
+    return run.state == STATE_RESERVED and run.backing == NULL and run.opened == 0
 
 
 @cython.final
@@ -185,10 +191,30 @@ cdef class Ledger:
             dereference(region).second.high_guard = False
 
     cpdef void set_state(self, uintptr_t start, uintptr_t end, uint8_t state) noexcept nogil:
-        """Set the state of isolated pages."""
+        """Set the state of isolated pages; no guards hold them back then."""
         cdef Runs.iterator run = self.runs.lower_bound(start)
         while run != self.runs.end() and dereference(run).first < end:
             dereference(run).second.state = state
+            dereference(run).second.opened = 0
+            preincrement(run)
+        self.coalesce(start, end)
+
+    cdef void set_guarded(self, uintptr_t start, uintptr_t end) noexcept nogil:
+        """Reserve isolated pages whose mappings keep the access that they had when committed."""
+        cdef Runs.iterator run = self.runs.lower_bound(start)
+        while run != self.runs.end() and dereference(run).first < end:
+            if dereference(run).second.state == STATE_COMMITTED:
+                dereference(run).second.state = STATE_RESERVED
+                dereference(run).second.opened = dereference(run).second.protection
+            preincrement(run)
+        self.coalesce(start, end)
+
+    cdef void set_opened(self, uintptr_t start, uintptr_t end, uint8_t access) noexcept nogil:
+        """Note that isolated reserved pages lie in mappings with this access now, behind guards."""
+        cdef Runs.iterator run = self.runs.lower_bound(start)
+        while run != self.runs.end() and dereference(run).first < end:
+            if is_closed(dereference(run).second):
+                dereference(run).second.opened = access
             preincrement(run)
         self.coalesce(start, end)
 

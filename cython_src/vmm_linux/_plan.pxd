@@ -2,13 +2,13 @@
 
 A plan is a list of steps. Every step but the last can be undone; what cannot (discarding contents)
 is the last. So a call that fails, at whichever system call, leaves everything as it was.
-Another way to commit is another step with its undoing, chosen in ``plan_commit``.
+There are two ways to commit, with steps of their own: see ``_guards.pyx``.
 """
 
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libcpp.vector cimport vector
 
-from vmm_linux._ledger cimport Ledger
+from vmm_linux._ledger cimport Ledger, Run
 from vmm_linux._memory_object cimport MemoryObject
 
 cdef enum StepKind:
@@ -20,6 +20,8 @@ cdef enum StepKind:
     POPULATE            # make pages resident, each with memory of its own
     LOCK                # pin as many pages as the limit allows
     UNLOCK
+    GUARD               # put guards over reserved pages that have no contents
+    UNGUARD             # take them away
     # Cannot be undone, so last:
     DISCARD             # private pages back to reserved, their memory to the system
     PUNCH               # the same for the memory behind shared pages
@@ -35,7 +37,11 @@ cdef struct Step:
 
 ctypedef vector[Step] Plan
 
+cdef bint add_step(Plan &plan, StepKind kind, uintptr_t start, uintptr_t end, int protection,
+                   int before) noexcept nogil
 cdef int page_access(uint32_t state, uint32_t protection) noexcept nogil
+cdef bint plan_commit_of_run(uint32_t flags, uintptr_t start, const Run &run,
+                             Plan &plan) noexcept nogil
 cdef bint plan_commit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
                       Plan &plan) noexcept nogil
 cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
@@ -46,4 +52,5 @@ cdef bint plan_residence(uintptr_t start, size_t size, uint32_t protection,
                          MemoryObject *backing, Plan &plan) noexcept nogil
 cdef int carry_out(const Plan &plan, uint64_t *mappings) noexcept nogil
 cdef void lock_what_fits(uintptr_t start, size_t size) noexcept nogil
+cdef int reserve_afresh(uintptr_t start, size_t size) noexcept nogil
 cdef int unmap(uintptr_t start, size_t size) noexcept nogil

@@ -12,6 +12,8 @@ from vmm_linux._memory_object cimport (
     memory_object_punch,
 )
 from vmm_linux._syscalls cimport (
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
@@ -70,15 +72,31 @@ cdef Step step_over(StepKind kind, uintptr_t start, const Run &run, int protecti
     return result
 
 
+cdef bint add_step(Plan &plan, StepKind kind, uintptr_t start, uintptr_t end, int protection,
+                   int before) noexcept nogil:
+    """Append a step over private pages; false when memory is short."""
+    cdef Step added = step(kind, start, end)
+    added.protection = protection
+    added.before = before
+    return append_or_fail(plan, added)
+
+
 cdef bint plan_commit_of_run(uint32_t flags, uintptr_t start, const Run &run,
                              Plan &plan) noexcept nogil:
     """Commit one reserved run; false when memory is short.
 
     Pages of a LOCKED region are populated while they are writable, so that each gets
-    memory of its own and is charged for it, and get their protection afterwards.
+    memory of its own and is charged for it, and get their protection afterwards. Pages behind
+    guards, which no LOCKED region has, only lose these.
     """
     cdef int final = page_access(STATE_COMMITTED, run.protection)
     cdef int first = PROT_READ | PROT_WRITE if flags & FLAG_LOCKED else final
+    cdef int behind = page_access(STATE_COMMITTED, run.opened)
+    if behind != PROT_NONE:
+        if behind != final and not append_or_fail(
+                plan, step_over(PROTECT, start, run, final, behind)):
+            return False
+        return append_or_fail(plan, step(UNGUARD, start, run.end))
     if first != PROT_NONE and not append_or_fail(plan, step_over(ACCESS, start, run, first)):
         return False
     if flags & FLAG_HUGE and run.backing == NULL:
@@ -110,7 +128,7 @@ cdef bint plan_commit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t 
 
 cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
                         Plan &plan) noexcept nogil:
-    """Reserve isolated committed pages again; false when memory is short.
+    """Reserve isolated committed pages again, and close what is open; false: short of memory.
 
     Private pages: one mapping of fresh PROT_NONE memory over all of them. It is atomic, returns
     memory and charge, and merges with its neighbours. MADV_DONTNEED with mprotect(2) never
@@ -124,7 +142,7 @@ cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_
     cdef int before
     cdef Step punch
     while run != ledger.runs.end() and dereference(run).first < end:
-        if dereference(run).second.state == STATE_COMMITTED:
+        if dereference(run).second.state == STATE_COMMITTED or dereference(run).second.opened:
             if first == end:
                 first = dereference(run).first
                 lowest = dereference(run).second
@@ -230,6 +248,10 @@ cdef int do_step(const Step &this) noexcept nogil:
         return 0
     if this.kind == UNLOCK:
         return _syscalls.munlock(this.start, this.size)
+    if this.kind == GUARD:
+        return _syscalls.madvise(this.start, this.size, MADV_GUARD_INSTALL)
+    if this.kind == UNGUARD:
+        return _syscalls.madvise(this.start, this.size, MADV_GUARD_REMOVE)
     if this.kind == DISCARD:
         return reserve_afresh(this.start, this.size)
     return memory_object_punch(this.backing, this.offset, this.size)
@@ -248,6 +270,10 @@ cdef void undo_step(const Step &this) noexcept nogil:
         _syscalls.munlock(this.start, this.size)
     elif this.kind == UNLOCK:
         lock_what_fits(this.start, this.size)
+    elif this.kind == GUARD:
+        _syscalls.madvise(this.start, this.size, MADV_GUARD_REMOVE)
+    elif this.kind == UNGUARD:
+        _syscalls.madvise(this.start, this.size, MADV_GUARD_INSTALL)
 
 
 cdef int carry_out(const Plan &plan, uint64_t *mappings) noexcept nogil:

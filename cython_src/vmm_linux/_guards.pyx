@@ -1,0 +1,192 @@
+"""The second way to commit: guard regions, which split no mapping (Linux 6.13).
+
+mprotect(2) cuts a mapping in three for every island of committed pages, and at
+``vm.max_map_count`` no more can be cut. So where a VMM's pages are in many pieces, the chunk
+around an island is opened: its reserved pages get guards, and all of it access; from then on
+pages in it are committed by taking guards away, and decommitted by putting them back, with one
+mapping for the chunk and its open neighbours. An open chunk is charged as a whole; with its last committed
+page it is closed, which gives the charge back.
+
+The rule: islands smaller than a chunk, in a VMM of ``FRAGMENTED`` runs or more, but not where
+pages are to be pinned (the kernel has no guards in pinned memory), huge or shared.
+Below that number mprotect is simpler and no wall is near; a chunk or more at once is never a
+fragment. Nothing outside this package's ledger shows which way was taken, but the charge.
+"""
+
+from cython.operator cimport dereference, preincrement
+
+from vmm_linux cimport _features, _syscalls
+from vmm_linux._ledger cimport Regions, Runs, is_closed
+from vmm_linux._plan cimport (
+    GUARD,
+    PROTECT,
+    add_step,
+    page_access,
+    plan_commit_of_run,
+)
+from vmm_linux._syscalls cimport MADV_GUARD_INSTALL, PROT_NONE
+from vmm_linux._vocabulary cimport (
+    FLAG_HUGE,
+    FLAG_LOCKED,
+    FLAG_SHAREABLE,
+    STATE_COMMITTED,
+    round_down,
+    round_up,
+)
+
+cdef enum:
+    # Runs of a VMM from which on its islands are committed by guards.
+    FRAGMENTED = 1000
+
+cdef size_t fragmented = FRAGMENTED
+
+cdef enum Content:
+    USED = 1                    # something that an open chunk has to stay open for
+    OPENED = 2                  # reserved pages behind guards
+
+
+def commit_by_guards_from(size_t runs):
+    """Take guards from this many runs of a VMM on, for tests: the number until now."""
+    global fragmented
+    before = fragmented
+    fragmented = runs
+    return before
+
+
+cdef size_t chunk_size() noexcept nogil:
+    """Bytes that one page of page-table entries covers."""
+    return _features.page_size() // sizeof(void *) * _features.page_size()
+
+
+cdef bint suits(Ledger ledger, uint32_t flags, size_t size) noexcept nogil:
+    """Whether a change of ``size`` bytes in a region with these flags is one for guards."""
+    return (
+        ledger.runs.size() >= fragmented
+        and size < chunk_size()
+        and not flags & (FLAG_LOCKED | FLAG_HUGE | FLAG_SHAREABLE)
+        and _features.has(_features.FEATURE_GUARD_REGIONS)
+    )
+
+
+cdef Chunk chunks_around(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
+    """The chunks that a range in one region touches, as far as they are the region's."""
+    cdef Regions.iterator region = ledger.region_at(start)
+    cdef Chunk chunk
+    chunk.start = max(dereference(region).first, round_down(start, chunk_size()))
+    chunk.end = min(dereference(region).second.end, round_up(end, chunk_size()))
+    return chunk
+
+
+cdef uint32_t opening_access(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
+    """The access that all closed pages of the range are to have; 0: none, or not all the same."""
+    cdef Runs.iterator run = ledger.run_at(start)
+    cdef uint32_t access = 0
+    while run != ledger.runs.end() and dereference(run).first < end:
+        if is_closed(dereference(run).second):
+            if access != 0 and dereference(run).second.protection != access:
+                return 0
+            access = dereference(run).second.protection
+            if access == 0:
+                return 0
+        preincrement(run)
+    return access
+
+
+cdef bint plan_opening(Ledger ledger, Chunk chunk, uintptr_t start, uintptr_t end,
+                       uint32_t access, Plan &plan) noexcept nogil:
+    """Commit isolated reserved pages in isolated chunks, which are opened; false: short of memory.
+
+    First come all guards, then the access: no page is ever open that should not be.
+    """
+    cdef Runs.iterator run = ledger.runs.lower_bound(chunk.start)
+    cdef int protection = page_access(STATE_COMMITTED, access)
+    cdef uintptr_t stretch = 0
+    while run != ledger.runs.end() and dereference(run).first < chunk.end:
+        if is_closed(dereference(run).second) and not start <= dereference(run).first < end:
+            if not add_step(plan, GUARD, dereference(run).first, dereference(run).second.end,
+                            PROT_NONE, PROT_NONE):
+                return False
+        preincrement(run)
+    run = ledger.runs.lower_bound(chunk.start)
+    while run != ledger.runs.end() and dereference(run).first < chunk.end:
+        if is_closed(dereference(run).second):
+            if stretch == 0:
+                stretch = dereference(run).first
+        elif stretch != 0:
+            if not add_step(plan, PROTECT, stretch, dereference(run).first, protection, PROT_NONE):
+                return False
+            stretch = 0
+        if dereference(run).second.opened != 0 and start <= dereference(run).first < end:
+            if not plan_commit_of_run(0, dereference(run).first, dereference(run).second, plan):
+                return False
+        preincrement(run)
+    return stretch == 0 or add_step(plan, PROTECT, stretch, chunk.end, protection, PROT_NONE)
+
+
+cdef bint can_be_guarded(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
+    """Whether guards can take these isolated pages away: one chunk's, which stays in use.
+
+    Their mappings keep their access, so each must have some.
+    """
+    cdef Chunk chunk = chunks_around(ledger, start, end)
+    cdef Runs.iterator run = ledger.runs.lower_bound(start)
+    if (chunk.end - chunk.start > chunk_size()
+            or not (content(ledger, chunk.start, start) | content(ledger, end, chunk.end)) & USED):
+        return False
+    while run != ledger.runs.end() and dereference(run).first < end:
+        if is_closed(dereference(run).second) or dereference(run).second.backing != NULL:
+            return False
+        if (dereference(run).second.state == STATE_COMMITTED
+                and dereference(run).second.protection == 0):
+            return False
+        preincrement(run)
+    return True
+
+
+cdef bint guard(uintptr_t start, uintptr_t end) noexcept nogil:
+    """Put guards over pages, which discards their contents; false when the kernel refuses.
+
+    It refuses at once where memory was pinned behind the package's back; half way only when it has
+    no memory for page tables. Either way the caller discards the contents with a fresh mapping.
+    """
+    return _syscalls.madvise(start, end - start, MADV_GUARD_INSTALL) == 0
+
+
+cdef int content(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
+    """What lies in a part of a region, as bits of ``Content``; ends with the first USED."""
+    cdef Runs.iterator run
+    cdef int found = 0
+    if start >= end:
+        return 0
+    run = ledger.run_at(start)
+    while run != ledger.runs.end() and dereference(run).first < end:
+        if (dereference(run).second.state == STATE_COMMITTED
+                or dereference(run).second.backing != NULL):
+            return found | USED
+        if dereference(run).second.opened != 0:
+            found |= OPENED
+        preincrement(run)
+    return found
+
+
+cdef uintptr_t closing_start(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
+    """Where to start when ``[start, end)`` is decommitted: there, or where its chunk can close."""
+    cdef Chunk chunk = chunks_around(ledger, start, start + 1)
+    cdef int below = content(ledger, chunk.start, start)
+    if below == OPENED and not content(ledger, end, chunk.end) & USED:
+        return chunk.start
+    return start
+
+
+cdef uintptr_t closing_end(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
+    """Where to end when ``[start, end)`` is decommitted: there, or where its chunk can close."""
+    cdef Chunk chunk = chunks_around(ledger, end - 1, end)
+    cdef int above = content(ledger, end, chunk.end)
+    if above == OPENED and not content(ledger, chunk.start, start) & USED:
+        return chunk.end
+    return end
+
+
+cdef bint is_open_and_unused(Ledger ledger, Chunk chunk) noexcept nogil:
+    """Whether a chunk has nothing left that it is open for."""
+    return content(ledger, chunk.start, chunk.end) == OPENED
