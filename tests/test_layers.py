@@ -49,6 +49,7 @@ LAYERS = {
     "_placement": 2.3,
     # 3: the address space
     "_address_space": 3.0,
+    "_ranges": 3.1,
     # 4: query; handles and buffers
     "_handles": 4.0,
     "_query": 4.0,

@@ -12,6 +12,7 @@ class Feature(IntEnum):
     PROCESS_VM = 7
     TRANSPARENT_HUGE_PAGES = 8
     FILE_HANDLES = 9
+    VECTORED_GUARDS = 10
 
 def available(feature: int) -> bool: ...
 def without(*features: int) -> AbstractContextManager[None]: ...

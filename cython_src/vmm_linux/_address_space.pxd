@@ -49,6 +49,8 @@ cdef class AddressSpace:
     cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil
     cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil
     cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef Answer check_decommit(self, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef bint any_committed(self, uintptr_t va, uintptr_t end) noexcept nogil
     cdef bint commit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil
     cdef bint decommit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil
     cdef void close_chunk(self, uintptr_t at) noexcept nogil

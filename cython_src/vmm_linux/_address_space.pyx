@@ -373,23 +373,10 @@ cdef class AddressSpace:
         """Reserve the committed pages of the range again."""
         cdef Plan plan
         cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
-        cdef Runs.iterator run = self.ledger.run_at(va)
         cdef uintptr_t end = va + size
-        cdef bint any_committed = False
-        cdef MemoryObject *backing
-        while run != self.ledger.runs.end() and dereference(run).first < end:
-            if dereference(run).second.kind == KIND_MDL:
-                return refused(IS_MDL, dereference(run).first)
-            backing = <MemoryObject *>dereference(run).second.backing
-            if (backing != NULL and dereference(run).second.state == STATE_COMMITTED
-                    and memory_object_is_inherited(backing)):
-                return refused(INHERITED, dereference(run).first)
-            any_committed |= dereference(run).second.state == STATE_COMMITTED
-            preincrement(run)
-        if not any_committed:
-            return done()
-        if self.first_pinned(va, end) != 0:
-            return refused(PINNED, self.first_pinned(va, end))
+        cdef Answer answer = self.check_decommit(va, end)
+        if answer.reason != DONE or not self.any_committed(va, end):
+            return answer
         if suits(self.ledger, flags, size) and self.decommit_by_guards(va, end):
             return done()
         if not flags & FLAG_SHAREABLE:
@@ -401,6 +388,31 @@ cdef class AddressSpace:
             self.ledger.coalesce(va, end)
             return refused(NO_LEDGER_MEMORY)
         return self.settle(plan, va, end, STATE_RESERVED)
+
+    cdef Answer check_decommit(self, uintptr_t va, uintptr_t end) noexcept nogil:
+        """Whether pages may be decommitted."""
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        cdef MemoryObject *backing
+        while run != self.ledger.runs.end() and dereference(run).first < end:
+            if dereference(run).second.kind == KIND_MDL:
+                return refused(IS_MDL, max(va, dereference(run).first))
+            backing = <MemoryObject *>dereference(run).second.backing
+            if (backing != NULL and dereference(run).second.state == STATE_COMMITTED
+                    and memory_object_is_inherited(backing)):
+                return refused(INHERITED, max(va, dereference(run).first))
+            preincrement(run)
+        if self.first_pinned(va, end) != 0:
+            return refused(PINNED, self.first_pinned(va, end))
+        return done()
+
+    cdef bint any_committed(self, uintptr_t va, uintptr_t end) noexcept nogil:
+        """Whether any page of the range is committed."""
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        while run != self.ledger.runs.end() and dereference(run).first < end:
+            if dereference(run).second.state == STATE_COMMITTED:
+                return True
+            preincrement(run)
+        return False
 
     cdef bint decommit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil:
         """Decommit the range in a chunk that stays in use; false where that cannot be."""

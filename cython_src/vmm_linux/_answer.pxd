@@ -15,6 +15,8 @@ cdef enum Method:
     UNPIN
     LOCATE
     CLOSE
+    COMMIT_RANGES
+    DECOMMIT_RANGES
     # Over MDL buffers and handles:
     MDL_CREATE
     MDL_CREATE_FROM_VM
@@ -35,7 +37,7 @@ cdef struct Request:
     uintptr_t va
     size_t size
     uint32_t flags              # of the region, the protection, rights, seals, access wanted
-    void *buffer                # of READ, WRITE and MDL_CREATE_FROM_BUF; a Parcel; HandleFacts
+    void *buffer                # of READ, WRITE, MDL_CREATE_FROM_BUF; Parcel; HandleFacts; Ranges
     uint64_t handle
     uint64_t offset             # in the MDL buffer
 
@@ -45,7 +47,7 @@ cdef struct Answer:
     uint64_t value              # what the message is about; after ENOMEM the mappings then, or 0
     uint32_t limits             # of the process, which had a say in an ENOMEM
     uint64_t out                # the address or the handle that the call returns
-    size_t done                 # READ, WRITE: bytes copied
+    size_t done                 # READ, WRITE: bytes copied; of ranges: the index of the bad one
     uint32_t access             # PIN: access that every page gives
 
 cdef enum Reason:
@@ -73,6 +75,7 @@ cdef enum Reason:
     SEALED
     STILL_WRITABLE
     UNSEALABLE
+    OVERLAP
     KERNEL_REFUSED
 
 cdef enum:

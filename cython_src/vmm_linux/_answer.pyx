@@ -82,6 +82,9 @@ REASONS = {
         Retcode.BUSY,
         "somebody can still write to the buffer; FREEZE needs every writable mapping of it, in "
         "every process, to be freed first"),
+    OVERLAP: (
+        Retcode.INVALID_ARGUMENT,
+        "[0x{va:x}, 0x{va:x} + {size}) overlaps another of the ranges"),
     UNSEALABLE: (
         Retcode.NO_CAPABILITY,
         "the memory takes no more seals"),
@@ -99,6 +102,8 @@ METHODS = {
     WRITE: "write",
     PIN: "view",
     CLOSE: "close",
+    COMMIT_RANGES: "commit_ranges",
+    DECOMMIT_RANGES: "decommit_ranges",
     MDL_CREATE: "mdl_create",
     MDL_CREATE_FROM_VM: "mdl_create_from_vm",
     MDL_CREATE_FROM_BUF: "mdl_create_from_buf",
@@ -114,7 +119,8 @@ METHODS = {
     RECEIVE: "recv_handle",
 }
 
-OVER_PAGES = frozenset((COMMIT, DECOMMIT, PROTECT, FREE, MDL_CREATE_FROM_VM))
+OVER_PAGES = frozenset((
+    COMMIT, DECOMMIT, PROTECT, FREE, MDL_CREATE_FROM_VM, COMMIT_RANGES, DECOMMIT_RANGES))
 """The methods whose range is pages of a region."""
 
 

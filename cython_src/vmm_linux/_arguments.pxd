@@ -6,6 +6,8 @@ from vmm_linux._answer cimport Method, Request
 
 cdef uint64_t number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF
 cdef str describe(object value)
+cdef object iterate(str method, object ranges)
+cdef tuple pair(str method, object item)
 cdef int check_size(str method, uint64_t size) except -1
 cdef int check_multiple(str method, str name, uint64_t value) except -1
 cdef int check_end(str method, str name, uint64_t va, uint64_t size) except -1

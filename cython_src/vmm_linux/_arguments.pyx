@@ -75,6 +75,25 @@ cdef str describe(object value):
     return f"{text} of type {kind}" if 0 < len(text) <= 40 else f"a {kind}"
 
 
+cdef object iterate(str method, object ranges):
+    """An iterator over what the caller gave as ranges."""
+    try:
+        return iter(ranges)
+    except Exception as problem:
+        raise InvalidArgument(
+            method, f"ranges is {describe(ranges)}, not pairs (va, size)") from problem
+
+
+cdef tuple pair(str method, object item):
+    """The two values of a range."""
+    try:
+        va, size = item
+    except Exception as problem:
+        raise InvalidArgument(
+            method, f"a range is {describe(item)}, not a pair (va, size)") from problem
+    return va, size
+
+
 cdef int check_size(str method, uint64_t size) except -1:
     """A size of memory: at least one byte."""
     if size == 0:

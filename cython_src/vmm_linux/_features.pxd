@@ -14,7 +14,8 @@ cdef enum:
     FEATURE_PROCESS_VM = 7
     FEATURE_TRANSPARENT_HUGE_PAGES = 8
     FEATURE_FILE_HANDLES = 9
-    FEATURE_COUNT = 10
+    FEATURE_VECTORED_GUARDS = 10
+    FEATURE_COUNT = 11
 
 cdef bint has(int feature) noexcept nogil
 cdef bint lacks(int feature) noexcept nogil

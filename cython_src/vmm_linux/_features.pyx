@@ -45,6 +45,8 @@ class Feature(IntEnum):
     TRANSPARENT_HUGE_PAGES = FEATURE_TRANSPARENT_HUGE_PAGES
     #: ``name_to_handle_at`` on a memfd, which sandboxes block.
     FILE_HANDLES = FEATURE_FILE_HANDLES
+    #: ``process_madvise`` on oneself with guards (6.13).
+    VECTORED_GUARDS = FEATURE_VECTORED_GUARDS
 
 
 cdef enum Answer:
@@ -115,6 +117,8 @@ cdef Answer probe(int feature) noexcept nogil:
         return probe_process_vm()
     if feature == FEATURE_FILE_HANDLES:
         return probe_file_handles()
+    if feature == FEATURE_VECTORED_GUARDS:
+        return probe_vectored_guards()
     return probe_advice(_syscalls.MADV_HUGEPAGE)
 
 
@@ -255,6 +259,25 @@ cdef Answer probe_file_handles() noexcept nogil:
     answer = verdict(_syscalls.file_handle(fd, &low, &high))
     _syscalls.close(fd)
     return answer
+
+
+cdef Answer probe_vectored_guards() noexcept nogil:
+    cdef _syscalls.iovec range
+    cdef intptr_t result
+    cdef intptr_t address
+    cdef int pidfd = _syscalls.pidfd_open_self()
+    if pidfd < 0:
+        return verdict(pidfd)
+    address = spare_page()
+    if failed(address):
+        _syscalls.close(pidfd)
+        return UNKNOWN
+    range.iov_base = <void *>address
+    range.iov_len = page
+    result = _syscalls.process_madvise(pidfd, &range, 1, _syscalls.MADV_GUARD_INSTALL)
+    _syscalls.munmap(<uintptr_t>address, page)
+    _syscalls.close(pidfd)
+    return verdict(result)
 
 
 cdef Answer probe_process_vm() noexcept nogil:

@@ -4,8 +4,8 @@ mprotect(2) cuts a mapping in three for every island of committed pages, and at
 ``vm.max_map_count`` no more can be cut. So where a VMM's pages are in many pieces, the chunk
 around an island is opened: its reserved pages get guards, and all of it access; from then on
 pages in it are committed by taking guards away, and decommitted by putting them back, with one
-mapping for the chunk and its open neighbours. An open chunk is charged as a whole; with its last committed
-page it is closed, which gives the charge back.
+mapping for the chunk and its open neighbours. An open chunk is charged as a whole; with its last
+committed page it is closed, which gives the charge back.
 
 The rule: islands smaller than a chunk, in a VMM of ``FRAGMENTED`` runs or more, but not where
 pages are to be pinned (the kernel has no guards in pinned memory), huge or shared.

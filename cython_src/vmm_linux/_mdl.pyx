@@ -13,6 +13,8 @@ from vmm_linux._answer cimport (
     BEYOND_BUFFER,
     CLOSE,
     CLOSED,
+    COMMIT_RANGES,
+    DECOMMIT_RANGES,
     DONE,
     HANDLE_CLOSE,
     HANDLE_COPY,
@@ -50,6 +52,7 @@ from vmm_linux._memory_object cimport (
     memory_object_sid,
     memory_object_store,
 )
+from vmm_linux._ranges cimport Ranges, commit_ranges, decommit_ranges
 from vmm_linux._syscalls cimport F_DUPFD_CLOEXEC
 from vmm_linux._vocabulary cimport (
     FLAG_EXECUTE,
@@ -83,13 +86,17 @@ cdef class BufferSpace(AddressSpace):
     cdef Answer dispatch(self, const Request *request) noexcept nogil:
         """The call itself. The caller holds the mutex."""
         cdef Answer answer
-        if request.method < MDL_CREATE:
+        if request.method <= CLOSE:
             answer = AddressSpace.dispatch(self, request)
             if request.method == CLOSE and answer.reason == DONE:
                 self.handles.close_all()
             return answer
         if self.closed:
             return refused(CLOSED)
+        if request.method == COMMIT_RANGES:
+            return commit_ranges(self, <Ranges *>request.buffer)
+        if request.method == DECOMMIT_RANGES:
+            return decommit_ranges(self, <Ranges *>request.buffer)
         if request.method < HANDLE_COPY:
             return self.dispatch_mdl(request)
         return self.dispatch_handle(request)

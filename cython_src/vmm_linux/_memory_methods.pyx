@@ -10,13 +10,18 @@ from vmm_linux._answer cimport (
     ALLOCATE,
     CHECK,
     COMMIT,
+    COMMIT_RANGES,
     DECOMMIT,
+    DECOMMIT_RANGES,
+    DONE,
     FREE,
     PROTECT,
     READ,
     WRITE,
+    Answer,
     Method,
     Request,
+    explain,
 )
 from vmm_linux._arguments cimport (
     check_bytes,
@@ -24,11 +29,14 @@ from vmm_linux._arguments cimport (
     check_protection,
     check_region_flags,
     describe,
+    iterate,
     number,
+    pair,
     request_of,
 )
 from vmm_linux._client cimport Client
 from vmm_linux._query cimport query
+from vmm_linux._ranges cimport Ranges, add_range
 from vmm_linux._vocabulary cimport FLAG_READ, FLAG_WRITE
 
 from vmm_linux.errors import InvalidArgument, OutOfMemory
@@ -102,6 +110,66 @@ cdef class MemoryMethods(Client):
         """
         self.check_open("commit")
         self.change(COMMIT, "commit", va, size, 0)
+
+    cdef object change_ranges(self, Method method, str name, object ranges):
+        """A call over whole pages of many regions."""
+        cdef Ranges collected
+        cdef uint64_t start, length
+        cdef uint64_t sum = 0
+        cdef Request request
+        cdef Answer answer
+        self.check_open(name)
+        for item in iterate(name, ranges):
+            va, size = pair(name, item)
+            start = number(name, "va", va)
+            length = number(name, "size", size)
+            check_pages(name, "va", start, length)
+            sum += length
+            if not add_range(&collected, start, start + length):
+                raise OutOfMemory(name, "no memory for the list of ranges")
+        if collected.empty():
+            return
+        request = request_of(method, 0, sum, 0)
+        request.buffer = &collected
+        answer = self.space.perform(&request)
+        if answer.reason != DONE:
+            for at in collected:
+                if at.index == answer.done:
+                    request.va = at.start
+                    request.size = at.end - at.start
+            answer.done = 0
+            raise explain(&request, &answer)
+
+    def commit_ranges(self, ranges):
+        """Make reserved pages in many ranges usable: all of them, or none.
+
+        Args:
+            ranges: pairs ``(va, size)`` in bytes, page multiples; each inside one region, no two
+                overlapping, in any order. None at all is fine.
+
+        Errors:
+            INVALID_ARGUMENT: no pairs; zero, unaligned or overflowing numbers; an overlap.
+            RESOURCE_NOT_FOUND, OUT_OF_MEMORY, QUOTA_EXCEEDED: as of ``commit``, for one of them.
+
+        Source: Commit; process_madvise(2) MADV_GUARD_REMOVE.
+        """
+        self.change_ranges(COMMIT_RANGES, "commit_ranges", ranges)
+
+    def decommit_ranges(self, ranges):
+        """Give the memory of pages in many ranges back: of all of them, or none.
+
+        Args:
+            ranges: pairs ``(va, size)`` in bytes, page multiples; each inside one region, no two
+                overlapping, in any order. None at all is fine.
+
+        Errors:
+            INVALID_ARGUMENT: no pairs; zero, unaligned or overflowing numbers; an overlap.
+            RESOURCE_NOT_FOUND, INVALID_OPERATION, BUSY, OUT_OF_MEMORY: as of ``decommit``, for one
+                of them.
+
+        Source: Decommit; process_madvise(2) MADV_GUARD_INSTALL.
+        """
+        self.change_ranges(DECOMMIT_RANGES, "decommit_ranges", ranges)
 
     def decommit(self, va, size):
         """Give the memory of pages back to the system; the addresses stay reserved.

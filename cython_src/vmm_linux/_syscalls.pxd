@@ -175,6 +175,24 @@ cdef int allocated(int fd, uint64_t *bytes) noexcept nogil
 cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil
 cpdef int64_t filesystem_type(int fd) noexcept nogil
 
+# Many ranges at once
+cdef extern from *:
+    """
+    #include <sys/uio.h>
+    #ifndef UIO_MAXIOV
+    #define UIO_MAXIOV 1024
+    #endif
+    """
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    enum:
+        MOST_RANGES "UIO_MAXIOV"        # that one call takes
+
+cdef int pidfd_open_self() noexcept nogil
+cdef intptr_t process_madvise(int pidfd, const iovec *ranges, size_t count,
+                              int advice) noexcept nogil
+
 # Questions to the files of /proc/PID
 cdef int procmap_query(int maps_fd, ProcmapQuery *query) noexcept nogil
 cdef int pagemap_scan(int pagemap_fd, ScanArgument *scan) noexcept nogil

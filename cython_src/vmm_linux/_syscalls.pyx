@@ -32,6 +32,21 @@ cdef extern from "<unistd.h>" nogil:
     enum:
         _SC_PAGESIZE
 
+cdef extern from *:
+    """
+    #include <sys/syscall.h>
+    #include <limits.h>
+    #ifndef SYS_pidfd_open
+    #define SYS_pidfd_open 434          /* Linux 5.3 */
+    #endif
+    #ifndef SYS_process_madvise
+    #define SYS_process_madvise 440     /* Linux 5.10 */
+    #endif
+    """
+    long c_syscall "syscall"(long, ...) nogil
+    long SYS_pidfd_open
+    long SYS_process_madvise
+
 cdef extern from "<sys/ioctl.h>" nogil:
     int c_ioctl "ioctl"(int, unsigned long, ...)
 
@@ -76,9 +91,6 @@ cdef extern from *:
     int c_file_handle "vmm_file_handle"(int, uint64_t *, uint64_t *) nogil
 
 cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
     long c_process_vm_readv "process_vm_readv"(
         int, const iovec *, unsigned long, const iovec *, unsigned long, unsigned long)
     long c_process_vm_writev "process_vm_writev"(
@@ -227,6 +239,17 @@ cpdef int64_t filesystem_type(int fd) noexcept nogil:
     cdef filesystem_status status
     cdef int result = <int>answer(c_fstatfs(fd, &status))
     return result if result < 0 else status.f_type
+
+
+cdef int pidfd_open_self() noexcept nogil:
+    """``pidfd_open(2)`` of this process: a descriptor."""
+    return <int>answer(c_syscall(SYS_pidfd_open, getpid(), 0))
+
+
+cdef intptr_t process_madvise(int pidfd, const iovec *ranges, size_t count,
+                              int advice) noexcept nogil:
+    """``process_madvise(2)``: bytes advised, perhaps fewer than asked."""
+    return answer(c_syscall(SYS_process_madvise, pidfd, ranges, count, advice, 0))
 
 
 cdef int procmap_query(int maps_fd, ProcmapQuery *query) noexcept nogil:

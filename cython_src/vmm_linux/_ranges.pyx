@@ -1,0 +1,329 @@
+"""Many ranges in one call, all or nothing.
+
+A fragment in an open chunk costs one entry in a vector of process_madvise(2), a fraction of a
+system call. What else there is to do is done one by one, and whatever can fail comes first.
+"""
+
+from cython.operator cimport dereference, preincrement
+from libc.errno cimport EINVAL
+from libc.stdint cimport uint32_t, uint64_t
+
+from vmm_linux cimport _features, _syscalls
+from vmm_linux._answer cimport (
+    DONE,
+    NO_LEDGER_MEMORY,
+    NOT_IN_REGION,
+    OVERLAP,
+    done,
+    kernel_refused,
+    refused,
+)
+from vmm_linux._containers cimport append_or_fail
+from vmm_linux._guards cimport can_be_guarded, guard, suits
+from vmm_linux._ledger cimport Ledger, Runs
+from vmm_linux._plan cimport (
+    DISCARD,
+    PROTECT,
+    Plan,
+    Step,
+    add_step,
+    carry_out,
+    do_step,
+    page_access,
+    plan_decommit,
+    reserve_afresh,
+)
+from vmm_linux._syscalls cimport (
+    MADV_DONTNEED,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    MOST_RANGES,
+    PROT_NONE,
+    iovec,
+)
+from vmm_linux._vocabulary cimport STATE_COMMITTED, STATE_RESERVED
+
+cdef extern from *:
+    """
+    #include <algorithm>
+    template <class Ranges>
+    static inline void vmm_sort_ranges(Ranges &ranges) noexcept
+    {
+        std::sort(ranges.begin(), ranges.end(),
+                  [](const auto &left, const auto &right) { return left.start < right.start; });
+    }
+    """
+    void sort_ranges "vmm_sort_ranges"(Ranges &) noexcept nogil
+
+
+cdef bint add_range(Ranges *ranges, uintptr_t start, uintptr_t end) noexcept nogil:
+    """Append a range; false when memory is short."""
+    cdef Range added
+    added.start = start
+    added.end = end
+    added.index = ranges.size()
+    return append_or_fail(dereference(ranges), added)
+
+
+cdef Answer about(Answer answer, const Range &this) noexcept nogil:
+    """An answer that names the range it is about."""
+    answer.done = this.index
+    return answer
+
+
+cdef Answer check(AddressSpace space, Ranges *ranges) noexcept nogil:
+    """Whether every range lies in one region, and none in another; sorts them."""
+    cdef size_t i
+    sort_ranges(dereference(ranges))
+    for i in range(ranges.size()):
+        if not space.ledger.holds(
+                dereference(ranges)[i].start,
+                dereference(ranges)[i].end - dereference(ranges)[i].start):
+            return about(refused(NOT_IN_REGION), dereference(ranges)[i])
+        if i > 0 and dereference(ranges)[i].start < dereference(ranges)[i - 1].end:
+            return about(refused(OVERLAP), dereference(ranges)[i])
+    return done()
+
+
+cdef bint isolate_all(Ledger ledger, Ranges *ranges) noexcept nogil:
+    """Isolate every range; false, with none isolated, when memory is short."""
+    cdef size_t i
+    for i in range(ranges.size()):
+        if not ledger.isolate(dereference(ranges)[i].start, dereference(ranges)[i].end):
+            coalesce_all(ledger, ranges)
+            return False
+    return True
+
+
+cdef void coalesce_all(Ledger ledger, Ranges *ranges) noexcept nogil:
+    """Undo ``isolate_all``."""
+    cdef size_t i
+    for i in range(ranges.size()):
+        ledger.coalesce(dereference(ranges)[i].start, dereference(ranges)[i].end)
+
+
+# ---- Guards of many ranges ---------------------------------------------------------------------
+
+cdef size_t advise(Ranges *ranges, int advice) noexcept nogil:
+    """Give the same advice about all ranges: how many of them it was taken for, from the first."""
+    cdef iovec vector[MOST_RANGES]
+    cdef size_t first = 0
+    cdef size_t count
+    cdef int pidfd
+    if not _features.has(_features.FEATURE_VECTORED_GUARDS):
+        return advise_singly(ranges, 0, advice)
+    pidfd = _syscalls.pidfd_open_self()
+    if pidfd < 0:
+        return advise_singly(ranges, 0, advice)
+    while first < ranges.size():
+        count = fill_vector(ranges, first, vector)
+        if _syscalls.process_madvise(pidfd, vector, count, advice) != total(vector, count):
+            break
+        first += count
+    _syscalls.close(pidfd)
+    return advise_singly(ranges, first, advice)
+
+
+cdef size_t fill_vector(Ranges *ranges, size_t first, iovec *vector) noexcept nogil:
+    """As many ranges as one call takes, from the first on: how many."""
+    cdef size_t count = 0
+    while count < MOST_RANGES and first + count < ranges.size():
+        vector[count].iov_base = <void *>dereference(ranges)[first + count].start
+        vector[count].iov_len = (
+            dereference(ranges)[first + count].end - dereference(ranges)[first + count].start)
+        count += 1
+    return count
+
+
+cdef Py_ssize_t total(const iovec *vector, size_t count) noexcept nogil:
+    """Bytes of a vector."""
+    cdef Py_ssize_t size = 0
+    cdef size_t i
+    for i in range(count):
+        size += vector[i].iov_len
+    return size
+
+
+cdef size_t advise_singly(Ranges *ranges, size_t first, int advice) noexcept nogil:
+    """``advise`` from a range on, with a call each. To give it twice does no harm."""
+    while first < ranges.size() and _syscalls.madvise(
+            dereference(ranges)[first].start,
+            dereference(ranges)[first].end - dereference(ranges)[first].start, advice) == 0:
+        first += 1
+    return first
+
+
+# ---- Commit ------------------------------------------------------------------------------------
+
+cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
+    """Commit the reserved pages of every range. The caller holds the mutex."""
+    cdef Ranges fresh           # committed one by one
+    cdef Ranges guarded         # that need nothing but their guards taken away
+    cdef size_t i
+    cdef Answer answer = check(space, ranges)
+    for i in range(ranges.size()):
+        if answer.reason != DONE:
+            break
+        answer = about(commit_one(space, dereference(ranges)[i], &fresh, &guarded),
+                       dereference(ranges)[i])
+    if answer.reason == DONE:
+        answer = unguard(space, &guarded)
+    if answer.reason != DONE:
+        for i in range(fresh.size()):
+            space.decommit(fresh[i].start, fresh[i].end - fresh[i].start)
+    return answer
+
+
+cdef Answer commit_one(AddressSpace space, const Range &this, Ranges *fresh,
+                       Ranges *guarded) noexcept nogil:
+    """Commit a range, and note which pages of it; or note that it is a case for the vector."""
+    cdef Runs.iterator run = space.ledger.run_at(this.start)
+    cdef bint all_guarded = True
+    while run != space.ledger.runs.end() and dereference(run).first < this.end:
+        if dereference(run).second.state == STATE_RESERVED:
+            if not dereference(run).second.opened == dereference(run).second.protection != 0:
+                all_guarded = False
+        preincrement(run)
+    if all_guarded:
+        return done() if add_range(guarded, this.start, this.end) else refused(NO_LEDGER_MEMORY)
+    run = space.ledger.run_at(this.start)
+    while run != space.ledger.runs.end() and dereference(run).first < this.end:
+        if dereference(run).second.state == STATE_RESERVED and not add_range(
+                fresh, max(dereference(run).first, this.start),
+                min(dereference(run).second.end, this.end)):
+            return refused(NO_LEDGER_MEMORY)
+        preincrement(run)
+    return space.commit(this.start, this.end - this.start)
+
+
+cdef Answer unguard(AddressSpace space, Ranges *guarded) noexcept nogil:
+    """Commit ranges whose reserved pages all lie behind guards."""
+    cdef size_t taken
+    if not isolate_all(space.ledger, guarded):
+        return refused(NO_LEDGER_MEMORY)
+    taken = advise(guarded, MADV_GUARD_REMOVE)
+    if taken == guarded.size():
+        for i in range(guarded.size()):
+            space.ledger.set_state(
+                dereference(guarded)[i].start, dereference(guarded)[i].end, STATE_COMMITTED)
+        return done()
+    guard_again(space.ledger, guarded)
+    coalesce_all(space.ledger, guarded)
+    return about(kernel_refused(-EINVAL), dereference(guarded)[taken])
+
+
+cdef void guard_again(Ledger ledger, Ranges *guarded) noexcept nogil:
+    """Put the guards of reserved pages back."""
+    cdef Runs.iterator run
+    cdef size_t i
+    for i in range(guarded.size()):
+        run = ledger.runs.lower_bound(dereference(guarded)[i].start)
+        while run != ledger.runs.end() and dereference(run).first < dereference(guarded)[i].end:
+            if dereference(run).second.state == STATE_RESERVED:
+                guard(dereference(run).first, dereference(run).second.end)
+            preincrement(run)
+
+
+# ---- Decommit ----------------------------------------------------------------------------------
+
+cdef Answer decommit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
+    """Reserve the committed pages of every range again. The caller holds the mutex."""
+    cdef Plan undoable, final
+    cdef Ranges guarded, plain
+    cdef uint64_t mappings = 0
+    cdef size_t i
+    cdef int result
+    cdef Answer answer = check(space, ranges)
+    for i in range(ranges.size()):
+        if answer.reason != DONE:
+            return answer
+        answer = about(space.check_decommit(dereference(ranges)[i].start,
+                                            dereference(ranges)[i].end), dereference(ranges)[i])
+    if answer.reason != DONE:
+        return answer
+    if not isolate_all(space.ledger, ranges):
+        return refused(NO_LEDGER_MEMORY)
+    if not sort_out(space.ledger, ranges, &guarded, &plain, undoable, final):
+        coalesce_all(space.ledger, ranges)
+        return refused(NO_LEDGER_MEMORY)
+    result = carry_out(undoable, &mappings)
+    if result < 0:
+        coalesce_all(space.ledger, ranges)
+        return about(kernel_refused(result, 0, mappings), dereference(ranges)[0])
+    for i in range(final.size()):
+        discard(final[i])
+    for i in range(plain.size()):
+        space.ledger.set_state(plain[i].start, plain[i].end, STATE_RESERVED)
+    guard_all(space.ledger, &guarded)
+    for i in range(ranges.size()):
+        space.close_chunk(dereference(ranges)[i].start)
+        space.close_chunk(dereference(ranges)[i].end - 1)
+    return answer
+
+
+cdef bint sort_out(Ledger ledger, Ranges *ranges, Ranges *guarded, Ranges *plain, Plan &undoable,
+                   Plan &final) noexcept nogil:
+    """Which isolated ranges get guards, and the steps for the others; false: short of memory.
+
+    These lose their access before anything else is lost. Then each has mappings of its own, and
+    the last step needs no more of them.
+    """
+    cdef uint32_t flags
+    cdef size_t i
+    cdef Range at
+    for i in range(ranges.size()):
+        at = dereference(ranges)[i]
+        flags = dereference(ledger.region_at(at.start)).second.flags
+        if suits(ledger, flags, at.end - at.start) and can_be_guarded(ledger, at.start, at.end):
+            if not add_range(guarded, at.start, at.end):
+                return False
+        elif not (add_range(plain, at.start, at.end)
+                  and plan_closing(ledger, flags, at, undoable, final)):
+            return False
+    return True
+
+
+cdef bint plan_closing(Ledger ledger, uint32_t flags, const Range &this, Plan &undoable,
+                       Plan &final) noexcept nogil:
+    """The steps that decommit an isolated range: all but the last, and the last."""
+    cdef Plan plan
+    cdef Runs.iterator run = ledger.runs.lower_bound(this.start)
+    cdef int before
+    cdef size_t i
+    while run != ledger.runs.end() and dereference(run).first < this.end:
+        before = page_access(dereference(run).second.state, dereference(run).second.protection)
+        if dereference(run).second.backing == NULL and before != PROT_NONE and not add_step(
+                undoable, PROTECT, dereference(run).first, dereference(run).second.end,
+                PROT_NONE, before):
+            return False
+        preincrement(run)
+    if not plan_decommit(ledger, flags, this.start, this.end, plan):
+        return False
+    for i in range(plan.size()):
+        if i + 1 < plan.size():
+            if not append_or_fail(undoable, plan[i]):
+                return False
+        elif not append_or_fail(final, plan[i]):
+            return False
+    return True
+
+
+cdef void discard(const Step &this) noexcept nogil:
+    """The last step over pages that have no access any more, and own their mappings."""
+    if do_step(this) < 0 and this.kind == DISCARD:
+        # Without memory for a fresh mapping the old one serves, emptied.
+        _syscalls.madvise(this.start, this.size, MADV_DONTNEED)
+
+
+cdef void guard_all(Ledger ledger, Ranges *guarded) noexcept nogil:
+    """Decommit ranges by guards; where the kernel refuses, by a fresh mapping."""
+    cdef size_t taken = advise(guarded, MADV_GUARD_INSTALL)
+    cdef size_t i
+    for i in range(taken):
+        ledger.set_guarded(dereference(guarded)[i].start, dereference(guarded)[i].end)
+    while taken < guarded.size():
+        reserve_afresh(dereference(guarded)[taken].start,
+                       dereference(guarded)[taken].end - dereference(guarded)[taken].start)
+        ledger.set_state(
+            dereference(guarded)[taken].start, dereference(guarded)[taken].end, STATE_RESERVED)
+        taken += 1
