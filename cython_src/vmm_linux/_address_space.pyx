@@ -343,7 +343,7 @@ cdef class AddressSpace:
         """Commit the reserved pages of the range."""
         cdef Plan plan
         cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
-        if suits(self.ledger, flags, size) and self.commit_by_guards(va, va + size):
+        if suits(self.ledger, flags, va, va + size) and self.commit_by_guards(va, va + size):
             return done()
         if not self.ledger.isolate(va, va + size):
             return refused(NO_LEDGER_MEMORY)
@@ -377,7 +377,7 @@ cdef class AddressSpace:
         cdef Answer answer = self.check_decommit(va, end)
         if answer.reason != DONE or not self.any_committed(va, end):
             return answer
-        if suits(self.ledger, flags, size) and self.decommit_by_guards(va, end):
+        if suits(self.ledger, flags, va, end) and self.decommit_by_guards(va, end):
             return done()
         if not flags & FLAG_SHAREABLE:
             va = closing_start(self.ledger, va, end)

@@ -9,7 +9,7 @@ cdef struct Chunk:
     uintptr_t start
     uintptr_t end
 
-cdef bint suits(Ledger ledger, uint32_t flags, size_t size) noexcept nogil
+cdef bint suits(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end) noexcept nogil
 cdef Chunk chunks_around(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil
 cdef uint32_t opening_access(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil
 cdef bint plan_opening(Ledger ledger, Chunk chunk, uintptr_t start, uintptr_t end,

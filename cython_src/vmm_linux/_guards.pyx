@@ -7,10 +7,11 @@ pages in it are committed by taking guards away, and decommitted by putting them
 mapping for the chunk and its open neighbours. An open chunk is charged as a whole; with its last
 committed page it is closed, which gives the charge back.
 
-The rule: islands smaller than a chunk, in a VMM of ``FRAGMENTED`` runs or more, but not where
-pages are to be pinned (the kernel has no guards in pinned memory), huge or shared.
-Below that number mprotect is simpler and no wall is near; a chunk or more at once is never a
-fragment. Nothing outside this package's ledger shows which way was taken, but the charge.
+The rule: a change smaller than a chunk goes by guards where its chunk has ``CROWDED`` islands
+already, or is open, or where the VMM has ``FRAGMENTED`` runs; but not where pages are to be pinned
+(the kernel has no guards in pinned memory), huge or shared. To open a chunk costs as much as some
+five islands by mprotect, and charges all of it: a few islands are cheaper without. Nothing outside
+this package's ledger shows which way was taken, but the charge.
 """
 
 from cython.operator cimport dereference, preincrement
@@ -35,9 +36,12 @@ from vmm_linux._vocabulary cimport (
 )
 
 cdef enum:
-    # Runs of a VMM from which on its islands are committed by guards.
-    FRAGMENTED = 1000
+    # Committed runs that make a chunk worth opening.
+    CROWDED = 4
+    # Runs of a VMM that make every chunk worth opening: the kernel's usual map count is 65,530.
+    FRAGMENTED = 10_000
 
+cdef size_t crowded = CROWDED
 cdef size_t fragmented = FRAGMENTED
 
 cdef enum Content:
@@ -45,27 +49,16 @@ cdef enum Content:
     OPENED = 2                  # reserved pages behind guards
 
 
-def commit_by_guards_from(size_t runs):
-    """Take guards from this many runs of a VMM on, for tests: the number until now."""
-    global fragmented
-    before = fragmented
-    fragmented = runs
-    return before
+def set_rule(size_t in_chunk=CROWDED, size_t in_vmm=FRAGMENTED):
+    """Take guards from these numbers of runs on; for tests."""
+    global crowded, fragmented
+    crowded = in_chunk
+    fragmented = in_vmm
 
 
 cdef size_t chunk_size() noexcept nogil:
     """Bytes that one page of page-table entries covers."""
     return _features.page_size() // sizeof(void *) * _features.page_size()
-
-
-cdef bint suits(Ledger ledger, uint32_t flags, size_t size) noexcept nogil:
-    """Whether a change of ``size`` bytes in a region with these flags is one for guards."""
-    return (
-        ledger.runs.size() >= fragmented
-        and size < chunk_size()
-        and not flags & (FLAG_LOCKED | FLAG_HUGE | FLAG_SHAREABLE)
-        and _features.has(_features.FEATURE_GUARD_REGIONS)
-    )
 
 
 cdef Chunk chunks_around(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
@@ -75,6 +68,30 @@ cdef Chunk chunks_around(Ledger ledger, uintptr_t start, uintptr_t end) noexcept
     chunk.start = max(dereference(region).first, round_down(start, chunk_size()))
     chunk.end = min(dereference(region).second.end, round_up(end, chunk_size()))
     return chunk
+
+
+cdef bint suits(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end) noexcept nogil:
+    """Whether a change of ``[start, end)`` in a region with these flags is one for guards."""
+    return (
+        end - start < chunk_size()
+        and not flags & (FLAG_LOCKED | FLAG_HUGE | FLAG_SHAREABLE)
+        and (ledger.runs.size() >= fragmented or is_crowded(ledger, start, end))
+        and _features.has(_features.FEATURE_GUARD_REGIONS)
+    )
+
+
+cdef bint is_crowded(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
+    """Whether the chunk of a range is open, or has many islands."""
+    cdef Chunk chunk = chunks_around(ledger, start, end)
+    cdef Runs.iterator run = ledger.run_at(chunk.start)
+    cdef size_t islands = 0
+    while (islands < crowded and run != ledger.runs.end()
+            and dereference(run).first < chunk.end):
+        if dereference(run).second.opened != 0:
+            return True
+        islands += dereference(run).second.state == STATE_COMMITTED
+        preincrement(run)
+    return islands >= crowded
 
 
 cdef uint32_t opening_access(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:

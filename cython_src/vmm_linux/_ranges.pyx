@@ -274,7 +274,7 @@ cdef bint sort_out(Ledger ledger, Ranges *ranges, Ranges *guarded, Ranges *plain
     for i in range(ranges.size()):
         at = dereference(ranges)[i]
         flags = dereference(ledger.region_at(at.start)).second.flags
-        if suits(ledger, flags, at.end - at.start) and can_be_guarded(ledger, at.start, at.end):
+        if suits(ledger, flags, at.start, at.end) and can_be_guarded(ledger, at.start, at.end):
             if not add_range(guarded, at.start, at.end):
                 return False
         elif not (add_range(plain, at.start, at.end)
