@@ -21,6 +21,8 @@ PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 1, 2, 0x10, 0x20
 MAP_FIXED_NOREPLACE = 0x100000
 MS_ASYNC, MS_INVALIDATE = 1, 2
+#: Of an entry of pagemap (Linux 6.15).
+GUARD_BIT = 58
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -85,13 +87,24 @@ def maps_between(low: int, high: int) -> list[Mapping]:
 
 
 def page_permissions(low: int, high: int) -> list[str | None]:
-    """The kernel's permissions (``"rw-p"``) of every page in ``[low, high)``; None is a hole."""
+    """The kernel's permissions (``"rw-p"``) of every page in ``[low, high)``; None is a hole.
+
+    A page behind a guard gives no access, whatever its mapping says.
+    """
     pages: list[str | None] = [None] * ((high - low) // PAGE)
     for mapping in maps_between(low, high):
         first = (max(mapping.start, low) - low) // PAGE
         last = (min(mapping.end, high) - low) // PAGE
         pages[first:last] = [mapping.permissions] * (last - first)
+    for page in guarded_pages(low, len(pages)):
+        if permissions := pages[page]:
+            pages[page] = "---" + permissions[3]
     return pages
+
+
+def guarded_pages(low: int, pages: int) -> list[int]:
+    """Which of the pages from ``low`` on are behind guards (pagemap bit 58)."""
+    return [page for page, entry in enumerate(pagemap(low, pages)) if entry >> GUARD_BIT & 1]
 
 
 def mapping_at(address: int) -> Mapping | None:

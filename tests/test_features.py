@@ -16,7 +16,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import run_child
-from kernel_oracle import PAGE
+from kernel_oracle import MAP_ANONYMOUS, MAP_PRIVATE, PAGE, PROT_READ, PROT_WRITE
 from vmm_linux import _features
 from vmm_linux._features import Feature, available, without
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # ioctls of /proc/PID/maps and /proc/PID/pagemap: _IOWR('f', number, size of the argument).
 PROCMAP_QUERY = 3 << 30 | 104 << 16 | ord("f") << 8 | 17
 PAGEMAP_SCAN = 3 << 30 | 96 << 16 | ord("f") << 8 | 16
-AT_EMPTY_PATH = 0x1000
+AT_EMPTY_PATH, SYS_PROCESS_MADVISE = 0x1000, 440
 MADV_HUGEPAGE, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL = 14, 24, 102
 MFD_NOEXEC_SEAL = 8
 
@@ -87,6 +87,23 @@ def reads_itself() -> bool:
     return copied == 1 and target.raw == b"x"
 
 
+def guards_by_vector() -> bool:
+    """``process_madvise(2)`` of this process with a guard for a spare page."""
+    address = kernel.libc.mmap(
+        None, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
+    )
+    vector = (ctypes.c_size_t * 2)(address, PAGE)
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        done = ctypes.CDLL(None).syscall(
+            SYS_PROCESS_MADVISE, pidfd, vector, ctypes.c_size_t(1), MADV_GUARD_INSTALL, 0
+        )
+    finally:
+        os.close(pidfd)
+        kernel.unmap(address, PAGE)
+    return bool(done == PAGE)
+
+
 def names_its_files() -> bool:
     """``name_to_handle_at(2)`` of a memory file: its handle is 12 bytes."""
     handle = ctypes.create_string_buffer(struct.pack("=Ii", 16, 0) + bytes(16))
@@ -115,6 +132,7 @@ TRIALS: dict[Feature, Callable[[], bool]] = {
     Feature.PROCESS_VM: reads_itself,
     Feature.TRANSPARENT_HUGE_PAGES: lambda: takes_advice(MADV_HUGEPAGE),
     Feature.FILE_HANDLES: names_its_files,
+    Feature.VECTORED_GUARDS: guards_by_vector,
 }
 
 every_feature = pytest.mark.parametrize("feature", list(Feature), ids=lambda feature: feature.name)

@@ -63,7 +63,7 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
             "sysctl, or commit in larger pieces"
         )
     available = _room.available()
-    if available < size:
+    if "RLIMIT_AS" not in limits and available < size:  # mapping alone takes no memory
         return Retcode.OUT_OF_MEMORY, (
             f"{size} bytes, and the machine has {available} bytes of memory and swap to give "
             "(vm.overcommit_memory says how strictly the kernel counts)"
