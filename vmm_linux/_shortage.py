@@ -24,6 +24,9 @@ NAMES = {
 }
 """What an errno that has one meaning here means."""
 
+SPARE = 5
+"""So far from vm.max_map_count mremap(2) refuses already, which is the most that a call wants."""
+
 COUNTED = {"RLIMIT_AS": "VmSize", "RLIMIT_DATA": "VmData"}
 """The figure of /proc/self/status that a limit bounds."""
 
@@ -57,7 +60,7 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
                 f"raise it (ulimit {'-v' if name == 'RLIMIT_AS' else '-d'}) or free something"
             )
     mappings = mappings or now
-    if mappings >= most - 1:
+    if mappings >= most - SPARE:
         return Retcode.OUT_OF_MEMORY, (
             f"{mappings} mappings are as many as vm.max_map_count ({most}) allows; raise it with "
             "sysctl, or commit in larger pieces"

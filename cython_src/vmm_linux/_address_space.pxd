@@ -46,6 +46,7 @@ cdef class AddressSpace:
     cdef Answer place(self, const Request *request, Run run, int fd,
                       uint64_t offset) noexcept nogil
     cdef Answer map_buffer(self, const Request *request, MemoryObject *buffer) noexcept nogil
+    cdef Answer map_described(self, const Request *request, MemoryObject *buffer) noexcept nogil
     cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil
     cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil
     cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil

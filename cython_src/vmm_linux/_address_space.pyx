@@ -69,11 +69,13 @@ from vmm_linux._memory_object cimport (
     memory_object_acquire,
     memory_object_descriptor,
     memory_object_holes,
+    memory_object_is_described,
     memory_object_is_exclusive,
     memory_object_is_inherited,
     memory_object_new,
     memory_object_punch,
     memory_object_release,
+    memory_object_undescribe,
 )
 from vmm_linux._mutex cimport mutex_delete, mutex_lock, mutex_new, mutex_try, mutex_unlock
 from vmm_linux._placement cimport check_place, guard_above, guard_below, map_region
@@ -252,9 +254,17 @@ cdef class AddressSpace:
         return answer
 
     cdef Answer map_buffer(self, const Request *request, MemoryObject *buffer) noexcept nogil:
-        """Map a part of a memory object, which lies inside it.
+        """Map a part of a memory object, which lies inside it; a failure leaves no descriptor."""
+        cdef bint described = memory_object_is_described(buffer)
+        cdef Answer answer = self.map_described(request, buffer)
+        if answer.reason != DONE and not described:
+            memory_object_undescribe(buffer)
+        return answer
 
-        Without WRITE the read-only description is mapped, so that the kernel holds the ceiling.
+    cdef Answer map_described(self, const Request *request, MemoryObject *buffer) noexcept nogil:
+        """``map_buffer``, which may leave a read-only description behind when it fails.
+
+        Without WRITE this is what is mapped, so that the kernel holds the ceiling.
         """
         cdef uint32_t protection = request.flags & FLAG_RWX_MASK
         cdef int fd
@@ -291,6 +301,7 @@ cdef class AddressSpace:
         cdef uintptr_t va = request.va
         cdef uintptr_t end = va + request.size
         cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
+        cdef uint64_t mappings = 0
         cdef int result = 0
         cdef Answer answer = self.check_convertible(va, end)
         if answer.reason != DONE:
@@ -302,12 +313,12 @@ cdef class AddressSpace:
             buffer[0] = memory_object_new(
                 request.size, request.flags & FLAG_EXECUTE != 0, &result)
             if buffer[0] != NULL:
-                result = -convert_pages(self.ledger, flags, va, end, buffer[0])
+                result = -convert_pages(self.ledger, flags, va, end, buffer[0], &mappings)
             if result != 0:
                 if buffer[0] != NULL:
                     memory_object_release(buffer[0], 0)
                 self.ledger.coalesce(va, end)
-                return kernel_refused(-result, LIMIT_AS)
+                return kernel_refused(-result, LIMIT_AS, mappings)
             self.release_backing(va, end)
             memory_object_acquire(buffer[0], request.size // _features.page_size())
         self.ledger.set_backing(va, end, buffer[0], 0, KIND_MDL, FLAG_RWX_MASK)

@@ -12,9 +12,11 @@ from cython.operator cimport dereference, preincrement
 from vmm_linux cimport _features, _room, _syscalls
 from vmm_linux._ledger cimport Run, Runs
 from vmm_linux._memory_object cimport memory_object_fill, memory_object_store
-from vmm_linux._plan cimport lock_what_fits, page_access, unmap
+from vmm_linux._plan cimport lock_what_fits, not_again, page_access, unmap
 from vmm_linux._syscalls cimport (
     MADV_HUGEPAGE,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
     MAP_SHARED,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
@@ -22,6 +24,7 @@ from vmm_linux._syscalls cimport (
     O_RDONLY,
     PROT_NONE,
     PROT_READ,
+    PROT_WRITE,
     SEEK_DATA,
     SEEK_HOLE,
 )
@@ -36,32 +39,62 @@ cdef uint64_t PM_TOUCHED = <uint64_t>3 << 62
 
 
 cdef int convert_pages(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
-                       MemoryObject *fresh) noexcept nogil:
+                       MemoryObject *fresh, uint64_t *mappings) noexcept nogil:
     """Put ``fresh``, holes so far, in place of isolated committed pages: 0, or -errno with all as
-    it was."""
+    it was.
+
+    The mapping aside comes first: going back gives it up, and so has room at the map-count wall to
+    part again what became one mapping meanwhile. After an ENOMEM ``mappings`` says how many the
+    process had then.
+    """
+    cdef int protection = widest_access(ledger, start, end)
     cdef Py_ssize_t aside
-    cdef int protection
-    cdef int result = copy_to(ledger, start, end, fresh)
-    if result == 0 and flags & FLAG_LOCKED:
-        result = memory_object_fill(fresh, 0, end - start)
-    if result < 0:
-        return result
-    protection = widest_access(ledger, start, end)
+    cdef int result
+    if flags & FLAG_LOCKED:
+        protection |= PROT_READ
     aside = _syscalls.mmap(0, end - start, protection, MAP_SHARED, fresh.fd, 0)
     if aside < 0:
         return <int>aside
+    result = make_readable(ledger, start, end)
+    if result == 0:
+        result = copy_to(ledger, start, end, fresh)
+    if result == 0:
+        result = make_like(flags, aside, end - start, protection, fresh)
+    if result == 0:
+        result = <int>min(0, _syscalls.mremap(
+            aside, end - start, end - start, MREMAP_MAYMOVE | MREMAP_FIXED, start))
+    if result == 0:
+        # Not before: what is replaced counts against RLIMIT_MEMLOCK too.
+        if flags & FLAG_LOCKED:
+            lock_what_fits(start, end - start)
+        narrow(ledger, start, end, protection)
+        return 0
+    if result == -ENOMEM:
+        mappings[0] = _room.mappings()
+    unmap(aside, end - start)
+    make_unreadable(ledger, start, end)
+    return result
+
+
+cdef int make_like(uint32_t flags, uintptr_t start, size_t size, int protection,
+                   MemoryObject *fresh) noexcept nogil:
+    """Give a mapping of ``fresh`` what the region's flags promise: 0 or -errno."""
+    cdef int result = 0
     if flags & FLAG_HUGE:
         # Shared memory has huge pages only where the system's settings say so: as good as it gets.
-        _syscalls.madvise(aside, end - start, MADV_HUGEPAGE)
+        _syscalls.madvise(start, size, MADV_HUGEPAGE)
     if flags & FLAG_LOCKED:
-        lock_what_fits(aside, end - start)
-    result = <int>min(0, _syscalls.mremap(
-        aside, end - start, end - start, MREMAP_MAYMOVE | MREMAP_FIXED, start))
-    if result < 0:
-        unmap(aside, end - start)
-        return result
-    narrow(ledger, start, end, protection)
-    return 0
+        result = memory_object_fill(fresh, 0, size)
+        if result == 0:
+            # Resident, locked or not.
+            result = populate_shared(start, size, protection)
+    return result
+
+
+cdef int populate_shared(uintptr_t start, size_t size, int protection) noexcept nogil:
+    """Make mapped pages of a memory object resident: 0 or -errno."""
+    return not_again(_syscalls.madvise(
+        start, size, MADV_POPULATE_WRITE if protection & PROT_WRITE else MADV_POPULATE_READ))
 
 
 cdef int widest_access(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
@@ -122,8 +155,6 @@ cdef int walk(Ledger ledger, uintptr_t start, uintptr_t end, int pagemap, Memory
     while result == 0 and run != ledger.runs.end() and dereference(run).first < end:
         at = low = dereference(run).first
         until = dereference(run).second.end
-        if fresh != NULL:
-            result = make_readable(at, dereference(run).second)
         while result == 0 and at < until:
             result = next_touched(at, low, dereference(run).second, pagemap, &at, &high)
             if result == 0 and fresh == NULL:
@@ -132,23 +163,34 @@ cdef int walk(Ledger ledger, uintptr_t start, uintptr_t end, int pagemap, Memory
                 result = memory_object_store(
                     fresh, at - start, <const void *>at, high - at)
             at = high
-        if fresh != NULL:
-            make_unreadable(low, dereference(run).second)
         preincrement(run)
     return result
 
 
-cdef int make_readable(uintptr_t start, const Run &run) noexcept nogil:
-    """Let pages without access be read for a moment: 0 or -errno."""
-    if page_access(run.state, run.protection) != PROT_NONE:
-        return 0
-    return _syscalls.mprotect(start, run.end - start, PROT_READ)
+cdef int make_readable(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
+    """Let pages without access be read meanwhile: 0 or -errno."""
+    cdef Runs.iterator run = ledger.runs.lower_bound(start)
+    cdef int result = 0
+    while result == 0 and run != ledger.runs.end() and dereference(run).first < end:
+        if page_access(
+                dereference(run).second.state, dereference(run).second.protection) == PROT_NONE:
+            result = _syscalls.mprotect(
+                dereference(run).first, dereference(run).second.end - dereference(run).first,
+                PROT_READ)
+        preincrement(run)
+    return result
 
 
-cdef void make_unreadable(uintptr_t start, const Run &run) noexcept nogil:
+cdef void make_unreadable(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
     """Undo ``make_readable``, which may have failed half way."""
-    if page_access(run.state, run.protection) == PROT_NONE:
-        _syscalls.mprotect(start, run.end - start, PROT_NONE)
+    cdef Runs.iterator run = ledger.runs.lower_bound(start)
+    while run != ledger.runs.end() and dereference(run).first < end:
+        if page_access(
+                dereference(run).second.state, dereference(run).second.protection) == PROT_NONE:
+            _syscalls.mprotect(
+                dereference(run).first, dereference(run).second.end - dereference(run).first,
+                PROT_NONE)
+        preincrement(run)
 
 
 cdef int next_touched(uintptr_t at, uintptr_t run_start, const Run &run, int pagemap,

@@ -45,12 +45,14 @@ from vmm_linux._memory_object cimport (
     memory_object_clone,
     memory_object_descriptor,
     memory_object_fill,
+    memory_object_is_described,
     memory_object_new,
     memory_object_release,
     memory_object_seal,
     memory_object_seals,
     memory_object_sid,
     memory_object_store,
+    memory_object_undescribe,
 )
 from vmm_linux._ranges cimport Ranges, commit_ranges, decommit_ranges
 from vmm_linux._syscalls cimport F_DUPFD_CLOEXEC
@@ -297,12 +299,14 @@ cdef class BufferSpace(AddressSpace):
         cdef Parcel *parcel = <Parcel *>request.buffer
         cdef Entry *entry = NULL
         cdef MemoryObject *buffer
+        cdef bint described
         cdef int result
         cdef Answer answer = self.handles.find(
             request.handle, RIGHT_TRANSFER | request.flags, &entry)
         if answer.reason != DONE:
             return answer
         buffer = entry.buffer
+        described = memory_object_is_described(buffer)
         parcel.count = 0
         parcel.rights = request.flags
         parcel.offset = buffer.offset
@@ -316,6 +320,8 @@ cdef class BufferSpace(AddressSpace):
                 result = add_descriptor(parcel, buffer.origin.fd)
         if result < 0:
             close_parcel(parcel)
+            if not described:
+                memory_object_undescribe(buffer)
             return kernel_refused(result)
         return answer
 
@@ -324,13 +330,15 @@ cdef class BufferSpace(AddressSpace):
         cdef Parcel *parcel = <Parcel *>request.buffer
         cdef int count = parcel.count
         cdef int error = 0
+        cdef int i
         cdef MemoryObject *buffer
         cdef MemoryObject *inner
         buffer = memory_object_adopt(
             parcel.descriptors[0], parcel.rights & RIGHT_MAP_WRITE != 0, parcel.memory_size,
             &error)
         # What is adopted, or could not be, is not the parcel's any more.
-        parcel.descriptors[0] = parcel.descriptors[count - 1]
+        for i in range(1, count):
+            parcel.descriptors[i - 1] = parcel.descriptors[i]
         parcel.count = count - 1
         while buffer != NULL and parcel.count > 0:
             # The origin's identity, then the clone's own: each a window on the one before.

@@ -30,6 +30,8 @@ cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, int fd, uint6
 cdef void memory_object_acquire(MemoryObject *self, int64_t references) noexcept nogil
 cdef void memory_object_release(MemoryObject *self, int64_t references) noexcept nogil
 cdef int memory_object_descriptor(MemoryObject *self, bint writable) noexcept nogil
+cdef bint memory_object_is_described(const MemoryObject *self) noexcept nogil
+cdef void memory_object_undescribe(MemoryObject *self) noexcept nogil
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil
 cdef int memory_object_seal(MemoryObject *self, uint32_t seals) noexcept nogil
 cdef int memory_object_seals(MemoryObject *self) noexcept nogil

@@ -27,8 +27,10 @@ from vmm_linux._vocabulary cimport SEAL_FREEZE, SEAL_PUBLISH
 cdef enum:
     # A signal interrupts fallocate(2), which then undoes itself: in pieces it always gets on.
     FILL_AT_ONCE = 64 << 20
-    # Of the memory, once it has a read-only description: another user may read it and no more.
+    # Of the memory: nobody opens it for writing, neither this package nor another user; its
+    # owner can, by giving himself leave first.
     READ_ONLY_MODE = 0o444
+    EXECUTABLE_MODE = 0o555
     # Of a clone's identity: it is empty for ever.
     IDENTITY_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 
@@ -39,6 +41,11 @@ cdef unsigned int creation_flags(bint executable) noexcept nogil:
     if _features.has(_features.FEATURE_MEMFD_NOEXEC_SEAL):
         flags |= MFD_EXEC if executable else MFD_NOEXEC_SEAL
     return flags
+
+
+cdef uint32_t mode_for(bint executable) noexcept nogil:
+    """Mode of the file, which cannot lose its x bits where its creation did not deny them."""
+    return READ_ONLY_MODE if creation_flags(executable) & MFD_NOEXEC_SEAL else EXECUTABLE_MODE
 
 
 cdef MemoryObject *object_around(int fd, uint64_t size, int *error) noexcept nogil:
@@ -72,6 +79,8 @@ cdef MemoryObject *memory_object_new(uint64_t size, bint executable, int *error)
     cdef int result
     if self == NULL:
         return NULL
+    # Where a sandbox forbids it, the seals and the descriptors' access modes still hold.
+    _syscalls.fchmod(self.fd, mode_for(executable))
     result = _syscalls.ftruncate(self.fd, size)
     if result == 0:
         result = _syscalls.fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)
@@ -155,16 +164,13 @@ cdef void memory_object_release(MemoryObject *self, int64_t references) noexcept
 cdef int memory_object_descriptor(MemoryObject *self, bint writable) noexcept nogil:
     """A descriptor of the memory, borrowed, or -errno.
 
-    The read-only one is opened when first needed: descriptors are scarce. From then on no other
-    user can open the memory for writing; whoever has the same user can, unless it is sealed.
+    The read-only one is opened when first needed: descriptors are scarce.
     """
     cdef MemoryObject *root = self.root
     cdef char path[32]
     if writable:
         return root.fd
     if root.read_only_fd < 0:
-        # Another user's memory cannot be changed so, and need not be.
-        _syscalls.fchmod(root.fd, READ_ONLY_MODE)
         snprintf(path, sizeof(path), b"/proc/self/fd/%d", root.fd)
         root.read_only_fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC)
         if root.read_only_fd < 0:
@@ -172,6 +178,19 @@ cdef int memory_object_descriptor(MemoryObject *self, bint writable) noexcept no
             root.read_only_fd = -1
             return writable
     return root.read_only_fd
+
+
+cdef bint memory_object_is_described(const MemoryObject *self) noexcept nogil:
+    """Whether the memory has a read-only descriptor already."""
+    return self.root.read_only_fd >= 0
+
+
+cdef void memory_object_undescribe(MemoryObject *self) noexcept nogil:
+    """Close the read-only descriptor, which was opened for what then failed."""
+    cdef MemoryObject *root = self.root
+    if root.read_only_fd >= 0 and root.read_only_fd != root.fd:
+        _syscalls.close(root.read_only_fd)
+        root.read_only_fd = -1
 
 
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
@@ -183,10 +202,11 @@ cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
     cdef uint64_t device, high
     cdef int result = 0
     if self.sid == 0:
-        if _features.has(_features.FEATURE_FILE_HANDLES):
-            result = _syscalls.file_handle(self.fd, &self.sid, &high)
-        else:
+        # A shortage while the kernel is asked what it offers must not give another identity.
+        if _features.lacks(_features.FEATURE_FILE_HANDLES):
             result = _syscalls.identity(self.fd, &device, &self.sid)
+        else:
+            result = _syscalls.file_handle(self.fd, &self.sid, &high)
     sid[0] = self.sid
     return result
 
