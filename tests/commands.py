@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -76,6 +77,41 @@ def run_on_terminal(columns: int, *command: str, **changes: str) -> Shown:
             text = b"".join(pieces_until_hang_up(screen)).decode().replace("\r\n", "\n")
             returncode = process.wait(timeout=60)
     return Shown(returncode, text, CONTROL.sub("", text).splitlines())
+
+
+def install_for_everybody(folder: Path, *modules: str) -> list[str]:
+    """Put this interpreter, and just what it takes to import these, where every user can use it.
+
+    The checkout and the interpreter may lie where nobody else may look. The interpreter's command
+    line; the environment is to have PYTHONHOME and LD_LIBRARY_PATH as ``of_installed`` says.
+    """
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    library = folder / "lib" / version
+    script = (
+        f"import {', '.join(modules)}, sys, encodings.idna\n"
+        "for name, module in sys.modules.items():\n"
+        "    print(name, getattr(module, '__file__', None) or '', sep='\\t')\n"
+    )
+    listed = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True)
+    for name, file in (line.split("\t") for line in listed.splitlines()):
+        if file and name != "__main__":
+            is_package = Path(file).name.startswith("__init__.")
+            place = library.joinpath(*name.split(".")[: None if is_package else -1])
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
+    program = folder / version
+    shutil.copy(Path(sys.executable).resolve(), program)
+    shared = Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME"))
+    if shared.suffix != ".a":
+        shutil.copy(shared, folder / "lib")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755)
+    return [str(program), "-S", "-W", "error"]
+
+
+def of_installed(folder: Path) -> dict[str, str]:
+    """The environment of what ``install_for_everybody`` put into a folder."""
+    return environment({"PYTHONHOME": str(folder), "LD_LIBRARY_PATH": str(folder / "lib")})
 
 
 def pieces_until_hang_up(screen: FileIO) -> Iterator[bytes]:

@@ -30,6 +30,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -127,6 +128,12 @@ static size_t half_of(size_t length)
     return length / page / 2 * page;
 }
 
+/* Half of a copy; whole entries of /proc/self/pagemap, since the kernel gives no other pieces. */
+static size_t half_copy(size_t length)
+{
+    return length / 2 & ~(size_t)7;
+}
+
 /*
  * Whether a copy of this many bytes stops half way; the next call will then fail. A few bytes
  * come all at once.
@@ -143,7 +150,7 @@ static int stops_half_way(size_t length)
 /* The first half of one piece of memory. */
 static struct iovec first_half(const struct iovec *whole)
 {
-    struct iovec half = {whole->iov_base, whole->iov_len / 2};
+    struct iovec half = {whole->iov_base, half_copy(whole->iov_len)};
     return half;
 }
 
@@ -303,7 +310,7 @@ EXPORTED int fcntl(int fd, int command, ...)
     va_start(rest, command);
     argument = va_arg(rest, void *);
     va_end(rest);
-    if (FAIL_HERE("fcntl", ENOMEM))
+    if (FAIL_HERE("fcntl", command == F_DUPFD_CLOEXEC ? EMFILE : ENOMEM))
         return -1;
     return real(fd, command, argument);
 }
@@ -316,7 +323,7 @@ EXPORTED int fcntl64(int fd, int command, ...)
     va_start(rest, command);
     argument = va_arg(rest, void *);
     va_end(rest);
-    if (FAIL_HERE("fcntl", ENOMEM))
+    if (FAIL_HERE("fcntl", command == F_DUPFD_CLOEXEC ? EMFILE : ENOMEM))
         return -1;
     return real(fd, command, argument);
 }
@@ -379,7 +386,7 @@ EXPORTED ssize_t read(int fd, void *buffer, size_t length)
 {
     REAL(read);
     if (FAIL_HERE("read", ENOMEM))
-        return stops_half_way(length) ? real(fd, buffer, length / 2) : -1;
+        return stops_half_way(length) ? real(fd, buffer, half_copy(length)) : -1;
     return real(fd, buffer, length);
 }
 
@@ -387,7 +394,7 @@ EXPORTED ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
 {
     REAL(pread);
     if (FAIL_HERE("pread", ENOMEM))
-        return stops_half_way(length) ? real(fd, buffer, length / 2, offset) : -1;
+        return stops_half_way(length) ? real(fd, buffer, half_copy(length), offset) : -1;
     return real(fd, buffer, length, offset);
 }
 
@@ -395,7 +402,7 @@ EXPORTED ssize_t pread64(int fd, void *buffer, size_t length, off64_t offset)
 {
     REAL(pread64);
     if (FAIL_HERE("pread", ENOMEM))
-        return stops_half_way(length) ? real(fd, buffer, length / 2, offset) : -1;
+        return stops_half_way(length) ? real(fd, buffer, half_copy(length), offset) : -1;
     return real(fd, buffer, length, offset);
 }
 
@@ -403,7 +410,7 @@ EXPORTED ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
 {
     REAL(pwrite);
     if (FAIL_HERE("pwrite", ENOMEM))
-        return stops_half_way(length) ? real(fd, buffer, length / 2, offset) : -1;
+        return stops_half_way(length) ? real(fd, buffer, half_copy(length), offset) : -1;
     return real(fd, buffer, length, offset);
 }
 
@@ -411,7 +418,7 @@ EXPORTED ssize_t pwrite64(int fd, const void *buffer, size_t length, off64_t off
 {
     REAL(pwrite64);
     if (FAIL_HERE("pwrite", ENOMEM))
-        return stops_half_way(length) ? real(fd, buffer, length / 2, offset) : -1;
+        return stops_half_way(length) ? real(fd, buffer, half_copy(length), offset) : -1;
     return real(fd, buffer, length, offset);
 }
 
@@ -455,6 +462,55 @@ EXPORTED int close(int fd)
         return -1;
     }
     return real(fd);
+}
+
+EXPORTED off_t lseek(int fd, off_t offset, int whence)
+{
+    REAL(lseek);
+    if (FAIL_HERE("lseek", ENOMEM))
+        return -1;
+    return real(fd, offset, whence);
+}
+
+EXPORTED off64_t lseek64(int fd, off64_t offset, int whence)
+{
+    REAL(lseek64);
+    if (FAIL_HERE("lseek", ENOMEM))
+        return -1;
+    return real(fd, offset, whence);
+}
+
+EXPORTED int fchmod(int fd, mode_t mode)
+{
+    REAL(fchmod);
+    if (FAIL_HERE("fchmod", EPERM))
+        return -1;
+    return real(fd, mode);
+}
+
+EXPORTED int fstat(int fd, struct stat *status)
+{
+    REAL(fstat);
+    if (FAIL_HERE("fstat", ENOMEM))
+        return -1;
+    return real(fd, status);
+}
+
+EXPORTED int fstat64(int fd, struct stat64 *status)
+{
+    REAL(fstat64);
+    if (FAIL_HERE("fstat", ENOMEM))
+        return -1;
+    return real(fd, status);
+}
+
+EXPORTED int name_to_handle_at(int folder, const char *path, struct file_handle *handle,
+                               int *mount, int flags)
+{
+    REAL(name_to_handle_at);
+    if (FAIL_HERE("name_to_handle_at", ENOMEM))
+        return -1;
+    return real(folder, path, handle, mount, flags);
 }
 
 EXPORTED int sysinfo(struct sysinfo *information)

@@ -2,26 +2,45 @@
 
 The parent's side builds ``fault_injection.c`` and runs children with it; the child's side arms
 it (:class:`Faults`) and takes a :class:`Picture` of all that a failed call must leave alone.
+
+A :class:`Scenario` is one call of a method in a prepared state. A :class:`Trial` lets each call
+that the package makes to the system meanwhile fail in turn, from a fresh state each time; all that
+the kernel, the files and the package itself say is compared with what they said before, and the
+same call is then made again and must do what it does when nothing fails.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
+import gc
 import os
 import re
+import socket
 import subprocess
+import sys
+import traceback
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from children import run_child
-from kernel_oracle import PAGE, TESTS_IMPORTABLE, descriptors, present_pages
-from vmm_linux import VMM, PageKind
+from forked import in_child
+from kernel_oracle import ARENA, PAGE, TESTS_IMPORTABLE, descriptors, present_pages
+from vmm_linux import VMM, Handle, PageKind, Retcode, Rights, VmmError, VmmFlags, _features
+from vmm_linux.errors import RETCODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import pytest
+
+    from vmm_linux._features import Feature
 
 SOURCE = Path(__file__).with_name("fault_injection.c")
 
@@ -37,6 +56,11 @@ def build(folder: Path) -> Path:
     options = ["-shared", "-fPIC", "-O1", "-fno-builtin", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([*compiler, *options, SOURCE, "-o", library], check=True)
     return library
+
+
+def make_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that makes calls fail: a fixture, for the whole session, of whoever uses it."""
+    return build(tmp_path_factory.mktemp("faults"))
 
 
 def run(library: Path, function: Callable[..., None], *arguments: object) -> None:
@@ -96,6 +120,70 @@ class Faults:
         return name.decode()
 
 
+class Ground(VMM):
+    """A VMM with what stands around a call: the handles of a scenario, and two sockets.
+
+    Attributes:
+        handles: those that the scenario made, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handles: list[Handle] = []
+        self._sockets: tuple[socket.socket, ...] = ()
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """Two ends of a stream, made when they are first asked for."""
+        self._sockets = self._sockets or socket.socketpair()
+        return self._sockets
+
+    def close(self) -> None:
+        """Close the sockets too."""
+        super().close()
+        for end in self._sockets:
+            end.close()
+
+    def waiting(self) -> bytes:
+        """What was sent and not received, without its descriptors."""
+        if not self._sockets:
+            return b""
+        try:
+            return self._sockets[1].recv(PAGE, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
+    def strangers(self, result: Handle | None = None) -> list[tuple[Rights, int]]:
+        """Rights and size of each live handle that the scenario does not know of.
+
+        Their numbers come after those of the scenario's; without any, after the result's.
+        """
+        newest = max(self.handles, key=serial, default=result)
+        if newest is None:
+            return []
+        found = []
+        for number in range(serial(newest), serial(newest) + NEAR):
+            for rights in ALL_RIGHTS:
+                handle = Handle(number & MASK | rights << 32 | number >> 32 << 48)
+                if handle not in self.handles:
+                    try:
+                        found.append((rights, self.mdl_get_size(handle)))
+                    except VmmError:
+                        continue
+        return found
+
+
+MASK = (1 << 32) - 1
+ALL_RIGHTS = [Rights(bits) for bits in range(int(~Rights(0)) + 1)]
+#: More than a call can use up of the numbers of handles.
+NEAR = 3
+
+
+def serial(handle: Handle) -> int:
+    """The number of a handle among all that the process ever made."""
+    return handle.number | handle.generation << 32
+
+
 class Window(NamedTuple):
     """Addresses whose pages are looked at."""
 
@@ -114,10 +202,13 @@ class Page(NamedTuple):
 
 
 class File(NamedTuple):
-    """A memory file: what it holds, and how much memory it takes."""
+    """A memory file: what it holds, how much memory it takes, and who may do what with it."""
 
     blocks: int
     contents: bytes
+    permissions: int
+    seals: int
+    access: int
 
 
 class Record(NamedTuple):
@@ -170,13 +261,23 @@ def surroundings() -> tuple[dict[int, str], list[bytes]]:
 class Picture:
     """What there is at one moment. Taking it touches no page."""
 
-    def __init__(self, vmm: VMM, window: Window, *, ask: bool = True) -> None:
-        """``ask`` the VMM about each page too, which opens its files of ``/proc``."""
+    def __init__(
+        self, vmm: Ground, window: Window, *, ask: bool = True, result: Handle | None = None
+    ) -> None:
+        """``ask`` the VMM about each page too, which opens its files of ``/proc``.
+
+        Asked of a buffer, it remembers the security id. ``result`` is the handle that the call
+        made.
+        """
         self.window = window
         self.closed = vmm.closed
         vmm._check()
         self._vmm = vmm if ask and not vmm.closed else None
+        self._sids: list[int | None] = [None]
         self._answers = [self._answer(va) for va in range(*window, PAGE)]
+        self.handles = [self._told(vmm, handle) for handle in vmm.handles]
+        self.strangers = vmm.strangers(result)
+        self.waiting = vmm.waiting()
         records = read_records()
         self.mappings = [record.line for record in records]
         self.charged = sum(r.high - r.low for r in records if "ac" in r.vm_flags)
@@ -185,11 +286,9 @@ class Picture:
             for number, target in descriptors().items()
             if ask or not target.startswith("/proc/")
         }
-        self.files = [
-            _file(number)
-            for number, target in sorted(self.descriptors.items())
-            if target.startswith("/memfd:")
-        ]
+        memory = [n for n, name in sorted(self.descriptors.items()) if name.startswith("/memfd:")]
+        self.files = [_file(number) for number in memory]
+        self.identities = [os.fstat(number).st_ino for number in memory]
         self.pages = self._look_at_pages(records)
 
     def _answer(self, va: int) -> tuple[object, ...]:
@@ -198,10 +297,29 @@ class Picture:
             return ()
         info = self._vmm.query(va, smaps=False)
         facts: tuple[object, ...] = (info.state, info.kind, info.protection, info.flags)
-        if info.kind in {PageKind.PRIVATE, PageKind.GUARD}:
+        if info.kind in {PageKind.PRIVATE, PageKind.GUARD, PageKind.MDL}:
             low = self.window.low
             facts += (info.base - low, info.size, info.run_start - low, info.run_end - low)
+            facts += (info.mdl_offset, self._known(info.sid))
         return facts
+
+    def _known(self, sid: int | None) -> int:
+        """The how manieth security id of this picture it is: which is the same each time."""
+        if sid not in self._sids:
+            self._sids.append(sid)
+        return self._sids.index(sid)
+
+    def _told(self, vmm: VMM, handle: Handle) -> tuple[object, ...]:
+        """What the VMM says of a handle."""
+        try:
+            size = vmm.mdl_get_size(handle)
+            if self._vmm is None:
+                return (size,)
+            info = vmm.handle_info(handle)
+        except VmmError as refusal:
+            return (refusal.rc,)
+        sids = (info.sid, info.origin_sid) if Rights.GET_SID in info.rights else ()
+        return (info.rights, size, info.seals, *(self._known(sid) for sid in sids))
 
     def _look_at_pages(self, records: list[Record]) -> list[Page]:
         found = []
@@ -222,10 +340,14 @@ class Picture:
         """In what ``other`` differs from this picture of the same process, ``""``: in nothing."""
         parts = {
             "closed": (self.closed, other.closed),
+            "handles": (self.handles, other.handles),
+            "new handles": (self.strangers, other.strangers),
+            "messages": (self.waiting, other.waiting),
             "descriptors": (self.descriptors, other.descriptors),
             "mappings": (self.mappings, other.mappings),
             "charge": (self.charged, other.charged),
             "files": (self.files, other.files),
+            "identities": (self.identities, other.identities),
             "pages": (self.pages, other.pages),
         }
         return "; ".join(
@@ -241,15 +363,25 @@ class Picture:
             "closed": self.closed,
             "pages": self.pages,
             "files": self.files,
+            "handles": (self.handles, self.strangers),
+            "messages": self.waiting,
             "names": sorted(
-                name for name in self.descriptors.values() if not name.startswith("/proc/")
+                name
+                for name in self.descriptors.values()
+                if not name.startswith(("/proc/", "socket:"))
             ),
         }
 
 
 def _file(number: int) -> File:
     status = os.fstat(number)
-    return File(status.st_blocks, os.pread(number, status.st_size, 0))
+    return File(
+        status.st_blocks,
+        os.pread(number, status.st_size, 0),
+        status.st_mode,
+        fcntl.fcntl(number, fcntl.F_GET_SEALS),
+        fcntl.fcntl(number, fcntl.F_GETFL),
+    )
 
 
 def _first_difference(mine: object, theirs: object) -> str:
@@ -268,3 +400,348 @@ def shortened(value: object) -> str:
     """Its text, or the beginning and the end of it."""
     text = repr(value)
     return text if len(text) < 700 else f"{text[:350]} ... {text[-350:]}"
+
+
+# ---- what a scenario is
+
+NONE = VmmFlags(0)
+R = VmmFlags.READ
+RW = VmmFlags.READ | VmmFlags.WRITE
+RX = VmmFlags.READ | VmmFlags.EXECUTE
+RESERVE, COMMIT, LOCKED = VmmFlags.RESERVE, VmmFlags.COMMIT, VmmFlags.LOCKED
+FIXED, HUGE, SHAREABLE = VmmFlags.FIXED, VmmFlags.HUGE, VmmFlags.SHAREABLE
+GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
+SHARED = GUARDS | VmmFlags.SHAREABLE
+
+PAGES = 16
+SIZE = PAGES * PAGE
+#: Where the regions of the scenarios lie, and where those that they allocate may.
+BASE = ARENA + 4 * PAGE
+ELSEWHERE = BASE + 64 * PAGE
+HUGE_SIZE = _features.huge_page_size()
+#: What errors a full system gives.
+FULL = {errno.ENOMEM, errno.EMFILE, errno.EAGAIN}
+#: What can stop half way.
+DIVISIBLE = {
+    *("mprotect", "madvise", "mlock", "munlock"),
+    *("read", "pread", "pwrite", "process_vm_readv", "process_vm_writev"),
+}
+
+
+def everything(picture: Picture) -> object:
+    """Its failure costs nothing."""
+    return picture.essence
+
+
+def all_but_locks(picture: Picture) -> object:
+    """Its failure costs the pinning of pages, which is done as far as the limit allows."""
+    pages = [page._replace(vm_flags=page.vm_flags - {"lo"}) for page in picture.pages]
+    return {**picture.essence, "pages": pages}
+
+
+def all_but_files(picture: Picture) -> object:
+    """Its failure costs the memory of freed shared pages, until their region is gone."""
+    return {**picture.essence, "files": None}
+
+
+def all_but_permissions(picture: Picture) -> object:
+    """Its failure costs that another user cannot open the memory for writing."""
+    files = [file._replace(permissions=0) for file in picture.files]
+    return {**picture.essence, "files": files}
+
+
+#: Closing gives the descriptor back whatever it says; without a figure of the free memory, or of
+#: the holes in a file, the package looks for another or takes the highest.
+HARMLESS: Mapping[str, Callable[[Picture], object]] = {
+    **dict.fromkeys(("close", "sysinfo", "fstat"), everything),
+    "fchmod": all_but_permissions,
+}
+LOCKS = {**HARMLESS, "mlock": all_but_locks}
+#: What closing a region's memory file frees anyhow need not be emptied first.
+CLOSING = {**HARMLESS, "fallocate": everything}
+#: A VMM that is closed asks whether its files of ``/proc`` still are its own, which an open file
+#: always tells; what may be another's it would leave open.
+OWN_FILES = "fstat"
+#: Query leaves open whether the page is locked; half of a file can be enough.
+UNTOLD = {**HARMLESS, "msync": everything, "pread": everything}
+
+
+def nothing_to_take_back(_vmm: Ground, error: VmmError) -> None:
+    """What all failed calls but write leave."""
+    assert error.completed == 0, error.completed
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One call in a prepared state.
+
+    Attributes:
+        name: what it is about.
+        prepare: brings a fresh VMM into the state.
+        call: makes the call; its result must be the same each time.
+        calls: names, with spaces between, that must be among the calls that were made to fail.
+        survives: those whose failure the call gets over, with what that costs.
+        take_back: undoes what a failed call may leave by its promise, and checks it.
+        size: of the window from BASE on that is looked at, in bytes.
+        ask: whether Query is asked for every page of the window.
+        without: the features that are switched off meanwhile.
+        spare: calls to the system that cannot fail at that place.
+        placed: whether the result is the address of a new region, which is looked at instead.
+    """
+
+    name: str
+    prepare: Callable[[Ground], object]
+    call: Callable[[Ground], Any]
+    calls: str
+    survives: Mapping[str, Callable[[Picture], object]] = field(default_factory=lambda: HARMLESS)
+    take_back: Callable[[Ground, VmmError], None] = nothing_to_take_back
+    size: int = SIZE
+    ask: bool = True
+    without: tuple[Feature, ...] = ()
+    spare: str = ""
+    placed: bool = False
+
+    def picture(self, vmm: Ground, result: object = None) -> Picture:
+        """Look at the window, or at the region that the call made at this address."""
+        window = Window(BASE - 2 * PAGE, BASE + self.size + 2 * PAGE)
+        if self.placed and isinstance(result, int):
+            flags = vmm.query(result, smaps=False).flags
+            window = Window(
+                result - PAGE * bool(flags & VmmFlags.LOW_GUARD),
+                result + self.size + PAGE * bool(flags & VmmFlags.HIGH_GUARD),
+            )
+        return Picture(
+            vmm, window, ask=self.ask, result=result if isinstance(result, Handle) else None
+        )
+
+
+# ---- the states
+
+
+def region(flags: VmmFlags, size: int = SIZE) -> Callable[[VMM], int]:
+    """A region at BASE."""
+    return lambda vmm: vmm.allocate(BASE, size, RESERVE | FIXED | flags)
+
+
+def filled(flags: VmmFlags, size: int = SIZE) -> Callable[[VMM], None]:
+    """A committed region at BASE, something else in every page."""
+
+    def prepare(vmm: VMM) -> None:
+        vmm.allocate(BASE, size, RESERVE | FIXED | COMMIT | RW | flags)
+        vmm.write(BASE, pattern(size))
+
+    return prepare
+
+
+def pattern(size: int, first: int = 1) -> bytes:
+    """Bytes that tell one page from the next."""
+    pages = -(-size // PAGE)
+    return b"".join(bytes([(first + page) % 251 + 1]) * PAGE for page in range(pages))[:size]
+
+
+def with_protections(
+    prepare: Callable[[VMM], object], protections: Iterable[VmmFlags]
+) -> Callable[[VMM], None]:
+    """The same with another protection every two pages, from the second page on."""
+
+    def prepare_runs(vmm: VMM) -> None:
+        prepare(vmm)
+        for index, protection in enumerate(protections):
+            vmm.protect(BASE + (1 + 2 * index) * PAGE, 2 * PAGE, protection)
+
+    return prepare_runs
+
+
+def with_committed(
+    prepare: Callable[[VMM], object], first: int, pages: int
+) -> Callable[[VMM], None]:
+    """The same with some of its pages committed and filled, where they are writable."""
+
+    def prepare_pages(vmm: VMM) -> None:
+        prepare(vmm)
+        vmm.protect(BASE + first * PAGE, pages * PAGE, RW)
+        vmm.commit(BASE + first * PAGE, pages * PAGE)
+        vmm.write(BASE + first * PAGE, pattern(pages * PAGE, 100))
+
+    return prepare_pages
+
+
+def with_hole(prepare: Callable[[VMM], object], first: int, pages: int) -> Callable[[VMM], None]:
+    """The same with some of its pages reserved again."""
+
+    def prepare_hole(vmm: VMM) -> None:
+        prepare(vmm)
+        vmm.decommit(BASE + first * PAGE, pages * PAGE)
+
+    return prepare_hole
+
+
+MIXED = (R, NONE, RW, RX, R)
+
+
+def over(method: str, first: int, pages: int, *arguments: object) -> Callable[[VMM], object]:
+    """Call a method over some of the region's pages."""
+    return lambda vmm: getattr(vmm, method)(BASE + first * PAGE, pages * PAGE, *arguments)
+
+
+def whole(method: str, *arguments: object, size: int = SIZE) -> Callable[[VMM], object]:
+    """Call a method over the whole region."""
+    return over(method, 0, size // PAGE, *arguments)
+
+
+def ask(address: int, *, smaps: bool) -> Callable[[VMM], object]:
+    """Query, told as text."""
+    return lambda vmm: str(vmm.query(address, smaps=smaps))
+
+
+# ---- how they are tried, in the child
+
+
+@dataclass
+class Trial:
+    """One scenario, in one way of failing.
+
+    ``error`` is the errno of the calls that fail, 0 for the one that a full system gives.
+    """
+
+    scenario: Scenario
+    library: Faults
+    error: int = 0
+    reference: Picture | None = None
+    answer: object = None
+
+    def succeed(self) -> None:
+        """Remember what the call does when nothing fails."""
+        with Ground() as vmm:
+            self.scenario.prepare(vmm)
+            self.answer = self.scenario.call(vmm)
+            self.reference = self.scenario.picture(vmm, self.answer)
+
+    def told(self, value: object, survived: str = "") -> object:
+        """A result, without addresses and numbers that only the system knows."""
+        if survived == "msync":
+            return re.sub("locked=(True|False)", "locked=None", str(value))
+        if isinstance(value, Handle):
+            return value.rights
+        return "an address" if self.scenario.placed else value
+
+    def fail(self, mode: Mode, n: int) -> None:
+        """Let the n-th call to the system fail."""
+        around = surroundings()
+        with Ground() as vmm:
+            self.scenario.prepare(vmm)
+            before = self.scenario.picture(vmm)
+            raised, value = None, None
+            try:
+                with self.library.armed(mode, n, error=self.error, spare=self.scenario.spare):
+                    value = self.scenario.call(vmm)
+            except VmmError as error:
+                raised = error
+            if raised is not None:
+                self.check_failure(vmm, before, raised)
+                value = self.scenario.call(vmm)
+            self.check_success(vmm, value, "" if raised else self.library.name)
+        left = surroundings()
+        assert left == around, f"left behind: {shortened((around, left))}"
+
+    def check_failure(self, vmm: Ground, before: Picture, error: VmmError) -> None:
+        """It told what was short, and nothing has changed."""
+        if error.errno is None:
+            assert error.rc is Retcode.OUT_OF_MEMORY, error
+        else:
+            own = self.library.name == "malloc" or not self.error
+            assert error.errno in (FULL if own else {self.error}), error
+            assert error.rc is RETCODES.get(error.errno, Retcode.FAIL), error
+        self.scenario.take_back(vmm, error)
+        changed = before.difference(self.scenario.picture(vmm))
+        assert not changed, changed
+
+    def check_success(self, vmm: Ground, value: object, survived: str) -> None:
+        """It did all that it does, but for what the failure of ``survived`` costs."""
+        assert self.reference is not None
+        if survived:
+            assert survived in self.scenario.survives, f"a failed {survived} was not told"
+        assert self.told(value, survived) == self.told(self.answer, survived), value
+        view = self.scenario.survives.get(survived, everything)
+        now = self.scenario.picture(vmm, value)
+        assert view(now) == view(self.reference), self.reference.difference(now)
+
+    def told_failure(self, mode: Mode, n: int) -> str:
+        """Let the n-th call fail and write what was wrong: the call's name, ``""`` if none is."""
+        try:
+            self.fail(mode, n)
+        except Exception:  # noqa: BLE001  it is told, and the others are tried too
+            print(f"--- {self.scenario.name}: call {n} ({self.library.name}) {mode.value}")
+            traceback.print_exc(limit=-1, file=sys.stdout)
+        return self.library.name
+
+    def fail_each(self, modes: Iterable[Mode]) -> None:
+        """Let every call fail in turn."""
+        self.succeed()
+        names: list[str] = []
+        while name := self.told_failure(Mode.ALONE, len(names) + 1):
+            names.append(name)
+        if Mode.HALF in modes:
+            for n, name in enumerate(names, 1):
+                if name in DIVISIBLE:
+                    self.told_failure(Mode.HALF, n)
+        if Mode.MEMORY in modes:
+            for n in count(1):
+                if not self.told_failure(Mode.MEMORY, n):
+                    break
+        if not {*self.scenario.calls.split()} <= {*names}:
+            print(f"--- {self.scenario.name}: only {sorted(names)} failed")
+
+
+def try_all(scenarios: Iterable[Scenario], error: int = 0) -> None:
+    """Try these in a process that is theirs."""
+    library = Faults()
+    gc.disable()
+    for one in scenarios:
+        with _features.without(*one.without):
+            Trial(one, library, error).fail_each([] if error else Mode)
+
+
+class FirstCall(NamedTuple):
+    """A call of which a process asks for the first time what the kernel offers."""
+
+    prepare: Callable[[Ground], object]
+    call: Callable[[Ground], object]
+
+
+def first_call(library: Faults, first: FirstCall, n: int) -> str:
+    """Make a process's first call with its n-th call to the system failing: that one's name."""
+    around = surroundings()
+    window = Window(BASE, BASE + SIZE)
+    with Ground() as vmm:
+        first.prepare(vmm)
+        before = Picture(vmm, window, ask=False)
+        try:
+            # A mapping just made takes no more mappings to unmap than it took to make.
+            with library.armed(Mode.ALONE, n, spare="munmap"):
+                first.call(vmm)
+        except VmmError:
+            changed = before.difference(Picture(vmm, window, ask=False))
+            assert not changed, (n, library.name, changed)
+    with Ground() as vmm:
+        first.prepare(vmm)
+        first.call(vmm)
+    assert surroundings() == around, (n, library.name)
+    return library.name
+
+
+def try_first_calls(calls: Iterable[FirstCall], least: int) -> None:
+    """Make each of these a process's first call, with each of its calls to the system failing.
+
+    There are at least so many of these.
+    """
+    library = Faults()
+    for first in calls:
+        for n in count(1):
+            if not in_child(partial(first_call, library, first, n)):
+                break
+        assert n > least, n
+
+
+def nothing(_ground: Ground) -> None:
+    """No state but a fresh VMM."""

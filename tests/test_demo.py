@@ -4,38 +4,83 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from children import ROOT, run_child
-from commands import CONTROL, SCRIPT, WITHOUT_RICH, environment, run, run_on_terminal
+from children import NOBODY, ROOT, run_child
+from commands import (
+    CONTROL,
+    SCRIPT,
+    WITHOUT_RICH,
+    environment,
+    install_for_everybody,
+    of_installed,
+    run,
+    run_on_terminal,
+)
+from vmm_linux.endpoint import Endpoint
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 GIB = 1 << 30
 
-#: The steps: method, return code.
+#: The steps: method, return code. Those of the other process begin with ``peer``.
 STEPS = [
     ("Allocate", "rcOk"),
     ("Commit", "rcOk"),
     ("view", "rcOk"),
     ("read", "rcOk"),
     ("Query", "rcOk"),
-    ("Protect", "rcOk"),
-    ("write", "rcInvalidOperation"),
     ("Decommit", "rcOk"),
     ("touch", None),
+    ("Commit", "rcOk"),
+    ("view", "rcOk"),
+    ("Protect", "rcOk"),
+    ("write", "rcInvalidOperation"),
+    ("MdlCreateFromVm", "rcOk"),
+    ("read", "rcOk"),
+    ("mdl_seal", "rcOk"),
+    ("MdlGetSize", "rcOk"),
+    ("MdlClone", "rcOk"),
+    ("MdlCreate", "rcOk"),
+    ("MdlMap", "rcOk"),
+    ("start", None),
+    ("send_handle", "rcOk"),
+    ("peer.recv_handle", "rcOk"),
+    ("send_handle", "rcOk"),
+    ("peer.recv_handle", "rcOk"),
+    ("send_handle", "rcOk"),
+    ("peer.recv_handle", "rcOk"),
+    ("peer.MdlMap", "rcOk"),
+    ("peer.view", "rcOk"),
+    ("peer.mprotect", None),
+    ("peer.poke", None),
+    ("peer.reopen", None),
+    ("peer.MdlMap", "rcOk"),
+    ("peer.Free", "rcOk"),
+    ("peer.MdlMap", "rcOk"),
+    ("peer.write", "rcOk"),
+    ("peer.Query", "rcOk"),
+    ("Query", "rcOk"),
+    ("read", "rcOk"),
+    ("peer.Free", "rcOk"),
+    ("peer.close", "rcOk"),
+    ("wait", None),
     ("Free", "rcOk"),
     ("close", "rcOk"),
 ]
 #: A line of the plain report: mark, call, return code, what the kernel says.
-LINE = re.compile(r"(?P<mark>ok|FAILED) +(?P<method>\w+)\((?P<arguments>.*?)\)  +(?P<rest>.*)")
+LINE = re.compile(r"(?P<mark>ok|FAILED) +(?P<method>[\w.]+)\((?P<arguments>.*?)\)  +(?P<rest>.*)")
 #: What a report has beside its steps: three lines before, one after.
 HEAD, TAIL = 3, 1
 
@@ -57,11 +102,14 @@ def report_of(path: str | Path) -> dict[str, Any]:
     return report
 
 
+def steps_of(report: dict[str, Any], method: str) -> list[dict[str, Any]]:
+    """The steps that call this method."""
+    return [step for step in report["steps"] if step["method"] == method]
+
+
 def step_of(report: dict[str, Any], method: str) -> dict[str, Any]:
-    """The step that calls this method."""
-    (step,) = (step for step in report["steps"] if step["method"] == method)
-    assert isinstance(step, dict)
-    return step
+    """The first step that calls this method."""
+    return steps_of(report, method)[0]
 
 
 # ---- what it shows ------------------------------------------------------------------------------
@@ -111,9 +159,10 @@ def test_on_a_terminal_no_line_is_wider_than_it(columns: int, size: int, tmp_pat
 
 def test_what_the_kernel_says_stands_in_one_column_of_the_terminal(some_file: Path) -> None:
     lines = run_on_terminal(80, SCRIPT, "demo", str(some_file)).lines[HEAD:-TAIL]
-    starts = ("---p", "rw-p", "r--p", "SHA-256", "died of", "FREE", "maps")
-    columns = {min(line.find(start) % 80 for start in starts) for line in lines[:-1]}
-    assert columns == {60}
+    assert len(lines) == len(STEPS)
+    for line in lines:
+        assert line[58:60].isspace(), line
+        assert not line[60].isspace(), line
 
 
 def test_a_terminal_that_lacks_the_signs_gets_others(some_file: Path) -> None:
@@ -225,6 +274,148 @@ def test_the_default_is_the_interpreters_binary() -> None:
     assert json.loads(child.stdout)["file"] == str(Path(sys.executable).resolve())
 
 
+# ---- the other process --------------------------------------------------------------------------
+
+
+def test_every_method_of_the_reference_is_called(some_file: Path) -> None:
+    called = {step["method"] for step in report_of(some_file)["steps"]}
+    assert {name for name in vars(Endpoint) if name[0] != "_"} <= called
+
+
+def test_what_was_given_back_is_taken_again_and_read_in_again(some_file: Path) -> None:
+    report = report_of(some_file)
+    again = steps_of(report, "Commit")[1]
+    assert again["arguments"] == step_of(report, "Decommit")["arguments"] | {"flags": 0}
+    assert again["checks"]["it is zeros"]
+    assert steps_of(report, "view")[1]["kernel"]["rss"] == 5 * PAGE
+
+
+def test_the_files_pages_become_a_buffer_where_they_are(some_file: Path) -> None:
+    report = report_of(some_file)
+    shared = step_of(report, "MdlCreateFromVm")
+    assert shared["arguments"]["va"] == step_of(report, "Commit")["arguments"]["va"]
+    assert shared["arguments"]["size"] == step_of(report, "MdlGetSize")["kernel"]["size"]
+    assert shared["kernel"]["permissions"] == "r--s"
+    assert shared["kernel"]["inode"] != 0
+
+
+def test_the_other_process_is_a_program_of_its_own_without_any_of_the_memory(
+    some_file: Path,
+) -> None:
+    started = step_of(report_of(some_file), "start")["kernel"]
+    assert started["mappings"] > 0
+    assert started["shared"] == []
+
+
+def test_the_other_process_gets_the_file_to_read_and_one_page_to_write(some_file: Path) -> None:
+    whole, window, board = steps_of(report_of(some_file), "peer.recv_handle")
+    modes = [[*step["kernel"]["descriptors"].values()] for step in (whole, window, board)]
+    assert modes == [["O_RDONLY"], ["O_RDONLY"], ["O_RDWR"]]
+    assert [step["arguments"]["require"] for step in (whole, window, board)] == [
+        "PUBLISH",
+        "PUBLISH",
+        "0",
+    ]
+    assert whole["kernel"]["size"] == 5 * PAGE
+
+
+def test_the_other_process_finds_the_whole_file(some_file: Path) -> None:
+    report = report_of(some_file)
+    found, told = step_of(report, "peer.view")["kernel"], steps_of(report, "read")[-1]["kernel"]
+    digest = hashlib.sha256(some_file.read_bytes()).hexdigest()
+    assert (found["sha256"], told["sha256"]) == (digest, digest)
+    assert found["inode"] == step_of(report, "MdlCreateFromVm")["kernel"]["inode"]
+
+
+def test_the_kernel_refuses_the_other_process_every_way_to_write(some_file: Path) -> None:
+    report = report_of(some_file)
+    assert step_of(report, "peer.mprotect")["kernel"]["errno"] == "EACCES"
+    assert step_of(report, "peer.poke")["kernel"]["signal"] == "SIGSEGV"
+    assert step_of(report, "peer.reopen")["kernel"] == {
+        "mode": "O_RDWR",
+        "write": "EPERM",
+        "mmap": "EPERM",
+        "ftruncate": "EPERM",
+    }
+
+
+def test_the_clone_is_the_second_half_of_the_same_memory(some_file: Path) -> None:
+    report = report_of(some_file)
+    whole, window, _ = steps_of(report, "peer.MdlMap")
+    sent, cloned = steps_of(report, "peer.recv_handle")[1], step_of(report, "MdlClone")
+    assert window["kernel"]["inode"] == whole["kernel"]["inode"]
+    assert window["kernel"]["offset"] == cloned["arguments"]["offset"] == 2 * PAGE
+    assert window["kernel"]["size"] == cloned["arguments"]["length"] == 3 * PAGE
+    assert sent["kernel"]["sid"] == cloned["kernel"]["sid"]
+    assert sent["kernel"]["origin_sid"] == cloned["kernel"]["origin_sid"]
+
+
+def test_each_of_the_two_processes_pays_for_half_of_the_file(some_file: Path) -> None:
+    report = report_of(some_file)
+    here, there = steps_of(report, "Query")[1]["kernel"]["file"], step_of(report, "peer.Query")
+    assert here["rss"] == there["kernel"]["rss"] == 5 * PAGE
+    assert here["pss"] + there["kernel"]["pss"] == 5 * PAGE
+    assert step_of(report, "wait")["kernel"]["file"]["pss"] == 5 * PAGE
+
+
+def test_the_other_process_ends_with_the_mappings_and_descriptors_of_its_beginning(
+    some_file: Path,
+) -> None:
+    report = report_of(some_file)
+    closed = step_of(report, "peer.close")["kernel"]
+    assert closed["mappings_changed"] == closed["descriptors_changed"] == []
+    assert closed["mappings"] > 0
+    assert closed["descriptors"] > 0
+    assert step_of(report, "wait")["kernel"]["exit_code"] == 0
+
+
+def begin_and_wait(sha256: str) -> None:
+    """Start the other process, tell its number, and do no more."""
+    import sys
+    from contextlib import ExitStack
+
+    from vmm_linux._demo_peer import READY, Other
+
+    with ExitStack() as at_end:
+        other = Other(at_end, 1, sha256)
+        assert other.packet() == READY
+        print(other.process.pid, flush=True)
+        sys.stdin.read()
+
+
+def test_the_other_process_dies_with_the_first() -> None:
+    code = f"{inspect.getsource(begin_and_wait)}\nbegin_and_wait('')"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        other = os.pidfd_open(int(first.stdout.readline()))
+        assert select.select([other], [], [], 0)[0] == []
+        first.kill()
+        assert select.select([other], [], [], 60)[0] == [other]
+        os.close(other)
+    assert first.returncode == -signal.SIGKILL
+
+
+def test_another_process_that_never_answers_is_told_so(some_file: Path) -> None:
+    code = (
+        "import sys; sys.executable = '/bin/true'\nfrom vmm_linux.cli import main; sys.exit(main())"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code, "demo", str(some_file)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 1
+    *_, step, verdict = child.stdout.splitlines()
+    assert step == "FAILED  start()"
+    assert verdict == "FAILED: see the last step."
+    (complaint,) = child.stderr.splitlines()
+    assert complaint.startswith("vmm-linux demo: start: not so: the other process is there (")
+
+
 def test_the_childs_death_is_silent_under_faulthandler(some_file: Path) -> None:
     child = run("demo", str(some_file), PYTHONFAULTHANDLER="1")
     assert (child.returncode, child.stderr) == (0, "")
@@ -281,8 +472,25 @@ def test_a_file_that_an_ordinary_user_may_not_read_is_told_so(some_file: Path) -
 
 
 def test_an_ordinary_user_sees_all_of_it() -> None:
-    child = run_child(demonstrate, "/bin/sh", nobody=True)
+    nobody = NOBODY if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory() as name:  # pytest's own is closed to others
+        folder = Path(name)
+        python = install_for_everybody(
+            folder, "vmm_linux.cli", "vmm_linux.demo", "vmm_linux._demo_peer", "shutil"
+        )
+        child = subprocess.run(
+            [*python, "-m", "vmm_linux.cli", "demo", "/bin/sh"],
+            check=False,
+            cwd="/",
+            env=of_installed(folder),
+            capture_output=True,
+            text=True,
+            user=nobody,
+            group=nobody,
+            extra_groups=None if nobody is None else [],
+        )
     assert (child.returncode, child.stderr) == (0, "")
+    assert len(child.stdout.splitlines()) == HEAD + len(STEPS) + TAIL
     assert child.stdout.endswith("Every check held.\n")
 
 

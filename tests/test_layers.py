@@ -65,9 +65,12 @@ LAYERS = {
     "__init__": 6.4,
     # 8: tools
     "_report": 8.0,
-    "_demo_steps": 8.1,
-    "demo": 8.2,
-    "cli": 8.3,
+    "_demo_run": 8.1,
+    "_demo_peer": 8.2,
+    "_demo_steps": 8.3,
+    "_demo_mdl": 8.4,
+    "demo": 8.5,
+    "cli": 8.6,
 }
 
 #: What the top level of the project consists of; anything else there is ignored by git.

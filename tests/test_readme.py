@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import inspect
 import re
+from typing import TYPE_CHECKING
+
+import pytest
 
 from children import ROOT, run_child
-from vmm_linux import VMM, Retcode, VmmFlags
+from vmm_linux import VMM, Handle, Retcode, Rights, Seal, VmmFlags
 from vmm_linux.cli import COMMANDS
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import EXCEPTIONS
+from vmm_linux.transfer import MAGIC, MESSAGE, VERSION
+
+if TYPE_CHECKING:
+    from enum import IntFlag
 
 README = (ROOT / "README.md").read_text()
+#: In a table: there is nothing to say here.
+OWN = "—"
 
 
 def section(title: str) -> str:
@@ -62,11 +71,11 @@ def test_every_method_is_in_the_table_with_its_parameters() -> None:
         assert signature == f"{name}({', '.join(map(str, parameters))})"
     assert described.keys() == public
     reference_names = {name for name in vars(Endpoint) if name[0] != "_"}
-    assert {reference for reference in described.values() if reference} == reference_names
+    assert set(described.values()) == reference_names | {OWN}
     assert all(
         name.title().replace("_", "") == reference
         for name, reference in described.items()
-        if reference
+        if reference != OWN
     )
 
 
@@ -76,15 +85,44 @@ def test_every_property_is_named() -> None:
             assert f"`{name}`" in section("Methods")
 
 
-def test_every_flag_is_in_the_table_with_its_value() -> None:
-    described = {name: int(value, 16) for name, value, _ in rows_of("Flags")}
-    assert described == dict(VmmFlags.__members__.items())
+def test_no_table_has_an_empty_cell() -> None:
+    lines = [line for line in README.splitlines() if line.startswith("|")]
+    assert lines
+    for line in lines:
+        cells = re.split(r"(?<!\\)\|", line.strip("|"))
+        assert all(cell.strip() for cell in cells), line
+
+
+@pytest.mark.parametrize(
+    ("title", "enum"), [("Flags", VmmFlags), ("Rights", Rights), ("Seals", Seal)]
+)
+def test_every_member_is_in_its_table_with_its_value(title: str, enum: type[IntFlag]) -> None:
+    described = {name: int(value, 16) for name, value, _ in rows_of(title)}
+    assert described == dict(enum.__members__.items())
+
+
+def test_every_bit_of_a_handle_is_described() -> None:
+    ones, first = Handle(2**63 - 1), 0
+    for name, bits, _ in rows_of("Handles"):
+        low, high = (int(bit) for bit in (bits.split("-") * 2)[:2])
+        assert low == first
+        first = high + 1
+        if name != OWN:
+            mask = (1 << first) - (1 << low)
+            assert int(getattr(Handle(ones & mask), name)) == mask >> low
+            assert not getattr(Handle(ones & ~mask), name)
+    assert first == 64
+
+
+def test_the_message_is_as_long_as_it_says() -> None:
+    assert f"one message: {MESSAGE.size} bytes" in section("On the wire")
+    assert f"`{MAGIC.decode()}`, the version ({VERSION})" in section("On the wire")
 
 
 def test_every_return_code_is_in_the_table_with_its_names_and_exceptions() -> None:
     expected = []
     for rc in Retcode:
-        kinds = "" if rc is Retcode.OK else ", ".join(kinds_of(rc))
+        kinds = OWN if rc is Retcode.OK else ", ".join(kinds_of(rc))
         expected.append([rc.name, str(rc), kinds])
     assert [row[:3] for row in rows_of("Return codes")] == expected
 

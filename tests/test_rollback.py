@@ -1,196 +1,70 @@
 """A call that fails leaves everything as it was, at whichever call to the system it fails.
 
-A scenario is one call of a method in a prepared state. In a child, each call that the package
-makes to the system meanwhile is made to fail in turn, from a fresh state each time; all that the
-kernel, the files and the package itself say is compared with what they said before, and the
-same call is then made again and must do what it does when nothing fails.
+How this is tried is in :mod:`faults`; the calls that have to do with MDL buffers are in
+``test_rollback_of_buffers``.
 """
 
 from __future__ import annotations
 
 import errno
-import gc
-import re
-import sys
-import traceback
-from dataclasses import dataclass, field
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 import faults
-from faults import Faults, Mode, Picture, Window
-from kernel_oracle import ARENA, PAGE
-from vmm_linux import VMM, Retcode, VmmError, VmmFlags, _features
+from faults import (
+    BASE,
+    CLOSING,
+    COMMIT,
+    ELSEWHERE,
+    FIXED,
+    GUARDS,
+    HARMLESS,
+    HUGE,
+    HUGE_SIZE,
+    LOCKED,
+    LOCKS,
+    MIXED,
+    NONE,
+    OWN_FILES,
+    RESERVE,
+    RW,
+    RX,
+    SHAREABLE,
+    SHARED,
+    SIZE,
+    UNTOLD,
+    FirstCall,
+    R,
+    Scenario,
+    all_but_files,
+    ask,
+    everything,
+    filled,
+    nothing,
+    nothing_to_take_back,
+    over,
+    pattern,
+    region,
+    whole,
+    with_committed,
+    with_hole,
+    with_protections,
+)
+from kernel_oracle import PAGE
+from vmm_linux import VMM, VmmError, VmmFlags
 from vmm_linux._features import Feature
-from vmm_linux.errors import RETCODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
-NONE = VmmFlags(0)
-R = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-RX = VmmFlags.READ | VmmFlags.EXECUTE
-RESERVE, COMMIT, LOCKED = VmmFlags.RESERVE, VmmFlags.COMMIT, VmmFlags.LOCKED
-FIXED, HUGE, SHAREABLE = VmmFlags.FIXED, VmmFlags.HUGE, VmmFlags.SHAREABLE
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-
-PAGES = 16
-SIZE = PAGES * PAGE
-#: Where the regions of the scenarios lie, and where those that they allocate may.
-BASE = ARENA + 4 * PAGE
-ELSEWHERE = BASE + 64 * PAGE
-HUGE_SIZE = _features.huge_page_size()
 #: More than a scratch file takes at a time, twice.
 LONG = 2 * (1 << 20) + 5 * PAGE + 3
-#: What errors a full system gives.
-FULL = {errno.ENOMEM, errno.EMFILE, errno.EAGAIN}
-#: What can stop half way.
-DIVISIBLE = {
-    *("mprotect", "madvise", "mlock", "munlock"),
-    *("read", "pread", "pwrite", "process_vm_readv", "process_vm_writev"),
-}
-
-
-# ---- what a scenario is
-
-
-def everything(picture: Picture) -> object:
-    """Its failure costs nothing."""
-    return picture.essence
-
-
-def all_but_locks(picture: Picture) -> object:
-    """Its failure costs the pinning of pages, which is done as far as the limit allows."""
-    pages = [page._replace(vm_flags=page.vm_flags - {"lo"}) for page in picture.pages]
-    return {**picture.essence, "pages": pages}
-
-
-def all_but_files(picture: Picture) -> object:
-    """Its failure costs the memory of freed shared pages, until their region is gone."""
-    return {**picture.essence, "files": None}
-
-
-#: Closing gives the descriptor back whatever it says; without a figure of the free memory the
-#: package looks for another.
-HARMLESS: Mapping[str, Callable[[Picture], object]] = {"close": everything, "sysinfo": everything}
-LOCKS = {**HARMLESS, "mlock": all_but_locks}
-#: What closing a region's memory file frees anyhow need not be emptied first.
-CLOSING = {**HARMLESS, "fallocate": everything}
-#: Query leaves open whether the page is locked; half of a file can be enough.
-UNTOLD = {**HARMLESS, "msync": everything, "pread": everything}
-
-
-def nothing_to_take_back(_vmm: VMM, error: VmmError) -> None:
-    """What all failed calls but write leave."""
-    assert error.completed == 0, error.completed
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One call in a prepared state.
-
-    Attributes:
-        name: what it is about.
-        prepare: brings a fresh VMM into the state.
-        call: makes the call; its result must be the same each time.
-        calls: names, with spaces between, that must be among the calls that were made to fail.
-        survives: those whose failure the call gets over, with what that costs.
-        take_back: undoes what a failed call may leave by its promise, and checks it.
-        size: of the window from BASE on that is looked at, in bytes.
-        ask: whether Query is asked for every page of the window.
-        without: the features that are switched off meanwhile.
-        spare: calls to the system that cannot fail at that place.
-    """
-
-    name: str
-    prepare: Callable[[VMM], object]
-    call: Callable[[VMM], Any]
-    calls: str
-    survives: Mapping[str, Callable[[Picture], object]] = field(default_factory=lambda: HARMLESS)
-    take_back: Callable[[VMM, VmmError], None] = nothing_to_take_back
-    size: int = SIZE
-    ask: bool = True
-    without: tuple[Feature, ...] = ()
-    spare: str = ""
-
-    def picture(self, vmm: VMM, address: object = None) -> Picture:
-        """Look at the window, or at the region that the call made at this address."""
-        window = Window(BASE - 2 * PAGE, BASE + self.size + 2 * PAGE)
-        if self in ALLOCATE and isinstance(address, int):
-            flags = vmm.query(address, smaps=False).flags
-            window = Window(
-                address - PAGE * bool(flags & VmmFlags.LOW_GUARD),
-                address + self.size + PAGE * bool(flags & VmmFlags.HIGH_GUARD),
-            )
-        return Picture(vmm, window, ask=self.ask)
 
 
 # ---- the states
-
-
-def region(flags: VmmFlags, size: int = SIZE) -> Callable[[VMM], int]:
-    """A region at BASE."""
-    return lambda vmm: vmm.allocate(BASE, size, RESERVE | FIXED | flags)
-
-
-def filled(flags: VmmFlags, size: int = SIZE) -> Callable[[VMM], None]:
-    """A committed region at BASE, something else in every page."""
-
-    def prepare(vmm: VMM) -> None:
-        vmm.allocate(BASE, size, RESERVE | FIXED | COMMIT | RW | flags)
-        vmm.write(BASE, pattern(size))
-
-    return prepare
-
-
-def pattern(size: int, first: int = 1) -> bytes:
-    """Bytes that tell one page from the next."""
-    pages = -(-size // PAGE)
-    return b"".join(bytes([(first + page) % 251 + 1]) * PAGE for page in range(pages))[:size]
-
-
-def with_protections(
-    prepare: Callable[[VMM], object], protections: Iterable[VmmFlags]
-) -> Callable[[VMM], None]:
-    """The same with another protection every two pages, from the second page on."""
-
-    def prepare_runs(vmm: VMM) -> None:
-        prepare(vmm)
-        for index, protection in enumerate(protections):
-            vmm.protect(BASE + (1 + 2 * index) * PAGE, 2 * PAGE, protection)
-
-    return prepare_runs
-
-
-def with_committed(
-    prepare: Callable[[VMM], object], first: int, pages: int
-) -> Callable[[VMM], None]:
-    """The same with some of its pages committed and filled, where they are writable."""
-
-    def prepare_pages(vmm: VMM) -> None:
-        prepare(vmm)
-        vmm.protect(BASE + first * PAGE, pages * PAGE, RW)
-        vmm.commit(BASE + first * PAGE, pages * PAGE)
-        vmm.write(BASE + first * PAGE, pattern(pages * PAGE, 100))
-
-    return prepare_pages
-
-
-def with_hole(prepare: Callable[[VMM], object], first: int, pages: int) -> Callable[[VMM], None]:
-    """The same with some of its pages reserved again."""
-
-    def prepare_hole(vmm: VMM) -> None:
-        prepare(vmm)
-        vmm.decommit(BASE + first * PAGE, pages * PAGE)
-
-    return prepare_hole
-
-
-MIXED = (R, NONE, RW, RX, R)
 
 
 def guarded(flags: VmmFlags) -> Callable[[VMM], None]:
@@ -214,16 +88,6 @@ def allocate(flags: VmmFlags, address: int = 0, size: int = SIZE) -> Callable[[V
     return lambda vmm: vmm.allocate(address, size, RESERVE | flags)
 
 
-def over(method: str, first: int, pages: int, *arguments: object) -> Callable[[VMM], object]:
-    """Call a method over some of the region's pages."""
-    return lambda vmm: getattr(vmm, method)(BASE + first * PAGE, pages * PAGE, *arguments)
-
-
-def whole(method: str, *arguments: object, size: int = SIZE) -> Callable[[VMM], object]:
-    """Call a method over the whole region."""
-    return over(method, 0, size // PAGE, *arguments)
-
-
 def look(first: int, size: int) -> Callable[[VMM], object]:
     """Make a view and look at it."""
 
@@ -232,11 +96,6 @@ def look(first: int, size: int) -> Callable[[VMM], object]:
         return bytes(view), view.readonly
 
     return call
-
-
-def ask(address: int, *, smaps: bool) -> Callable[[VMM], object]:
-    """Query, told as text."""
-    return lambda vmm: str(vmm.query(address, smaps=smaps))
 
 
 def check_pins(vmm: VMM, _error: VmmError) -> None:
@@ -259,7 +118,6 @@ def take_back_write(vmm: VMM, error: VmmError) -> None:
 
 # ---- the scenarios
 
-SHARED = GUARDS | SHAREABLE
 ALLOCATE = [
     Scenario("plain", neighbour, allocate(RW), "malloc mmap"),
     Scenario("with guards", neighbour, allocate(RW | GUARDS), "malloc mmap"),
@@ -492,18 +350,19 @@ QUERIES = [
 ]
 
 CLOSES = [
-    Scenario("one region", filled(SHARED), VMM.close, "munmap", survives=CLOSING),
+    Scenario("one region", filled(SHARED), VMM.close, "munmap", survives=CLOSING, spare=OWN_FILES),
     Scenario(
         "regions",
         lambda vmm: [filled(GUARDS)(vmm), *(allocate(RW | COMMIT)(vmm) for _ in range(3))],
         VMM.close,
         "munmap",
         survives={**CLOSING, "munmap": everything},
+        spare=OWN_FILES,
     ),
 ]
 
 SCENARIOS = {
-    "allocate": ALLOCATE,
+    "allocate": [replace(scenario, placed=True) for scenario in ALLOCATE],
     "commit": COMMITS,
     "interrupted commit": INTERRUPTED,
     "decommit": DECOMMITS,
@@ -516,126 +375,18 @@ SCENARIOS = {
 }
 
 
-# ---- how they are tried, in the child
-
-
-@dataclass
-class Trial:
-    """One scenario, in one way of failing.
-
-    ``error`` is the errno of the calls that fail, 0 for the one that a full system gives.
-    """
-
-    scenario: Scenario
-    library: Faults
-    error: int = 0
-    reference: Picture | None = None
-    answer: object = None
-
-    def succeed(self) -> None:
-        """Remember what the call does when nothing fails."""
-        with VMM() as vmm:
-            self.scenario.prepare(vmm)
-            self.answer = self.scenario.call(vmm)
-            self.reference = self.scenario.picture(vmm, self.answer)
-
-    def told(self, value: object, survived: str = "") -> object:
-        """A result, without an address that only the system knows."""
-        if survived == "msync":
-            return re.sub("locked=(True|False)", "locked=None", str(value))
-        return "an address" if self.scenario in ALLOCATE else value
-
-    def fail(self, mode: Mode, n: int) -> None:
-        """Let the n-th call to the system fail."""
-        around = faults.surroundings()
-        with VMM() as vmm:
-            self.scenario.prepare(vmm)
-            before = self.scenario.picture(vmm)
-            raised, value = None, None
-            try:
-                with self.library.armed(mode, n, error=self.error, spare=self.scenario.spare):
-                    value = self.scenario.call(vmm)
-            except VmmError as error:
-                raised = error
-            if raised is not None:
-                self.check_failure(vmm, before, raised)
-                value = self.scenario.call(vmm)
-            self.check_success(vmm, value, "" if raised else self.library.name)
-        left = faults.surroundings()
-        assert left == around, f"left behind: {faults.shortened((around, left))}"
-
-    def check_failure(self, vmm: VMM, before: Picture, error: VmmError) -> None:
-        """It told what was short, and nothing has changed."""
-        if error.errno is None:
-            assert error.rc is Retcode.OUT_OF_MEMORY, error
-        else:
-            own = self.library.name == "malloc" or not self.error
-            assert error.errno in (FULL if own else {self.error}), error
-            assert error.rc is RETCODES.get(error.errno, Retcode.FAIL), error
-        self.scenario.take_back(vmm, error)
-        changed = before.difference(self.scenario.picture(vmm))
-        assert not changed, changed
-
-    def check_success(self, vmm: VMM, value: object, survived: str) -> None:
-        """It did all that it does, but for what the failure of ``survived`` costs."""
-        assert self.reference is not None
-        if survived:
-            assert survived in self.scenario.survives, f"a failed {survived} was not told"
-        assert self.told(value, survived) == self.told(self.answer, survived), value
-        view = self.scenario.survives.get(survived, everything)
-        now = self.scenario.picture(vmm, value)
-        assert view(now) == view(self.reference), self.reference.difference(now)
-
-    def told_failure(self, mode: Mode, n: int) -> str:
-        """Let the n-th call fail and write what was wrong: the call's name, ``""`` if none is."""
-        try:
-            self.fail(mode, n)
-        except Exception:  # noqa: BLE001  it is told, and the others are tried too
-            print(f"--- {self.scenario.name}: call {n} ({self.library.name}) {mode.value}")
-            traceback.print_exc(limit=-1, file=sys.stdout)
-        return self.library.name
-
-    def fail_each(self, modes: Iterable[Mode]) -> None:
-        """Let every call fail in turn."""
-        self.succeed()
-        names: list[str] = []
-        while name := self.told_failure(Mode.ALONE, len(names) + 1):
-            names.append(name)
-        if Mode.HALF in modes:
-            for n, name in enumerate(names, 1):
-                if name in DIVISIBLE:
-                    self.told_failure(Mode.HALF, n)
-        if Mode.MEMORY in modes:
-            for n in count(1):
-                if not self.told_failure(Mode.MEMORY, n):
-                    break
-        if not {*self.scenario.calls.split()} <= {*names}:
-            print(f"--- {self.scenario.name}: only {sorted(names)} failed")
-
-
-def try_all(scenarios: Iterable[Scenario], error: int = 0) -> None:
-    """Try these in a process that is theirs."""
-    library = Faults()
-    gc.disable()
-    for one in scenarios:
-        with _features.without(*one.without):
-            Trial(one, library, error).fail_each([] if error else Mode)
-
-
 # ---- the tests
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that makes calls fail."""
-    return faults.build(tmp_path_factory.mktemp("faults"))
+library = pytest.fixture(faults.make_library, scope="session")
 
 
 def try_method(method: str, error: int) -> None:
     """Try all scenarios of a method; runs in a child."""
+    import faults
     import test_rollback
 
-    test_rollback.try_all(test_rollback.SCENARIOS[method], error)
+    faults.try_all(test_rollback.SCENARIOS[method], error)
 
 
 @pytest.mark.parametrize("method", SCENARIOS)
@@ -740,46 +491,23 @@ def test_a_region_that_could_not_go_with_its_last_view_goes_with_the_vmm(library
     faults.run(library, try_dropping_the_last_view)
 
 
-def first_call(library: Faults, call: Callable[[VMM], object], n: int) -> str:
-    """Make a process's first call with its n-th call to the system failing: that one's name."""
-    around = faults.surroundings()
-    with VMM() as vmm:
-        before = Picture(vmm, Window(BASE, BASE + PAGE), ask=False)
-        try:
-            with library.armed(Mode.ALONE, n, spare="munmap"):
-                call(vmm)
-        except VmmError:
-            changed = before.difference(Picture(vmm, Window(BASE, BASE + PAGE), ask=False))
-            assert not changed, (n, library.name, changed)
-    with VMM() as vmm:
-        call(vmm)
-    assert faults.surroundings() == around, (n, library.name)
-    return library.name
-
-
 def try_first_calls() -> None:
     """Ask what the kernel offers while something is short; runs in a child."""
-    from functools import partial
-    from itertools import count
+    import faults
+    import test_rollback
 
-    import test_rollback as here
-    from faults import Faults
-    from forked import in_child
-
-    library = Faults()
-    for call in here.FIRST_CALLS:
-        for n in count(1):
-            if not in_child(partial(here.first_call, library, call, n)):
-                break
-        assert n > 5, n
+    faults.try_first_calls(test_rollback.FIRST_CALLS, 5)
 
 
-FIRST_CALLS = (
-    allocate(RW | HUGE | COMMIT | FIXED | GUARDS, BASE, HUGE_SIZE),
-    allocate(RW | SHAREABLE | COMMIT | LOCKED | FIXED, BASE),
-    allocate(RW | HUGE),
-    ask(BASE, smaps=True),
-)
+FIRST_CALLS = [
+    FirstCall(nothing, call)
+    for call in (
+        allocate(RW | HUGE | COMMIT | FIXED | GUARDS, BASE, HUGE_SIZE),
+        allocate(RW | SHAREABLE | COMMIT | LOCKED | FIXED, BASE),
+        allocate(RW | HUGE),
+        ask(BASE, smaps=True),
+    )
+]
 
 
 def test_a_shortage_while_the_kernel_is_asked_what_it_offers_does_no_harm(library: Path) -> None:

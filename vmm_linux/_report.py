@@ -8,6 +8,8 @@ from enum import IntFlag
 from typing import Any, Protocol
 
 from vmm_linux.errors import Retcode
+from vmm_linux.flags import VmmFlags
+from vmm_linux.handles import Handle
 
 __all__ = [
     "Json",
@@ -46,7 +48,8 @@ class Step:
 
     Attributes:
         method: the reference's name, or the Python name of what the reference does not have.
-        arguments: by name; addresses are called ``addr`` or ``va``, byte counts ``size``.
+        arguments: by name; addresses are called ``addr``, ``hint`` or ``va``, byte counts
+            ``size``, ``max_size``, ``length`` or ``offset``.
         rc: how it ended; None for what is no call of the endpoint.
         kernel: what the kernel said, by its own names in snake case, figures in bytes.
         facts: the same in a few words, the most important first.
@@ -122,7 +125,7 @@ class Terminal:
         """The step in columns, with as many facts as there is room for."""
         columns = self.console.width
         call, outcome = columns_of(step, WIDE if columns >= 100 else NARROW)
-        room = columns - len(f"+ {call}{outcome}")
+        room = columns - len(f"+ {call}{outcome}") - 1  # the last column stays empty
         facts = list(step.facts)
         while len(facts) > 1 and len(", ".join(facts)) > room:
             facts.pop()
@@ -218,16 +221,22 @@ def simple(value: object) -> int | str:
 
 
 def call_of(step: Step) -> str:
-    """The call as one would write it."""
-    texts = []
-    for name, value in step.arguments.items():
-        if name == "size":
-            texts.append(human(value))
-        elif name == "va":
-            texts.append(f"{value:#x}")
-        else:
-            texts.append(str(simple(value)))
+    """The call as one would write it, but shorter."""
+    texts = [shown(name, value) for name, value in step.arguments.items()]
     return f"{step.method}({', '.join(texts)})"
+
+
+def shown(name: str, value: Any) -> str:  # noqa: ANN401 (whatever a method takes)
+    """An argument in a line."""
+    if isinstance(value, Handle):
+        return f"#{value.number}"
+    if isinstance(value, VmmFlags) and value & VmmFlags.RWX_MASK:
+        access = "".join(flag.name[0] for flag in value & VmmFlags.RWX_MASK if flag.name)
+        others = value & ~VmmFlags.RWX_MASK
+        return f"{others.name}|{access}" if others else access
+    if name in {"size", "max_size", "length"} or (name == "offset" and value):
+        return human(value)
+    return f"{value:#x}" if name == "va" else str(simple(value))
 
 
 def columns_of(step: Step, width: int) -> tuple[str, str]:

@@ -1,21 +1,24 @@
 """The demonstration: a real file in real memory, with the kernel's own figures beside each step.
 
-The steps are in ``_demo_steps.py``. The first that does not hold is the last.
+The steps are in ``_demo_steps.py`` and ``_demo_mdl.py``, those of the other process in
+``_demo_peer.py``. The first that does not hold is the last.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
 import psutil
 
-from vmm_linux import VMM, VmmError
-from vmm_linux._demo_steps import RESERVATION, STEPS, Footprint, Run
+from vmm_linux import VMM, _demo_mdl, _demo_steps
+from vmm_linux._demo_run import RESERVATION, Footprint, made
+from vmm_linux._demo_steps import Run
 from vmm_linux._report import (
     Json,
     Machine,
@@ -79,9 +82,9 @@ def this_machine() -> Machine:
 
 
 def check_room(size: int) -> None:
-    """Refuse what the machine cannot hold now: the kernel would end this process half way."""
+    """Refuse what the machine cannot hold now: FILE, and its copy on the way into an MDL buffer."""
     machine = this_machine()
-    room = min(machine.available + machine.swap_free, RESERVATION)
+    room = min((machine.available + machine.swap_free) // 2, RESERVATION)
     if size > room:
         raise UnfitFileError(f"is too big: {human(size)}, and there is room for {human(room)}")
 
@@ -94,8 +97,11 @@ def carry_out(subject: Subject, report: Report) -> bool:
     report.begin(subject, this_machine())
     ok = True
     before = Footprint.look()
-    with VMM() as vmm:
-        for step in steps_of(Run(vmm, subject, before)):
+    with VMM() as vmm, contextlib.ExitStack() as at_end:
+        run = Run(vmm, before, subject, at_end)
+        for step in made(run, (*_demo_steps.STEPS, *_demo_mdl.STEPS)):
+            if not step.ok:
+                tell_what_failed(step)
             if not step.ok and has_changed(subject):
                 raise UnfitFileError("changed while it was read")
             report.show(step)
@@ -104,19 +110,11 @@ def carry_out(subject: Subject, report: Report) -> bool:
     return ok
 
 
-def steps_of(run: Run) -> Iterator[Step]:
-    """Make the steps one by one; say which check of the last one did not hold."""
-    for make in STEPS:
-        try:
-            make(run)
-        except VmmError as error:
-            run.step.checks[str(error)] = False
-        yield run.step
-        if not run.step.ok:
-            for check, held in run.step.checks.items():
-                if not held:
-                    complain(f"{run.step.method}: not so: {check}")
-            break
+def tell_what_failed(step: Step) -> None:
+    """Say which check of a step did not hold."""
+    for check, held in step.checks.items():
+        if not held:
+            complain(f"{step.method}: not so: {check}")
 
 
 def complain(message: str) -> None:
@@ -128,9 +126,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command: 0 if every check held, 1 if one did not, 2 if FILE is not fit."""
     parser = argparse.ArgumentParser(
         prog="vmm-linux demo",
-        description="Reserve 64 GiB, read FILE into just the memory that it needs, and give it "
-        "back step by step, with what the kernel says of it. Exit code 0 if every step did what "
-        "it had to do, 1 if one did not, 2 if FILE is not fit.",
+        description="Reserve 64 GiB, read FILE into just the memory that it needs, give half of it "
+        "back and take it again, share all of it with another process that can only read, and "
+        "free everything, with what the kernel says at every step. Exit code 0 if every step did "
+        "what it had to do, 1 if one did not, 2 if FILE is not fit.",
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="default: this Python's binary")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")

@@ -20,10 +20,10 @@ message: the receiver asks the kernel.
 """
 
 import array
+import errno
 import fcntl
 import os
 import socket
-import stat
 import struct
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
@@ -43,7 +43,19 @@ TMPFS_MAGIC: Final = 0x01021994
 SEALS_OF_MEMORY: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 SEALS_OF_IDENTITY: Final = SEALS_OF_MEMORY | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 F_SEAL_FUTURE_WRITE: Final = 0x10
-CREDENTIALS: Final = struct.Struct("3i")
+CREDENTIALS: Final = struct.Struct("iII")
+NOBODY_KNOWN: Final = 0xFFFFFFFF
+"""The user at the other end of a socket that was never connected to one end alone."""
+SO_PASSPIDFD: Final = 76
+SCM_PIDFD: Final = 4
+TIMESTAMP: Final = struct.Struct("2q")
+COMPANIONS: Final = (
+    (socket.SO_PASSCRED, CREDENTIALS.size),
+    (SO_PASSPIDFD, struct.calcsize("i")),
+    (29, TIMESTAMP.size),  # SO_TIMESTAMP
+    (35, TIMESTAMP.size),  # SO_TIMESTAMPNS
+)
+"""The socket options that have the kernel add control data of its own, and its size in bytes."""
 PAGE: Final = _syscalls.page_size()
 
 
@@ -83,7 +95,7 @@ def receive(
 ) -> Parcel:
     """Receive one parcel, and believe only what the kernel says of it."""
     message, descriptors, flags = read_message(sock)
-    if not message and not descriptors:
+    if not (message or descriptors or flags) and sock.type != socket.SOCK_DGRAM:
         raise EOFError("recv_handle: the other end is closed")
     try:
         if peer_uid is not None:
@@ -98,17 +110,30 @@ def receive(
 def read_message(sock: socket.socket) -> tuple[bytes, list[int], int]:
     """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
 
-    There is room for the descriptors of the longest message and no more.
+    There is room for the descriptors of the longest message, for what the socket's options add to
+    it, and no more.
     """
     room = socket.CMSG_LEN(MOST_DESCRIPTORS * array.array("i").itemsize)
-    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED):
-        room += socket.CMSG_SPACE(CREDENTIALS.size)
+    room += sum(socket.CMSG_SPACE(size) for option, size in COMPANIONS if is_set(sock, option))
     message, ancillary, flags, _ = sock.recvmsg(MESSAGE.size, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    return message, list(descriptors), flags
+        elif (level, kind) == (socket.SOL_SOCKET, SCM_PIDFD):
+            # Nobody asked this call for the sender's pidfd. A negative number says there is none.
+            _syscalls.close(*struct.unpack("i", data))
+    return message, list(descriptors), flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+
+
+def is_set(sock: socket.socket, option: int) -> bool:
+    """Whether an option of a socket is on; one that this kernel does not know is not."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, option) != 0
+    except OSError as problem:
+        if problem.errno != errno.ENOPROTOOPT:
+            raise
+        return False
 
 
 def open_parcel(
@@ -173,12 +198,16 @@ def examine_identity(fd: int) -> None:
 
 
 def seals_of(fd: int, needed: int, refuse: Callable[[str], VmmError]) -> int:
-    """The seals of a descriptor, which is a memfd of ordinary pages with the ``needed`` ones."""
-    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH or not stat.S_ISREG(os.fstat(fd).st_mode):
+    """The seals of a descriptor, which is a memfd of ordinary pages with the ``needed`` ones.
+
+    Only files in memory have seals. Any other file is asked for nothing else: a file system in
+    user space, or on the network, can let who asks wait for ever.
+    """
+    seals = _syscalls.fcntl(fd, fcntl.F_GET_SEALS, 0)
+    if seals < 0:
         raise refuse("a descriptor that is no memfd")
     if _syscalls.filesystem_type(fd) != TMPFS_MAGIC:
         raise refuse("a descriptor that is no memfd of ordinary pages")
-    seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     if needed & ~seals:
         raise refuse(f"a memfd with seals {seals:#x}; {needed:#x} are needed")
     return seals
@@ -205,6 +234,10 @@ def check_peer(sock: socket.socket, peer_uid: int) -> None:
     """Whether the other end was connected by this user."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     uid = CREDENTIALS.unpack(credentials)[1]
+    if uid == NOBODY_KNOWN:
+        raise SecurityDisallow(
+            "recv_handle", "the socket does not tell who is at the other end; peer_uid needs that"
+        )
     if uid != peer_uid:
         raise SecurityDisallow(
             "recv_handle", f"user {uid} is at the other end; peer_uid is {peer_uid}"
