@@ -94,10 +94,10 @@ cdef tuple pair(str method, object item):
     return va, size
 
 
-cdef int check_size(str method, uint64_t size) except -1:
+cdef int check_size(str method, uint64_t size, str name="size") except -1:
     """A size of memory: at least one byte."""
     if size == 0:
-        raise InvalidArgument(method, "size 0: at least one byte is needed")
+        raise InvalidArgument(method, f"{name} 0: at least one byte is needed")
     return 0
 
 
@@ -168,11 +168,12 @@ cdef int check_bytes(str method, uint64_t va, uint64_t size) except -1:
     return check_end(method, "va", va, size)
 
 
-cdef int check_pages(str method, str name, uint64_t va, uint64_t size) except -1:
+cdef int check_pages(str method, str name, uint64_t va, uint64_t size,
+                     str size_name="size") except -1:
     """Whole pages; ``name`` is what the caller calls their address."""
-    check_size(method, size)
+    check_size(method, size, size_name)
     check_multiple(method, name, va)
-    check_multiple(method, "size", size)
+    check_multiple(method, size_name, size)
     return check_end(method, name, va, size)
 
 

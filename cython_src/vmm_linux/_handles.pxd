@@ -31,6 +31,7 @@ cdef class HandleTable:
     cdef Entry *add(self, MemoryObject *buffer, uint32_t rights, Entry *parent) noexcept nogil
     cdef Answer find(self, uint64_t value, uint32_t rights, Entry **found) noexcept nogil
     cdef void give(self, Entry *entry, MemoryObject *buffer) noexcept nogil
+    cdef void withdraw(self, Entry *entry) noexcept nogil
     cdef void close(self, Entry *entry) noexcept nogil
     cdef void revoke_descendants(self, Entry *entry) noexcept nogil
     cdef void close_all(self) noexcept nogil

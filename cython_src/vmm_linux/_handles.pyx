@@ -108,6 +108,11 @@ cdef class HandleTable:
         memory_object_acquire(buffer, 1)
         entry.buffer = buffer
 
+    cdef void withdraw(self, Entry *entry) noexcept nogil:
+        """Take back the newest handle, which nobody was told."""
+        self.close(entry)
+        self.unused -= 1
+
     cdef void close(self, Entry *entry) noexcept nogil:
         """End a handle. What came from it counts as coming from where it came from."""
         cdef Entry *child = entry.child

@@ -191,7 +191,7 @@ cdef class BufferSpace(AddressSpace):
             return refused(NO_LEDGER_MEMORY)
         answer = self.convert(request, &buffer)
         if answer.reason != DONE:
-            self.handles.close(entry)
+            self.handles.withdraw(entry)
             return answer
         self.handles.give(entry, buffer)
         answer.out = entry.value

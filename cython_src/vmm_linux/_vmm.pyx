@@ -228,7 +228,7 @@ cdef class VMM(MemoryMethods):
         self.window(&request, "mdl_map", offset, length)
         request.va = number("mdl_map", "hint", hint)
         bits = number("mdl_map", "prot", prot)
-        check_pages("mdl_map", "hint", request.va, request.size)
+        check_pages("mdl_map", "hint", request.va, request.size, "length")
         check_bits("mdl_map", "prot", bits, MAP_FLAGS)
         check_protection("mdl_map", bits & FLAG_RWX_MASK)
         check_fixed("mdl_map", "hint", bits, request.va)
@@ -472,4 +472,4 @@ cdef class VMM(MemoryMethods):
         """Fill in a part of a buffer: whole pages."""
         request.offset = number(method, "offset", offset)
         request.size = number(method, "length", length)
-        return check_pages(method, "offset", request.offset, request.size)
+        return check_pages(method, "offset", request.offset, request.size, "length")
