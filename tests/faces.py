@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, NamedTuple
 
-from vmm_linux import VMM, Retcode, VmmError
+from vmm_linux import INVALID_HANDLE, VMM, Retcode, VmmError
 
 
 class Face(Enum):
@@ -23,11 +23,37 @@ class Outcome(NamedTuple):
     error: VmmError | None = None
 
 
-#: What a failed call of the reference face gives in place of its out parameter.
-NOTHING = {"allocate": 0, "query": None}
+#: The methods that the reference face has too, with how many parameters each has.
+ARITY = {
+    "allocate": 3,
+    "commit": 3,
+    "decommit": 2,
+    "protect": 3,
+    "free": 2,
+    "query": 1,
+    "mdl_create": 2,
+    "mdl_create_from_vm": 3,
+    "mdl_get_size": 1,
+    "mdl_map": 5,
+    "mdl_clone": 3,
+}
+REFERENCE_METHODS = tuple(ARITY)
 
-#: The methods that the reference face has too.
-REFERENCE_METHODS = ("allocate", "commit", "decommit", "protect", "free", "query")
+#: What a failed call of the reference face gives in place of its out parameter.
+NOTHING = {
+    "allocate": 0,
+    "query": None,
+    "mdl_create": INVALID_HANDLE,
+    "mdl_create_from_vm": INVALID_HANDLE,
+    "mdl_get_size": 0,
+    "mdl_map": 0,
+    "mdl_clone": INVALID_HANDLE,
+}
+
+
+def reference_name(method: str) -> str:
+    """The reference's name of a method: ``MdlGetSize`` for ``mdl_get_size``."""
+    return method.title().replace("_", "")
 
 
 def call(vmm: VMM, face: Face, method: str, *arguments: object) -> Outcome:
@@ -37,11 +63,10 @@ def call(vmm: VMM, face: Face, method: str, *arguments: object) -> Outcome:
     reference face does not have go through the other one.
     """
     if face is Face.ENDPOINT and method in REFERENCE_METHODS:
-        arity = {"commit": 3, "allocate": 3, "protect": 3, "query": 1}.get(method, 2)
         if method == "commit" and len(arguments) == 2:
             arguments = (*arguments, 0)
-        assert len(arguments) == arity, f"the reference's {method} takes {arity} arguments"
-        answer = getattr(vmm.endpoint, method.title())(*arguments)
+        assert len(arguments) == ARITY[method], f"the reference's {method} takes {ARITY[method]}"
+        answer = getattr(vmm.endpoint, reference_name(method))(*arguments)
         value, rc = answer if method in NOTHING else (None, answer)
         assert isinstance(rc, Retcode), rc
         if rc is not Retcode.OK and method in NOTHING:

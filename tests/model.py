@@ -13,26 +13,60 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kernel_oracle import PAGE, USER_SPACE_END, sysctl
+from model_memory import ZEROS, Backing, Buffer, Memory
 from vmm_linux import PageKind, PageState, Retcode, VmmFlags
 
-ZEROS = bytes(PAGE)
 LOWEST = sysctl("vm.mmap_min_addr")
 LEGAL_PROTECTIONS = frozenset({0, 1, 3, 5, 7})
 KNOWN_FLAGS = 0x7F777  # every bit that VmmFlags documents, written out
 UNIMPLEMENTED_CACHE_MODES = 0xE000
 READ, WRITE = int(VmmFlags.READ), int(VmmFlags.WRITE)
 SHAREABLE = int(VmmFlags.SHAREABLE)
+LOCKED = int(VmmFlags.LOCKED)
 PERMISSIONS = {0: "---", 1: "r--", 3: "rw-", 5: "r-x", 7: "rwx"}
 
 
 @dataclass(eq=False)
 class Page:
-    """One page of a region."""
+    """One page of a region: private, or page ``index`` of a memory file."""
 
     protection: int
     committed: bool = False
-    contents: bytes = ZEROS
+    own: bytes = ZEROS
     pins: int = 0
+    backing: Backing | None = None
+    index: int = 0
+    kind: PageKind = PageKind.PRIVATE
+    #: The most that Protect may give.
+    ceiling: int = 7
+    #: Whether the kernel mapped it such that it can become writable, which a FREEZE waits for.
+    may_write: bool = True
+    #: Whether it was made resident where it is.
+    populated: bool = False
+
+    @property
+    def contents(self) -> bytes:
+        """What a read gives."""
+        return self.own if self.backing is None else self.backing.memory.pages[self.index]
+
+    def store(self, contents: bytes) -> None:
+        """Write, for everybody who has the page."""
+        if self.backing is None:
+            self.own = contents
+        else:
+            self.backing.memory.pages[self.index] = contents
+            self.backing.memory.held[self.index] = True
+
+    def touch(self) -> None:
+        """Look at it: a hole of a memory file gets memory."""
+        if self.backing is not None:
+            self.backing.memory.held[self.index] = True
+
+    def discard(self) -> None:
+        """Give its memory back."""
+        self.own = ZEROS
+        if self.backing is not None:
+            self.backing.memory.discard(self.index)
 
     @property
     def state(self) -> PageState:
@@ -77,12 +111,8 @@ class Region:
 
     def kernel_permissions(self, page: Page) -> str:
         """What ``/proc/self/maps`` must show for ``page``."""
-        return PERMISSIONS[page.protection if page.committed else 0] + self.sharing
-
-    @property
-    def sharing(self) -> str:
-        """The fourth letter of the kernel's permissions."""
-        return "s" if self.flags & SHAREABLE else "p"
+        sharing = "p" if page.backing is None else "s"
+        return PERMISSIONS[page.protection if page.committed else 0] + sharing
 
     def run_around(self, index: int) -> tuple[int, int]:
         """Addresses of the pages around ``index`` with the same state and protection."""
@@ -111,6 +141,8 @@ class Answer:
     protection: int | None = None
     flags: int | None = None
     run: tuple[int, int] | None = None
+    mdl_offset: int | None = None
+    buffer: Buffer | None = None
 
 
 @dataclass
@@ -189,10 +221,31 @@ class Model:
         pages = [
             Page(flags & 7, committed=bool(flags & VmmFlags.COMMIT)) for _ in range(size // PAGE)
         ]
+        if flags & SHAREABLE:
+            backing = Backing(Buffer(Memory(len(pages)), 0, len(pages)))
+            for index, page in enumerate(pages):
+                page.backing, page.index = backing, index
+        for page in pages:
+            self._settle(page, flags)
+        return self._enter(va, pages, flags)
+
+    def _enter(self, va: int, pages: list[Page], flags: int) -> Region:
         guards = bool(flags & VmmFlags.LOW_GUARD), bool(flags & VmmFlags.HIGH_GUARD)
         region = Region(va, pages, flags, *guards)
         self.regions.append(region)
         return region
+
+    @staticmethod
+    def _settle(page: Page, flags: int) -> None:
+        """A page that may just have been committed is made resident if its region is LOCKED."""
+        if page.committed and flags & LOCKED:
+            page.populated = True
+            page.touch()
+
+    def backings(self) -> set[Backing]:
+        """Everything that the process has descriptors of."""
+        tops = {page.backing for region in self.regions for page in region.pages}
+        return {backing for top in tops if top is not None for backing in top.chain()}
 
     def commit(self, va: int, size: int) -> Retcode:
         """Reserved pages become committed and zeroed, committed ones stay."""
@@ -200,7 +253,10 @@ class Model:
         if isinstance(found, Retcode):
             return found
         for slot in self.slots(found, va, size):
-            found.pages[slot].committed = True
+            page = found.pages[slot]
+            if not page.committed:
+                page.committed = True
+                self._settle(page, found.flags)
         return Retcode.OK
 
     def decommit(self, va: int, size: int) -> Retcode:
@@ -209,10 +265,13 @@ class Model:
         if isinstance(found, Retcode):
             return found
         pages = [found.pages[slot] for slot in self.slots(found, va, size)]
+        if any(page.kind is PageKind.MDL for page in pages):
+            return Retcode.INVALID_OPERATION
         if any(page.pins for page in pages):
             return Retcode.BUSY
         for page in pages:
-            page.committed, page.contents = False, ZEROS
+            page.committed = page.populated = False
+            page.discard()
         return Retcode.OK
 
     def protect(self, va: int, size: int, flags: int) -> Retcode:
@@ -223,6 +282,8 @@ class Model:
         if isinstance(found, Retcode):
             return found
         pages = [found.pages[slot] for slot in self.slots(found, va, size)]
+        if any(flags & ~page.ceiling for page in pages):
+            return Retcode.NO_CAPABILITY
         if any(page.pins for page in pages):
             return Retcode.BUSY
         for page in pages:
@@ -237,6 +298,9 @@ class Model:
         slots = self.slots(found, va, size)
         if any(found.pages[slot].pins for slot in slots):
             return Retcode.BUSY
+        for slot in slots:
+            if found.pages[slot].kind is PageKind.PRIVATE:
+                found.pages[slot].discard()
         below, above = found.pages[: slots.start], found.pages[slots.stop :]
         self.regions.remove(found)
         if below:
@@ -266,6 +330,8 @@ class Model:
         pages = [found.pages[slot] for slot in self.slots(found, va, size)]
         if not all(page.readable for page in pages):
             return Retcode.INVALID_OPERATION, b""
+        for page in pages:
+            page.touch()
         offset = (va - found.base) % PAGE
         return Retcode.OK, b"".join(page.contents for page in pages)[offset : offset + size]
 
@@ -281,7 +347,7 @@ class Model:
         whole = bytearray().join(page.contents for page in pages)
         whole[offset : offset + len(data)] = data
         for index, page in enumerate(pages):
-            page.contents = bytes(whole[index * PAGE : (index + 1) * PAGE])
+            page.store(bytes(whole[index * PAGE : (index + 1) * PAGE]))
         return Retcode.OK
 
     def query(self, va: int) -> Answer | Retcode | None:
@@ -298,15 +364,27 @@ class Model:
                 return Answer(start, state, kind, region.base, region.size)
             if low <= start < high:
                 slot = (start - region.base) // PAGE
-                page = region.pages[slot]
-                return Answer(
-                    start,
-                    page.state,
-                    PageKind.PRIVATE,
-                    region.base,
-                    region.size,
-                    page.protection,
-                    region.flags,
-                    region.run_around(slot),
-                )
+                return self._answer(region, slot)
         return None
+
+    @staticmethod
+    def _answer(region: Region, slot: int) -> Answer:
+        """What Query must say of a region's page."""
+        page = region.pages[slot]
+        mdl_offset = buffer = None
+        if page.kind is PageKind.MDL:
+            assert page.backing is not None
+            buffer = page.backing.buffer
+            mdl_offset = (page.index - buffer.first) * PAGE
+        return Answer(
+            region.base + slot * PAGE,
+            page.state,
+            page.kind,
+            region.base,
+            region.size,
+            page.protection,
+            region.flags,
+            region.run_around(slot),
+            mdl_offset,
+            buffer,
+        )

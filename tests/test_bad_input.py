@@ -1,4 +1,4 @@
-"""Every row of the return-code table that concerns Allocate to Query, through both faces.
+"""Every row of the return-code table, through both faces.
 
 Each call here is refused, and after each of them everything is as it was. The reference face
 never raises, whatever it is given.
@@ -7,12 +7,15 @@ never raises, whatever it is given.
 from __future__ import annotations
 
 import array
+import contextlib
 import copy
 import ctypes
 import decimal
 import fractions
 import gc
+import os
 import pickle
+import resource
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,10 +23,21 @@ import pytest
 
 import kernel_oracle as kernel
 from children import run_child
-from faces import REFERENCE_METHODS, Face, Outcome, call
+from faces import NOTHING, REFERENCE_METHODS, Face, Outcome, call, reference_name
 from kernel_oracle import ARENA, PAGE, TESTS_IMPORTABLE, USER_SPACE_END
 from model import KNOWN_FLAGS, LOWEST
-from vmm_linux import VMM, PageKind, PageState, Retcode, VmmError, VmmFlags
+from vmm_linux import (
+    INVALID_HANDLE,
+    VMM,
+    Handle,
+    PageKind,
+    PageState,
+    Retcode,
+    Rights,
+    Seal,
+    VmmError,
+    VmmFlags,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +51,7 @@ ARENA_PAGES = 96
 
 
 class Ground(NamedTuple):
-    """A VMM with one region of every kind, and strangers between them."""
+    """A VMM with one region and one handle of every kind, and strangers between them."""
 
     vmm: VMM
     committed: int
@@ -47,7 +61,13 @@ class Ground(NamedTuple):
     reserved: int
     read_only: int
     no_access: int
+    mapped: int
     foreign: int
+    #: A buffer of eight pages, mapped writable at ``mapped``; copies of its handle.
+    handle: Handle
+    reader: Handle
+    closed: Handle
+    revoked: Handle
 
     def state(self) -> list[object]:
         """All that a refused call must leave as it was."""
@@ -55,8 +75,12 @@ class Ground(NamedTuple):
         for address in range(ARENA, ARENA + ARENA_PAGES * PAGE, PAGE):
             info = self.vmm.query(address, smaps=False)
             answers.append((info.state, info.kind, info.base, info.size, info.protection))
-        written = self.vmm.read(self.committed, 8 * PAGE), self.vmm.read(self.read_only, 4 * PAGE)
-        return [kernel.maps_between(ARENA, ARENA + ARENA_PAGES * PAGE), answers, written]
+        filled = ((self.committed, 8), (self.read_only, 4), (self.mapped, 8))
+        written = [self.vmm.read(va, pages * PAGE) for va, pages in filled]
+        seals = [self.vmm.handle_info(handle).seals for handle in (self.handle, self.reader)]
+        files = [mapping for mapping in kernel.maps() if "/memfd:" in mapping.pathname]
+        inside = kernel.maps_between(ARENA, ARENA + ARENA_PAGES * PAGE)
+        return [inside, files, answers, written, seals, kernel.descriptors()]
 
 
 @pytest.fixture
@@ -72,15 +96,35 @@ def ground() -> Iterator[Ground]:
     }
     hole, foreign = ARENA + 28 * PAGE, ARENA + 64 * PAGE
     kernel.map_at(foreign, PAGE, kernel.PROT_READ | kernel.PROT_WRITE)
-    at = {name: ARENA + slot * PAGE for name, (slot, _, _) in places.items()}
+    at: dict[str, Any] = {name: ARENA + slot * PAGE for name, (slot, _, _) in places.items()}
     try:
         with VMM() as vmm:
             for name, (_, pages, flags) in places.items():
                 assert vmm.allocate(at[name], pages * PAGE, flags | FIXED) == at[name]
             vmm.write(at["committed"], b"committed" * 900)
-            yield Ground(vmm, hole=hole, foreign=foreign, **at)
+            yield Ground(vmm, **at, hole=hole, foreign=foreign, **handles(vmm))
     finally:
         kernel.unmap(foreign, PAGE)
+
+
+def handles(vmm: VMM) -> dict[str, Any]:
+    """A mapped buffer and handles of it, good ones and bad ones."""
+    handle = vmm.mdl_create(8 * PAGE, RW)
+    mapped = vmm.mdl_map(handle, 0, 8 * PAGE, ARENA + 72 * PAGE, RW | FIXED)
+    vmm.write(mapped, b"mapped" * 900)
+    closed = vmm.handle_copy(handle, handle.rights)
+    revoker = vmm.handle_copy(handle, handle.rights)
+    revoked = vmm.handle_copy(revoker, handle.rights)
+    vmm.handle_close(closed)
+    vmm.handle_revoke(revoker)
+    reader = vmm.handle_copy(handle, Rights.MAP_READ)
+    return {
+        "handle": handle,
+        "mapped": mapped,
+        "closed": closed,
+        "revoked": revoked,
+        "reader": reader,
+    }
 
 
 faces = pytest.mark.parametrize("face", list(Face), ids=lambda face: face.value)
@@ -96,9 +140,33 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "read": ("va", "size"),
     "view": ("va", "size"),
     "write": ("va", "data"),
+    "mdl_create": ("size", "prot"),
+    "mdl_create_from_vm": ("va", "size", "flags"),
+    "mdl_create_from_buf": ("data", "prot"),
+    "mdl_get_size": ("handle",),
+    "mdl_map": ("handle", "offset", "length", "hint", "prot"),
+    "mdl_clone": ("originHandle", "offset", "length"),
+    "mdl_seal": ("handle", "seals"),
+    "handle_copy": ("handle", "rights"),
+    "handle_close": ("handle",),
+    "handle_revoke": ("handle",),
+    "handle_info": ("handle",),
 }
-RANGE_METHODS = ("commit", "decommit", "protect", "free", "read", "view", "write")
-PAGE_METHODS = ("commit", "decommit", "protect", "free")
+RANGE_METHODS = (
+    "commit",
+    "decommit",
+    "protect",
+    "free",
+    "read",
+    "view",
+    "write",
+    "mdl_create_from_vm",
+)
+PAGE_METHODS = ("commit", "decommit", "protect", "free", "mdl_create_from_vm")
+WINDOW_METHODS = ("mdl_map", "mdl_clone")
+HANDLE_METHODS = tuple(
+    method for method, names in PARAMETERS.items() if {"handle", "originHandle"} & set(names)
+)
 NUMBERS = [
     (method, parameter)
     for method, parameters in PARAMETERS.items()
@@ -116,6 +184,14 @@ def good_arguments(ground: Ground, method: str) -> dict[str, Any]:
         "size": PAGE,
         "flags": int(COMMIT | RW) if method == "allocate" else 1,
         "data": b"x",
+        "handle": ground.handle,
+        "originHandle": ground.handle,
+        "offset": PAGE,
+        "length": PAGE,
+        "hint": 0,
+        "prot": 1,
+        "rights": int(Rights.MAP_READ),
+        "seals": int(Seal.PUBLISH),
     }
     return {name: values[name] for name in PARAMETERS[method]}
 
@@ -130,7 +206,12 @@ def range_arguments(method: str, va: int, size: int) -> tuple[Any, ...]:
     """Arguments with which ``method`` means ``[va, va + size)``."""
     if method == "write":
         return va, bytes(size)
-    return (va, size, 1) if method == "protect" else (va, size)
+    return (va, size, 1) if method in {"protect", "mdl_create_from_vm"} else (va, size)
+
+
+def handle_parameter(method: str) -> str:
+    """What the method calls the handle that it takes."""
+    return "originHandle" if method == "mdl_clone" else "handle"
 
 
 def names_value(error: VmmError, value: object) -> bool:
@@ -199,7 +280,7 @@ class Index:
     """An integer in all but name."""
 
     def __init__(self, value: int) -> None:
-        self.value = value
+        self.value = int(value)  # Python warns of an ``__index__`` that gives a Handle
 
     def __index__(self) -> int:
         """The number."""
@@ -306,7 +387,7 @@ def test_parameters_of_the_reference_face_have_its_names(ground: Ground, method:
     arguments = good_arguments(ground, method)
     if method == "commit":
         arguments["flags"] = 0
-    answer = getattr(ground.vmm.endpoint, method.title())(**arguments)
+    answer = getattr(ground.vmm.endpoint, reference_name(method))(**arguments)
     assert (answer[1] if isinstance(answer, tuple) else answer) is Retcode.OK
 
 
@@ -346,16 +427,20 @@ def test_allocate_wants_whole_pages(
 
 
 @faces
-@pytest.mark.parametrize("method", ["allocate", *RANGE_METHODS])
+@pytest.mark.parametrize(
+    "method", ["allocate", *RANGE_METHODS, "mdl_create", "mdl_create_from_buf", *WINDOW_METHODS]
+)
 def test_nothing_is_too_little(ground: Ground, face: Face, method: str) -> None:
     before = ground.state()
-    empty: dict[str, object] = {"data": b""} if method == "write" else {"size": 0}
+    empty: dict[str, object] = {"data": b"", "size": 0, "length": 0}
+    empty = {name: nothing for name, nothing in empty.items() if name in PARAMETERS[method]}
+    assert empty
     assert call_with(ground, face, method, **empty).rc is Retcode.INVALID_ARGUMENT
     assert ground.state() == before
 
 
 @faces
-@pytest.mark.parametrize("method", ["commit", "decommit", "protect", "free", "read", "view"])
+@pytest.mark.parametrize("method", [method for method in RANGE_METHODS if method != "write"])
 @pytest.mark.parametrize(
     ("va", "size"),
     [
@@ -386,7 +471,7 @@ def test_an_allocation_that_overflows_is_an_invalid_argument(
 
 
 @faces
-@pytest.mark.parametrize("method", ["commit", "decommit", "protect", "free", "read", "view"])
+@pytest.mark.parametrize("method", [method for method in RANGE_METHODS if method != "write"])
 @pytest.mark.parametrize("size", [1 << 40, 1 << 47, 1 << 62], ids=hex)
 def test_a_huge_range_is_not_found(ground: Ground, face: Face, method: str, size: int) -> None:
     before = ground.state()
@@ -467,6 +552,15 @@ def test_a_freed_region_is_not_found(ground: Ground, face: Face, method: str) ->
 # --------------------------------------------------------------------------------- flags
 
 
+#: What each method about buffers calls the protection that it takes.
+BUFFER_PROTECTIONS = {
+    "mdl_create": "prot",
+    "mdl_create_from_vm": "flags",
+    "mdl_create_from_buf": "prot",
+    "mdl_map": "prot",
+}
+
+
 @faces
 @pytest.mark.parametrize("protection", [2, 4, 6], ids=["W", "X", "WX"])
 def test_illegal_protections_are_invalid_arguments(
@@ -476,6 +570,10 @@ def test_illegal_protections_are_invalid_arguments(
     for method, flags in (("protect", protection), ("allocate", int(RESERVE) | protection)):
         got = call_with(ground, face, method, flags=flags)
         assert got.rc is Retcode.INVALID_ARGUMENT
+    for method, name in BUFFER_PROTECTIONS.items():
+        got = call_with(ground, face, method, **{name: protection})
+        assert got.rc is Retcode.INVALID_ARGUMENT, method
+        assert got.error is None or names_value(got.error, protection), str(got.error)
     assert ground.state() == before
 
 
@@ -484,6 +582,50 @@ def test_illegal_protections_are_invalid_arguments(
 def test_legal_protections_are_accepted(ground: Ground, face: Face, protection: int) -> None:
     for method, flags in (("protect", protection), ("allocate", int(COMMIT) | protection)):
         assert call_with(ground, face, method, flags=flags).rc is Retcode.OK
+    for method, name in BUFFER_PROTECTIONS.items():
+        changed: dict[str, object] = {name: protection}
+        if method == "mdl_create_from_vm":
+            changed["va"] = ground.neighbour
+        if method == "mdl_map":
+            changed["handle"] = ground.vmm.mdl_create(2 * PAGE, VmmFlags.RWX_MASK)
+        got = call_with(ground, face, method, **changed)
+        some_access = protection != 0 or method == "mdl_map"
+        assert got.rc is (Retcode.OK if some_access else Retcode.INVALID_ARGUMENT), method
+
+
+@faces
+@pytest.mark.parametrize(
+    ("method", "name", "known"),
+    [
+        ("mdl_create", "prot", VmmFlags.RWX_MASK | VmmFlags.LOCKED),
+        ("mdl_create_from_vm", "flags", VmmFlags.RWX_MASK),
+        ("mdl_create_from_buf", "prot", VmmFlags.RWX_MASK),
+        ("mdl_map", "prot", VmmFlags.RWX_MASK | VmmFlags.LOCKED | GUARDS | FIXED),
+        ("mdl_seal", "seals", Seal.PUBLISH | Seal.FREEZE),
+        ("handle_copy", "rights", Rights(0x3F)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else hex(value),
+)
+def test_a_buffers_methods_take_no_flags_but_their_own(
+    ground: Ground, face: Face, method: str, name: str, known: int
+) -> None:
+    """Cache modes neither: those are for Allocate."""
+    before = ground.state()
+    for bit in range(64):
+        if known >> bit & 1:
+            continue
+        got = call_with(ground, face, method, **{name: 1 | 1 << bit})
+        assert got.rc is Retcode.INVALID_ARGUMENT, bit
+        if got.error is not None:
+            assert names_value(got.error, 1 << bit) or names_value(got.error, 1 | 1 << bit)
+    assert ground.state() == before
+
+
+@faces
+def test_sealing_with_nothing_is_an_invalid_argument(ground: Ground, face: Face) -> None:
+    before = ground.state()
+    assert call_with(ground, face, "mdl_seal", seals=0).rc is Retcode.INVALID_ARGUMENT
+    assert ground.state() == before
 
 
 @faces
@@ -698,13 +840,289 @@ def test_a_closed_vmm_refuses_everything_before_it_looks_at_arguments(
 ) -> None:
     vmm = VMM()
     vmm.close()
-    good = {"addr": 0, "va": ARENA, "size": PAGE, "flags": int(RESERVE), "data": b"x"}
     names = PARAMETERS[method]
+    good: dict[str, object] = dict.fromkeys(names, PAGE)
+    good |= {"addr": 0, "va": ARENA, "flags": int(RESERVE), "data": b"x", "prot": 1}
     for value in (good, dict.fromkeys(good, "wrong"), dict.fromkeys(good, -1)):
         got = call(vmm, face, method, *[value[name] for name in names])
         assert got.rc is Retcode.INVALID_OPERATION
     vmm.close()
     assert vmm.closed
+
+
+# ------------------------------------------------------------------------ buffers and handles
+
+
+@faces
+@pytest.mark.parametrize("method", WINDOW_METHODS)
+@pytest.mark.parametrize("skew", [1, 512, PAGE // 2, PAGE - 1])
+def test_windows_want_whole_pages(ground: Ground, face: Face, method: str, skew: int) -> None:
+    before = ground.state()
+    for changed in (
+        {"offset": skew},
+        {"length": PAGE - skew},
+        {"length": PAGE + skew},
+        {"offset": PAGE - skew, "length": skew},
+    ):
+        got = call_with(ground, face, method, **changed)
+        assert got.rc is Retcode.INVALID_ARGUMENT, changed
+    assert ground.state() == before
+
+
+@faces
+@pytest.mark.parametrize("skew", [1, PAGE // 2, PAGE - 1])
+def test_buffers_and_hints_want_whole_pages(ground: Ground, face: Face, skew: int) -> None:
+    before = ground.state()
+    for method, changed in (
+        ("mdl_create", {"size": skew}),
+        ("mdl_create", {"size": PAGE + skew}),
+        ("mdl_map", {"hint": ground.hole + skew}),
+        ("mdl_map", {"hint": ground.hole + skew, "prot": int(FIXED) | 1}),
+    ):
+        got = call_with(ground, face, method, **changed)
+        assert got.rc is Retcode.INVALID_ARGUMENT, (method, changed)
+        assert got.error is None or any(names_value(got.error, each) for each in changed.values())
+    assert ground.state() == before
+
+
+@faces
+@pytest.mark.parametrize("method", WINDOW_METHODS)
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [
+        (0, 9 * PAGE),
+        (8 * PAGE, PAGE),
+        (7 * PAGE, 2 * PAGE),
+        (1 << 40, PAGE),
+        (0, 1 << 62),
+        (1 << 63, 1 << 63),
+        ((1 << 64) - PAGE, PAGE),
+        ((1 << 64) - PAGE, 2 * PAGE),
+        (PAGE, (1 << 64) - PAGE),
+    ],
+    ids=lambda number: f"{number:#x}",
+)
+def test_a_window_beyond_the_buffer_is_an_invalid_argument(
+    ground: Ground, face: Face, method: str, offset: int, length: int
+) -> None:
+    before = ground.state()
+    got = call_with(ground, face, method, offset=offset, length=length)
+    assert got.rc is Retcode.INVALID_ARGUMENT
+    assert got.error is None or names_value(got.error, offset) or names_value(got.error, length)
+    assert ground.state() == before
+
+
+@faces
+def test_a_hint_beyond_64_bits_with_its_length_is_an_invalid_argument(
+    ground: Ground, face: Face
+) -> None:
+    before = ground.state()
+    for extra in (0, FIXED):
+        got = call_with(
+            ground, face, "mdl_map", hint=(1 << 64) - PAGE, length=2 * PAGE, prot=1 | int(extra)
+        )
+        assert got.rc is Retcode.INVALID_ARGUMENT
+    assert ground.state() == before
+
+
+@faces
+@pytest.mark.parametrize("method", HANDLE_METHODS)
+@pytest.mark.parametrize(
+    ("which", "rc"),
+    [
+        ("closed", Retcode.RESOURCE_NOT_FOUND),
+        ("revoked", Retcode.HANDLE_REVOKED),
+        ("another VMM's", Retcode.INVALID_ARGUMENT),
+        ("INVALID_HANDLE", Retcode.INVALID_ARGUMENT),
+        ("nothing", Retcode.INVALID_ARGUMENT),
+        ("forged", Retcode.INVALID_ARGUMENT),
+        ("an address", Retcode.INVALID_ARGUMENT),
+    ],
+)
+def test_bad_handles_are_refused_by_every_method(
+    ground: Ground, face: Face, method: str, which: str, rc: Retcode
+) -> None:
+    with VMM() as other:
+        handle = {
+            "closed": ground.closed,
+            "revoked": ground.revoked,
+            "another VMM's": other.mdl_create(8 * PAGE, RW),
+            "INVALID_HANDLE": INVALID_HANDLE,
+            "nothing": 0,
+            "forged": ground.reader | int(Rights.MAP_WRITE) << 32,
+            "an address": ground.mapped,
+        }[which]
+        before = ground.state()
+        if which == "revoked" and method == "handle_close":
+            rc = Retcode.OK
+        got = call_with(ground, face, method, **{handle_parameter(method): handle})
+        assert got.rc is rc
+        assert got.error is None or names_value(got.error, int(handle)), str(got.error)
+        assert ground.state() == before
+
+
+@faces
+def test_what_a_handle_does_not_allow_is_no_capability(ground: Ground, face: Face) -> None:
+    before = ground.state()
+    mute = ground.vmm.handle_copy(ground.handle, 0)
+    for method, changed, right in (
+        ("mdl_map", {"handle": ground.reader, "prot": 3}, "MAP_WRITE"),
+        ("mdl_map", {"handle": ground.reader, "prot": 5}, "MAP_EXECUTE"),
+        ("mdl_map", {"handle": ground.handle, "prot": 7}, "MAP_EXECUTE"),
+        ("mdl_map", {"handle": mute, "prot": 1}, "MAP_READ"),
+        ("mdl_clone", {"originHandle": ground.reader}, "COPY"),
+        ("mdl_seal", {"handle": ground.reader}, "MAP_WRITE"),
+        ("handle_copy", {"handle": ground.reader}, "COPY"),
+        ("handle_copy", {"rights": int(Rights.MAP_EXECUTE)}, "MAP_EXECUTE"),
+        ("handle_copy", {"rights": 0x3F}, "MAP_EXECUTE"),
+    ):
+        got = call_with(ground, face, method, **changed)
+        assert got.rc is Retcode.NO_CAPABILITY, (method, changed)
+        assert got.error is None or right in str(got.error)
+    assert ground.state() == before
+
+
+@faces
+def test_protect_above_what_was_mapped_is_no_capability(ground: Ground, face: Face) -> None:
+    va = ground.vmm.mdl_map(ground.reader, 0, 4 * PAGE, 0, VmmFlags.READ)
+    before = ground.state()
+    for protection in (3, 5, 7):
+        got = call(ground.vmm, face, "protect", va, PAGE, protection)
+        assert got.rc is Retcode.NO_CAPABILITY
+        assert got.error is None or names_value(got.error, va)
+    got = call(ground.vmm, face, "protect", ground.mapped, PAGE, 7)
+    assert got.rc is Retcode.NO_CAPABILITY
+    assert ground.state() == before
+
+
+@faces
+@pytest.mark.parametrize("seal", [Seal.PUBLISH, Seal.FREEZE])
+def test_writing_to_a_sealed_buffer_is_no_capability(
+    ground: Ground, face: Face, seal: Seal
+) -> None:
+    handle = ground.vmm.mdl_create(8 * PAGE, RW)
+    ground.vmm.mdl_seal(handle, seal)
+    before = ground.state()
+    got = call_with(ground, face, "mdl_map", handle=handle, prot=3)
+    assert got.rc is Retcode.NO_CAPABILITY
+    assert got.error is None or "sealed" in str(got.error)
+    assert ground.state() == before
+
+
+@faces
+def test_freezing_what_somebody_can_write_is_busy(ground: Ground, face: Face) -> None:
+    before = ground.state()
+    got = call_with(ground, face, "mdl_seal", seals=int(Seal.FREEZE))
+    assert got.rc is Retcode.BUSY
+    assert ground.state() == before
+
+
+@faces
+def test_the_right_pages_in_the_wrong_state_are_an_invalid_operation(
+    ground: Ground, face: Face
+) -> None:
+    ground.vmm.decommit(ground.neighbour + PAGE, PAGE)
+    before = ground.state()
+    for method, va, pages in (
+        ("mdl_create_from_vm", ground.reserved, 1),
+        ("mdl_create_from_vm", ground.neighbour, 4),
+        ("mdl_create_from_vm", ground.mapped, 8),
+        ("mdl_create_from_vm", ground.mapped + PAGE, 1),
+        ("decommit", ground.mapped, 8),
+        ("decommit", ground.mapped + 7 * PAGE, 1),
+    ):
+        got = call(ground.vmm, face, method, *range_arguments(method, va, pages * PAGE))
+        assert got.rc is Retcode.INVALID_OPERATION, (method, va)
+    assert ground.state() == before
+
+
+@faces
+@pytest.mark.parametrize("where", [*TAKEN, "a mapping of the buffer itself"])
+def test_mapping_fixed_on_something_already_exists(ground: Ground, face: Face, where: str) -> None:
+    before = ground.state()
+    if where in TAKEN:
+        hint, size, guards = TAKEN[where](ground)
+    else:
+        hint, size, guards = ground.mapped, PAGE, 0
+    prot = RW | FIXED | guards
+    got = call(ground.vmm, face, "mdl_map", ground.handle, 0, size, hint, prot)
+    assert got.rc is Retcode.ALREADY_EXISTS
+    assert ground.state() == before
+
+
+@faces
+@pytest.mark.parametrize("where", UNREACHABLE)
+def test_mapping_fixed_outside_what_a_process_may_have_is_an_invalid_argument(
+    ground: Ground, face: Face, where: str
+) -> None:
+    before = ground.state()
+    hint, size, guards = UNREACHABLE[where]
+    got = call(ground.vmm, face, "mdl_map", ground.handle, 0, size, hint, RW | FIXED | guards)
+    assert got.rc is Retcode.INVALID_ARGUMENT
+    assert ground.state() == before
+
+
+@faces
+def test_buffers_that_no_memory_can_hold_are_out_of_memory(ground: Ground, face: Face) -> None:
+    half = USER_SPACE_END // 2 // PAGE * PAGE
+    big = ground.vmm.mdl_create(half, RW)
+    call(ground.vmm, face, "mdl_map", big, 0, half, 0, RW)  # where it fits, no second one does
+    before = ground.state()
+    for method, changed in (
+        ("mdl_create", {"size": half, "prot": int(RW | VmmFlags.LOCKED)}),
+        ("mdl_create", {"size": USER_SPACE_END + PAGE}),
+        ("mdl_create", {"size": 1 << 63}),
+        ("mdl_create", {"size": (1 << 64) - PAGE}),
+        ("mdl_map", {"handle": big, "offset": 0, "length": half, "prot": 3}),
+        ("mdl_map", {"handle": big, "length": 1 << 42, "prot": 3 | int(VmmFlags.LOCKED)}),
+    ):
+        got = call_with(ground, face, method, **changed)
+        assert got.rc is Retcode.OUT_OF_MEMORY, (method, changed)
+    assert ground.state() == before
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Let this process open nothing more."""
+    spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.close(spare)
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
+
+
+@faces
+def test_without_a_descriptor_the_quota_is_exceeded(ground: Ground, face: Face) -> None:
+    before = ground.state()
+    with no_descriptor_left():
+        for method in ("mdl_create", "mdl_create_from_vm", "mdl_create_from_buf", *WINDOW_METHODS):
+            got = call_with(ground, face, method)
+            assert got.rc is Retcode.QUOTA_EXCEEDED, method
+            assert got.error is None or "RLIMIT_NOFILE" in str(got.error), str(got.error)
+        for method in ("handle_copy", "handle_info"):
+            assert call_with(ground, face, method).rc is Retcode.OK, "a handle takes none"
+        writer = call_with(ground, face, "mdl_map", prot=3)
+        assert writer.rc is Retcode.OK, "a writable mapping takes none"
+        ground.vmm.free(writer.value, PAGE)
+    assert ground.state() == before
+
+
+def test_every_out_value_of_a_failed_call_is_nothing(ground: Ground) -> None:
+    endpoint = ground.vmm.endpoint
+    invalid = Retcode.INVALID_ARGUMENT
+    assert endpoint.MdlCreate(0, 1) == (INVALID_HANDLE, invalid)
+    assert endpoint.MdlCreateFromVm(0, 0, 1) == (INVALID_HANDLE, invalid)
+    assert endpoint.MdlGetSize(0) == (0, invalid)
+    assert endpoint.MdlMap(0, 0, PAGE, 0, 1) == (0, invalid)
+    assert endpoint.MdlClone(0, 0, PAGE) == (INVALID_HANDLE, invalid)
+    assert endpoint.Allocate(0, 0, 0) == (0, invalid)
+    assert endpoint.Query(-1) == (None, invalid)
+    names = {reference_name(method) for method in REFERENCE_METHODS}
+    assert names == {name for name in dir(endpoint) if name[0].isupper()}
+    assert set(NOTHING) < set(REFERENCE_METHODS)
 
 
 # ---------------------------------------------------------------------------------- Query
@@ -835,6 +1253,8 @@ PYTHON_EXCEPTIONS: dict[Retcode, type[Exception]] = {
     Retcode.OUT_OF_MEMORY: MemoryError,
     Retcode.BUSY: BufferError,
     Retcode.UNIMPLEMENTED: NotImplementedError,
+    Retcode.NO_CAPABILITY: PermissionError,
+    Retcode.HANDLE_REVOKED: LookupError,
 }
 
 
@@ -848,6 +1268,8 @@ def provoked(ground: Ground, rc: Retcode) -> VmmError:
         Retcode.OUT_OF_MEMORY: ("allocate", 0, 1 << 62, RESERVE),
         Retcode.BUSY: ("free", ground.committed, PAGE),
         Retcode.UNIMPLEMENTED: ("allocate", 0, PAGE, RESERVE | VmmFlags.CACHE_DISABLE),
+        Retcode.NO_CAPABILITY: ("mdl_map", ground.reader, 0, PAGE, 0, RW),
+        Retcode.HANDLE_REVOKED: ("mdl_get_size", ground.revoked),
     }
     view = ground.vmm.view(ground.committed, 1)
     error = call(ground.vmm, Face.METHODS, *calls[rc]).error
@@ -895,7 +1317,7 @@ class Meddler:
     """An integer that does something to the VMM while it is being read."""
 
     def __init__(self, value: int, act: Callable[[], object]) -> None:
-        self.value = value
+        self.value = int(value)
         self.act = act
 
     def __index__(self) -> int:
@@ -905,8 +1327,23 @@ class Meddler:
 
 
 @faces
-@pytest.mark.parametrize("method", ["commit", "decommit", "protect", "free", "query", "allocate"])
-@pytest.mark.parametrize("act", ["close", "free", "query", "commit"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "commit",
+        "decommit",
+        "protect",
+        "free",
+        "query",
+        "allocate",
+        "mdl_create",
+        "mdl_create_from_vm",
+        "mdl_get_size",
+        "mdl_map",
+        "mdl_clone",
+    ],
+)
+@pytest.mark.parametrize("act", ["close", "free", "query", "commit", "handle_close", "revoke"])
 def test_an_argument_may_call_the_vmm_back(
     ground: Ground, face: Face, method: str, act: str
 ) -> None:
@@ -916,6 +1353,8 @@ def test_an_argument_may_call_the_vmm_back(
         "free": lambda: call(vmm, Face.ENDPOINT, "free", va, 8 * PAGE),
         "query": lambda: vmm.query(va),
         "commit": lambda: vmm.commit(ground.reserved, PAGE),
+        "handle_close": lambda: vmm.handle_close(ground.handle),
+        "revoke": lambda: vmm.handle_revoke(ground.handle),
     }
     name = PARAMETERS[method][0]
     meddler = Meddler(good_arguments(ground, method)[name], acts[act])
@@ -923,7 +1362,9 @@ def test_an_argument_may_call_the_vmm_back(
     if act == "close":
         assert got.rc is Retcode.INVALID_OPERATION
         assert vmm.closed
-    elif act == "free" and method not in {"query", "allocate"}:
+    elif (act == "free" and "va" in PARAMETERS[method] and method != "query") or (
+        act == "handle_close" and method in HANDLE_METHODS
+    ):
         assert got.rc is Retcode.RESOURCE_NOT_FOUND
     else:
         assert got.rc is Retcode.OK
@@ -968,6 +1409,7 @@ def test_the_collector_may_run_finalizers_inside_a_call(ground: Ground) -> None:
 def hammer_with_garbage(seed: int, calls: int) -> None:
     """Call everything with anything; nothing but a VmmError may come out."""
     import random
+    from collections import deque
 
     from faces import Face, call
     from kernel_oracle import ARENA, PAGE
@@ -982,15 +1424,25 @@ def hammer_with_garbage(seed: int, calls: int) -> None:
         garbage: list[Any] = [None, "x", b"abc", 1.5, True, [], {}, object(), bytearray(9), print]
         kept: list[object] = []
         seen: dict[Retcode, int] = {}
-        methods = ["allocate", "commit", "decommit", "protect", "query", "read", "view", "write"]
-        arity = {"allocate": 3, "protect": 3, "query": 1}
+        arity = {"allocate": 3, "commit": 2, "decommit": 2, "protect": 3, "query": 1, "read": 2}
+        arity |= {"view": 2, "write": 2, "free": 2, "mdl_create": 2, "mdl_create_from_vm": 3}
+        arity |= {"mdl_create_from_buf": 2, "mdl_get_size": 1, "mdl_map": 5, "mdl_clone": 3}
+        arity |= {"mdl_seal": 2, "handle_copy": 2, "handle_close": 1, "handle_revoke": 1}
+        arity |= {"handle_info": 1}
+        handles = deque((vmm.mdl_create(8 * PAGE, 7), vmm.mdl_create(1 << 40, 3)), maxlen=40)
         for _ in range(calls):
-            method = choose.choice([*methods, "free"])
+            method = choose.choice(list(arity))
             arguments: list[object] = []
-            for _ in range(arity.get(method, 2)):
+            for _ in range(arity[method]):
                 near = choose.choice(bases) + PAGE * choose.choice([0, 0, 0, 1, -1, 7, 9])
                 value = choose.choice([near, near, choose.choice(numbers), choose.choice(garbage)])
                 arguments.append(value)
+            if choose.random() < 0.7 and method in {
+                *("mdl_get_size", "mdl_map", "mdl_clone", "mdl_seal"),
+                *("handle_copy", "handle_close", "handle_revoke", "handle_info"),
+            }:
+                small = [0, PAGE, 2 * PAGE, 1, 3, 7]
+                arguments = [choose.choice(handles), *(choose.choice(small) for _ in arguments[1:])]
             if method == "read" and arguments[1] in (1 << 30, 1 << 40):
                 continue  # it may succeed, and takes its time
             got = call(vmm, choose.choice(list(Face)), method, *arguments)
@@ -999,6 +1451,10 @@ def hammer_with_garbage(seed: int, calls: int) -> None:
                 kept.append(got.value)
             if choose.random() < 0.02:
                 kept.clear()
+            if type(got.value).__name__ == "Handle":
+                if len(handles) == handles.maxlen:
+                    call(vmm, Face.METHODS, "handle_close", handles[0])
+                handles.append(got.value)
             del got
     print(len(seen) > 3, Retcode.FAIL in seen, Retcode.INTERNAL_ERROR in seen)
 
