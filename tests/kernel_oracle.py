@@ -107,6 +107,24 @@ def guarded_pages(low: int, pages: int) -> list[int]:
     return [page for page, entry in enumerate(pagemap(low, pages)) if entry >> GUARD_BIT & 1]
 
 
+def access_between(low: int, high: int) -> list[Mapping]:
+    """``maps_between``, with pages behind guards as mappings of their own, without access."""
+    found = []
+    for mapping in maps_between(low, high):
+        start = mapping.start
+        if mapping.inode == 0 and mapping.permissions[:3] != "---":
+            first = max(mapping.start, low)
+            for page in guarded_pages(first, (min(mapping.end, high) - first) // PAGE):
+                guard = first + page * PAGE
+                if start < guard:
+                    found.append(mapping._replace(start=start, end=guard))
+                start = guard + PAGE
+                found.append(mapping._replace(start=guard, end=start, permissions="---p"))
+        if start < mapping.end:
+            found.append(mapping._replace(start=start))
+    return found
+
+
 def mapping_at(address: int) -> Mapping | None:
     """The mapping that holds ``address``, if any."""
     found = maps_between(address, address + 1)

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 import kernel_oracle as kernel
 from faces import Face
+from guarding import RULES
 from kernel_oracle import ARENA, PAGE, USER_SPACE_END
 from mdl_model import MdlModel
 from model import LOWEST, PERMISSIONS, Answer, Page, Region
@@ -184,6 +185,12 @@ class RegionMachine(RuleBasedStateMachine):
         return addr, int(VmmFlags.FIXED) if place in ("fixed", "taken") else 0
 
     # --------------------------------------------------------------------------- rules
+
+    @rule(name=st.sampled_from(sorted(RULES)))
+    def take_guards(self, name: str) -> None:
+        """Another rule for the way to commit, in the middle of it all: nobody may notice."""
+        for side in self.sides:
+            side.servant.take_guards(*RULES[name])
 
     @precondition(lambda self: any(len(s.model.regions) < MOST_REGIONS for s in self.sides))
     @rule(

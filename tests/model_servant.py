@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import kernel_oracle as kernel
 from faces import Face, Outcome, call
 from kernel_oracle import PAGE
-from vmm_linux import VMM, PageInfo, PageKind, PageState
+from vmm_linux import VMM, PageInfo, PageKind, PageState, _guards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -140,10 +140,16 @@ class Servant:
         self.foreign = foreign
         self.vmm = VMM()
 
+    @staticmethod
+    def take_guards(in_chunk: int, in_vmm: int) -> None:
+        """From now on commit fragments by guards from these numbers of runs on."""
+        _guards.set_rule(in_chunk, in_vmm)
+
     def clear(self) -> None:
         """Let go of everything."""
         self.views.clear()
         self.vmm.close()
+        _guards.set_rule()
         for address in self.foreign:
             kernel.unmap(address, PAGE)
         self.foreign = {}
@@ -220,7 +226,7 @@ class Servant:
 
     def see(self, look: Look) -> Sight:
         """Look."""
-        mappings = [kernel.maps_between(low, high) for low, high in look.ranges]
+        mappings = [kernel.access_between(low, high) for low, high in look.ranges]
         contents = [ctypes.string_at(va, PAGE) for va in look.pages]
         infos = [Info.of(self.vmm.query(va, smaps=False)) for va in look.addresses]
         strange = (PageKind.FREE, PageKind.FOREIGN)
