@@ -220,12 +220,12 @@ class MdlModel(Model):
         free = reachable and self.is_free(low, high)
         if prot & VmmFlags.FIXED and not reachable:
             return Retcode.INVALID_ARGUMENT, None
-        if not prot & WRITE:
-            backing.need_read_only()
         if prot & VmmFlags.FIXED and not free:
             return Retcode.ALREADY_EXISTS, None
         if prot & WRITE and backing.memory.seals:
             return Retcode.NO_CAPABILITY, None
+        if not prot & WRITE:
+            backing.need_read_only()
         return Retcode.OK, hint if free else None
 
     def mapped(self, va: int, handle: int, offset: int, length: int, prot: int) -> Region:

@@ -45,11 +45,14 @@ LAYERS = {
     "_plan": 2.1,
     "_answer": 2.2,
     "_conversion": 2.2,
+    "_location": 2.2,
     "_guards": 2.2,
     "_placement": 2.3,
     # 3: the address space
     "_address_space": 3.0,
+    "_buffer_mappings": 3.1,
     "_ranges": 3.1,
+    "_views": 3.1,
     # 4: query; handles and buffers
     "_handles": 4.0,
     "_query": 4.0,

@@ -8,19 +8,6 @@ from vmm_linux._memory_object cimport MemoryObject
 from vmm_linux._mutex cimport Mutex
 from vmm_linux._plan cimport Plan
 
-cdef struct Location:
-    # What the ledger says of one page.
-    uint32_t kind               # KIND_FREE: nothing of this VMM's from base to end
-    uint32_t state
-    uint32_t protection
-    uint32_t flags
-    uintptr_t base
-    uintptr_t end
-    uintptr_t run_start
-    uintptr_t run_end
-    MemoryObject *buffer        # of an MDL mapping, while the mutex is held
-    uint64_t mdl_offset
-
 cdef class AddressSpace:
     cdef Mutex *mutex
     cdef readonly Ledger ledger
@@ -31,7 +18,6 @@ cdef class AddressSpace:
     cdef void enter(self) noexcept
     cdef void wait(self) noexcept nogil
     cdef void leave(self) noexcept nogil
-    cdef Location locate(self, uintptr_t va) noexcept nogil
 
     cdef Answer dispatch(self, const Request *request) noexcept nogil
     cdef Answer allocate(self, const Request *request) noexcept nogil
@@ -45,11 +31,6 @@ cdef class AddressSpace:
     cdef Answer unpin(self, uintptr_t va, size_t size) noexcept nogil
     cdef Answer place(self, const Request *request, Run run, int fd,
                       uint64_t offset) noexcept nogil
-    cdef Answer map_buffer(self, const Request *request, MemoryObject *buffer) noexcept nogil
-    cdef Answer map_described(self, const Request *request, MemoryObject *buffer) noexcept nogil
-    cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil
-    cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil
-    cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil
     cdef Answer check_decommit(self, uintptr_t va, uintptr_t end) noexcept nogil
     cdef bint any_committed(self, uintptr_t va, uintptr_t end) noexcept nogil
     cdef bint commit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil
@@ -65,4 +46,5 @@ cdef class AddressSpace:
     cdef int forget(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef int unmap_unpinned(self) noexcept nogil
 
-cdef object pinned_view(AddressSpace space, uintptr_t va, size_t size, object writable)
+cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t state,
+                uint32_t flags, uint32_t ceiling) noexcept nogil

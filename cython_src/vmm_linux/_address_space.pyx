@@ -11,15 +11,13 @@ into the ledger, which cannot fail.
 """
 
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
-from cython.operator cimport dereference, predecrement, preincrement
-from libc.errno cimport EEXIST, EFAULT, ENOMEM, EPERM
+from cython.operator cimport dereference, preincrement
+from libc.errno cimport EEXIST, EFAULT, ENOMEM
 
-from vmm_linux cimport _copy, _features, _room
+from vmm_linux cimport _copy, _features
 from vmm_linux._answer cimport (
     ABOVE_CEILING,
     ALLOCATE,
-    ALREADY_MDL,
     CHECK,
     CLOSE,
     CLOSED,
@@ -41,7 +39,6 @@ from vmm_linux._answer cimport (
     PINNED,
     PROTECT,
     READ,
-    SEALED,
     TAKEN,
     UNPIN,
     WRITE,
@@ -50,7 +47,6 @@ from vmm_linux._answer cimport (
     kernel_refused,
     refused,
 )
-from vmm_linux._conversion cimport convert_pages
 from vmm_linux._guards cimport (
     Chunk,
     can_be_guarded,
@@ -67,15 +63,11 @@ from vmm_linux._ledger cimport Region, Regions, Run, Runs
 from vmm_linux._memory_object cimport (
     MemoryObject,
     memory_object_acquire,
-    memory_object_descriptor,
-    memory_object_holes,
-    memory_object_is_described,
     memory_object_is_exclusive,
     memory_object_is_inherited,
     memory_object_new,
     memory_object_punch,
     memory_object_release,
-    memory_object_undescribe,
 )
 from vmm_linux._mutex cimport mutex_delete, mutex_lock, mutex_new, mutex_try, mutex_unlock
 from vmm_linux._placement cimport check_place, guard_above, guard_below, map_region
@@ -86,7 +78,6 @@ from vmm_linux._plan cimport (
     plan_commit,
     plan_decommit,
     plan_protect,
-    plan_residence,
     reserve_afresh,
     unmap,
 )
@@ -95,14 +86,9 @@ from vmm_linux._vocabulary cimport (
     FLAG_EXECUTE,
     FLAG_HIGH_GUARD,
     FLAG_HUGE,
-    FLAG_LOCKED,
     FLAG_LOW_GUARD,
-    FLAG_READ,
     FLAG_RWX_MASK,
     FLAG_SHAREABLE,
-    FLAG_WRITE,
-    KIND_FREE,
-    KIND_GUARD,
     KIND_MDL,
     KIND_PRIVATE,
     STATE_COMMITTED,
@@ -252,103 +238,6 @@ cdef class AddressSpace:
                 <MemoryObject *>run.backing, request.size // _features.page_size())
         answer.out = base
         return answer
-
-    cdef Answer map_buffer(self, const Request *request, MemoryObject *buffer) noexcept nogil:
-        """Map a part of a memory object, which lies inside it; a failure leaves no descriptor."""
-        cdef bint described = memory_object_is_described(buffer)
-        cdef Answer answer = self.map_described(request, buffer)
-        if answer.reason != DONE and not described:
-            memory_object_undescribe(buffer)
-        return answer
-
-    cdef Answer map_described(self, const Request *request, MemoryObject *buffer) noexcept nogil:
-        """``map_buffer``, which may leave a read-only description behind when it fails.
-
-        Without WRITE this is what is mapped, so that the kernel holds the ceiling.
-        """
-        cdef uint32_t protection = request.flags & FLAG_RWX_MASK
-        cdef int fd
-        cdef Plan plan
-        cdef Run run
-        cdef uint64_t mappings = 0
-        cdef int result
-        cdef Answer answer = check_place(request)
-        if answer.reason != DONE:
-            return answer
-        fd = memory_object_descriptor(buffer, protection & FLAG_WRITE != 0)
-        if fd < 0:
-            return kernel_refused(fd)
-        run = run_of(buffer, request.offset, KIND_MDL, STATE_COMMITTED, protection, protection)
-        answer = self.place(request, run, fd, buffer.offset + request.offset)
-        if answer.error == EPERM and protection & FLAG_WRITE:
-            return refused(SEALED)
-        if answer.reason != DONE or not request.flags & FLAG_LOCKED or protection == 0:
-            return answer
-        result = -ENOMEM
-        if (_room.is_room_for(memory_object_holes(buffer, request.size))
-                and plan_residence(answer.out, request.size, protection, buffer, plan)):
-            result = carry_out(plan, &mappings)
-        if result < 0:
-            self.forget(answer.out, answer.out + request.size)
-            return kernel_refused(result, 0, mappings)
-        return answer
-
-    cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil:
-        """Make a memory object of committed private pages, which then is mapped there.
-
-        A whole SHAREABLE region is one already, unless a parent process has it too.
-        """
-        cdef uintptr_t va = request.va
-        cdef uintptr_t end = va + request.size
-        cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
-        cdef uint64_t mappings = 0
-        cdef int result = 0
-        cdef Answer answer = self.check_convertible(va, end)
-        if answer.reason != DONE:
-            return answer
-        if not self.ledger.isolate(va, end):
-            return refused(NO_LEDGER_MEMORY)
-        buffer[0] = self.whole_object(va, end)
-        if buffer[0] == NULL:
-            buffer[0] = memory_object_new(
-                request.size, request.flags & FLAG_EXECUTE != 0, &result)
-            if buffer[0] != NULL:
-                result = -convert_pages(self.ledger, flags, va, end, buffer[0], &mappings)
-            if result != 0:
-                if buffer[0] != NULL:
-                    memory_object_release(buffer[0], 0)
-                self.ledger.coalesce(va, end)
-                return kernel_refused(-result, LIMIT_AS, mappings)
-            self.release_backing(va, end)
-            memory_object_acquire(buffer[0], request.size // _features.page_size())
-        self.ledger.set_backing(va, end, buffer[0], 0, KIND_MDL, FLAG_RWX_MASK)
-        return answer
-
-    cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil:
-        """Whether every page is committed, private, and in no view."""
-        cdef Runs.iterator run = self.ledger.run_at(va)
-        while run != self.ledger.runs.end() and dereference(run).first < end:
-            if dereference(run).second.state != STATE_COMMITTED:
-                return refused(NOT_COMMITTED, max(va, dereference(run).first))
-            if dereference(run).second.kind == KIND_MDL:
-                return refused(ALREADY_MDL, max(va, dereference(run).first))
-            preincrement(run)
-        if self.first_pinned(va, end) != 0:
-            return refused(PINNED, self.first_pinned(va, end))
-        return done()
-
-    cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil:
-        """The memory object of which these pages are all, in order, or NULL."""
-        cdef Runs.iterator run = self.ledger.run_at(va)
-        cdef MemoryObject *backing = <MemoryObject *>dereference(run).second.backing
-        if backing == NULL or backing.size != end - va or memory_object_is_inherited(backing):
-            return NULL
-        while run != self.ledger.runs.end() and dereference(run).first < end:
-            if (dereference(run).second.backing != backing
-                    or dereference(run).second.offset != dereference(run).first - va):
-                return NULL
-            preincrement(run)
-        return backing
 
     cdef Answer commit(self, uintptr_t va, size_t size) noexcept nogil:
         """Commit the reserved pages of the range."""
@@ -651,54 +540,6 @@ cdef class AddressSpace:
                 return 0
         return refusal
 
-    cdef Location locate(self, uintptr_t va) noexcept nogil:
-        """What the ledger says of the page that includes ``va``. The caller holds the mutex."""
-        cdef size_t page = _features.page_size()
-        cdef Location where
-        cdef Regions.iterator region = self.ledger.region_at(va)
-        cdef Runs.iterator run, neighbour
-        where.kind = KIND_FREE
-        where.buffer = NULL
-        if region == self.ledger.regions.end():
-            region = self.ledger.region_around(va, page)
-            if region == self.ledger.regions.end():
-                self.ledger.gap_around(va, page, &where.base, &where.end)
-                return where
-            where.kind = KIND_GUARD
-            where.protection = 0
-            where.state = STATE_RESERVED
-            where.run_start = round_down(va, page)
-            where.run_end = where.run_start + page
-        where.flags = dereference(region).second.flags
-        where.base = dereference(region).first
-        where.end = dereference(region).second.end
-        if where.kind == KIND_GUARD:
-            return where
-        run = self.ledger.run_at(va)
-        where.kind = dereference(run).second.kind
-        where.state = dereference(run).second.state
-        where.protection = dereference(run).second.protection
-        if where.kind == KIND_MDL:
-            where.buffer = <MemoryObject *>dereference(run).second.backing
-            where.mdl_offset = (
-                dereference(run).second.offset + round_down(va, page) - dereference(run).first)
-        neighbour = run
-        while dereference(neighbour).first > where.base:
-            predecrement(neighbour)
-            if not looks_like(dereference(neighbour).second, where):
-                preincrement(neighbour)
-                break
-        where.run_start = dereference(neighbour).first
-        neighbour = run
-        where.run_end = dereference(neighbour).second.end
-        while where.run_end < where.end:
-            preincrement(neighbour)
-            if not looks_like(dereference(neighbour).second, where):
-                break
-            where.run_end = dereference(neighbour).second.end
-        return where
-
-
 cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t state,
                 uint32_t flags, uint32_t ceiling) noexcept nogil:
     """Pages of a new region; where they end is filled in when that is known."""
@@ -713,57 +554,3 @@ cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t 
     run.kind = kind
     run.opened = 0
     return run
-
-
-cdef bint looks_like(const Run &run, const Location &where) noexcept nogil:
-    """Whether a run has the state and the protection of the page."""
-    return run.state == where.state and run.protection == where.protection
-
-
-@cython.no_gc
-@cython.final
-cdef class Pin:
-    """What a view holds: the pages stay while this object lives (``view.obj`` names it).
-
-    It offers the buffer protocol over the bytes, read-only unless every page was writable.
-    """
-
-    cdef AddressSpace space
-    cdef uintptr_t va
-    cdef size_t size
-    cdef bint writable
-
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, <void *>self.va, self.size, not self.writable, flags)
-
-    def __releasebuffer__(self, Py_buffer *buffer):
-        # Nothing to release: NumPy keeps the exporter alive only if this method exists.
-        pass
-
-    def __dealloc__(self):
-        cdef Request request
-        if self.space is None:
-            return
-        request.method = UNPIN
-        request.va = self.va
-        request.size = self.size
-        self.space.perform(&request)
-
-
-cdef object pinned_view(AddressSpace space, uintptr_t va, size_t size, object writable):
-    """A memoryview over committed pages; ``writable`` None: where every page is."""
-    cdef Request request
-    cdef Answer answer
-    cdef Pin pin = Pin.__new__(Pin)
-    request.method = PIN
-    request.va = va
-    request.size = size
-    request.flags = FLAG_READ | FLAG_WRITE if writable else FLAG_READ
-    answer = space.perform(&request)
-    if answer.reason != DONE:
-        raise explain(&request, &answer)
-    pin.space = space
-    pin.va = va
-    pin.size = size
-    pin.writable = answer.access & FLAG_WRITE != 0 if writable is None else bool(writable)
-    return memoryview(pin)

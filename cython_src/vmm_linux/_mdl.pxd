@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from vmm_linux._address_space cimport AddressSpace
 from vmm_linux._answer cimport Answer, Request
+from vmm_linux._buffer_mappings cimport BufferMappings
 from vmm_linux._handles cimport Entry, HandleTable
 from vmm_linux._memory_object cimport MemoryObject
 
@@ -28,7 +28,7 @@ cdef struct HandleFacts:
     bint cloned
     int seals
 
-cdef class BufferSpace(AddressSpace):
+cdef class BufferSpace(BufferMappings):
     cdef HandleTable handles
 
     cdef Answer dispatch_mdl(self, const Request *request) noexcept nogil

@@ -79,7 +79,7 @@ cdef uint32_t rights_for(uint32_t flags) noexcept nogil:
 
 @cython.no_gc
 @cython.final
-cdef class BufferSpace(AddressSpace):
+cdef class BufferSpace(BufferMappings):
     """Regions, MDL buffers and handles of one VMM."""
 
     def __cinit__(self):

@@ -5,7 +5,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint64_t
 
 from vmm_linux cimport _features
-from vmm_linux._address_space cimport pinned_view
 from vmm_linux._answer cimport (
     ALLOCATE,
     CHECK,
@@ -37,6 +36,7 @@ from vmm_linux._arguments cimport (
 from vmm_linux._client cimport Client
 from vmm_linux._query cimport query
 from vmm_linux._ranges cimport Ranges, add_range
+from vmm_linux._views cimport pinned_view
 from vmm_linux._vocabulary cimport FLAG_READ, FLAG_WRITE
 
 from vmm_linux.errors import InvalidArgument, OutOfMemory

@@ -9,7 +9,7 @@ cimport cython
 from libc.stdint cimport int8_t, uint64_t
 
 from vmm_linux cimport _features
-from vmm_linux._address_space cimport Location
+from vmm_linux._location cimport Location, locate
 from vmm_linux._memory_object cimport memory_object_sid
 from vmm_linux._maps_text cimport Text, free_text
 from vmm_linux._own_process cimport Span
@@ -142,7 +142,7 @@ cdef int look(AddressSpace space, OwnProcess process, uintptr_t page, bint smaps
     found.closed = space.closed
     if found.closed:
         return 0
-    found.where = space.locate(page)
+    found.where = locate(space.ledger, page)
     result = process.span_at(page, &found.span)
     if result == 0 and found.span.mapped:
         result = process.page_at(page, &found.facts)

@@ -1,0 +1,14 @@
+"""An address space whose pages can be an MDL buffer's (see ``_buffer_mappings.pyx``)."""
+
+from libc.stdint cimport uintptr_t
+
+from vmm_linux._address_space cimport AddressSpace
+from vmm_linux._answer cimport Answer, Request
+from vmm_linux._memory_object cimport MemoryObject
+
+cdef class BufferMappings(AddressSpace):
+    cdef Answer map_buffer(self, const Request *request, MemoryObject *buffer) noexcept nogil
+    cdef Answer map_described(self, const Request *request, MemoryObject *buffer) noexcept nogil
+    cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil
+    cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil

@@ -1,0 +1,148 @@
+"""An address space whose pages can be an MDL buffer's: mapped from one, or turned into one.
+
+The caller holds the mutex, as everywhere in ``_address_space.pyx``.
+"""
+
+cimport cython
+from cython.operator cimport dereference, preincrement
+from libc.errno cimport ENOMEM, EPERM
+from libc.stdint cimport uint32_t, uint64_t
+
+from vmm_linux cimport _features, _room
+from vmm_linux._address_space cimport AddressSpace, run_of
+from vmm_linux._answer cimport (
+    ALREADY_MDL,
+    DONE,
+    LIMIT_AS,
+    NO_LEDGER_MEMORY,
+    NOT_COMMITTED,
+    PINNED,
+    SEALED,
+    done,
+    kernel_refused,
+    refused,
+)
+from vmm_linux._conversion cimport convert_pages
+from vmm_linux._ledger cimport Run, Runs
+from vmm_linux._memory_object cimport (
+    memory_object_acquire,
+    memory_object_descriptor,
+    memory_object_holes,
+    memory_object_is_described,
+    memory_object_is_inherited,
+    memory_object_new,
+    memory_object_release,
+    memory_object_undescribe,
+)
+from vmm_linux._placement cimport check_place
+from vmm_linux._plan cimport Plan, carry_out, plan_residence
+from vmm_linux._vocabulary cimport (
+    FLAG_EXECUTE,
+    FLAG_LOCKED,
+    FLAG_RWX_MASK,
+    FLAG_WRITE,
+    KIND_MDL,
+    STATE_COMMITTED,
+)
+
+
+@cython.no_gc
+cdef class BufferMappings(AddressSpace):
+    """Regions and mapped buffers of one VMM."""
+
+    cdef Answer map_buffer(self, const Request *request, MemoryObject *buffer) noexcept nogil:
+        """Map a part of a memory object, which lies inside it; a failure leaves no descriptor."""
+        cdef bint described = memory_object_is_described(buffer)
+        cdef Answer answer = self.map_described(request, buffer)
+        if answer.reason != DONE and not described:
+            memory_object_undescribe(buffer)
+        return answer
+
+    cdef Answer map_described(self, const Request *request, MemoryObject *buffer) noexcept nogil:
+        """``map_buffer``, which may leave a read-only description behind when it fails.
+
+        Without WRITE this is what is mapped, so that the kernel holds the ceiling.
+        """
+        cdef uint32_t protection = request.flags & FLAG_RWX_MASK
+        cdef int fd
+        cdef Plan plan
+        cdef Run run
+        cdef uint64_t mappings = 0
+        cdef int result
+        cdef Answer answer = check_place(request)
+        if answer.reason != DONE:
+            return answer
+        fd = memory_object_descriptor(buffer, protection & FLAG_WRITE != 0)
+        if fd < 0:
+            return kernel_refused(fd)
+        run = run_of(buffer, request.offset, KIND_MDL, STATE_COMMITTED, protection, protection)
+        answer = self.place(request, run, fd, buffer.offset + request.offset)
+        if answer.error == EPERM and protection & FLAG_WRITE:
+            return refused(SEALED)
+        if answer.reason != DONE or not request.flags & FLAG_LOCKED or protection == 0:
+            return answer
+        result = -ENOMEM
+        if (_room.is_room_for(memory_object_holes(buffer, request.size))
+                and plan_residence(answer.out, request.size, protection, buffer, plan)):
+            result = carry_out(plan, &mappings)
+        if result < 0:
+            self.forget(answer.out, answer.out + request.size)
+            return kernel_refused(result, 0, mappings)
+        return answer
+
+    cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil:
+        """Make a memory object of committed private pages, which then is mapped there.
+
+        A whole SHAREABLE region is one already, unless a parent process has it too.
+        """
+        cdef uintptr_t va = request.va
+        cdef uintptr_t end = va + request.size
+        cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
+        cdef uint64_t mappings = 0
+        cdef int result = 0
+        cdef Answer answer = self.check_convertible(va, end)
+        if answer.reason != DONE:
+            return answer
+        if not self.ledger.isolate(va, end):
+            return refused(NO_LEDGER_MEMORY)
+        buffer[0] = self.whole_object(va, end)
+        if buffer[0] == NULL:
+            buffer[0] = memory_object_new(
+                request.size, request.flags & FLAG_EXECUTE != 0, &result)
+            if buffer[0] != NULL:
+                result = -convert_pages(self.ledger, flags, va, end, buffer[0], &mappings)
+            if result != 0:
+                if buffer[0] != NULL:
+                    memory_object_release(buffer[0], 0)
+                self.ledger.coalesce(va, end)
+                return kernel_refused(-result, LIMIT_AS, mappings)
+            self.release_backing(va, end)
+            memory_object_acquire(buffer[0], request.size // _features.page_size())
+        self.ledger.set_backing(va, end, buffer[0], 0, KIND_MDL, FLAG_RWX_MASK)
+        return answer
+
+    cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil:
+        """Whether every page is committed, private, and in no view."""
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        while run != self.ledger.runs.end() and dereference(run).first < end:
+            if dereference(run).second.state != STATE_COMMITTED:
+                return refused(NOT_COMMITTED, max(va, dereference(run).first))
+            if dereference(run).second.kind == KIND_MDL:
+                return refused(ALREADY_MDL, max(va, dereference(run).first))
+            preincrement(run)
+        if self.first_pinned(va, end) != 0:
+            return refused(PINNED, self.first_pinned(va, end))
+        return done()
+
+    cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil:
+        """The memory object of which these pages are all, in order, or NULL."""
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        cdef MemoryObject *backing = <MemoryObject *>dereference(run).second.backing
+        if backing == NULL or backing.size != end - va or memory_object_is_inherited(backing):
+            return NULL
+        while run != self.ledger.runs.end() and dereference(run).first < end:
+            if (dereference(run).second.backing != backing
+                    or dereference(run).second.offset != dereference(run).first - va):
+                return NULL
+            preincrement(run)
+        return backing
