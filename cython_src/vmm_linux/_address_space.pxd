@@ -3,7 +3,8 @@
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 from vmm_linux._answer cimport Answer, Request
-from vmm_linux._ledger cimport Ledger, Run
+from vmm_linux._guards cimport Chunk
+from vmm_linux._ledger cimport Ledger, Regions, Run, Runs
 from vmm_linux._memory_object cimport MemoryObject
 from vmm_linux._mutex cimport Mutex
 from vmm_linux._plan cimport Plan
@@ -31,19 +32,25 @@ cdef class AddressSpace:
     cdef Answer unpin(self, uintptr_t va, size_t size) noexcept nogil
     cdef Answer place(self, const Request *request, Run run, int fd,
                       uint64_t offset) noexcept nogil
-    cdef Answer check_decommit(self, uintptr_t va, uintptr_t end) noexcept nogil
-    cdef bint any_committed(self, uintptr_t va, uintptr_t end) noexcept nogil
-    cdef bint commit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil
-    cdef bint decommit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef Answer unguard(self, Runs.iterator run, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef bint commit_by_guards(self, Chunk chunk, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef Answer check_decommit(self, Runs.iterator run, uintptr_t va,
+                               uintptr_t end) noexcept nogil
+    cdef bint any_committed(self, Runs.iterator run, uintptr_t end) noexcept nogil
+    cdef bint decommit_by_guards(self, Runs.iterator run, Chunk chunk, uintptr_t va,
+                                 uintptr_t end) noexcept nogil
     cdef void close_chunk(self, uintptr_t at) noexcept nogil
-    cdef Answer settle(self, const Plan &plan, uintptr_t start, uintptr_t end,
+    cdef Answer settle(self, const Plan &plan, Runs.iterator run, uintptr_t end,
                        uint32_t state) noexcept nogil
-    cdef uint32_t limits_on(self, uintptr_t va) noexcept nogil
-    cdef uint32_t limits_on(self, uintptr_t va) noexcept nogil
-    cdef uintptr_t first_pinned(self, uintptr_t start, uintptr_t end) noexcept nogil
-    cdef void release_backing(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef Answer check_protect(self, Runs.iterator run, uintptr_t va, uintptr_t end,
+                              uint32_t protection) noexcept nogil
+    cdef uintptr_t first_pinned(self, Runs.iterator run, uintptr_t start,
+                                uintptr_t end) noexcept nogil
+    cdef void release_backing(self, Runs.iterator run, uintptr_t end) noexcept nogil
     cdef Answer close(self) noexcept nogil
-    cdef int forget(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef int forget(self, Regions.iterator region, Runs.iterator run,
+                    uintptr_t end) noexcept nogil
+    cdef int forget_region(self, uintptr_t base) noexcept nogil
     cdef int unmap_unpinned(self) noexcept nogil
 
 cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t state,

@@ -51,12 +51,15 @@ from vmm_linux._guards cimport (
     Chunk,
     can_be_guarded,
     chunks_around,
+    chunks_of,
     closing_end,
     closing_start,
     guard,
+    is_just_guarded,
     is_open_and_unused,
     opening_access,
     plan_opening,
+    remove_guards,
     suits,
 )
 from vmm_linux._ledger cimport Region, Regions, Run, Runs
@@ -210,7 +213,7 @@ cdef class AddressSpace:
         elif request.flags & FLAG_COMMIT:
             committed = self.commit(answer.out, request.size)
             if committed.reason != DONE:
-                self.forget(answer.out, answer.out + request.size)
+                self.forget_region(answer.out)
                 return committed
         return answer
 
@@ -242,21 +245,39 @@ cdef class AddressSpace:
     cdef Answer commit(self, uintptr_t va, size_t size) noexcept nogil:
         """Commit the reserved pages of the range."""
         cdef Plan plan
-        cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
-        if suits(self.ledger, flags, va, va + size) and self.commit_by_guards(va, va + size):
+        cdef uintptr_t end = va + size
+        cdef Regions.iterator region = self.ledger.region_at(va)
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        cdef uint32_t flags = dereference(region).second.flags
+        cdef Chunk chunk = chunks_of(region, va, end)
+        if is_just_guarded(dereference(run).second, end):
+            return self.unguard(run, va, end)
+        if (suits(self.ledger, flags, run, chunk, va, end)
+                and self.commit_by_guards(chunk, va, end)):
             return done()
-        if not self.ledger.isolate(va, va + size):
+        if not self.ledger.isolate_from(&run, va, end):
             return refused(NO_LEDGER_MEMORY)
-        if not plan_commit(self.ledger, flags, va, va + size, plan):
-            self.ledger.coalesce(va, va + size)
+        if not plan_commit(self.ledger, flags, run, end, plan):
+            self.ledger.coalesce_from(run, end)
             return refused(NO_LEDGER_MEMORY)
-        return self.settle(plan, va, va + size, STATE_COMMITTED)
+        return self.settle(plan, run, end, STATE_COMMITTED)
 
-    cdef bint commit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil:
+    cdef Answer unguard(self, Runs.iterator run, uintptr_t va, uintptr_t end) noexcept nogil:
+        """Commit pages of one run that lie behind guards and need nothing else."""
+        cdef int result
+        if not self.ledger.isolate_from(&run, va, end):
+            return refused(NO_LEDGER_MEMORY)
+        result = remove_guards(va, end)
+        if result < 0:
+            self.ledger.coalesce_from(run, end)
+            return kernel_refused(result)
+        self.ledger.set_state_from(run, end, STATE_COMMITTED)
+        return done()
+
+    cdef bint commit_by_guards(self, Chunk chunk, uintptr_t va, uintptr_t end) noexcept nogil:
         """Commit the range in an open chunk; false with nothing changed where that cannot be."""
         cdef Plan plan
         cdef uint64_t mappings
-        cdef Chunk chunk = chunks_around(self.ledger, va, end)
         cdef uint32_t access = opening_access(self.ledger, va, end)
         if access == 0:
             return False
@@ -272,27 +293,33 @@ cdef class AddressSpace:
     cdef Answer decommit(self, uintptr_t va, size_t size) noexcept nogil:
         """Reserve the committed pages of the range again."""
         cdef Plan plan
-        cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
         cdef uintptr_t end = va + size
-        cdef Answer answer = self.check_decommit(va, end)
-        if answer.reason != DONE or not self.any_committed(va, end):
+        cdef Regions.iterator region = self.ledger.region_at(va)
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        cdef uint32_t flags = dereference(region).second.flags
+        cdef Chunk chunk = chunks_of(region, va, end)
+        cdef Answer answer = self.check_decommit(run, va, end)
+        if answer.reason != DONE or not self.any_committed(run, end):
             return answer
-        if suits(self.ledger, flags, va, end) and self.decommit_by_guards(va, end):
+        if (suits(self.ledger, flags, run, chunk, va, end)
+                and self.decommit_by_guards(run, chunk, va, end)):
             return done()
         if not flags & FLAG_SHAREABLE:
             va = closing_start(self.ledger, va, end)
             end = closing_end(self.ledger, va, end)
-        if not self.ledger.isolate(va, end):
+            run = self.ledger.run_at(va)
+        if not self.ledger.isolate_from(&run, va, end):
             return refused(NO_LEDGER_MEMORY)
-        if not plan_decommit(self.ledger, flags, va, end, plan):
-            self.ledger.coalesce(va, end)
+        if not plan_decommit(self.ledger, flags, run, end, plan):
+            self.ledger.coalesce_from(run, end)
             return refused(NO_LEDGER_MEMORY)
-        return self.settle(plan, va, end, STATE_RESERVED)
+        return self.settle(plan, run, end, STATE_RESERVED)
 
-    cdef Answer check_decommit(self, uintptr_t va, uintptr_t end) noexcept nogil:
-        """Whether pages may be decommitted."""
-        cdef Runs.iterator run = self.ledger.run_at(va)
+    cdef Answer check_decommit(self, Runs.iterator run, uintptr_t va,
+                               uintptr_t end) noexcept nogil:
+        """Whether pages may be decommitted, from the run that includes ``va`` on."""
         cdef MemoryObject *backing
+        cdef uintptr_t pinned = 0
         while run != self.ledger.runs.end() and dereference(run).first < end:
             if dereference(run).second.kind == KIND_MDL:
                 return refused(IS_MDL, max(va, dereference(run).first))
@@ -300,75 +327,91 @@ cdef class AddressSpace:
             if (backing != NULL and dereference(run).second.state == STATE_COMMITTED
                     and memory_object_is_inherited(backing)):
                 return refused(INHERITED, max(va, dereference(run).first))
+            if dereference(run).second.pins != 0 and pinned == 0:
+                pinned = max(va, dereference(run).first)
             preincrement(run)
-        if self.first_pinned(va, end) != 0:
-            return refused(PINNED, self.first_pinned(va, end))
-        return done()
+        return done() if pinned == 0 else refused(PINNED, pinned)
 
-    cdef bint any_committed(self, uintptr_t va, uintptr_t end) noexcept nogil:
-        """Whether any page of the range is committed."""
-        cdef Runs.iterator run = self.ledger.run_at(va)
+    cdef bint any_committed(self, Runs.iterator run, uintptr_t end) noexcept nogil:
+        """Whether any page is committed, from a run on."""
         while run != self.ledger.runs.end() and dereference(run).first < end:
             if dereference(run).second.state == STATE_COMMITTED:
                 return True
             preincrement(run)
         return False
 
-    cdef bint decommit_by_guards(self, uintptr_t va, uintptr_t end) noexcept nogil:
+    cdef bint decommit_by_guards(self, Runs.iterator run, Chunk chunk, uintptr_t va,
+                                 uintptr_t end) noexcept nogil:
         """Decommit the range in a chunk that stays in use; false where that cannot be."""
-        if not self.ledger.isolate(va, end):
+        if not self.ledger.isolate_from(&run, va, end):
             return False
-        if can_be_guarded(self.ledger, va, end) and guard(va, end):
-            self.ledger.set_guarded(va, end)
+        if can_be_guarded(self.ledger, run, chunk, end) and guard(va, end):
+            self.ledger.set_guarded(run, end)
             return True
-        self.ledger.coalesce(va, end)
+        self.ledger.coalesce_from(run, end)
         return False
 
-    cdef Answer settle(self, const Plan &plan, uintptr_t start, uintptr_t end,
+    cdef Answer settle(self, const Plan &plan, Runs.iterator run, uintptr_t end,
                        uint32_t state) noexcept nogil:
         """Carry a plan out that brings isolated pages to ``state``, and write that down."""
         cdef uint64_t mappings = 0
+        cdef uint32_t limits = limits_on(run)
         cdef int result = carry_out(plan, &mappings)
         if result < 0:
-            self.ledger.coalesce(start, end)
-            return kernel_refused(result, self.limits_on(start), mappings)
-        self.ledger.set_state(start, end, state)
+            self.ledger.coalesce_from(run, end)
+            return kernel_refused(result, limits, mappings)
+        self.ledger.set_state_from(run, end, state)
         return done()
 
     cdef Answer protect(self, uintptr_t va, size_t size, uint32_t protection) noexcept nogil:
         """Change the protection: of committed pages now, of reserved ones once committed."""
         cdef Plan plan
+        cdef uintptr_t end = va + size
         cdef uint64_t mappings = 0
+        cdef uint32_t limits
         cdef int result
         cdef Runs.iterator run = self.ledger.run_at(va)
-        while run != self.ledger.runs.end() and dereference(run).first < va + size:
-            if protection & ~dereference(run).second.ceiling:
-                return refused(ABOVE_CEILING, dereference(run).first)
-            preincrement(run)
-        if self.first_pinned(va, va + size) != 0:
-            return refused(PINNED, self.first_pinned(va, va + size))
-        if not self.ledger.isolate(va, va + size):
+        cdef Answer answer = self.check_protect(run, va, end, protection)
+        if answer.reason != DONE:
+            return answer
+        if not self.ledger.isolate_from(&run, va, end):
             return refused(NO_LEDGER_MEMORY)
-        if not plan_protect(self.ledger, va, va + size, protection, plan):
-            self.ledger.coalesce(va, va + size)
+        if not plan_protect(self.ledger, run, end, protection, plan):
+            self.ledger.coalesce_from(run, end)
             return refused(NO_LEDGER_MEMORY)
+        limits = limits_on(run)
         result = carry_out(plan, &mappings)
         if result < 0:
-            self.ledger.coalesce(va, va + size)
-            return kernel_refused(result, self.limits_on(va), mappings)
-        self.ledger.set_protection(va, va + size, protection)
+            self.ledger.coalesce_from(run, end)
+            return kernel_refused(result, limits, mappings)
+        self.ledger.set_protection_from(run, end, protection)
         return done()
+
+    cdef Answer check_protect(self, Runs.iterator run, uintptr_t va, uintptr_t end,
+                              uint32_t protection) noexcept nogil:
+        """Whether pages may have this protection, from the run that includes ``va`` on."""
+        cdef uintptr_t pinned = 0
+        while run != self.ledger.runs.end() and dereference(run).first < end:
+            if protection & ~dereference(run).second.ceiling:
+                return refused(ABOVE_CEILING, max(va, dereference(run).first))
+            if dereference(run).second.pins != 0 and pinned == 0:
+                pinned = max(va, dereference(run).first)
+            preincrement(run)
+        return done() if pinned == 0 else refused(PINNED, pinned)
 
     cdef Answer free(self, uintptr_t va, size_t size) noexcept nogil:
         """Unmap a part of a region, or all of it; a guard goes with the page next to it."""
+        cdef uintptr_t end = va + size
+        cdef Runs.iterator run = self.ledger.run_at(va)
+        cdef uintptr_t pinned = self.first_pinned(run, va, end)
         cdef int result
-        if self.first_pinned(va, va + size) != 0:
-            return refused(PINNED, self.first_pinned(va, va + size))
-        if not self.ledger.isolate(va, va + size):
+        if pinned != 0:
+            return refused(PINNED, pinned)
+        if not self.ledger.isolate_from(&run, va, end):
             return refused(NO_LEDGER_MEMORY)
-        result = self.forget(va, va + size)
+        result = self.forget(self.ledger.region_at(va), run, end)
         if result < 0:
-            self.ledger.coalesce(va, va + size)
+            self.ledger.coalesce_from(run, end)
             return kernel_refused(result)
         return done()
 
@@ -435,29 +478,27 @@ cdef class AddressSpace:
 
     # ---- what they share ------------------------------------------------------------------------
 
-    cdef uint32_t limits_on(self, uintptr_t va) noexcept nogil:
-        """The limits that have a say when pages of this region become writable."""
-        return LIMIT_DATA if dereference(self.ledger.run_at(va)).second.backing == NULL else 0
-
-    cdef uintptr_t first_pinned(self, uintptr_t start, uintptr_t end) noexcept nogil:
-        """The first address in the range that a view holds, or 0."""
-        cdef Runs.iterator run = self.ledger.run_at(start)
+    cdef uintptr_t first_pinned(self, Runs.iterator run, uintptr_t start,
+                                uintptr_t end) noexcept nogil:
+        """The first address that a view holds, from the run that includes ``start``, or 0."""
         while run != self.ledger.runs.end() and dereference(run).first < end:
             if dereference(run).second.pins != 0:
                 return max(start, dereference(run).first)
             preincrement(run)
         return 0
 
-    cdef int forget(self, uintptr_t start, uintptr_t end) noexcept nogil:
-        """Unmap isolated pages with the guards next to them and forget them: 0 or -errno.
+    cdef int forget(self, Regions.iterator region, Runs.iterator run,
+                    uintptr_t end) noexcept nogil:
+        """Unmap isolated pages of a region, from a run on, with the guards next to them, and
+        forget them: 0 or -errno.
 
         A SHAREABLE part gives its memory back if nobody else can have it. Up to a region's end
         this needs no memory: a call that finds none goes back this way.
         """
         cdef size_t page = _features.page_size()
-        cdef Regions.iterator region = self.ledger.region_at(start)
         cdef uintptr_t base = dereference(region).first
         cdef uintptr_t region_end = dereference(region).second.end
+        cdef uintptr_t start = dereference(run).first
         cdef uintptr_t low = start
         cdef uintptr_t high = end
         cdef int result
@@ -472,13 +513,18 @@ cdef class AddressSpace:
             if end < region_end:
                 self.ledger.join(end)
             return result
-        self.release_backing(start, end)
-        self.ledger.remove(start, end)
+        self.release_backing(run, end)
+        self.ledger.remove_from(region, run, end)
         if start > base:
             self.close_chunk(start - page)
         if end < region_end:
             self.close_chunk(end)
         return 0
+
+    cdef int forget_region(self, uintptr_t base) noexcept nogil:
+        """Unmap and forget a whole region: 0 or -errno."""
+        cdef Regions.iterator region = self.ledger.region_at(base)
+        return self.forget(region, self.ledger.run_at(base), dereference(region).second.end)
 
     cdef void close_chunk(self, uintptr_t at) noexcept nogil:
         """Give back what an open chunk is charged if nothing in it is committed any more.
@@ -495,9 +541,8 @@ cdef class AddressSpace:
         else:
             self.ledger.coalesce(chunk.start, chunk.end)
 
-    cdef void release_backing(self, uintptr_t start, uintptr_t end) noexcept nogil:
-        """Let go of the memory objects behind unmapped pages."""
-        cdef Runs.iterator run = self.ledger.runs.lower_bound(start)
+    cdef void release_backing(self, Runs.iterator run, uintptr_t end) noexcept nogil:
+        """Let go of the memory objects behind unmapped pages, from a run on."""
         cdef MemoryObject *backing
         cdef size_t length
         while run != self.ledger.runs.end() and dereference(run).first < end:
@@ -529,9 +574,9 @@ cdef class AddressSpace:
                 base = dereference(region).first
                 end = dereference(region).second.end
                 preincrement(region)
-                if self.first_pinned(base, end) != 0:
+                if self.first_pinned(self.ledger.run_at(base), base, end) != 0:
                     continue
-                result = self.forget(base, end)
+                result = self.forget_region(base)
                 if result == 0:
                     progress = True
                 else:
@@ -539,6 +584,11 @@ cdef class AddressSpace:
             if refusal == 0:
                 return 0
         return refusal
+
+cdef uint32_t limits_on(Runs.iterator run) noexcept nogil:
+    """The limits that have a say when these pages become writable."""
+    return LIMIT_DATA if dereference(run).second.backing == NULL else 0
+
 
 cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t state,
                 uint32_t flags, uint32_t ceiling) noexcept nogil:

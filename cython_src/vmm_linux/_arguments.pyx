@@ -32,7 +32,8 @@ from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
 
 cdef extern from "Python.h":
-    bint PyLong_CheckExact(object)
+    bint PyLong_Check(object)
+    bint PyBool_Check(object)
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
 
 cdef enum:
@@ -45,7 +46,7 @@ cdef enum:
 
 cdef uint64_t number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
     """A 64-bit number: an int or whatever has ``__index__``, but no bool."""
-    if not PyLong_CheckExact(value):
+    if not PyLong_Check(value) or PyBool_Check(value):
         value = index(method, name, value)
     try:
         return PyLong_AsUnsignedLongLong(value)

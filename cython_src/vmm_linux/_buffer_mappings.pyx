@@ -86,7 +86,7 @@ cdef class BufferMappings(AddressSpace):
                 and plan_residence(answer.out, request.size, protection, buffer, plan)):
             result = carry_out(plan, &mappings)
         if result < 0:
-            self.forget(answer.out, answer.out + request.size)
+            self.forget_region(answer.out)
             return kernel_refused(result, 0, mappings)
         return answer
 
@@ -116,13 +116,14 @@ cdef class BufferMappings(AddressSpace):
                     memory_object_release(buffer[0], 0)
                 self.ledger.coalesce(va, end)
                 return kernel_refused(-result, LIMIT_AS, mappings)
-            self.release_backing(va, end)
+            self.release_backing(self.ledger.runs.lower_bound(va), end)
             memory_object_acquire(buffer[0], request.size // _features.page_size())
         self.ledger.set_backing(va, end, buffer[0], 0, KIND_MDL, FLAG_RWX_MASK)
         return answer
 
     cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil:
         """Whether every page is committed, private, and in no view."""
+        cdef uintptr_t pinned
         cdef Runs.iterator run = self.ledger.run_at(va)
         while run != self.ledger.runs.end() and dereference(run).first < end:
             if dereference(run).second.state != STATE_COMMITTED:
@@ -130,9 +131,8 @@ cdef class BufferMappings(AddressSpace):
             if dereference(run).second.kind == KIND_MDL:
                 return refused(ALREADY_MDL, max(va, dereference(run).first))
             preincrement(run)
-        if self.first_pinned(va, end) != 0:
-            return refused(PINNED, self.first_pinned(va, end))
-        return done()
+        pinned = self.first_pinned(self.ledger.run_at(va), va, end)
+        return done() if pinned == 0 else refused(PINNED, pinned)
 
     cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil:
         """The memory object of which these pages are all, in order, or NULL."""

@@ -15,6 +15,19 @@ cdef extern from *:
         }
     }
 
+    /* Insert in front of `place`, which is told where that is. */
+    template <class Map, class Place, class Key, class Value>
+    static inline bool insert_before_or_fail(Map &into, Place *place, const Key &key,
+                                             const Value &value) noexcept
+    {
+        try {
+            *place = into.emplace_hint(*place, key, value);
+            return true;
+        } catch (const std::bad_alloc &) {
+            return false;
+        }
+    }
+
     template <class Vector, class Value>
     static inline bool append_or_fail(Vector &to, const Value &value) noexcept
     {
@@ -27,4 +40,6 @@ cdef extern from *:
     }
     """
     bint insert_or_fail[Map, Key, Value](Map &into, Key key, Value value) noexcept nogil
+    bint insert_before_or_fail[Map, Place, Key, Value](
+        Map &into, Place *place, Key key, Value value) noexcept nogil
     bint append_or_fail[Vector, Value](Vector &to, Value value) noexcept nogil

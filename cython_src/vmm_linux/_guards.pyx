@@ -14,10 +14,10 @@ five islands by mprotect, and charges all of it: a few islands are cheaper witho
 this package's ledger shows which way was taken, but the charge.
 """
 
-from cython.operator cimport dereference, preincrement
+from cython.operator cimport dereference, predecrement, preincrement
 
 from vmm_linux cimport _features, _syscalls
-from vmm_linux._ledger cimport Regions, Runs, is_closed
+from vmm_linux._ledger cimport Regions, Run, Runs, is_closed
 from vmm_linux._plan cimport (
     GUARD,
     PROTECT,
@@ -25,7 +25,7 @@ from vmm_linux._plan cimport (
     page_access,
     plan_commit_of_run,
 )
-from vmm_linux._syscalls cimport MADV_GUARD_INSTALL, PROT_NONE
+from vmm_linux._syscalls cimport MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, PROT_NONE
 from vmm_linux._vocabulary cimport (
     FLAG_HUGE,
     FLAG_LOCKED,
@@ -63,34 +63,48 @@ cdef size_t chunk_size() noexcept nogil:
 
 cdef Chunk chunks_around(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
     """The chunks that a range in one region touches, as far as they are the region's."""
-    cdef Regions.iterator region = ledger.region_at(start)
+    return chunks_of(ledger.region_at(start), start, end)
+
+
+cdef Chunk chunks_of(Regions.iterator region, uintptr_t start, uintptr_t end) noexcept nogil:
+    """``chunks_around`` in this region."""
     cdef Chunk chunk
     chunk.start = max(dereference(region).first, round_down(start, chunk_size()))
     chunk.end = min(dereference(region).second.end, round_up(end, chunk_size()))
     return chunk
 
 
-cdef bint suits(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end) noexcept nogil:
-    """Whether a change of ``[start, end)`` in a region with these flags is one for guards."""
+cdef bint suits(Ledger ledger, uint32_t flags, Runs.iterator run, Chunk chunk,
+                uintptr_t start, uintptr_t end) noexcept nogil:
+    """Whether a change of ``[start, end)``, from a run on, is one for guards.
+
+    Only the kernel's guards, which it may not have, are worth more than a look at neighbours.
+    """
     return (
         end - start < chunk_size()
         and not flags & (FLAG_LOCKED | FLAG_HUGE | FLAG_SHAREABLE)
-        and (ledger.runs.size() >= fragmented or is_crowded(ledger, start, end))
+        and (ledger.runs.size() >= fragmented or is_crowded(ledger, run, chunk))
         and _features.has(_features.FEATURE_GUARD_REGIONS)
     )
 
 
-cdef bint is_crowded(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
-    """Whether the chunk of a range is open, or has many islands."""
-    cdef Chunk chunk = chunks_around(ledger, start, end)
-    cdef Runs.iterator run = ledger.run_at(chunk.start)
+cdef bint is_crowded(Ledger ledger, Runs.iterator run, Chunk chunk) noexcept nogil:
+    """Whether the chunk around a run is open, or has many islands."""
+    cdef Runs.iterator at = run
     cdef size_t islands = 0
-    while (islands < crowded and run != ledger.runs.end()
-            and dereference(run).first < chunk.end):
+    while (islands < crowded and at != ledger.runs.end()
+            and dereference(at).first < chunk.end):
+        if dereference(at).second.opened != 0:
+            return True
+        islands += dereference(at).second.state == STATE_COMMITTED
+        preincrement(at)
+    while islands < crowded and run != ledger.runs.begin():
+        predecrement(run)
+        if dereference(run).second.end <= chunk.start:
+            break
         if dereference(run).second.opened != 0:
             return True
         islands += dereference(run).second.state == STATE_COMMITTED
-        preincrement(run)
     return islands >= crowded
 
 
@@ -140,15 +154,14 @@ cdef bint plan_opening(Ledger ledger, Chunk chunk, uintptr_t start, uintptr_t en
     return stretch == 0 or add_step(plan, PROTECT, stretch, chunk.end, protection, PROT_NONE)
 
 
-cdef bint can_be_guarded(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
-    """Whether guards can take these isolated pages away: one chunk's, which stays in use.
+cdef bint can_be_guarded(Ledger ledger, Runs.iterator run, Chunk chunk,
+                         uintptr_t end) noexcept nogil:
+    """Whether guards can take isolated pages away, from a run on: one chunk's, which stays in use.
 
     Their mappings keep their access, so each must have some.
     """
-    cdef Chunk chunk = chunks_around(ledger, start, end)
-    cdef Runs.iterator run = ledger.runs.lower_bound(start)
-    if (chunk.end - chunk.start > chunk_size()
-            or not (content(ledger, chunk.start, start) | content(ledger, end, chunk.end)) & USED):
+    if chunk.end - chunk.start > chunk_size() or not (
+            is_used_below(ledger, run, chunk) or is_used_from(ledger, run, end, chunk)):
         return False
     while run != ledger.runs.end() and dereference(run).first < end:
         if is_closed(dereference(run).second) or dereference(run).second.backing != NULL:
@@ -158,6 +171,42 @@ cdef bint can_be_guarded(Ledger ledger, uintptr_t start, uintptr_t end) noexcept
             return False
         preincrement(run)
     return True
+
+
+cdef bint is_used_below(Ledger ledger, Runs.iterator run, Chunk chunk) noexcept nogil:
+    """Whether a chunk has to stay open for pages below a run; the nearest come first."""
+    while run != ledger.runs.begin():
+        predecrement(run)
+        if dereference(run).second.end <= chunk.start:
+            return False
+        if is_use(dereference(run).second):
+            return True
+    return False
+
+
+cdef bint is_used_from(Ledger ledger, Runs.iterator run, uintptr_t end,
+                       Chunk chunk) noexcept nogil:
+    """Whether a chunk has to stay open for pages at ``end`` or above, which comes after a run."""
+    while run != ledger.runs.end() and dereference(run).first < chunk.end:
+        if dereference(run).first >= end and is_use(dereference(run).second):
+            return True
+        preincrement(run)
+    return False
+
+
+cdef bint is_use(const Run &run) noexcept nogil:
+    """Whether an open chunk has to stay so for these pages."""
+    return run.state == STATE_COMMITTED or run.backing != NULL
+
+
+cdef bint is_just_guarded(const Run &run, uintptr_t end) noexcept nogil:
+    """Whether pages of a run up to ``end`` lie behind guards and have their access already."""
+    return run.opened != 0 and run.opened == run.protection and end <= run.end
+
+
+cdef int remove_guards(uintptr_t start, uintptr_t end) noexcept nogil:
+    """Take guards away: 0 or -errno."""
+    return _syscalls.madvise(start, end - start, MADV_GUARD_REMOVE)
 
 
 cdef bint guard(uintptr_t start, uintptr_t end) noexcept nogil:
@@ -177,8 +226,7 @@ cdef int content(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
         return 0
     run = ledger.run_at(start)
     while run != ledger.runs.end() and dereference(run).first < end:
-        if (dereference(run).second.state == STATE_COMMITTED
-                or dereference(run).second.backing != NULL):
+        if is_use(dereference(run).second):
             return found | USED
         if dereference(run).second.opened != 0:
             found |= OPENED

@@ -42,15 +42,25 @@ cdef class Ledger:
     cdef Runs.iterator run_at(self, uintptr_t va) noexcept nogil
     cpdef bint cut(self, uintptr_t at) noexcept nogil
     cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,
+                           uintptr_t end) noexcept nogil
+    cdef bint cut_run(self, Runs.iterator *run, uintptr_t at) noexcept nogil
+    cdef void coalesce_from(self, Runs.iterator left, uintptr_t end) noexcept nogil
     cpdef void coalesce(self, uintptr_t start, uintptr_t end) noexcept nogil
     cpdef bint split(self, uintptr_t at) noexcept nogil
     cpdef void join(self, uintptr_t at) noexcept nogil
     cpdef void remove(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef void remove_from(self, Regions.iterator region, Runs.iterator run,
+                          uintptr_t end) noexcept nogil
     cpdef void set_state(self, uintptr_t start, uintptr_t end, uint8_t state) noexcept nogil
-    cdef void set_guarded(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef void set_state_from(self, Runs.iterator first, uintptr_t end,
+                             uint8_t state) noexcept nogil
+    cdef void set_guarded(self, Runs.iterator first, uintptr_t end) noexcept nogil
     cdef void set_opened(self, uintptr_t start, uintptr_t end, uint8_t access) noexcept nogil
     cpdef void set_protection(self, uintptr_t start, uintptr_t end,
                               uint8_t protection) noexcept nogil
+    cdef void set_protection_from(self, Runs.iterator first, uintptr_t end,
+                                  uint8_t protection) noexcept nogil
     cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,
                           uint8_t kind, uint8_t ceiling) noexcept nogil
     cpdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil

@@ -14,7 +14,7 @@ cimport cython
 from cython.operator cimport dereference, predecrement, preincrement
 from libc.string cimport memset
 
-from vmm_linux._containers cimport insert_or_fail
+from vmm_linux._containers cimport insert_before_or_fail, insert_or_fail
 from vmm_linux._vocabulary cimport FLAG_RWX_MASK, KIND_PRIVATE, STATE_COMMITTED, STATE_RESERVED
 
 
@@ -120,14 +120,41 @@ cdef class Ledger:
 
     cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """Cover ``[start, end)`` with whole runs, which means nothing; false: memory is short."""
-        if self.cut(start) and self.cut(end):
-            return True
-        self.coalesce(start, end)
-        return False
+        cdef Runs.iterator run = self.run_at(start)
+        return self.isolate_from(&run, start, end)
+
+    cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,
+                           uintptr_t end) noexcept nogil:
+        """``isolate`` from the run that includes ``start``, then the one that starts there."""
+        cdef Runs.iterator last
+        if dereference(run[0]).first < start and not self.cut_run(run, start):
+            return False
+        last = run[0]
+        while dereference(last).second.end < end:
+            preincrement(last)
+        if dereference(last).second.end > end and not self.cut_run(&last, end):
+            self.coalesce_from(run[0], end)
+            return False
+        return True
+
+    cdef bint cut_run(self, Runs.iterator *run, uintptr_t at) noexcept nogil:
+        """Cut a run inside it, and go on to its right part; false when memory is short."""
+        cdef Runs.iterator right = run[0]
+        cdef Run part = dereference(run[0]).second
+        part.offset += at - dereference(run[0]).first
+        preincrement(right)
+        if not insert_before_or_fail(self.runs, &right, at, part):
+            return False
+        dereference(run[0]).second.end = at
+        run[0] = right
+        return True
 
     cpdef void coalesce(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """Join the runs in and around ``[start, end)`` that are alike."""
-        cdef Runs.iterator left = self.runs.lower_bound(start)
+        self.coalesce_from(self.runs.lower_bound(start), end)
+
+    cdef void coalesce_from(self, Runs.iterator left, uintptr_t end) noexcept nogil:
+        """``coalesce`` from the run that starts there, and the one before it."""
         cdef Runs.iterator right
         if left != self.runs.begin():
             predecrement(left)
@@ -180,8 +207,12 @@ cdef class Ledger:
 
     cpdef void remove(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """Forget ``[start, end)``: whole runs, up to an end that is a region's end."""
-        cdef Regions.iterator region = self.region_at(start)
-        cdef Runs.iterator run = self.runs.lower_bound(start)
+        self.remove_from(self.region_at(start), self.runs.lower_bound(start), end)
+
+    cdef void remove_from(self, Regions.iterator region, Runs.iterator run,
+                          uintptr_t end) noexcept nogil:
+        """``remove`` from a run of this region on."""
+        cdef uintptr_t start = dereference(run).first
         while run != self.runs.end() and dereference(run).first < end:
             run = self.runs.erase(run)
         if dereference(region).first == start:
@@ -192,22 +223,27 @@ cdef class Ledger:
 
     cpdef void set_state(self, uintptr_t start, uintptr_t end, uint8_t state) noexcept nogil:
         """Set the state of isolated pages; no guards hold them back then."""
-        cdef Runs.iterator run = self.runs.lower_bound(start)
+        self.set_state_from(self.runs.lower_bound(start), end, state)
+
+    cdef void set_state_from(self, Runs.iterator first, uintptr_t end,
+                             uint8_t state) noexcept nogil:
+        """``set_state`` from the run that starts there."""
+        cdef Runs.iterator run = first
         while run != self.runs.end() and dereference(run).first < end:
             dereference(run).second.state = state
             dereference(run).second.opened = 0
             preincrement(run)
-        self.coalesce(start, end)
+        self.coalesce_from(first, end)
 
-    cdef void set_guarded(self, uintptr_t start, uintptr_t end) noexcept nogil:
+    cdef void set_guarded(self, Runs.iterator first, uintptr_t end) noexcept nogil:
         """Reserve isolated pages whose mappings keep the access that they had when committed."""
-        cdef Runs.iterator run = self.runs.lower_bound(start)
+        cdef Runs.iterator run = first
         while run != self.runs.end() and dereference(run).first < end:
             if dereference(run).second.state == STATE_COMMITTED:
                 dereference(run).second.state = STATE_RESERVED
                 dereference(run).second.opened = dereference(run).second.protection
             preincrement(run)
-        self.coalesce(start, end)
+        self.coalesce_from(first, end)
 
     cdef void set_opened(self, uintptr_t start, uintptr_t end, uint8_t access) noexcept nogil:
         """Note that isolated reserved pages lie in mappings with this access now, behind guards."""
@@ -221,11 +257,16 @@ cdef class Ledger:
     cpdef void set_protection(self, uintptr_t start, uintptr_t end,
                               uint8_t protection) noexcept nogil:
         """Set the protection of isolated pages."""
-        cdef Runs.iterator run = self.runs.lower_bound(start)
+        self.set_protection_from(self.runs.lower_bound(start), end, protection)
+
+    cdef void set_protection_from(self, Runs.iterator first, uintptr_t end,
+                                  uint8_t protection) noexcept nogil:
+        """``set_protection`` from the run that starts there."""
+        cdef Runs.iterator run = first
         while run != self.runs.end() and dereference(run).first < end:
             dereference(run).second.protection = protection
             preincrement(run)
-        self.coalesce(start, end)
+        self.coalesce_from(first, end)
 
     cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,
                           uint8_t kind, uint8_t ceiling) noexcept nogil:

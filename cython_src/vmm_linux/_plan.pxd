@@ -8,7 +8,7 @@ There are two ways to commit, with steps of their own: see ``_guards.pyx``.
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libcpp.vector cimport vector
 
-from vmm_linux._ledger cimport Ledger, Run
+from vmm_linux._ledger cimport Ledger, Run, Runs
 from vmm_linux._memory_object cimport MemoryObject
 
 cdef enum StepKind:
@@ -42,11 +42,11 @@ cdef bint add_step(Plan &plan, StepKind kind, uintptr_t start, uintptr_t end, in
 cdef int page_access(uint32_t state, uint32_t protection) noexcept nogil
 cdef bint plan_commit_of_run(uint32_t flags, uintptr_t start, const Run &run,
                              Plan &plan) noexcept nogil
-cdef bint plan_commit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
+cdef bint plan_commit(Ledger ledger, uint32_t flags, Runs.iterator run, uintptr_t end,
                       Plan &plan) noexcept nogil
-cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
+cdef bint plan_decommit(Ledger ledger, uint32_t flags, Runs.iterator run, uintptr_t end,
                         Plan &plan) noexcept nogil
-cdef bint plan_protect(Ledger ledger, uintptr_t start, uintptr_t end, uint32_t protection,
+cdef bint plan_protect(Ledger ledger, Runs.iterator run, uintptr_t end, uint32_t protection,
                        Plan &plan) noexcept nogil
 cdef bint plan_residence(uintptr_t start, size_t size, uint32_t protection,
                          MemoryObject *backing, Plan &plan) noexcept nogil

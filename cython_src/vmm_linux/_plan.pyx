@@ -113,10 +113,9 @@ cdef bint plan_commit_of_run(uint32_t flags, uintptr_t start, const Run &run,
     return first == final or append_or_fail(plan, step_over(PROTECT, start, run, final, first))
 
 
-cdef bint plan_commit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
+cdef bint plan_commit(Ledger ledger, uint32_t flags, Runs.iterator run, uintptr_t end,
                       Plan &plan) noexcept nogil:
-    """Commit isolated reserved pages; false when memory is short."""
-    cdef Runs.iterator run = ledger.runs.lower_bound(start)
+    """Commit isolated reserved pages from a run on; false when memory is short."""
     while run != ledger.runs.end() and dereference(run).first < end:
         if dereference(run).second.state == STATE_RESERVED:
             if not plan_commit_of_run(
@@ -126,7 +125,7 @@ cdef bint plan_commit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t 
     return True
 
 
-cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
+cdef bint plan_decommit(Ledger ledger, uint32_t flags, Runs.iterator run, uintptr_t end,
                         Plan &plan) noexcept nogil:
     """Reserve isolated committed pages again, and close what is open; false: short of memory.
 
@@ -135,9 +134,8 @@ cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_
     merges back and keeps the charge; MADV_DONTNEED before the mapping would lose the contents
     when the mapping then fails at the map-count wall.
     """
-    cdef Runs.iterator run = ledger.runs.lower_bound(start)
     cdef uintptr_t first = end
-    cdef uintptr_t last = start
+    cdef uintptr_t last = end
     cdef Run lowest = dereference(run).second
     cdef int before
     cdef Step punch
@@ -166,10 +164,9 @@ cdef bint plan_decommit(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_
     return append_or_fail(plan, punch)
 
 
-cdef bint plan_protect(Ledger ledger, uintptr_t start, uintptr_t end, uint32_t protection,
+cdef bint plan_protect(Ledger ledger, Runs.iterator run, uintptr_t end, uint32_t protection,
                        Plan &plan) noexcept nogil:
-    """Change the protection of isolated committed pages; false when memory is short."""
-    cdef Runs.iterator run = ledger.runs.lower_bound(start)
+    """Change the protection of isolated committed pages from a run on; false: short of memory."""
     cdef int before, after
     while run != ledger.runs.end() and dereference(run).first < end:
         before = page_access(dereference(run).second.state, dereference(run).second.protection)

@@ -19,8 +19,8 @@ from vmm_linux._answer cimport (
     refused,
 )
 from vmm_linux._containers cimport append_or_fail
-from vmm_linux._guards cimport can_be_guarded, guard, suits
-from vmm_linux._ledger cimport Ledger, Runs
+from vmm_linux._guards cimport Chunk, can_be_guarded, chunks_of, guard, suits
+from vmm_linux._ledger cimport Ledger, Regions, Runs
 from vmm_linux._plan cimport (
     DISCARD,
     PROTECT,
@@ -237,8 +237,10 @@ cdef Answer decommit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
     for i in range(ranges.size()):
         if answer.reason != DONE:
             return answer
-        answer = about(space.check_decommit(dereference(ranges)[i].start,
-                                            dereference(ranges)[i].end), dereference(ranges)[i])
+        answer = about(
+            space.check_decommit(space.ledger.run_at(dereference(ranges)[i].start),
+                                 dereference(ranges)[i].start, dereference(ranges)[i].end),
+            dereference(ranges)[i])
     if answer.reason != DONE:
         return answer
     if not isolate_all(space.ledger, ranges):
@@ -268,13 +270,20 @@ cdef bint sort_out(Ledger ledger, Ranges *ranges, Ranges *guarded, Ranges *plain
     These lose their access before anything else is lost. Then each has mappings of its own, and
     the last step needs no more of them.
     """
+    cdef Regions.iterator region
+    cdef Runs.iterator run
     cdef uint32_t flags
+    cdef Chunk chunk
     cdef size_t i
     cdef Range at
     for i in range(ranges.size()):
         at = dereference(ranges)[i]
-        flags = dereference(ledger.region_at(at.start)).second.flags
-        if suits(ledger, flags, at.start, at.end) and can_be_guarded(ledger, at.start, at.end):
+        region = ledger.region_at(at.start)
+        run = ledger.run_at(at.start)
+        flags = dereference(region).second.flags
+        chunk = chunks_of(region, at.start, at.end)
+        if (suits(ledger, flags, run, chunk, at.start, at.end)
+                and can_be_guarded(ledger, run, chunk, at.end)):
             if not add_range(guarded, at.start, at.end):
                 return False
         elif not (add_range(plain, at.start, at.end)
@@ -297,7 +306,7 @@ cdef bint plan_closing(Ledger ledger, uint32_t flags, const Range &this, Plan &u
                 PROT_NONE, before):
             return False
         preincrement(run)
-    if not plan_decommit(ledger, flags, this.start, this.end, plan):
+    if not plan_decommit(ledger, flags, ledger.runs.lower_bound(this.start), this.end, plan):
         return False
     for i in range(plan.size()):
         if i + 1 < plan.size():
@@ -320,7 +329,8 @@ cdef void guard_all(Ledger ledger, Ranges *guarded) noexcept nogil:
     cdef size_t taken = advise(guarded, MADV_GUARD_INSTALL)
     cdef size_t i
     for i in range(taken):
-        ledger.set_guarded(dereference(guarded)[i].start, dereference(guarded)[i].end)
+        ledger.set_guarded(
+            ledger.runs.lower_bound(dereference(guarded)[i].start), dereference(guarded)[i].end)
     while taken < guarded.size():
         reserve_afresh(dereference(guarded)[taken].start,
                        dereference(guarded)[taken].end - dereference(guarded)[taken].start)
