@@ -87,6 +87,8 @@ cdef object iterate(str method, object ranges):
 
 cdef tuple pair(str method, object item):
     """The two values of a range."""
+    if type(item) is tuple and len(item) == 2:
+        return item
     try:
         va, size = item
     except Exception as problem:
