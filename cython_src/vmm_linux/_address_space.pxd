@@ -22,10 +22,12 @@ cdef class AddressSpace:
 
     cdef Answer dispatch(self, const Request *request) noexcept nogil
     cdef Answer allocate(self, const Request *request) noexcept nogil
-    cdef Answer commit(self, uintptr_t va, size_t size) noexcept nogil
-    cdef Answer decommit(self, uintptr_t va, size_t size) noexcept nogil
-    cdef Answer protect(self, uintptr_t va, size_t size, uint32_t protection) noexcept nogil
-    cdef Answer free(self, uintptr_t va, size_t size) noexcept nogil
+    cdef Answer commit(self, Regions.iterator region, uintptr_t va,
+                       uintptr_t end) noexcept nogil
+    cdef Answer decommit(self, Regions.iterator region, uintptr_t va,
+                         uintptr_t end) noexcept nogil
+    cdef Answer protect(self, uintptr_t va, uintptr_t end, uint32_t protection) noexcept nogil
+    cdef Answer free(self, Regions.iterator region, uintptr_t va, uintptr_t end) noexcept nogil
     cdef Answer check(self, uintptr_t va, size_t size, uint32_t access) noexcept nogil
     cdef Answer copy(self, const Request *request) noexcept nogil
     cdef Answer pin(self, const Request *request) noexcept nogil

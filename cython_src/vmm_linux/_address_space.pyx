@@ -163,6 +163,7 @@ cdef class AddressSpace:
 
     cdef Answer dispatch(self, const Request *request) noexcept nogil:
         """The call itself. The caller holds the mutex."""
+        cdef Regions.iterator region
         if request.method == UNPIN:
             return self.unpin(request.va, request.size)
         if request.method == CLOSE:
@@ -171,16 +172,17 @@ cdef class AddressSpace:
             return refused(CLOSED)
         if request.method == ALLOCATE:
             return self.allocate(request)
-        if not self.ledger.holds(request.va, request.size):
+        region = self.ledger.region_at(request.va)
+        if not self.ledger.is_inside(region, request.va, request.size):
             return refused(NOT_IN_REGION)
         if request.method == COMMIT:
-            return self.commit(request.va, request.size)
+            return self.commit(region, request.va, request.va + request.size)
         if request.method == DECOMMIT:
-            return self.decommit(request.va, request.size)
+            return self.decommit(region, request.va, request.va + request.size)
         if request.method == PROTECT:
-            return self.protect(request.va, request.size, request.flags)
+            return self.protect(request.va, request.va + request.size, request.flags)
         if request.method == FREE:
-            return self.free(request.va, request.size)
+            return self.free(region, request.va, request.va + request.size)
         if request.method == CHECK:
             return self.check(request.va, request.size, request.flags)
         if request.method == PIN:
@@ -211,7 +213,8 @@ cdef class AddressSpace:
             if backing != NULL:
                 memory_object_release(backing, 0)
         elif request.flags & FLAG_COMMIT:
-            committed = self.commit(answer.out, request.size)
+            committed = self.commit(
+                self.ledger.region_at(answer.out), answer.out, answer.out + request.size)
             if committed.reason != DONE:
                 self.forget_region(answer.out)
                 return committed
@@ -242,11 +245,10 @@ cdef class AddressSpace:
         answer.out = base
         return answer
 
-    cdef Answer commit(self, uintptr_t va, size_t size) noexcept nogil:
+    cdef Answer commit(self, Regions.iterator region, uintptr_t va,
+                       uintptr_t end) noexcept nogil:
         """Commit the reserved pages of the range."""
         cdef Plan plan
-        cdef uintptr_t end = va + size
-        cdef Regions.iterator region = self.ledger.region_at(va)
         cdef Runs.iterator run = self.ledger.run_at(va)
         cdef uint32_t flags = dereference(region).second.flags
         cdef Chunk chunk = chunks_of(region, va, end)
@@ -290,11 +292,10 @@ cdef class AddressSpace:
         self.ledger.coalesce(chunk.start, chunk.end)
         return False
 
-    cdef Answer decommit(self, uintptr_t va, size_t size) noexcept nogil:
+    cdef Answer decommit(self, Regions.iterator region, uintptr_t va,
+                         uintptr_t end) noexcept nogil:
         """Reserve the committed pages of the range again."""
         cdef Plan plan
-        cdef uintptr_t end = va + size
-        cdef Regions.iterator region = self.ledger.region_at(va)
         cdef Runs.iterator run = self.ledger.run_at(va)
         cdef uint32_t flags = dereference(region).second.flags
         cdef Chunk chunk = chunks_of(region, va, end)
@@ -363,10 +364,9 @@ cdef class AddressSpace:
         self.ledger.set_state_from(run, end, state)
         return done()
 
-    cdef Answer protect(self, uintptr_t va, size_t size, uint32_t protection) noexcept nogil:
+    cdef Answer protect(self, uintptr_t va, uintptr_t end, uint32_t protection) noexcept nogil:
         """Change the protection: of committed pages now, of reserved ones once committed."""
         cdef Plan plan
-        cdef uintptr_t end = va + size
         cdef uint64_t mappings = 0
         cdef uint32_t limits
         cdef int result
@@ -399,9 +399,8 @@ cdef class AddressSpace:
             preincrement(run)
         return done() if pinned == 0 else refused(PINNED, pinned)
 
-    cdef Answer free(self, uintptr_t va, size_t size) noexcept nogil:
+    cdef Answer free(self, Regions.iterator region, uintptr_t va, uintptr_t end) noexcept nogil:
         """Unmap a part of a region, or all of it; a guard goes with the page next to it."""
-        cdef uintptr_t end = va + size
         cdef Runs.iterator run = self.ledger.run_at(va)
         cdef uintptr_t pinned = self.first_pinned(run, va, end)
         cdef int result
@@ -409,7 +408,7 @@ cdef class AddressSpace:
             return refused(PINNED, pinned)
         if not self.ledger.isolate_from(&run, va, end):
             return refused(NO_LEDGER_MEMORY)
-        result = self.forget(self.ledger.region_at(va), run, end)
+        result = self.forget(region, run, end)
         if result < 0:
             self.ledger.coalesce_from(run, end)
             return kernel_refused(result)

@@ -38,6 +38,7 @@ cdef class Ledger:
     cdef Regions.iterator region_around(self, uintptr_t va, size_t page) noexcept nogil
     cdef void gap_around(self, uintptr_t va, size_t page, uintptr_t *start,
                          uintptr_t *end) noexcept nogil
+    cdef bint is_inside(self, Regions.iterator region, uintptr_t va, size_t size) noexcept nogil
     cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil
     cdef Runs.iterator run_at(self, uintptr_t va) noexcept nogil
     cpdef bint cut(self, uintptr_t at) noexcept nogil

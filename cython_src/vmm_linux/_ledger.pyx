@@ -91,7 +91,10 @@ cdef class Ledger:
 
     cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil:
         """Whether ``[va, va + size)`` lies wholly inside one region."""
-        cdef Regions.iterator region = self.region_at(va)
+        return self.is_inside(self.region_at(va), va, size)
+
+    cdef bint is_inside(self, Regions.iterator region, uintptr_t va, size_t size) noexcept nogil:
+        """Whether what ``region_at(va)`` found is a region that holds all of the range."""
         return region != self.regions.end() and size <= dereference(region).second.end - va
 
     cdef Runs.iterator run_at(self, uintptr_t va) noexcept nogil:

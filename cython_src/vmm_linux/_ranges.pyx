@@ -170,7 +170,7 @@ cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
         answer = unguard(space, &guarded)
     if answer.reason != DONE:
         for i in range(fresh.size()):
-            space.decommit(fresh[i].start, fresh[i].end - fresh[i].start)
+            space.decommit(space.ledger.region_at(fresh[i].start), fresh[i].start, fresh[i].end)
     return answer
 
 
@@ -193,7 +193,7 @@ cdef Answer commit_one(AddressSpace space, const Range &this, Ranges *fresh,
                 min(dereference(run).second.end, this.end)):
             return refused(NO_LEDGER_MEMORY)
         preincrement(run)
-    return space.commit(this.start, this.end - this.start)
+    return space.commit(space.ledger.region_at(this.start), this.start, this.end)
 
 
 cdef Answer unguard(AddressSpace space, Ranges *guarded) noexcept nogil:
