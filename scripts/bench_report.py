@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from bench_harness import Outcome, Spread, Target
 
-HEAD = ("work", "target", "measured", "")
+HEAD = ("work", "target", "measured", "verdict")
 TIMES_HEAD = ("work", "medians of one piece of work")
 SCALES = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
 
@@ -32,18 +32,18 @@ def spread_text(spread: Spread, target: Target, unit: str) -> str:
 
 
 def target_rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, str, str]]:
-    """A line for each target; its work stands in the first one."""
+    """A line for each target; its work stands in the first one of them."""
     for outcome in outcomes:
         title = outcome.benchmark.title
         for target in outcome.benchmark.targets:
             spread = outcome.ratio(target)
             if spread is None:
-                yield title, str(target), "", "not measured"
+                yield title, str(target), "nothing", "not measured"
             else:
                 verdict = "met" if target.is_met_by(spread.median) else "MISSED"
                 measured = spread_text(spread, target, outcome.benchmark.unit)
                 yield title, str(target), measured, verdict
-            title = ""
+            title = "the same"
 
 
 def time_rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str]]:

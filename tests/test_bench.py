@@ -116,7 +116,7 @@ def test_the_output_is_a_markdown_table_with_every_target_and_its_verdict() -> N
     assert child.returncode == 0, child.stderr
     assert "\x1b" not in child.stdout
     rows = list(cells_of(child.stdout))
-    assert rows[0] == ["work", "target", "measured", ""]
+    assert rows[0] == ["work", "target", "measured", "verdict"]
     verdicts = {target: verdict for _, target, _, verdict in rows[2:5]}
     assert verdicts.keys() == {"≤ 1.25 × C", "≥ 1 × faster than mmap.mmap", "≤ 100"}
     assert set(verdicts.values()) <= {"met", "MISSED"}
