@@ -58,6 +58,17 @@ COMPANIONS: Final = (
 """The socket options that have the kernel add control data of its own, and its size in bytes."""
 PAGE: Final = _syscalls.page_size()
 
+# As plain integers: arithmetic with enumerations takes a microsecond each time, and the properties
+# of Python's sockets make enumerations.
+ALL_RIGHTS: Final = int(~Rights(0))
+MAP_WRITE: Final = int(Rights.MAP_WRITE)
+PUBLISH: Final = int(Seal.PUBLISH)
+FREEZE: Final = int(Seal.FREEZE)
+AF_UNIX: Final = int(socket.AF_UNIX)
+SOL_SOCKET: Final = int(socket.SOL_SOCKET)
+SCM_RIGHTS: Final = int(socket.SCM_RIGHTS)
+family_of = socket.SocketType.family.__get__
+
 
 class Parcel(NamedTuple):
     """A handle between two processes. Whoever has it owns its descriptors."""
@@ -73,7 +84,7 @@ def check_socket(method: str, sock: object) -> None:
     """Whether this is a socket that descriptors can go through."""
     if not isinstance(sock, socket.socket):
         raise InvalidArgument(method, f"sock is a {type(sock).__name__}, not a socket")
-    if sock.family != socket.AF_UNIX:
+    if family_of(sock) != AF_UNIX:
         raise InvalidArgument(
             method, f"sock is of family {sock.family!r}; only AF_UNIX carries descriptors"
         )
@@ -84,14 +95,14 @@ def send(sock: socket.socket, parcel: Parcel) -> None:
     message = MESSAGE.pack(
         MAGIC, VERSION, len(parcel.descriptors), parcel.rights, 0, parcel.offset, parcel.size
     )
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", parcel.descriptors))
+    rights = (SOL_SOCKET, SCM_RIGHTS, array.array("i", parcel.descriptors))
     sent = sock.sendmsg([message], [rights])
     if sent != len(message):
         raise Fail("send_handle", f"{sent} of {len(message)} bytes were sent; close the socket")
 
 
 def receive(
-    sock: socket.socket, require: Seal, max_size: int | None, peer_uid: int | None
+    sock: socket.socket, require: int, max_size: int | None, peer_uid: int | None
 ) -> Parcel:
     """Receive one parcel, and believe only what the kernel says of it."""
     message, descriptors, flags = read_message(sock)
@@ -118,9 +129,9 @@ def read_message(sock: socket.socket) -> tuple[bytes, list[int], int]:
     message, ancillary, flags, _ = sock.recvmsg(MESSAGE.size, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
     for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-        elif (level, kind) == (socket.SOL_SOCKET, SCM_PIDFD):
+        elif (level, kind) == (SOL_SOCKET, SCM_PIDFD):
             # Nobody asked this call for the sender's pidfd. A negative number says there is none.
             _syscalls.close(*struct.unpack("i", data))
     return message, list(descriptors), flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
@@ -129,7 +140,7 @@ def read_message(sock: socket.socket) -> tuple[bytes, list[int], int]:
 def is_set(sock: socket.socket, option: int) -> bool:
     """Whether an option of a socket is on; one that this kernel does not know is not."""
     try:
-        return sock.getsockopt(socket.SOL_SOCKET, option) != 0
+        return sock.getsockopt(SOL_SOCKET, option) != 0
     except OSError as problem:
         if problem.errno != errno.ENOPROTOOPT:
             raise
@@ -137,7 +148,7 @@ def is_set(sock: socket.socket, option: int) -> bool:
 
 
 def open_parcel(
-    message: bytes, descriptors: list[int], flags: int, require: Seal, max_size: int | None
+    message: bytes, descriptors: list[int], flags: int, require: int, max_size: int | None
 ) -> Parcel:
     """Check a message with its descriptors against the kernel's word and the caller's demands."""
     if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
@@ -155,14 +166,14 @@ def open_parcel(
         )
     if flags & socket.MSG_CTRUNC or not 1 <= count == len(descriptors):
         raise bad(f"{count} descriptors are announced, and {len(descriptors)} or more came")
-    if rights & ~int(~Rights(0)):
+    if rights & ~ALL_RIGHTS:
         raise bad(f"unknown rights {rights:#x}")
     memory_size, seals = examine(descriptors[0], rights, bad)
     for descriptor in descriptors[1:]:
         examine_identity(descriptor)
     check_window(offset, size, memory_size, is_clone=count > 1)
     if require and not holds(require, seals):
-        raise SecurityDisallow("recv_handle", f"the memory is not sealed with {require!r}")
+        raise SecurityDisallow("recv_handle", f"the memory is not sealed with {Seal(require)!r}")
     if max_size is not None and size > max_size:
         raise SecurityDisallow("recv_handle", f"a buffer of {size} bytes; max_size is {max_size}")
     return Parcel(descriptors, rights, offset, size, memory_size)
@@ -181,7 +192,7 @@ def examine(fd: int, rights: int, refuse: Callable[[str], VmmError]) -> tuple[in
     """
     seals = seals_of(fd, SEALS_OF_MEMORY, refuse)
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    expected = os.O_RDWR if rights & Rights.MAP_WRITE else os.O_RDONLY
+    expected = os.O_RDWR if rights & MAP_WRITE else os.O_RDONLY
     if mode != expected:
         raise refuse(f"the memory's descriptor has access mode {mode}, the rights need {expected}")
     size = os.fstat(fd).st_size
@@ -223,16 +234,16 @@ def check_window(offset: int, size: int, memory_size: int, *, is_clone: bool) ->
         raise bad(f"a buffer of {size} bytes that is no clone, of a memory of {memory_size} bytes")
 
 
-def holds(require: Seal, seals: int) -> bool:
+def holds(require: int, seals: int) -> bool:
     """Whether the F_SEAL_* bits are what the receiver demands."""
     frozen = bool(seals & fcntl.F_SEAL_WRITE)
     published = frozen or bool(seals & F_SEAL_FUTURE_WRITE)
-    return (frozen or Seal.FREEZE not in require) and (published or Seal.PUBLISH not in require)
+    return (frozen or not require & FREEZE) and (published or not require & PUBLISH)
 
 
 def check_peer(sock: socket.socket, peer_uid: int) -> None:
     """Whether the other end was connected by this user."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    credentials = sock.getsockopt(SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     uid = CREDENTIALS.unpack(credentials)[1]
     if uid == NOBODY_KNOWN:
         raise SecurityDisallow(

@@ -451,7 +451,7 @@ cdef class VMM(MemoryMethods):
             max_size = number("recv_handle", "max_size", max_size)
         if peer_uid is not None:
             peer_uid = number("recv_handle", "peer_uid", peer_uid)
-        received = transfer.receive(sock, Seal(seals), max_size, peer_uid)
+        received = transfer.receive(sock, seals, max_size, peer_uid)
         parcel.count = len(received.descriptors)
         for i in range(parcel.count):
             parcel.descriptors[i] = received.descriptors[i]
