@@ -10,7 +10,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
 from bench_harness import US, Contestant, at_most, benchmark, faster, loop
-from vmm_linux import VMM, VmmFlags
+from vmm_linux import VMM, VmmFlags, _guards
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,12 @@ TOUCH: Final = b"\1" * 16
 #: As many isolated commits as mprotect can do: below half of the usual vm.max_map_count.
 ISLANDS: Final = 30_000
 MILLION: Final = 1_000_000
+#: What one page of page-table entries covers.
+CHUNK: Final = PAGE // 8 * PAGE
+#: From how many islands of a chunk, and runs of a VMM, on guards are taken.
+NEVER: Final = (1 << 40, 1 << 40)
+AT_ONCE: Final = (0, 0)
+OWN_RULE: Final = (4, 10_000)
 
 PROT_NONE: Final = 0
 ACCESS: Final = mmap.PROT_READ | mmap.PROT_WRITE
@@ -196,6 +202,40 @@ def alternate_commits(stage: Stage) -> dict[str, Contestant]:
         "C": stage.in_c("isolated_commits", count=ISLANDS),
         US: Contestant(one_by_one, ISLANDS),
         f"{US}, 1,000,000": Contestant(one_by_one, MILLION),
+    }
+
+
+def islands_in_chunks(islands: int, rule: tuple[int, int]) -> Callable[[int], float]:
+    """Measure how so many islands are committed in each of some chunks, by this rule."""
+
+    def measure(chunks: int) -> float:
+        _guards.set_rule(*rule)
+        with VMM() as vmm:
+            base = vmm.allocate(0, (chunks + 1) * CHUNK, RESERVED)
+            base += -base % CHUNK
+            commit = vmm.commit
+            start = perf_counter_ns()
+            for chunk in range(base, base + chunks * CHUNK, CHUNK):
+                for va in every_other_page(chunk, islands):
+                    commit(va, PAGE)
+            taken = perf_counter_ns() - start
+        _guards.set_rule()
+        return taken
+
+    return measure
+
+
+@benchmark("commit islands in a chunk: when guards are worth it", rarely=20)
+def rule_for_guards(stage: Stage) -> dict[str, Contestant]:
+    """A chunk by mprotect, opened at once, and by the package's own rule."""
+    del stage
+    rules = {"by mprotect": NEVER, "by guards": AT_ONCE, US: OWN_RULE}
+    return {
+        f"{islands} island{'s' * (islands > 1)}, {name}": Contestant(
+            islands_in_chunks(islands, rule), 100
+        )
+        for islands in (1, 4, 8, 12, 64)
+        for name, rule in rules.items()
     }
 
 
