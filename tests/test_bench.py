@@ -133,7 +133,7 @@ def test_a_terminal_gets_the_same_table_in_colours() -> None:
 def test_a_terminal_without_rich_gets_markdown() -> None:
     shown = run_on_terminal(120, *WITHOUT, "rich", BENCH[1], *one_round_of(PRIVATE))
     assert shown.returncode == 0
-    assert "| work | target | measured |  |" in shown.lines
+    assert "| work | target | measured | verdict |" in shown.lines
 
 
 def test_peers_that_are_not_installed_are_named_as_left_out(tmp_path: Path) -> None:
