@@ -18,8 +18,8 @@
  * n = 0 counts without failing anything.
  *
  * What can stop half way: mprotect, madvise, mlock and munlock change one mapping after the other
- * and stop at the first that refuses; copies, which then tell of the half, so that the next one
- * fails. munmap, mmap and fallocate do all or nothing. close gives the descriptor back even where
+ * and stop at the first that refuses; copies, and process_madvise over many ranges, which then tell
+ * of the half, so that the next one fails. munmap, mmap and fallocate do all or nothing. close gives the descriptor back even where
  * it fails.
  */
 #define _GNU_SOURCE
@@ -31,10 +31,18 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysinfo.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434          /* Linux 5.3 */
+#endif
+#ifndef SYS_process_madvise
+#define SYS_process_madvise 440     /* Linux 5.10 */
+#endif
 
 #define EXPORTED __attribute__((visibility("default")))
 /* In a place that the loader sets aside: malloc is called before anything can be allocated. */
@@ -511,6 +519,28 @@ EXPORTED int name_to_handle_at(int folder, const char *path, struct file_handle 
     if (FAIL_HERE("name_to_handle_at", ENOMEM))
         return -1;
     return real(folder, path, handle, mount, flags);
+}
+
+/* The system calls that the C library has no function for; each has six registers at most. */
+EXPORTED long syscall(long number, ...)
+{
+    va_list rest;
+    long a[6];
+    int i;
+    REAL(syscall);
+    va_start(rest, number);
+    for (i = 0; i < 6; ++i)
+        a[i] = va_arg(rest, long);
+    va_end(rest);
+    if (number == SYS_pidfd_open && FAIL_HERE("pidfd_open", EMFILE))
+        return -1;
+    if (number == SYS_process_madvise && FAIL_HERE("process_madvise", ENOMEM)) {
+        if (!halve || a[2] < 2)
+            return -1;
+        /* It tells of the ranges that it took, and the caller makes another call for the rest. */
+        a[2] /= 2;
+    }
+    return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
 EXPORTED int sysinfo(struct sysinfo *information)

@@ -31,7 +31,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from children import run_child
 from forked import in_child
-from kernel_oracle import ARENA, PAGE, TESTS_IMPORTABLE, descriptors, present_pages
+from kernel_oracle import (
+    ARENA,
+    PAGE,
+    TESTS_IMPORTABLE,
+    descriptors,
+    guarded_pages,
+    present_pages,
+)
 from vmm_linux import VMM, Handle, PageKind, Retcode, Rights, VmmError, VmmFlags, _features
 from vmm_linux.errors import RETCODES
 
@@ -197,8 +204,20 @@ class Page(NamedTuple):
     permissions: str
     vm_flags: frozenset[str]
     present: bool
+    guarded: bool
     contents: bytes
     answer: tuple[object, ...]
+
+    @property
+    def usable(self) -> Page:
+        """What can be done with it, whichever way it was brought there; see ``_guards.pyx``.
+
+        A guard stands only where the mapping gives access: else it would outlive its purpose.
+        """
+        if self.guarded:
+            assert self.permissions != "---p", "a guard in a mapping without access"
+        permissions = "---p" if self.guarded else self.permissions
+        return self._replace(permissions=permissions, vm_flags=frozenset(), guarded=False)
 
 
 class File(NamedTuple):
@@ -224,8 +243,8 @@ class Record(NamedTuple):
 HOLE = Record(b"", 0, 0, "", frozenset())
 #: These grow and shrink by themselves.
 NOT_OURS = (b"[heap]", b"[stack]")
-#: The kernel's own book-keeping.
-SOFT_DIRTY = frozenset({"sd"})
+#: The kernel's own book-keeping: what was written to, and where guards may have been.
+BOOK_KEEPING = frozenset({"sd", "gu"})
 
 
 def read_records() -> list[Record]:
@@ -248,7 +267,7 @@ def read_records() -> list[Record]:
 @lru_cache(maxsize=4096)
 def _record(line: bytes, words: bytes) -> Record:
     low, high, permissions = re.split(rb"[- ]", line, maxsplit=2)
-    vm_flags = frozenset(words.decode().split()) - SOFT_DIRTY
+    vm_flags = frozenset(words.decode().split()) - BOOK_KEEPING
     return Record(line, int(low, 16), int(high, 16), permissions[:4].decode(), vm_flags)
 
 
@@ -329,11 +348,22 @@ class Picture:
             mapped.update(dict.fromkeys(range(low, high, PAGE), record))
         addresses = range(*self.window, PAGE)
         present = present_pages(self.window.low, len(addresses))
+        guards = {*guarded_pages(self.window.low, len(addresses))}
         with Path("/proc/self/mem").open("rb", buffering=0) as memory:
-            for va, there, answer in zip(addresses, present, self._answers, strict=True):
+            for index, va in enumerate(addresses):
+                there, answer = present[index], self._answers[index]
                 record = mapped.get(va, HOLE)
                 contents = os.pread(memory.fileno(), PAGE, va) if there else b""
-                found.append(Page(record.permissions, record.vm_flags, there, contents, answer))
+                found.append(
+                    Page(
+                        record.permissions,
+                        record.vm_flags,
+                        there,
+                        index in guards,
+                        contents,
+                        answer,
+                    )
+                )
         return found
 
     def difference(self, other: Picture) -> str:
@@ -423,7 +453,7 @@ HUGE_SIZE = _features.huge_page_size()
 FULL = {errno.ENOMEM, errno.EMFILE, errno.EAGAIN}
 #: What can stop half way.
 DIVISIBLE = {
-    *("mprotect", "madvise", "mlock", "munlock"),
+    *("mprotect", "madvise", "mlock", "munlock", "process_madvise"),
     *("read", "pread", "pwrite", "process_vm_readv", "process_vm_writev"),
 }
 
@@ -431,6 +461,14 @@ DIVISIBLE = {
 def everything(picture: Picture) -> object:
     """Its failure costs nothing."""
     return picture.essence
+
+
+def usable(picture: Picture) -> object:
+    """Its failure costs a way of doing it; by the other one pages come out the same.
+
+    What differs are mappings, guards and the charge.
+    """
+    return {**picture.essence, "pages": [page.usable for page in picture.pages]}
 
 
 def all_but_locks(picture: Picture) -> object:
@@ -482,7 +520,8 @@ class Scenario:
         calls: names, with spaces between, that must be among the calls that were made to fail.
         survives: those whose failure the call gets over, with what that costs.
         take_back: undoes what a failed call may leave by its promise, and checks it.
-        size: of the window from BASE on that is looked at, in bytes.
+        size: of the window that is looked at, in bytes.
+        base: where this window begins.
         ask: whether Query is asked for every page of the window.
         without: the features that are switched off meanwhile.
         spare: calls to the system that cannot fail at that place.
@@ -496,6 +535,7 @@ class Scenario:
     survives: Mapping[str, Callable[[Picture], object]] = field(default_factory=lambda: HARMLESS)
     take_back: Callable[[Ground, VmmError], None] = nothing_to_take_back
     size: int = SIZE
+    base: int = BASE
     ask: bool = True
     without: tuple[Feature, ...] = ()
     spare: str = ""
@@ -503,7 +543,7 @@ class Scenario:
 
     def picture(self, vmm: Ground, result: object = None) -> Picture:
         """Look at the window, or at the region that the call made at this address."""
-        window = Window(BASE - 2 * PAGE, BASE + self.size + 2 * PAGE)
+        window = Window(self.base - 2 * PAGE, self.base + self.size + 2 * PAGE)
         if self.placed and isinstance(result, int):
             flags = vmm.query(result, smaps=False).flags
             window = Window(

@@ -271,6 +271,7 @@ cdef class AddressSpace:
             return refused(NO_LEDGER_MEMORY)
         result = remove_guards(va, end)
         if result < 0:
+            guard(va, end)
             self.ledger.coalesce_from(run, end)
             return kernel_refused(result)
         self.ledger.set_state_from(run, end, STATE_COMMITTED)

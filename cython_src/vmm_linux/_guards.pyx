@@ -23,8 +23,8 @@ from cython.operator cimport dereference, predecrement, preincrement
 from vmm_linux cimport _features, _syscalls
 from vmm_linux._ledger cimport Regions, Run, Runs, is_closed
 from vmm_linux._plan cimport (
+    ACCESS,
     GUARD,
-    PROTECT,
     add_step,
     page_access,
     plan_commit_of_run,
@@ -148,14 +148,14 @@ cdef bint plan_opening(Ledger ledger, Chunk chunk, uintptr_t start, uintptr_t en
             if stretch == 0:
                 stretch = dereference(run).first
         elif stretch != 0:
-            if not add_step(plan, PROTECT, stretch, dereference(run).first, protection, PROT_NONE):
+            if not add_step(plan, ACCESS, stretch, dereference(run).first, protection, PROT_NONE):
                 return False
             stretch = 0
         if dereference(run).second.opened != 0 and start <= dereference(run).first < end:
             if not plan_commit_of_run(0, dereference(run).first, dereference(run).second, plan):
                 return False
         preincrement(run)
-    return stretch == 0 or add_step(plan, PROTECT, stretch, chunk.end, protection, PROT_NONE)
+    return stretch == 0 or add_step(plan, ACCESS, stretch, chunk.end, protection, PROT_NONE)
 
 
 cdef bint can_be_guarded(Ledger ledger, Runs.iterator run, Chunk chunk,
@@ -164,7 +164,7 @@ cdef bint can_be_guarded(Ledger ledger, Runs.iterator run, Chunk chunk,
 
     Their mappings keep their access, so each must have some.
     """
-    if chunk.end - chunk.start > chunk_size() or not (
+    if chunk.end - round_down(chunk.start, chunk_size()) > chunk_size() or not (
             is_used_below(ledger, run, chunk) or is_used_from(ledger, run, end, chunk)):
         return False
     while run != ledger.runs.end() and dereference(run).first < end:

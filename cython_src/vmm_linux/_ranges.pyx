@@ -5,8 +5,7 @@ system call. What else there is to do is done one by one, and whatever can fail 
 """
 
 from cython.operator cimport dereference, preincrement
-from libc.errno cimport EINVAL
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from vmm_linux cimport _features, _syscalls
 from vmm_linux._answer cimport (
@@ -19,8 +18,13 @@ from vmm_linux._answer cimport (
     refused,
 )
 from vmm_linux._containers cimport append_or_fail
-from vmm_linux._guards cimport Chunk, can_be_guarded, chunks_of, guard, suits
+from vmm_linux._guards cimport Chunk, can_be_guarded, chunks_of, guard, opening_access, suits
 from vmm_linux._ledger cimport Ledger, Regions, Runs
+from vmm_linux._memory_object cimport (
+    MemoryObject,
+    memory_object_is_exclusive,
+    memory_object_punch,
+)
 from vmm_linux._plan cimport (
     DISCARD,
     PROTECT,
@@ -104,24 +108,27 @@ cdef void coalesce_all(Ledger ledger, Ranges *ranges) noexcept nogil:
 
 # ---- Guards of many ranges ---------------------------------------------------------------------
 
-cdef size_t advise(Ranges *ranges, int advice) noexcept nogil:
-    """Give the same advice about all ranges: how many of them it was taken for, from the first."""
+cdef size_t advise(Ranges *ranges, int advice, int *result) noexcept nogil:
+    """Give the same advice about all ranges: how many of them it was taken for, from the first.
+
+    ``result`` is set to -errno of the first refusal.
+    """
     cdef iovec vector[MOST_RANGES]
     cdef size_t first = 0
     cdef size_t count
     cdef int pidfd
     if not _features.has(_features.FEATURE_VECTORED_GUARDS):
-        return advise_singly(ranges, 0, advice)
+        return advise_singly(ranges, 0, advice, result)
     pidfd = _syscalls.pidfd_open_self()
     if pidfd < 0:
-        return advise_singly(ranges, 0, advice)
+        return advise_singly(ranges, 0, advice, result)
     while first < ranges.size():
         count = fill_vector(ranges, first, vector)
         if _syscalls.process_madvise(pidfd, vector, count, advice) != total(vector, count):
             break
         first += count
     _syscalls.close(pidfd)
-    return advise_singly(ranges, first, advice)
+    return advise_singly(ranges, first, advice, result)
 
 
 cdef size_t fill_vector(Ranges *ranges, size_t first, iovec *vector) noexcept nogil:
@@ -144,11 +151,14 @@ cdef Py_ssize_t total(const iovec *vector, size_t count) noexcept nogil:
     return size
 
 
-cdef size_t advise_singly(Ranges *ranges, size_t first, int advice) noexcept nogil:
+cdef size_t advise_singly(Ranges *ranges, size_t first, int advice, int *result) noexcept nogil:
     """``advise`` from a range on, with a call each. To give it twice does no harm."""
-    while first < ranges.size() and _syscalls.madvise(
+    while first < ranges.size():
+        result[0] = _syscalls.madvise(
             dereference(ranges)[first].start,
-            dereference(ranges)[first].end - dereference(ranges)[first].start, advice) == 0:
+            dereference(ranges)[first].end - dereference(ranges)[first].start, advice)
+        if result[0] < 0:
+            break
         first += 1
     return first
 
@@ -157,26 +167,29 @@ cdef size_t advise_singly(Ranges *ranges, size_t first, int advice) noexcept nog
 
 cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
     """Commit the reserved pages of every range. The caller holds the mutex."""
-    cdef Ranges fresh           # committed one by one
+    cdef Ranges held            # around those that are committed one by one
+    cdef SavedRuns saved        # what was reserved in these
     cdef Ranges guarded         # that need nothing but their guards taken away
     cdef size_t i
     cdef Answer answer = check(space, ranges)
     for i in range(ranges.size()):
         if answer.reason != DONE:
             break
-        answer = about(commit_one(space, dereference(ranges)[i], &fresh, &guarded),
+        answer = about(commit_one(space, dereference(ranges)[i], &held, &saved, &guarded),
                        dereference(ranges)[i])
     if answer.reason == DONE:
         answer = unguard(space, &guarded)
     if answer.reason != DONE:
-        for i in range(fresh.size()):
-            space.decommit(space.ledger.region_at(fresh[i].start), fresh[i].start, fresh[i].end)
+        for i in range(saved.size(), 0, -1):
+            reserve_again(space.ledger, saved[i - 1])
+    for i in range(held.size()):
+        space.ledger.unpin(held[i].start, held[i].end)
     return answer
 
 
-cdef Answer commit_one(AddressSpace space, const Range &this, Ranges *fresh,
+cdef Answer commit_one(AddressSpace space, const Range &this, Ranges *held, SavedRuns *saved,
                        Ranges *guarded) noexcept nogil:
-    """Commit a range, and note which pages of it; or note that it is a case for the vector."""
+    """Commit a range so that it can be undone; or note that it is a case for the vector."""
     cdef Runs.iterator run = space.ledger.run_at(this.start)
     cdef bint all_guarded = True
     while run != space.ledger.runs.end() and dereference(run).first < this.end:
@@ -186,22 +199,99 @@ cdef Answer commit_one(AddressSpace space, const Range &this, Ranges *fresh,
         preincrement(run)
     if all_guarded:
         return done() if add_range(guarded, this.start, this.end) else refused(NO_LEDGER_MEMORY)
-    run = space.ledger.run_at(this.start)
-    while run != space.ledger.runs.end() and dereference(run).first < this.end:
-        if dereference(run).second.state == STATE_RESERVED and not add_range(
-                fresh, max(dereference(run).first, this.start),
-                min(dereference(run).second.end, this.end)):
-            return refused(NO_LEDGER_MEMORY)
-        preincrement(run)
+    if not hold(space.ledger, this, held, saved):
+        return refused(NO_LEDGER_MEMORY)
     return space.commit(space.ledger.region_at(this.start), this.start, this.end)
+
+
+cdef bint hold(Ledger ledger, const Range &this, Ranges *held, SavedRuns *saved) noexcept nogil:
+    """Note what a commit of a range can change; false when memory is short.
+
+    These runs are pinned meanwhile: as they stay apart, the way back needs no memory.
+    """
+    cdef Regions.iterator region = ledger.region_at(this.start)
+    cdef Chunk around = chunks_of(region, this.start, this.end)
+    cdef Runs.iterator run
+    cdef SavedRun added
+    if not hold_range(ledger, held, this.start, this.end):
+        return False
+    if (suits(ledger, dereference(region).second.flags, ledger.run_at(this.start), around,
+              this.start, this.end)
+            and opening_access(ledger, this.start, this.end) != 0):
+        if not hold_range(ledger, held, around.start, around.end):
+            return False
+    else:
+        around.start = this.start
+        around.end = this.end
+    run = ledger.runs.lower_bound(around.start)
+    while run != ledger.runs.end() and dereference(run).first < around.end:
+        if dereference(run).second.state == STATE_RESERVED:
+            added.start = dereference(run).first
+            added.run = dereference(run).second
+            if not append_or_fail(dereference(saved), added):
+                return False
+        preincrement(run)
+    return True
+
+
+cdef bint hold_range(Ledger ledger, Ranges *held, uintptr_t start, uintptr_t end) noexcept nogil:
+    """Pin pages, and note that; false when memory is short."""
+    if not add_range(held, start, end):
+        return False
+    if not ledger.pin(start, end):
+        held.pop_back()
+        return False
+    return True
+
+
+cdef void reserve_again(Ledger ledger, const SavedRun &saved) noexcept nogil:
+    """Bring pages back that were reserved, and empty; the last that were changed come first."""
+    cdef Runs.iterator run = ledger.runs.lower_bound(saved.start)
+    cdef size_t size = saved.run.end - saved.start
+    cdef int behind = page_access(STATE_COMMITTED, saved.run.opened)
+    cdef uint8_t opened = saved.run.opened
+    if (dereference(run).second.state == STATE_RESERVED
+            and dereference(run).second.opened == opened):
+        return
+    if saved.run.backing != NULL:
+        empty_shared(saved.start, size, <MemoryObject *>saved.run.backing, saved.run.offset)
+    elif opened == 0 or not guard(saved.start, saved.run.end):
+        opened = 0
+        empty_private(saved.start, size)
+    elif saved.run.opened != saved.run.protection:
+        _syscalls.mprotect(saved.start, size, behind)
+    while run != ledger.runs.end() and dereference(run).first < saved.run.end:
+        dereference(run).second.state = STATE_RESERVED
+        dereference(run).second.opened = opened
+        preincrement(run)
+
+
+cdef void empty_private(uintptr_t start, size_t size) noexcept nogil:
+    """Reserve private pages again, which cannot fail where they own their mappings."""
+    if reserve_afresh(start, size) < 0:
+        # Without memory for a fresh mapping the old one serves, emptied.
+        _syscalls.mprotect(start, size, PROT_NONE)
+        _syscalls.munlock(start, size)
+        _syscalls.madvise(start, size, MADV_GUARD_REMOVE)
+        _syscalls.madvise(start, size, MADV_DONTNEED)
+
+
+cdef void empty_shared(uintptr_t start, size_t size, MemoryObject *backing,
+                       uint64_t offset) noexcept nogil:
+    """Reserve shared pages again; memory that somebody else can have stays."""
+    _syscalls.munlock(start, size)
+    _syscalls.mprotect(start, size, PROT_NONE)
+    if memory_object_is_exclusive(backing):
+        memory_object_punch(backing, offset, size)
 
 
 cdef Answer unguard(AddressSpace space, Ranges *guarded) noexcept nogil:
     """Commit ranges whose reserved pages all lie behind guards."""
     cdef size_t taken
+    cdef int result = 0
     if not isolate_all(space.ledger, guarded):
         return refused(NO_LEDGER_MEMORY)
-    taken = advise(guarded, MADV_GUARD_REMOVE)
+    taken = advise(guarded, MADV_GUARD_REMOVE, &result)
     if taken == guarded.size():
         for i in range(guarded.size()):
             space.ledger.set_state(
@@ -209,7 +299,7 @@ cdef Answer unguard(AddressSpace space, Ranges *guarded) noexcept nogil:
         return done()
     guard_again(space.ledger, guarded)
     coalesce_all(space.ledger, guarded)
-    return about(kernel_refused(-EINVAL), dereference(guarded)[taken])
+    return about(kernel_refused(result), dereference(guarded)[taken])
 
 
 cdef void guard_again(Ledger ledger, Ranges *guarded) noexcept nogil:
@@ -245,14 +335,15 @@ cdef Answer decommit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
         return answer
     if not isolate_all(space.ledger, ranges):
         return refused(NO_LEDGER_MEMORY)
-    if not sort_out(space.ledger, ranges, &guarded, &plain, undoable, final):
+    if not (sort_out(space.ledger, ranges, &guarded, &plain, undoable, final)
+            and (final.empty() or append_or_fail(undoable, final[0]))):
         coalesce_all(space.ledger, ranges)
         return refused(NO_LEDGER_MEMORY)
     result = carry_out(undoable, &mappings)
     if result < 0:
         coalesce_all(space.ledger, ranges)
         return about(kernel_refused(result, 0, mappings), dereference(ranges)[0])
-    for i in range(final.size()):
+    for i in range(1, final.size()):
         discard(final[i])
     for i in range(plain.size()):
         space.ledger.set_state(plain[i].start, plain[i].end, STATE_RESERVED)
@@ -268,7 +359,7 @@ cdef bint sort_out(Ledger ledger, Ranges *ranges, Ranges *guarded, Ranges *plain
     """Which isolated ranges get guards, and the steps for the others; false: short of memory.
 
     These lose their access before anything else is lost. Then each has mappings of its own, and
-    the last step needs no more of them.
+    the last step needs no more of them; the first of these last steps is one that may fail.
     """
     cdef Regions.iterator region
     cdef Runs.iterator run
@@ -301,6 +392,8 @@ cdef bint plan_closing(Ledger ledger, uint32_t flags, const Range &this, Plan &u
     cdef size_t i
     while run != ledger.runs.end() and dereference(run).first < this.end:
         before = page_access(dereference(run).second.state, dereference(run).second.protection)
+        if dereference(run).second.opened != 0:
+            before = page_access(STATE_COMMITTED, dereference(run).second.opened)
         if dereference(run).second.backing == NULL and before != PROT_NONE and not add_step(
                 undoable, PROTECT, dereference(run).first, dereference(run).second.end,
                 PROT_NONE, before):
@@ -319,21 +412,24 @@ cdef bint plan_closing(Ledger ledger, uint32_t flags, const Range &this, Plan &u
 
 cdef void discard(const Step &this) noexcept nogil:
     """The last step over pages that have no access any more, and own their mappings."""
-    if do_step(this) < 0 and this.kind == DISCARD:
-        # Without memory for a fresh mapping the old one serves, emptied.
-        _syscalls.madvise(this.start, this.size, MADV_DONTNEED)
+    if this.kind == DISCARD:
+        empty_private(this.start, this.size)
+    elif do_step(this) < 0:
+        # A hole needs no memory to speak of: what was short, or interrupted it, has passed.
+        do_step(this)
 
 
 cdef void guard_all(Ledger ledger, Ranges *guarded) noexcept nogil:
     """Decommit ranges by guards; where the kernel refuses, by a fresh mapping."""
-    cdef size_t taken = advise(guarded, MADV_GUARD_INSTALL)
+    cdef int result = 0
+    cdef size_t taken = advise(guarded, MADV_GUARD_INSTALL, &result)
     cdef size_t i
     for i in range(taken):
         ledger.set_guarded(
             ledger.runs.lower_bound(dereference(guarded)[i].start), dereference(guarded)[i].end)
     while taken < guarded.size():
-        reserve_afresh(dereference(guarded)[taken].start,
-                       dereference(guarded)[taken].end - dereference(guarded)[taken].start)
+        empty_private(dereference(guarded)[taken].start,
+                      dereference(guarded)[taken].end - dereference(guarded)[taken].start)
         ledger.set_state(
             dereference(guarded)[taken].start, dereference(guarded)[taken].end, STATE_RESERVED)
         taken += 1
