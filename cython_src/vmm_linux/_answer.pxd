@@ -13,7 +13,6 @@ cdef enum Method:
     WRITE
     PIN
     UNPIN
-    LOCATE
     CLOSE
     COMMIT_RANGES
     DECOMMIT_RANGES

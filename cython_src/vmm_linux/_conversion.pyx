@@ -12,11 +12,9 @@ from cython.operator cimport dereference, preincrement
 from vmm_linux cimport _features, _room, _syscalls
 from vmm_linux._ledger cimport Run, Runs
 from vmm_linux._memory_object cimport memory_object_fill, memory_object_store
-from vmm_linux._plan cimport lock_what_fits, not_again, page_access, unmap
+from vmm_linux._plan cimport lock_what_fits, page_access, populate_pages, unmap
 from vmm_linux._syscalls cimport (
     MADV_HUGEPAGE,
-    MADV_POPULATE_READ,
-    MADV_POPULATE_WRITE,
     MAP_SHARED,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
@@ -24,7 +22,6 @@ from vmm_linux._syscalls cimport (
     O_RDONLY,
     PROT_NONE,
     PROT_READ,
-    PROT_WRITE,
     SEEK_DATA,
     SEEK_HOLE,
 )
@@ -87,14 +84,8 @@ cdef int make_like(uint32_t flags, uintptr_t start, size_t size, int protection,
         result = memory_object_fill(fresh, 0, size)
         if result == 0:
             # Resident, locked or not.
-            result = populate_shared(start, size, protection)
+            result = populate_pages(start, size, protection)
     return result
-
-
-cdef int populate_shared(uintptr_t start, size_t size, int protection) noexcept nogil:
-    """Make mapped pages of a memory object resident: 0 or -errno."""
-    return not_again(_syscalls.madvise(
-        start, size, MADV_POPULATE_WRITE if protection & PROT_WRITE else MADV_POPULATE_READ))
 
 
 cdef int widest_access(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:

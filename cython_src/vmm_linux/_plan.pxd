@@ -52,7 +52,7 @@ cdef bint plan_residence(uintptr_t start, size_t size, uint32_t protection,
                          MemoryObject *backing, Plan &plan) noexcept nogil
 cdef int do_step(const Step &this) noexcept nogil
 cdef int carry_out(const Plan &plan, uint64_t *mappings) noexcept nogil
-cdef int not_again(int result) noexcept nogil
+cdef int populate_pages(uintptr_t start, size_t size, int protection) noexcept nogil
 cdef void lock_what_fits(uintptr_t start, size_t size) noexcept nogil
 cdef int reserve_afresh(uintptr_t start, size_t size) noexcept nogil
 cdef int unmap(uintptr_t start, size_t size) noexcept nogil

@@ -220,9 +220,13 @@ cdef int populate(const Step &this) noexcept nogil:
     """Make pages resident: 0 or -errno, at once where there is no room for private ones."""
     if this.backing == NULL and not _room.is_room_for(this.size):
         return -ENOMEM
+    return populate_pages(this.start, this.size, this.protection)
+
+
+cdef int populate_pages(uintptr_t start, size_t size, int protection) noexcept nogil:
+    """Make pages resident, by writing where that is allowed: 0 or -errno."""
     return not_again(_syscalls.madvise(
-        this.start, this.size,
-        MADV_POPULATE_WRITE if this.protection & PROT_WRITE else MADV_POPULATE_READ))
+        start, size, MADV_POPULATE_WRITE if protection & PROT_WRITE else MADV_POPULATE_READ))
 
 
 cdef int not_again(int result) noexcept nogil:

@@ -84,7 +84,6 @@ cdef extern from "<fcntl.h>" nogil:
         O_RDONLY
         O_RDWR
         O_CLOEXEC
-        O_PATH
 
 cdef extern from *:
     """

@@ -419,7 +419,8 @@ cdef class VMM(MemoryMethods):
     def recv_handle(self, sock, require=0, max_size=None, peer_uid=None):
         """Receive a handle that another process sent, trusting nothing that it says.
 
-        Reads one message and nothing after it. Timeouts and non-blocking sockets behave as in
+        Reads one message and nothing after it. A message that is refused is used up, and its
+        descriptors are closed. Timeouts and non-blocking sockets behave as in
         ``socket.recvmsg``, whose exceptions pass through.
 
         Args:
