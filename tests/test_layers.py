@@ -65,7 +65,9 @@ LAYERS = {
     "_client": 6.1,
     "_memory_methods": 6.2,
     "_vmm": 6.3,
-    "__init__": 6.4,
+    # 7: comfort
+    "vmm": 7.5,
+    "__init__": 7.6,
     # 8: tools
     "_report": 8.0,
     "_demo_run": 8.1,

@@ -56,16 +56,7 @@ cdef enum:
 
 
 cdef class VMM(MemoryMethods):
-    """One client of the endpoint: it sees, changes and frees only what it made itself.
-
-    A context manager: leaving it closes it. A VMM that is dropped, or still open when the
-    interpreter exits, warns (``ResourceWarning``) and says where it was made.
-
-    Every method raises a subclass of ``VmmError``, with the return code in ``.rc``, and then has
-    changed nothing. On a closed VMM every method but ``close`` is ``INVALID_OPERATION``. Integers
-    are ``int`` and whatever has ``__index__``, bools excepted; others are ``INVALID_ARGUMENT``.
-    Methods may be called from any thread.
-    """
+    """The endpoint: every method of it (see ``vmm_linux.VMM``)."""
 
     @property
     def endpoint(self):
