@@ -119,7 +119,7 @@ cdef class AddressSpace:
 
     def __dealloc__(self):
         if self.mutex != NULL:
-            self.close()
+            self.unmap_unpinned()
             mutex_delete(self.mutex)
 
     # ---- one call ----------------------------------------------------------------------------
@@ -170,6 +170,8 @@ cdef class AddressSpace:
             return self.close()
         if self.closed:
             return refused(CLOSED)
+        if request.method > CLOSE:
+            return self.dispatch_further(request)
         if request.method == ALLOCATE:
             return self.allocate(request)
         region = self.ledger.region_at(request.va)
@@ -188,6 +190,13 @@ cdef class AddressSpace:
         if request.method == PIN:
             return self.pin(request)
         return self.copy(request)
+
+    cdef Answer dispatch_further(self, const Request *request) noexcept nogil:
+        """A call that is about more than regions."""
+        return refused(CLOSED)
+
+    cdef void end_handles(self) noexcept nogil:
+        """What else ends with the VMM."""
 
     # ---- the methods; the caller holds the mutex ------------------------------------------------
 
@@ -474,6 +483,8 @@ cdef class AddressSpace:
         """
         cdef int result = self.unmap_unpinned()
         self.closed = result == 0
+        if self.closed:
+            self.end_handles()
         return done() if result == 0 else kernel_refused(result)
 
     # ---- what they share ------------------------------------------------------------------------

@@ -81,7 +81,35 @@ cdef enum:
     LIMIT_AS = 1
     LIMIT_DATA = 2
 
-cdef Answer done() noexcept nogil
-cdef Answer refused(Reason reason, uint64_t value=?) noexcept nogil
-cdef Answer kernel_refused(int result, uint32_t limits=?, uint64_t mappings=?) noexcept nogil
+
+cdef inline Answer done() noexcept nogil:
+    """A call that succeeded."""
+    cdef Answer answer
+    answer.reason = DONE
+    answer.error = 0
+    answer.value = 0
+    answer.limits = 0
+    answer.out = 0
+    answer.done = 0
+    answer.access = 0
+    return answer
+
+
+cdef inline Answer refused(Reason reason, uint64_t value=0) noexcept nogil:
+    """A call that this package refused."""
+    cdef Answer answer = done()
+    answer.reason = reason
+    answer.value = value
+    return answer
+
+
+cdef inline Answer kernel_refused(int result, uint32_t limits=0,
+                                  uint64_t mappings=0) noexcept nogil:
+    """A call that the kernel refused with -errno."""
+    cdef Answer answer = refused(KERNEL_REFUSED, mappings)
+    answer.error = -result
+    answer.limits = limits
+    return answer
+
+
 cdef object explain(Request *request, Answer *answer)

@@ -133,32 +133,6 @@ cdef size_t guards(uint32_t flags) noexcept nogil:
         (flags & FLAG_LOW_GUARD != 0) + (flags & FLAG_HIGH_GUARD != 0))
 
 
-cdef Answer done() noexcept nogil:
-    cdef Answer answer
-    answer.reason = DONE
-    answer.error = 0
-    answer.value = 0
-    answer.limits = 0
-    answer.out = 0
-    answer.done = 0
-    answer.access = 0
-    return answer
-
-
-cdef Answer refused(Reason reason, uint64_t value=0) noexcept nogil:
-    cdef Answer answer = done()
-    answer.reason = reason
-    answer.value = value
-    return answer
-
-
-cdef Answer kernel_refused(int result, uint32_t limits=0, uint64_t mappings=0) noexcept nogil:
-    cdef Answer answer = refused(KERNEL_REFUSED, mappings)
-    answer.error = -result
-    answer.limits = limits
-    return answer
-
-
 cdef object explain(Request *request, Answer *answer):
     """The exception for a call that failed, with the values that were wrong and what to do."""
     method = METHODS[request.method]

@@ -3,28 +3,10 @@
 Below, numbers are page multiples that do not overflow, and flags are known.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
-from vmm_linux cimport _features
-from vmm_linux._answer cimport Method, Request
-from vmm_linux._vocabulary cimport (
-    FLAG_CACHE_DISABLE,
-    FLAG_CACHE_MASK,
-    FLAG_COMMIT,
-    FLAG_FIXED,
-    FLAG_GROW_DOWN,
-    FLAG_HIGH_GUARD,
-    FLAG_HUGE,
-    FLAG_LOCKED,
-    FLAG_LOW_GUARD,
-    FLAG_RESERVE,
-    FLAG_RWX_MASK,
-    FLAG_SHAREABLE,
-    FLAG_WRITE_COMBINE,
-    FLAG_WRITE_THROUGH,
-    is_legal_protection,
-    is_multiple,
-)
+from vmm_linux._features cimport PAGE_SIZE
+from vmm_linux._vocabulary cimport FLAG_FIXED, FLAG_RESERVE, FLAG_RWX_MASK, is_multiple
 
 import operator
 
@@ -32,21 +14,12 @@ from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
 
 cdef extern from "Python.h":
-    bint PyLong_Check(object)
-    bint PyBool_Check(object)
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
 
-cdef enum:
-    REGION_FLAGS = (
-        FLAG_RWX_MASK | FLAG_RESERVE | FLAG_COMMIT | FLAG_LOCKED | FLAG_LOW_GUARD
-        | FLAG_HIGH_GUARD | FLAG_GROW_DOWN | FLAG_CACHE_MASK | FLAG_FIXED | FLAG_HUGE
-        | FLAG_SHAREABLE)
-    UNCHOOSABLE = FLAG_WRITE_THROUGH | FLAG_WRITE_COMBINE | FLAG_CACHE_DISABLE
 
-
-cdef uint64_t number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
-    """A 64-bit number: an int or whatever has ``__index__``, but no bool."""
-    if not PyLong_Check(value) or PyBool_Check(value):
+cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
+    """``number`` of what is no plain int of 64 bits, or is no number at all."""
+    if not isinstance(value, int) or isinstance(value, bool):
         value = index(method, name, value)
     try:
         return PyLong_AsUnsignedLongLong(value)
@@ -97,36 +70,29 @@ cdef tuple pair(str method, object item):
     return va, size
 
 
-cdef int check_size(str method, uint64_t size, str name="size") except -1:
-    """A size of memory: at least one byte."""
+cdef int refuse_bytes(str method, str name, uint64_t va, uint64_t size, str size_name) except -1:
+    """Say why these are no bytes of memory."""
     if size == 0:
-        raise InvalidArgument(method, f"{name} 0: at least one byte is needed")
-    return 0
+        raise InvalidArgument(method, f"{size_name} 0: at least one byte is needed")
+    raise InvalidArgument(method, f"{name} 0x{va:x} + size {size} is beyond 64 bits")
 
 
-cdef int check_multiple(str method, str name, uint64_t value) except -1:
-    """A page multiple."""
-    cdef size_t page = _features.page_size()
-    if not is_multiple(value, page):
-        raise InvalidArgument(
-            method, f"{name} 0x{value:x} is not a multiple of the page size, {page} bytes")
-    return 0
+cdef int refuse_pages(str method, str name, uint64_t va, uint64_t size, str size_name) except -1:
+    """Say why these are no whole pages of memory."""
+    if size != 0:
+        for what, value in ((name, va), (size_name, size)):
+            if not is_multiple(value, PAGE_SIZE):
+                raise InvalidArgument(
+                    method,
+                    f"{what} 0x{value:x} is not a multiple of the page size, {PAGE_SIZE} bytes")
+    return refuse_bytes(method, name, va, size, size_name)
 
 
-cdef int check_end(str method, str name, uint64_t va, uint64_t size) except -1:
-    """A range that ends below 2**64."""
-    if va + size < va:
-        raise InvalidArgument(method, f"{name} 0x{va:x} + size {size} is beyond 64 bits")
-    return 0
-
-
-cdef int check_protection(str method, uint64_t protection) except -1:
-    """None, R, RW, RX or RWX."""
-    if not is_legal_protection(protection):
-        raise InvalidArgument(
-            method, f"protection {protection:#x} is not one of none, READ, READ|WRITE, "
-            "READ|EXECUTE, READ|WRITE|EXECUTE")
-    return 0
+cdef int refuse_protection(str method, uint64_t protection) except -1:
+    """Say that this is no protection."""
+    raise InvalidArgument(
+        method, f"protection {protection:#x} is not one of none, READ, READ|WRITE, "
+        "READ|EXECUTE, READ|WRITE|EXECUTE")
 
 
 cdef int check_some_access(str method, uint64_t flags) except -1:
@@ -151,50 +117,13 @@ cdef int check_fixed(str method, str name, uint64_t flags, uint64_t addr) except
     return 0
 
 
-cdef int check_region_flags(uint64_t flags, uint64_t addr) except -1:
-    """The flags of a new region, whose address is ``addr``."""
+cdef int refuse_region_flags(uint64_t flags, uint64_t addr) except -1:
+    """Say what is wrong with the flags of a new region, whose address is ``addr``."""
     check_bits("allocate", "flags", flags, REGION_FLAGS)
     if not flags & FLAG_RESERVE:
         raise InvalidArgument("allocate", f"flags {flags:#x}: RESERVE is required")
     check_protection("allocate", flags & FLAG_RWX_MASK)
     check_fixed("allocate", "addr", flags, addr)
-    if flags & UNCHOOSABLE:
-        raise Unimplemented(
-            "allocate", f"flags {flags:#x}: a Linux process cannot choose "
-            f"{VmmFlags(flags & UNCHOOSABLE).name}; WRITE_BACK is what it gets")
-    return 0
-
-
-cdef int check_bytes(str method, uint64_t va, uint64_t size) except -1:
-    """Bytes of memory at any address."""
-    check_size(method, size)
-    return check_end(method, "va", va, size)
-
-
-cdef int check_pages(str method, str name, uint64_t va, uint64_t size,
-                     str size_name="size") except -1:
-    """Whole pages; ``name`` is what the caller calls their address."""
-    check_size(method, size, size_name)
-    check_multiple(method, name, va)
-    check_multiple(method, size_name, size)
-    return check_end(method, name, va, size)
-
-
-cdef Request request_of(Method method, uint64_t va, uint64_t size, uint64_t flags) noexcept:
-    """A call with numbers that were checked."""
-    cdef Request request
-    request.method = method
-    request.va = va
-    request.size = size
-    request.flags = <uint32_t>flags
-    request.buffer = NULL
-    request.handle = 0
-    request.offset = 0
-    return request
-
-
-cdef Request handle_request(Method method, uint64_t handle, uint32_t flags) noexcept:
-    """A call about a handle."""
-    cdef Request request = request_of(method, 0, 0, flags)
-    request.handle = handle
-    return request
+    raise Unimplemented(
+        "allocate", f"flags {flags:#x}: a Linux process cannot choose "
+        f"{VmmFlags(flags & UNCHOOSABLE).name}; WRITE_BACK is what it gets")

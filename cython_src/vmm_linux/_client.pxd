@@ -12,4 +12,10 @@ cdef class Client:
     cdef bint warned
 
     cdef int warn_if_open(self) except -1
-    cdef int check_open(self, str method) except -1
+
+cdef int refuse_closed(str method) except -1
+
+
+cdef inline int check_open(Client self, str method) except -1:
+    """Every method but ``close`` begins with this."""
+    return refuse_closed(method) if self.space.closed else 0

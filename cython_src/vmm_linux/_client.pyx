@@ -43,7 +43,7 @@ cdef class Client:
         return 0
 
     def __enter__(self):
-        self.check_open("__enter__")
+        check_open(self, "__enter__")
         return self
 
     def __exit__(self, *exception):
@@ -51,11 +51,6 @@ cdef class Client:
 
     def __repr__(self):
         return f"<VMM made at {self.made_at}, {'closed' if self.space.closed else 'open'}>"
-
-    cdef int check_open(self, str method) except -1:
-        if self.space.closed:
-            raise InvalidOperation(method, "this VMM is closed; make another one")
-        return 0
 
     def _check(self):
         """Raise AssertionError if an invariant of the ledger does not hold. For tests."""
@@ -89,6 +84,11 @@ cdef class Client:
         self.space.enter()
         self.process.release()
         self.space.leave()
+
+
+cdef int refuse_closed(str method) except -1:
+    """Say that the VMM is closed."""
+    raise InvalidOperation(method, "this VMM is closed; make another one")
 
 
 STILL_OPEN = weakref.WeakSet()

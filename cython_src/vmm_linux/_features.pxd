@@ -17,6 +17,15 @@ cdef enum:
     FEATURE_VECTORED_GUARDS = 10
     FEATURE_COUNT = 11
 
+cdef extern from *:
+    """
+    #include <unistd.h>
+
+    /* Of this module: on the way of every call, a look into another one would be felt. */
+    static const size_t vmm_page_size = (size_t)sysconf(_SC_PAGESIZE);
+    """
+    const size_t PAGE_SIZE "vmm_page_size"      # the kernel's page in bytes
+
 cdef bint has(int feature) noexcept nogil
 cdef bint lacks(int feature) noexcept nogil
 cpdef size_t page_size() noexcept nogil

@@ -41,6 +41,7 @@ cdef class Ledger:
     cdef bint is_inside(self, Regions.iterator region, uintptr_t va, size_t size) noexcept nogil
     cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil
     cdef Runs.iterator run_at(self, uintptr_t va) noexcept nogil
+    cdef Runs.iterator run_near(self, Runs.iterator near, uintptr_t va) noexcept nogil
     cpdef bint cut(self, uintptr_t at) noexcept nogil
     cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,

@@ -103,6 +103,18 @@ cdef class Ledger:
         predecrement(run)
         return run
 
+    cdef Runs.iterator run_near(self, Runs.iterator near, uintptr_t va) noexcept nogil:
+        """``run_at`` for who comes to ``va`` from a run below it, or from ``runs.end()``."""
+        if near == self.runs.end() or va < dereference(near).first:
+            return self.run_at(va)
+        if va < dereference(near).second.end:
+            return near
+        preincrement(near)
+        if (near != self.runs.end() and dereference(near).first <= va
+                and va < dereference(near).second.end):
+            return near
+        return self.run_at(va)
+
     cpdef bint cut(self, uintptr_t at) noexcept nogil:
         """Make ``at`` a border between runs; false when memory is short."""
         cdef Runs.iterator run = self.runs.lower_bound(at)

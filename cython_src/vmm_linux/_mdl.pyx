@@ -8,11 +8,8 @@ cimport cython
 from libc.errno cimport EBUSY, ENOMEM, EPERM
 
 from vmm_linux cimport _room, _syscalls
-from vmm_linux._address_space cimport AddressSpace
 from vmm_linux._answer cimport (
     BEYOND_BUFFER,
-    CLOSE,
-    CLOSED,
     COMMIT_RANGES,
     DECOMMIT_RANGES,
     DONE,
@@ -85,16 +82,12 @@ cdef class BufferSpace(BufferMappings):
     def __cinit__(self):
         self.handles = HandleTable()
 
-    cdef Answer dispatch(self, const Request *request) noexcept nogil:
+    cdef void end_handles(self) noexcept nogil:
+        """With the VMM every handle ends."""
+        self.handles.close_all()
+
+    cdef Answer dispatch_further(self, const Request *request) noexcept nogil:
         """The call itself. The caller holds the mutex."""
-        cdef Answer answer
-        if request.method <= CLOSE:
-            answer = AddressSpace.dispatch(self, request)
-            if request.method == CLOSE and answer.reason == DONE:
-                self.handles.close_all()
-            return answer
-        if self.closed:
-            return refused(CLOSED)
         if request.method == COMMIT_RANGES:
             return commit_ranges(self, <Ranges *>request.buffer)
         if request.method == DECOMMIT_RANGES:

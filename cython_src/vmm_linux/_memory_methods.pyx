@@ -33,7 +33,7 @@ from vmm_linux._arguments cimport (
     pair,
     request_of,
 )
-from vmm_linux._client cimport Client
+from vmm_linux._client cimport Client, check_open
 from vmm_linux._query cimport query
 from vmm_linux._ranges cimport Ranges, add_range
 from vmm_linux._views cimport pinned_view
@@ -70,11 +70,11 @@ cdef class MemoryMethods(Client):
         """
         cdef uint64_t base, length, bits
         cdef Request request
-        self.check_open("allocate")
+        check_open(self, "allocate")
         base = number("allocate", "addr", addr)
         length = number("allocate", "size", size)
         bits = number("allocate", "flags", flags)
-        check_pages("allocate", "addr", base, length)
+        check_pages("allocate", "addr", base, length, "size")
         check_region_flags(bits, base)
         request = request_of(ALLOCATE, base, length, bits)
         return self.space.call(&request)
@@ -85,7 +85,7 @@ cdef class MemoryMethods(Client):
         cdef Request request
         start = number(name, "va", va)
         length = number(name, "size", size)
-        check_pages(name, "va", start, length)
+        check_pages(name, "va", start, length, "size")
         request = request_of(method, start, length, flags)
         return self.space.call(&request)
 
@@ -108,7 +108,7 @@ cdef class MemoryMethods(Client):
 
         Source: Commit; mprotect(2), madvise(2) MADV_POPULATE_WRITE.
         """
-        self.check_open("commit")
+        check_open(self, "commit")
         self.change(COMMIT, "commit", va, size, 0)
 
     cdef object change_ranges(self, Method method, str name, object ranges):
@@ -118,12 +118,12 @@ cdef class MemoryMethods(Client):
         cdef uint64_t sum = 0
         cdef Request request
         cdef Answer answer
-        self.check_open(name)
+        check_open(self, name)
         for item in iterate(name, ranges):
             va, size = pair(name, item)
             start = number(name, "va", va)
             length = number(name, "size", size)
-            check_pages(name, "va", start, length)
+            check_pages(name, "va", start, length, "size")
             sum += length
             if not add_range(&collected, start, start + length):
                 raise OutOfMemory(name, "no memory for the list of ranges")
@@ -189,7 +189,7 @@ cdef class MemoryMethods(Client):
 
         Source: Decommit; mmap(2) MAP_FIXED, fallocate(2) FALLOC_FL_PUNCH_HOLE.
         """
-        self.check_open("decommit")
+        check_open(self, "decommit")
         self.change(DECOMMIT, "decommit", va, size, 0)
 
     def protect(self, va, size, flags):
@@ -210,7 +210,7 @@ cdef class MemoryMethods(Client):
         Source: Protect; mprotect(2).
         """
         cdef uint64_t protection
-        self.check_open("protect")
+        check_open(self, "protect")
         protection = number("protect", "flags", flags)
         check_protection("protect", protection)
         self.change(PROTECT, "protect", va, size, protection)
@@ -232,7 +232,7 @@ cdef class MemoryMethods(Client):
 
         Source: Free; munmap(2).
         """
-        self.check_open("free")
+        check_open(self, "free")
         self.change(FREE, "free", va, size, 0)
 
     def query(self, va, smaps=True):
@@ -253,7 +253,7 @@ cdef class MemoryMethods(Client):
         Source: Query; proc(5), ioctl PROCMAP_QUERY and PAGEMAP_SCAN.
         """
         cdef uint64_t address
-        self.check_open("query")
+        check_open(self, "query")
         address = number("query", "va", va)
         if address >= _features.user_space_end():
             raise InvalidArgument(
@@ -278,7 +278,7 @@ cdef class MemoryMethods(Client):
             INVALID_OPERATION: a page is not committed, or its protection does not allow it.
         """
         cdef uint64_t start, length
-        self.check_open("view")
+        check_open(self, "view")
         start = number("view", "va", va)
         length = number("view", "size", size)
         check_bytes("view", start, length)
@@ -307,7 +307,7 @@ cdef class MemoryMethods(Client):
         """
         cdef uint64_t start, length
         cdef Request request
-        self.check_open("read")
+        check_open(self, "read")
         start = number("read", "va", va)
         length = number("read", "size", size)
         check_bytes("read", start, length)
@@ -343,7 +343,7 @@ cdef class MemoryMethods(Client):
         cdef uint64_t start
         cdef Py_buffer buffer
         cdef Request request
-        self.check_open("write")
+        check_open(self, "write")
         start = number("write", "va", va)
         try:
             PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)

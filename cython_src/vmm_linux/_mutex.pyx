@@ -11,21 +11,10 @@ mutexes, or for a fork: the handler always gets through.
 from libc.stdlib cimport free, malloc
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
     int pthread_mutex_init(pthread_mutex_t *, void *)
     int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_trylock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
     int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil,
                        void (*)() noexcept nogil)
-
-
-cdef struct Mutex:
-    pthread_mutex_t native
-    Mutex *next
-    Mutex *previous
 
 
 cdef pthread_mutex_t list_mutex     # guards the list of all mutexes
@@ -64,21 +53,6 @@ cdef void mutex_delete(Mutex *mutex) noexcept nogil:
     pthread_mutex_unlock(&list_mutex)
     pthread_mutex_destroy(&mutex.native)
     free(mutex)
-
-
-cdef void mutex_lock(Mutex *mutex) noexcept nogil:
-    """Wait for the mutex. The caller does not hold the GIL while it waits."""
-    pthread_mutex_lock(&mutex.native)
-
-
-cdef bint mutex_try(Mutex *mutex) noexcept nogil:
-    """Take the mutex if it is free."""
-    return pthread_mutex_trylock(&mutex.native) == 0
-
-
-cdef void mutex_unlock(Mutex *mutex) noexcept nogil:
-    """Let go of the mutex."""
-    pthread_mutex_unlock(&mutex.native)
 
 
 cdef void before_fork() noexcept nogil:

@@ -77,12 +77,16 @@ cdef Answer about(Answer answer, const Range &this) noexcept nogil:
 
 cdef Answer check(AddressSpace space, Ranges *ranges) noexcept nogil:
     """Whether every range lies in one region, and none in another; sorts them."""
+    cdef Regions.iterator region = space.ledger.regions.end()
+    cdef uintptr_t start, end
     cdef size_t i
     sort_ranges(dereference(ranges))
     for i in range(ranges.size()):
-        if not space.ledger.holds(
-                dereference(ranges)[i].start,
-                dereference(ranges)[i].end - dereference(ranges)[i].start):
+        start = dereference(ranges)[i].start
+        end = dereference(ranges)[i].end
+        if region == space.ledger.regions.end() or start >= dereference(region).second.end:
+            region = space.ledger.region_at(start)
+        if not space.ledger.is_inside(region, start, end - start):
             return about(refused(NOT_IN_REGION), dereference(ranges)[i])
         if i > 0 and dereference(ranges)[i].start < dereference(ranges)[i - 1].end:
             return about(refused(OVERLAP), dereference(ranges)[i])
@@ -91,9 +95,12 @@ cdef Answer check(AddressSpace space, Ranges *ranges) noexcept nogil:
 
 cdef bint isolate_all(Ledger ledger, Ranges *ranges) noexcept nogil:
     """Isolate every range; false, with none isolated, when memory is short."""
+    cdef Runs.iterator run = ledger.runs.end()
     cdef size_t i
     for i in range(ranges.size()):
-        if not ledger.isolate(dereference(ranges)[i].start, dereference(ranges)[i].end):
+        run = ledger.run_near(run, dereference(ranges)[i].start)
+        if not ledger.isolate_from(
+                &run, dereference(ranges)[i].start, dereference(ranges)[i].end):
             coalesce_all(ledger, ranges)
             return False
     return True
@@ -170,13 +177,20 @@ cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
     cdef Ranges held            # around those that are committed one by one
     cdef SavedRuns saved        # what was reserved in these
     cdef Ranges guarded         # that need nothing but their guards taken away
+    cdef Runs.iterator run = space.ledger.runs.end()
     cdef size_t i
     cdef Answer answer = check(space, ranges)
     for i in range(ranges.size()):
         if answer.reason != DONE:
             break
-        answer = about(commit_one(space, dereference(ranges)[i], &held, &saved, &guarded),
-                       dereference(ranges)[i])
+        run = space.ledger.run_near(run, dereference(ranges)[i].start)
+        if all_guarded(space.ledger, run, dereference(ranges)[i].end):
+            if not append_or_fail(guarded, dereference(ranges)[i]):
+                answer = refused(NO_LEDGER_MEMORY)
+        else:
+            run = space.ledger.runs.end()
+            answer = commit_one(space, dereference(ranges)[i], &held, &saved)
+        answer = about(answer, dereference(ranges)[i])
     if answer.reason == DONE:
         answer = unguard(space, &guarded)
     if answer.reason != DONE:
@@ -187,18 +201,20 @@ cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
     return answer
 
 
-cdef Answer commit_one(AddressSpace space, const Range &this, Ranges *held, SavedRuns *saved,
-                       Ranges *guarded) noexcept nogil:
-    """Commit a range so that it can be undone; or note that it is a case for the vector."""
-    cdef Runs.iterator run = space.ledger.run_at(this.start)
-    cdef bint all_guarded = True
-    while run != space.ledger.runs.end() and dereference(run).first < this.end:
-        if dereference(run).second.state == STATE_RESERVED:
-            if not dereference(run).second.opened == dereference(run).second.protection != 0:
-                all_guarded = False
+cdef bint all_guarded(Ledger ledger, Runs.iterator run, uintptr_t end) noexcept nogil:
+    """Whether the reserved pages from a run on need nothing but their guards taken away."""
+    while True:
+        if (dereference(run).second.state == STATE_RESERVED and not
+                dereference(run).second.opened == dereference(run).second.protection != 0):
+            return False
+        if dereference(run).second.end >= end:
+            return True
         preincrement(run)
-    if all_guarded:
-        return done() if add_range(guarded, this.start, this.end) else refused(NO_LEDGER_MEMORY)
+
+
+cdef Answer commit_one(AddressSpace space, const Range &this, Ranges *held,
+                       SavedRuns *saved) noexcept nogil:
+    """Commit a range so that it can be undone."""
     if not hold(space.ledger, this, held, saved):
         return refused(NO_LEDGER_MEMORY)
     return space.commit(space.ledger.region_at(this.start), this.start, this.end)

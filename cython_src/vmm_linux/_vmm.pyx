@@ -31,6 +31,7 @@ from vmm_linux._arguments cimport (
     number,
     request_of,
 )
+from vmm_linux._client cimport check_open
 from vmm_linux._handles cimport rights_of
 from vmm_linux._mdl cimport HandleFacts, Parcel, close_parcel
 from vmm_linux._memory_methods cimport MemoryMethods
@@ -85,10 +86,10 @@ cdef class VMM(MemoryMethods):
         """
         cdef uint64_t length, bits
         cdef Request request
-        self.check_open("mdl_create")
+        check_open(self, "mdl_create")
         length = number("mdl_create", "size", size)
         bits = number("mdl_create", "prot", prot)
-        check_pages("mdl_create", "size", 0, length)
+        check_pages("mdl_create", "size", 0, length, "size")
         check_bits("mdl_create", "prot", bits, FLAG_RWX_MASK | FLAG_LOCKED)
         check_some_access("mdl_create", bits)
         request = request_of(MDL_CREATE, 0, length, bits)
@@ -120,11 +121,11 @@ cdef class VMM(MemoryMethods):
         """
         cdef uint64_t start, length, bits
         cdef Request request
-        self.check_open("mdl_create_from_vm")
+        check_open(self, "mdl_create_from_vm")
         start = number("mdl_create_from_vm", "va", va)
         length = number("mdl_create_from_vm", "size", size)
         bits = number("mdl_create_from_vm", "flags", flags)
-        check_pages("mdl_create_from_vm", "va", start, length)
+        check_pages("mdl_create_from_vm", "va", start, length, "size")
         check_bits("mdl_create_from_vm", "flags", bits, FLAG_RWX_MASK)
         check_some_access("mdl_create_from_vm", bits)
         request = request_of(MDL_CREATE_FROM_VM, start, length, bits)
@@ -150,7 +151,7 @@ cdef class VMM(MemoryMethods):
         cdef uint64_t bits
         cdef Py_buffer buffer
         cdef Request request
-        self.check_open("mdl_create_from_buf")
+        check_open(self, "mdl_create_from_buf")
         bits = number("mdl_create_from_buf", "prot", prot)
         check_bits("mdl_create_from_buf", "prot", bits, FLAG_RWX_MASK)
         check_some_access("mdl_create_from_buf", bits)
@@ -181,7 +182,7 @@ cdef class VMM(MemoryMethods):
         Source: MdlGetSize.
         """
         cdef Request request
-        self.check_open("mdl_get_size")
+        check_open(self, "mdl_get_size")
         request = handle_request(MDL_GET_SIZE, number("mdl_get_size", "handle", handle), 0)
         return self.space.call(&request)
 
@@ -214,7 +215,7 @@ cdef class VMM(MemoryMethods):
         """
         cdef Request request
         cdef uint64_t bits
-        self.check_open("mdl_map")
+        check_open(self, "mdl_map")
         request = handle_request(MDL_MAP, number("mdl_map", "handle", handle), 0)
         self.window(&request, "mdl_map", offset, length)
         request.va = number("mdl_map", "hint", hint)
@@ -248,7 +249,7 @@ cdef class VMM(MemoryMethods):
         Source: MdlClone; memfd_create(2) for the clone's identity.
         """
         cdef Request request
-        self.check_open("mdl_clone")
+        check_open(self, "mdl_clone")
         request = handle_request(
             MDL_CLONE, number("mdl_clone", "originHandle", originHandle), 0)
         self.window(&request, "mdl_clone", offset, length)
@@ -274,7 +275,7 @@ cdef class VMM(MemoryMethods):
         """
         cdef Request request
         cdef uint64_t bits
-        self.check_open("mdl_seal")
+        check_open(self, "mdl_seal")
         request = handle_request(MDL_SEAL, number("mdl_seal", "handle", handle), 0)
         bits = number("mdl_seal", "seals", seals)
         check_bits("mdl_seal", "seals", bits, SEAL_PUBLISH | SEAL_FREEZE)
@@ -302,7 +303,7 @@ cdef class VMM(MemoryMethods):
         """
         cdef Request request
         cdef uint64_t bits
-        self.check_open("handle_copy")
+        check_open(self, "handle_copy")
         bits = number("handle_copy", "rights", rights)
         check_bits("handle_copy", "rights", bits, RIGHT_ALL)
         request = handle_request(
@@ -320,7 +321,7 @@ cdef class VMM(MemoryMethods):
             RESOURCE_NOT_FOUND: the handle was closed before.
         """
         cdef Request request
-        self.check_open("handle_close")
+        check_open(self, "handle_close")
         request = handle_request(HANDLE_CLOSE, number("handle_close", "handle", handle), 0)
         self.space.call(&request)
 
@@ -338,7 +339,7 @@ cdef class VMM(MemoryMethods):
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
         """
         cdef Request request
-        self.check_open("handle_revoke")
+        check_open(self, "handle_revoke")
         request = handle_request(HANDLE_REVOKE, number("handle_revoke", "handle", handle), 0)
         self.space.call(&request)
 
@@ -358,7 +359,7 @@ cdef class VMM(MemoryMethods):
         """
         cdef HandleFacts facts
         cdef Request request
-        self.check_open("handle_info")
+        check_open(self, "handle_info")
         request = handle_request(HANDLE_INFO, number("handle_info", "handle", handle), 0)
         request.buffer = &facts
         self.space.call(&request)
@@ -389,7 +390,7 @@ cdef class VMM(MemoryMethods):
         cdef Parcel parcel
         cdef Request request
         cdef uint64_t bits
-        self.check_open("send_handle")
+        check_open(self, "send_handle")
         transfer.check_socket("send_handle", sock)
         request = handle_request(SEND, number("send_handle", "handle", handle), 0)
         if rights is None:
@@ -435,7 +436,7 @@ cdef class VMM(MemoryMethods):
         cdef Request request
         cdef uint64_t seals
         cdef int i
-        self.check_open("recv_handle")
+        check_open(self, "recv_handle")
         transfer.check_socket("recv_handle", sock)
         seals = number("recv_handle", "require", require)
         check_bits("recv_handle", "require", seals, SEAL_PUBLISH | SEAL_FREEZE)
