@@ -22,7 +22,7 @@ SANITIZERS = os.environ.get("VMM_LINUX_SANITIZE", "")
 #: Each set of sanitizers has objects of its own, so that a change of the set is noticed.
 BUILD = Path("build", SANITIZERS)
 
-# How far to optimize is left to Python's own flags and to CFLAGS. Line numbers for backtraces
+# How far to optimize is left to Python's own flags and to CXXFLAGS. Line numbers for backtraces
 # cost neither time nor, beside the rest, much room.
 compile_args = ["-g1", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 link_args = []

@@ -261,6 +261,7 @@ def alternate_commit_ranges(stage: Stage) -> dict[str, Contestant]:
     return {
         "C": stage.in_c("isolated_commits", count=ISLANDS),
         US: Contestant(in_fresh_region(commit_at_once), ISLANDS),
+        "C, by guards": stage.in_c("vectored_commits", count=ISLANDS),
     }
 
 

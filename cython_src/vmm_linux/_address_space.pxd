@@ -1,6 +1,5 @@
 """The address space of one VMM: ledger and kernel in step."""
 
-cimport cython
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 from vmm_linux._answer cimport Answer, Request
@@ -15,77 +14,47 @@ cdef class AddressSpace:
     cdef readonly Ledger ledger
     cdef readonly bint closed
 
-    @cython.final
     cdef Answer perform(self, const Request *request)
-    @cython.final
     cdef object call(self, Request *request)
-    @cython.final
     cdef void enter(self) noexcept
-    @cython.final
     cdef void wait(self) noexcept nogil
-    @cython.final
     cdef void leave(self) noexcept nogil
 
-    @cython.final
     cdef Answer dispatch(self, const Request *request) noexcept nogil
     cdef Answer dispatch_further(self, const Request *request) noexcept nogil
     cdef void end_handles(self) noexcept nogil
-    @cython.final
     cdef Answer allocate(self, const Request *request) noexcept nogil
-    @cython.final
     cdef Answer commit(self, Regions.iterator region, uintptr_t va,
                        uintptr_t end) noexcept nogil
-    @cython.final
     cdef Answer decommit(self, Regions.iterator region, uintptr_t va,
                          uintptr_t end) noexcept nogil
-    @cython.final
     cdef Answer protect(self, uintptr_t va, uintptr_t end, uint32_t protection) noexcept nogil
-    @cython.final
     cdef Answer free(self, Regions.iterator region, uintptr_t va, uintptr_t end) noexcept nogil
-    @cython.final
     cdef Answer check(self, uintptr_t va, size_t size, uint32_t access) noexcept nogil
-    @cython.final
     cdef Answer copy(self, const Request *request) noexcept nogil
-    @cython.final
     cdef Answer pin(self, const Request *request) noexcept nogil
-    @cython.final
     cdef Answer unpin(self, uintptr_t va, size_t size) noexcept nogil
-    @cython.final
     cdef Answer place(self, const Request *request, Run run, int fd,
                       uint64_t offset) noexcept nogil
-    @cython.final
     cdef Answer unguard(self, Runs.iterator run, uintptr_t va, uintptr_t end) noexcept nogil
-    @cython.final
     cdef bint commit_by_guards(self, Chunk chunk, uintptr_t va, uintptr_t end) noexcept nogil
-    @cython.final
     cdef Answer check_decommit(self, Runs.iterator run, uintptr_t va,
                                uintptr_t end) noexcept nogil
-    @cython.final
     cdef bint any_committed(self, Runs.iterator run, uintptr_t end) noexcept nogil
-    @cython.final
     cdef bint decommit_by_guards(self, Runs.iterator run, Chunk chunk, uintptr_t va,
                                  uintptr_t end) noexcept nogil
-    @cython.final
     cdef void close_chunk(self, uintptr_t at) noexcept nogil
-    @cython.final
     cdef Answer settle(self, const Plan &plan, Runs.iterator run, uintptr_t end,
                        uint32_t state) noexcept nogil
-    @cython.final
     cdef Answer check_protect(self, Runs.iterator run, uintptr_t va, uintptr_t end,
                               uint32_t protection) noexcept nogil
-    @cython.final
     cdef uintptr_t first_pinned(self, Runs.iterator run, uintptr_t start,
                                 uintptr_t end) noexcept nogil
-    @cython.final
     cdef void release_backing(self, Runs.iterator run, uintptr_t end) noexcept nogil
-    @cython.final
     cdef Answer close(self) noexcept nogil
-    @cython.final
     cdef int forget(self, Regions.iterator region, Runs.iterator run,
                     uintptr_t end) noexcept nogil
-    @cython.final
     cdef int forget_region(self, uintptr_t base) noexcept nogil
-    @cython.final
     cdef int unmap_unpinned(self) noexcept nogil
 
 cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t state,

@@ -5,6 +5,8 @@ holds the mutex. What can run out of memory (``insert``, ``isolate``, ``split``)
 the kernel is asked and changes no page's meaning; what follows the kernel's word cannot fail.
 """
 
+cimport cython
+from cython.operator cimport dereference, predecrement
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libcpp.map cimport map as ordered_map
 
@@ -29,18 +31,38 @@ cdef struct Run:
 ctypedef ordered_map[uintptr_t, Region] Regions
 ctypedef ordered_map[uintptr_t, Run] Runs
 
+
+@cython.final
 cdef class Ledger:
     cdef Regions regions
     cdef Runs runs
 
     cdef bint insert(self, uintptr_t base, Region region, Run run) noexcept nogil
-    cdef Regions.iterator region_at(self, uintptr_t va) noexcept nogil
+    cdef inline Regions.iterator region_at(self, uintptr_t va) noexcept nogil:
+        """The region that includes ``va``, or ``regions.end()``."""
+        cdef Regions.iterator region = self.regions.upper_bound(va)
+        if region == self.regions.begin():
+            return self.regions.end()
+        predecrement(region)
+        if va < dereference(region).second.end:
+            return region
+        return self.regions.end()
+
     cdef Regions.iterator region_around(self, uintptr_t va, size_t page) noexcept nogil
     cdef void gap_around(self, uintptr_t va, size_t page, uintptr_t *start,
                          uintptr_t *end) noexcept nogil
-    cdef bint is_inside(self, Regions.iterator region, uintptr_t va, size_t size) noexcept nogil
+    cdef inline bint is_inside(self, Regions.iterator region, uintptr_t va,
+                               size_t size) noexcept nogil:
+        """Whether what ``region_at(va)`` found is a region that holds all of the range."""
+        return region != self.regions.end() and size <= dereference(region).second.end - va
+
     cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil
-    cdef Runs.iterator run_at(self, uintptr_t va) noexcept nogil
+    cdef inline Runs.iterator run_at(self, uintptr_t va) noexcept nogil:
+        """The run that includes ``va``, which is inside a region."""
+        cdef Runs.iterator run = self.runs.upper_bound(va)
+        predecrement(run)
+        return run
+
     cdef Runs.iterator run_near(self, Runs.iterator near, uintptr_t va) noexcept nogil
     cpdef bint cut(self, uintptr_t at) noexcept nogil
     cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil

@@ -51,16 +51,6 @@ cdef class Ledger:
             return False
         return True
 
-    cdef Regions.iterator region_at(self, uintptr_t va) noexcept nogil:
-        """The region that includes ``va``, or ``regions.end()``."""
-        cdef Regions.iterator region = self.regions.upper_bound(va)
-        if region == self.regions.begin():
-            return self.regions.end()
-        predecrement(region)
-        if va < dereference(region).second.end:
-            return region
-        return self.regions.end()
-
     cdef Regions.iterator region_around(self, uintptr_t va, size_t page) noexcept nogil:
         """The region of which ``va`` is in a guard page, or ``regions.end()``."""
         cdef Regions.iterator region = self.regions.upper_bound(va)
@@ -92,16 +82,6 @@ cdef class Ledger:
     cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil:
         """Whether ``[va, va + size)`` lies wholly inside one region."""
         return self.is_inside(self.region_at(va), va, size)
-
-    cdef bint is_inside(self, Regions.iterator region, uintptr_t va, size_t size) noexcept nogil:
-        """Whether what ``region_at(va)`` found is a region that holds all of the range."""
-        return region != self.regions.end() and size <= dereference(region).second.end - va
-
-    cdef Runs.iterator run_at(self, uintptr_t va) noexcept nogil:
-        """The run that includes ``va``, which is inside a region."""
-        cdef Runs.iterator run = self.runs.upper_bound(va)
-        predecrement(run)
-        return run
 
     cdef Runs.iterator run_near(self, Runs.iterator near, uintptr_t va) noexcept nogil:
         """``run_at`` for who comes to ``va`` from a run below it, or from ``runs.end()``."""
