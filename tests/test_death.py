@@ -21,7 +21,8 @@ import pytest
 
 import kernel_oracle as kernel
 import leaks
-from kernel_oracle import PAGE
+from children import run_child
+from kernel_oracle import PAGE, TESTS_IMPORTABLE
 from vmm_linux import VMM, Rights, VmmFlags
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ BUFFERS = 40
 KEPT = 8
 VICTIMS = {"creator": (0,), "receiver": (1,), "both": (0, 1), "both, backwards": (1, 0)}
 PR_SET_PDEATHSIG = 1
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 1 << 14, 1 << 18
 
 libc = ctypes.CDLL(None)
 
@@ -205,11 +207,26 @@ def kill_at_random(seed: int, choose: random.Random) -> tuple[str, list[int]]:
     return who, [os.waitpid(child, 0)[1] for child in children]
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_a_death_at_any_moment_costs_the_survivor_nothing_and_leaves_nothing(seed: int) -> None:
+def have_own_shared_memory() -> bool:
+    """Give this process a /dev/shm that no stranger uses, and tell whether that could be done."""
+    mounts: list[tuple[object, ...]] = [
+        (b"none", b"/", None, MS_REC | MS_PRIVATE, None),
+        (b"tmpfs", b"/dev/shm", b"tmpfs", 0, None),
+    ]
+    return libc.unshare(CLONE_NEWNS) == 0 and not any(libc.mount(*mount) for mount in mounts)
+
+
+def left_in_shared_memory(*, own: bool) -> list[str]:
+    """What is in /dev/shm and could be ours."""
+    names = [path.name for path in Path("/dev/shm").iterdir()]  # noqa: S108  looked at, not used
+    return [name for name in names if own or "vmm" in name]
+
+
+def kill_again_and_again(seed: int) -> None:
+    """The rounds of one seed, in a process that has nothing else to do."""
     choose = random.Random(seed)  # noqa: S311
-    shared = sorted(Path("/dev/shm").iterdir())  # noqa: S108  looked at, not used
-    descriptors, children = kernel.descriptors(), leaks.read_children()
+    own = have_own_shared_memory()
+    descriptors = kernel.descriptors()
     killed = 0
     for number in range(ROUNDS):
         who, statuses = kill_at_random(seed * ROUNDS + number, choose)
@@ -218,7 +235,17 @@ def test_a_death_at_any_moment_costs_the_survivor_nothing_and_leaves_nothing(see
             allowed = {0, signal.SIGKILL} if side in VICTIMS[who] else {0}
             assert status in allowed, f"round {number}: {who} killed, {statuses}"
             killed += status == signal.SIGKILL
-        assert sorted(Path("/dev/shm").iterdir()) == shared  # noqa: S108
+        assert left_in_shared_memory(own=own) == []
         assert kernel.descriptors() == descriptors
-        assert leaks.read_children() == children
-    assert killed > ROUNDS // 2
+        assert leaks.read_children() == frozenset()
+    print("killed" if killed > ROUNDS // 2 else f"only {killed} were killed")
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_death_at_any_moment_costs_the_survivor_nothing_and_leaves_nothing(seed: int) -> None:
+    child = run_child(
+        f"from {__name__} import *\nkill_again_and_again({seed})",
+        environment=TESTS_IMPORTABLE,
+        timeout=240,
+    )
+    assert (child.returncode, child.stdout, child.stderr) == (0, "killed\n", "")
