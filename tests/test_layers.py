@@ -66,6 +66,8 @@ LAYERS = {
     "_memory_methods": 6.2,
     "_vmm": 6.3,
     # 7: comfort
+    "aio": 7.0,
+    "event": 7.1,
     "vmm": 7.5,
     "__init__": 7.6,
     # 8: tools

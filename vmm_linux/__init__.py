@@ -7,6 +7,7 @@ clones and sends MDL buffers, memory shared with other processes; see its method
 
 from vmm_linux._query import PageInfo
 from vmm_linux.errors import Retcode, VmmError
+from vmm_linux.event import Event
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.handles import INVALID_HANDLE, Handle
 from vmm_linux.states import PageKind, PageState
@@ -15,6 +16,7 @@ from vmm_linux.vmm import VMM
 __all__ = [
     "INVALID_HANDLE",
     "VMM",
+    "Event",
     "Handle",
     "PageInfo",
     "PageKind",

@@ -32,7 +32,7 @@ from vmm_linux import _syscalls
 from vmm_linux.errors import Fail, InvalidArgument, QuotaExceeded, SecurityDisallow, VmmError
 from vmm_linux.flags import Rights, Seal
 
-__all__ = ["Parcel", "check_socket", "examine", "receive", "send"]
+__all__ = ["Parcel", "check_socket", "examine", "read_message", "receive", "send"]
 
 MESSAGE: Final = struct.Struct("<4sHHIIQQ")
 MAGIC: Final = b"VMML"
@@ -118,15 +118,17 @@ def receive(
         raise
 
 
-def read_message(sock: socket.socket) -> tuple[bytes, list[int], int]:
+def read_message(
+    sock: socket.socket, length: int = MESSAGE.size, most_descriptors: int = MOST_DESCRIPTORS
+) -> tuple[bytes, list[int], int]:
     """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
 
-    There is room for the descriptors of the longest message, for what the socket's options add to
-    it, and no more.
+    There is room for as many bytes and descriptors as the longest message has, for what the
+    socket's options add to it, and no more.
     """
-    room = socket.CMSG_LEN(MOST_DESCRIPTORS * array.array("i").itemsize)
+    room = socket.CMSG_LEN(most_descriptors * array.array("i").itemsize)
     room += sum(socket.CMSG_SPACE(size) for option, size in COMPANIONS if is_set(sock, option))
-    message, ancillary, flags, _ = sock.recvmsg(MESSAGE.size, room, socket.MSG_CMSG_CLOEXEC)
+    message, ancillary, flags, _ = sock.recvmsg(length, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):

@@ -1,6 +1,13 @@
 """``VMM`` as users get it: the endpoint, and the comfort that is built upon it."""
 
+from typing import TYPE_CHECKING, SupportsIndex
+
 from vmm_linux import _vmm
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from vmm_linux.handles import Handle
 
 __all__ = ["VMM"]
 
@@ -18,3 +25,66 @@ class VMM(_vmm.VMM):
     """
 
     __slots__ = ()
+
+    # ---- asyncio ------------------------------------------------------------------------------
+
+    async def send_handle_async(
+        self, sock: "socket", handle: SupportsIndex, rights: SupportsIndex | None = None
+    ) -> None:
+        """Send a handle as ``send_handle`` does, and let other tasks run while the socket is full.
+
+        A task that is cancelled has sent all or nothing. Several tasks may wait on one socket; in
+        which order they go on is not said. End them before you close the socket.
+
+        Args:
+            sock: a connected AF_UNIX socket that does not block.
+            handle: to send; it needs TRANSFER, and every right that is sent.
+            rights: ``Rights`` that the receiver's handle gets, or None for all that this one has.
+
+        Errors:
+            Those of ``send_handle``, and
+            INVALID_ARGUMENT: the socket blocks.
+            INVALID_OPERATION: no event loop of asyncio runs.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE; a task that waits holds one descriptor more.
+            UNIMPLEMENTED: the event loop has no ``add_writer``.
+
+        Source: ``VMM.send_handle``, ``loop.add_writer``.
+        """
+        from vmm_linux import aio  # noqa: PLC0415  asyncio is loaded where it is used
+
+        await aio.send_handle(self, sock, handle, rights)
+
+    async def recv_handle_async(
+        self,
+        sock: "socket",
+        require: SupportsIndex = 0,
+        max_size: SupportsIndex | None = None,
+        peer_uid: SupportsIndex | None = None,
+    ) -> "Handle":
+        """Receive a handle as ``recv_handle`` does, and let other tasks run while none is there.
+
+        A task that is cancelled has received nothing: the message is there for the next one.
+        Several tasks may wait on one socket; which of them gets a message is not said. End them
+        before you close the socket.
+
+        Args:
+            sock: a connected AF_UNIX socket that does not block.
+            require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
+            max_size: bytes that the buffer may have at most, or None.
+            peer_uid: the user that must be at the other end, or None.
+
+        Returns:
+            A ``Handle``.
+
+        Errors:
+            Those of ``recv_handle``, and
+            INVALID_ARGUMENT: the socket blocks.
+            INVALID_OPERATION: no event loop of asyncio runs.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE; a task that waits holds one descriptor more.
+            UNIMPLEMENTED: the event loop has no ``add_reader``.
+
+        Source: ``VMM.recv_handle``, ``loop.add_reader``.
+        """
+        from vmm_linux import aio  # noqa: PLC0415  asyncio is loaded where it is used
+
+        return await aio.recv_handle(self, sock, require, max_size, peer_uid)

@@ -1,0 +1,143 @@
+"""Waiting in asyncio: for a socket that handles go through, for an event.
+
+Only ``VMM``'s and ``Event``'s own methods import this module, when they are called, and so asyncio.
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar
+
+from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
+
+if TYPE_CHECKING:
+    from vmm_linux._vmm import VMM
+    from vmm_linux.handles import Handle
+
+__all__ = ["readable", "recv_handle", "send_handle"]
+
+Outcome = TypeVar("Outcome")
+
+
+async def send_handle(
+    vmm: "VMM", sock: socket.socket, handle: SupportsIndex, rights: SupportsIndex | None
+) -> None:
+    """See ``VMM.send_handle_async``."""
+    await repeat(
+        "send_handle_async", vmm, sock, lambda: vmm.send_handle(sock, handle, rights), writable
+    )
+
+
+async def recv_handle(
+    vmm: "VMM",
+    sock: socket.socket,
+    require: SupportsIndex,
+    max_size: SupportsIndex | None,
+    peer_uid: SupportsIndex | None,
+) -> "Handle":
+    """See ``VMM.recv_handle_async``."""
+    return await repeat(
+        "recv_handle_async",
+        vmm,
+        sock,
+        lambda: vmm.recv_handle(sock, require, max_size, peer_uid),
+        readable,
+    )
+
+
+async def repeat(
+    method: str,
+    vmm: "VMM",
+    sock: socket.socket,
+    attempt: Callable[[], Outcome],
+    ready: Callable[[str, int], Awaitable[None]],
+) -> Outcome:
+    """Try, and as long as the socket would block, wait for it and try again.
+
+    An attempt is one call without a pause. So a task that is cancelled has either not begun or
+    is done, and no message is half received.
+    """
+    while True:
+        if vmm.closed:
+            raise InvalidOperation(method, "the VMM is closed")
+        check_not_blocking(method, sock)
+        try:
+            return attempt()
+        except BlockingIOError:
+            await ready(method, sock.fileno())
+
+
+def check_not_blocking(method: str, sock: object) -> None:
+    """Whether a socket is one for event loops. Whether it is one at all is seen elsewhere."""
+    if isinstance(sock, socket.socket) and sock.gettimeout() != 0:
+        raise InvalidArgument(
+            method, "sock blocks, which would stop the event loop: sock.setblocking(False)"
+        )
+
+
+async def readable(method: str, fd: int) -> None:
+    """Wait until a descriptor can be read."""
+    loop = running_loop(method)
+    await watch(method, fd, loop.add_reader, loop.remove_reader)
+
+
+async def writable(method: str, fd: int) -> None:
+    """Wait until a descriptor can be written."""
+    loop = running_loop(method)
+    await watch(method, fd, loop.add_writer, loop.remove_writer)
+
+
+def running_loop(method: str) -> asyncio.AbstractEventLoop:
+    """The event loop that runs this task."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise InvalidOperation(method, "no event loop of asyncio is running here") from None
+
+
+async def watch(
+    method: str, fd: int, add: Callable[..., object], remove: Callable[[int], object]
+) -> None:
+    """Wait until the event loop finds a descriptor ready.
+
+    The loop is given a duplicate. It knows one reader and one writer a descriptor, and a second
+    one takes the place of the first, which then waits for ever: another task's, or the user's own.
+    """
+    woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    watched = duplicate(method, fd)
+    try:
+        try:
+            add(watched, wake, woken)
+        except NotImplementedError:
+            raise Unimplemented(
+                method, "this event loop cannot watch descriptors (add_reader); use another one"
+            ) from None
+        try:
+            await woken
+        finally:
+            remove(watched)
+    finally:
+        os.close(watched)
+
+
+def wake(woken: "asyncio.Future[None]") -> None:
+    """Let the task go on that waits for this."""
+    if not woken.done():
+        woken.set_result(None)
+
+
+def duplicate(method: str, fd: int) -> int:
+    """Another descriptor of the same open file."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    except OSError as problem:
+        if problem.errno != errno.EMFILE:
+            raise
+        raise QuotaExceeded(
+            method,
+            "waiting takes a descriptor; raise RLIMIT_NOFILE (ulimit -n) or close some",
+            problem.errno,
+        ) from None

@@ -1,0 +1,461 @@
+"""Events: one process wakes others, as shared memory alone does not.
+
+On the wire an event is one message, little-endian, 8 bytes, with its descriptor in one SCM_RIGHTS
+control message:
+
+====== ====== =======================================
+bytes  type   what
+====== ====== =======================================
+0 to 3 text   ``VMME``
+4 to 5 uint16 version of this format: 1
+6 to 7 uint16 number of descriptors: 1
+====== ====== =======================================
+"""
+
+import array
+import contextlib
+import errno
+import fcntl
+import math
+import operator
+import os
+import select
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NoReturn, Protocol, Self, SupportsFloat, SupportsIndex
+
+from vmm_linux import _syscalls, transfer
+from vmm_linux.errors import (
+    RETCODES,
+    Fail,
+    InvalidArgument,
+    InvalidOperation,
+    QuotaExceeded,
+    ResourceNotFound,
+    Retcode,
+    VmmError,
+    error,
+)
+
+__all__ = ["Event"]
+
+MESSAGE: Final = struct.Struct("<4sHH")
+MAGIC: Final = b"VMME"
+VERSION: Final = 1
+COUNTER_SIZE: Final = 8
+EVENTFD: Final = "anon_inode:[eventfd]"
+"""What the kernel calls an eventfd. The name of a file begins with a slash."""
+LONGEST_POLL: Final = 86_400_000
+"""Milliseconds of one poll(2), which knows no more than 24 days; longer waits take several."""
+
+
+class Duplicate(Protocol):
+    """A descriptor on its way through multiprocessing."""
+
+    def detach(self) -> int:
+        """The descriptor, in the process where it arrived."""
+
+
+class Descriptor:
+    """An open descriptor, which is closed when nobody refers to this any more.
+
+    A method holds one while it runs. So no number is used that another thread closed meanwhile,
+    and that names another file by then.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self, close: Callable[[int], int] = _syscalls.close) -> None:
+        close(self.number)
+
+
+class Event:
+    """A ``threading.Event`` that threads, tasks and processes share: an eventfd.
+
+    It goes to other processes over Unix sockets (``send``, ``recv``) and through multiprocessing
+    (arguments of a ``Process``, ``Queue``, ``Pipe``, ``Pool``). All that have it share one state.
+    It is always close-on-exec. ``select``, ``selectors`` and event loops take it: it is readable
+    while it is set.
+
+    A context manager: leaving it closes it. One that is dropped is closed. Methods may be called
+    from any thread. A closed event raises INVALID_OPERATION.
+
+    Nobody can make a method of this process wait by what he does to an event that he shares, but
+    for ``wait``. One gap is Linux's: ``set`` looks whether the kernel would let it wait, and then
+    writes; a peer who makes the kernel's counter full, and the event blocking, just in between,
+    makes it wait until somebody clears the event.
+
+    Errors:
+        QUOTA_EXCEEDED: RLIMIT_NOFILE.
+        OUT_OF_MEMORY: the system has no file left.
+
+    Source: eventfd(2).
+    """
+
+    __slots__ = ("__weakref__", "_descriptor")
+
+    _descriptor: Descriptor | None
+
+    def __init__(self) -> None:
+        self._descriptor = None
+        try:
+            fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as problem:
+            raise refused("Event", problem) from None
+        self._descriptor = Descriptor(fd)
+        teach_multiprocessing(type(self))
+
+    @classmethod
+    def from_fd(cls, fd: SupportsIndex) -> Self:
+        """An event of an eventfd that is open in this process, such as an inherited one.
+
+        Args:
+            fd: its descriptor, which stays the caller's. This takes a duplicate.
+
+        Errors:
+            INVALID_ARGUMENT: no descriptor, not open, no eventfd, one with EFD_SEMAPHORE.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+
+        Source: fcntl(2) F_DUPFD_CLOEXEC.
+        """
+        method = "Event.from_fd"
+        if isinstance(fd, bool) or not isinstance(fd, SupportsIndex):
+            raise InvalidArgument(method, f"fd is a {type(fd).__name__}, not a descriptor")
+        number = operator.index(fd)
+        check_eventfd(method, number)
+        try:
+            descriptor = Descriptor(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0))
+        except OSError as problem:
+            raise refused(method, problem) from None
+        return cls._of(descriptor)
+
+    @classmethod
+    def recv(cls, sock: socket.socket) -> Self:
+        """Receive an event that another process sent, trusting nothing that it says.
+
+        Reads one message and nothing after it. A message that is refused is used up, and its
+        descriptors are closed. Timeouts and non-blocking sockets behave as in
+        ``socket.recvmsg``, whose exceptions pass through.
+
+        Args:
+            sock: a connected AF_UNIX socket.
+
+        Errors:
+            INVALID_ARGUMENT: no AF_UNIX socket; a message that is none of ``send``'s; a
+                descriptor that is no eventfd, or one with EFD_SEMAPHORE.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+            EOFError: the other end is closed.
+
+        Source: recvmsg(2), unix(7) SCM_RIGHTS.
+        """
+        method = "Event.recv"
+        transfer.check_socket(method, sock)
+        message, descriptors, flags = transfer.read_message(sock, MESSAGE.size, 1)
+        owned = [Descriptor(number) for number in descriptors]
+        if not (message or owned or flags) and sock.type != socket.SOCK_DGRAM:
+            raise EOFError(f"{method}: the other end is closed")
+        check_message(method, message, len(owned), flags)
+        check_eventfd(method, owned[0].number)
+        return cls._of(owned[0])
+
+    @classmethod
+    def _of(cls, descriptor: Descriptor) -> Self:
+        """An event of an eventfd, whatever a peer or multiprocessing did to its flags."""
+        os.set_inheritable(descriptor.number, False)
+        keep_from_blocking(descriptor.number)
+        event = cls.__new__(cls)
+        event._descriptor = descriptor  # noqa: SLF001  its own
+        teach_multiprocessing(cls)
+        return event
+
+    def _open(self, method: str) -> Descriptor:
+        """The descriptor, which a caller holds as long as it uses its number."""
+        descriptor = self._descriptor
+        if descriptor is None:
+            raise InvalidOperation(f"Event.{method}", "the event is closed")
+        return descriptor
+
+    def set(self) -> None:
+        """Set it, and wake all who wait.
+
+        Each time is counted for ``clear``. The count ends at 2**64 - 2; to set it then is no error.
+
+        Source: write(2), eventfd(2).
+        """
+        descriptor = self._open("set")
+        if not ready("Event.set", descriptor.number, select.POLLOUT, 0):
+            return  # the counter is full
+        keep_from_blocking(descriptor.number)
+        with contextlib.suppress(BlockingIOError):  # it became full just now
+            os.eventfd_write(descriptor.number, 1)
+
+    def is_set(self) -> bool:
+        """Whether it was set since it was cleared last.
+
+        Source: poll(2).
+        """
+        descriptor = self._open("is_set")
+        return ready("Event.is_set", descriptor.number, select.POLLIN, 0)
+
+    def clear(self) -> int:
+        """Make it unset.
+
+        One step for the kernel: to have been set is either counted in what this returns, or the
+        event is set again. So whoever clears an event, and then does all the work there is, misses
+        none.
+
+        Returns:
+            How often it was set since it was cleared last, by whomever; 0 if it was not set.
+
+        Source: preadv2(2) RWF_NOWAIT, eventfd(2).
+        """
+        descriptor = self._open("clear")
+        counter = bytearray(COUNTER_SIZE)
+        try:
+            os.preadv(descriptor.number, [counter], -1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as problem:
+            if problem.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE, errno.EPERM}:
+                raise refused("Event.clear", problem) from None
+            return clear_by_read(descriptor.number)
+        return int.from_bytes(counter, sys.byteorder)
+
+    def wait(self, timeout: SupportsFloat | SupportsIndex | None = None) -> bool:
+        """Wait until it is set. That does not clear it. Other threads run meanwhile.
+
+        ``close`` does not end a wait that has begun.
+
+        Args:
+            timeout: seconds to wait at most, 0 or more, or None for ever.
+
+        Returns:
+            Whether it was set in that time.
+
+        Errors:
+            INVALID_ARGUMENT: no number, negative, not a number.
+
+        Source: poll(2).
+        """
+        descriptor = self._open("wait")
+        deadline = math.inf if timeout is None else time.monotonic() + seconds("wait", timeout)
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            if ready("Event.wait", descriptor.number, select.POLLIN, min(left * 1e3, LONGEST_POLL)):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+
+    async def wait_async(self) -> bool:
+        """Wait until it is set, and let other tasks of asyncio run. That does not clear it.
+
+        Any number of tasks may wait. A timeout is ``asyncio.timeout``'s business.
+
+        Returns:
+            True.
+
+        Errors:
+            INVALID_OPERATION: no event loop of asyncio runs.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE; a task that waits holds one descriptor more.
+            UNIMPLEMENTED: the event loop has no ``add_reader``.
+
+        Source: ``loop.add_reader``.
+        """
+        from vmm_linux import aio  # noqa: PLC0415  asyncio is loaded where it is used
+
+        descriptor = self._open("wait_async")
+        if not ready("Event.wait_async", descriptor.number, select.POLLIN, 0):
+            await aio.readable("Event.wait_async", descriptor.number)
+        return True
+
+    def send(self, sock: socket.socket) -> None:
+        """Send it to another process, which gets it by ``Event.recv``. This one stays as it is.
+
+        One message; a stream carries other data before and after it. Timeouts and non-blocking
+        sockets behave as in ``socket.sendmsg``, whose exceptions pass through.
+
+        Args:
+            sock: a connected AF_UNIX socket.
+
+        Errors:
+            INVALID_ARGUMENT: no AF_UNIX socket.
+
+        Source: sendmsg(2), unix(7) SCM_RIGHTS.
+        """
+        descriptor = self._open("send")
+        transfer.check_socket("Event.send", sock)
+        rights = array.array("i", [descriptor.number])
+        sent = sock.sendmsg(
+            [MESSAGE.pack(MAGIC, VERSION, 1)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        )
+        if sent != MESSAGE.size:
+            raise Fail("Event.send", f"{sent} of {MESSAGE.size} bytes were sent; close the socket")
+
+    def fileno(self) -> int:
+        """Its descriptor, for ``select`` and its like: readable while the event is set."""
+        return self._open("fileno").number
+
+    def close(self) -> None:
+        """Let go of it. Whoever else has it keeps it. A second call does nothing."""
+        self._descriptor = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._descriptor is None
+
+    def __enter__(self) -> Self:
+        self._open("__enter__")
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        descriptor = self._descriptor
+        if descriptor is None:
+            return "<Event closed>"
+        try:
+            state = "set" if self.is_set() else "unset"
+        except VmmError:
+            state = "lost"
+        return f"<Event fd={descriptor.number} {state}>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse: only multiprocessing's own pickler has a way for descriptors."""
+        raise InvalidOperation(
+            "Event.__reduce_ex__",
+            "bytes cannot carry an event; send it by Event.send, or let multiprocessing pickle it",
+        )
+
+
+def ready(method: str, fd: int, asked: int, milliseconds: float) -> bool:
+    """Whether a descriptor is ready for what is asked within that time."""
+    poll = select.poll()
+    poll.register(fd, asked)
+    found = poll.poll(milliseconds)
+    if found and found[0][1] & select.POLLNVAL:
+        raise InvalidOperation(method, f"descriptor {fd} of the event was closed by somebody else")
+    return bool(found and found[0][1] & asked)
+
+
+def keep_from_blocking(fd: int) -> None:
+    """Set O_NONBLOCK, which is shared with everybody who has the event, and theirs to change."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if not flags & os.O_NONBLOCK:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+
+
+def clear_by_read(fd: int) -> int:
+    """Take the counter where the kernel has no RWF_NOWAIT for eventfds (before Linux 5.8)."""
+    keep_from_blocking(fd)
+    try:
+        return os.eventfd_read(fd) if ready("Event.clear", fd, select.POLLIN, 0) else 0
+    except BlockingIOError:
+        return 0
+
+
+def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
+    """A timeout as a float that is 0 or more."""
+    if isinstance(timeout, bool) or not isinstance(timeout, SupportsFloat | SupportsIndex):
+        raise InvalidArgument(
+            f"Event.{method}",
+            f"timeout is a {type(timeout).__name__}, not a number of seconds or None",
+        )
+    try:
+        number = float(timeout)
+    except (OverflowError, TypeError, ValueError) as problem:
+        raise InvalidArgument(f"Event.{method}", f"timeout: {problem}") from None
+    if not number >= 0:
+        raise InvalidArgument(f"Event.{method}", f"timeout is {number}; 0 or more is expected")
+    return number
+
+
+def check_message(method: str, message: bytes, count: int, flags: int) -> None:
+    """Whether a message is ``Event.send``'s, with its one descriptor."""
+    if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
+        raise bad(method, f"{len(message)} bytes, not the {MESSAGE.size} of an event's message")
+    magic, version, announced = MESSAGE.unpack(message)
+    if magic != MAGIC:
+        raise bad(method, "not an event's message")
+    if version != VERSION:
+        raise bad(method, f"version {version} of the format; this package knows {VERSION}")
+    if flags & socket.MSG_CTRUNC and count == 0:
+        raise QuotaExceeded(
+            method, "the descriptor did not fit; raise RLIMIT_NOFILE (ulimit -n) or close some"
+        )
+    if flags & socket.MSG_CTRUNC or not announced == count == 1:
+        raise bad(method, f"{announced} descriptors are announced, and {count} or more came")
+
+
+def bad(method: str, why: str) -> VmmError:
+    """The exception for a message that is none of ``Event.send``'s."""
+    return InvalidArgument(method, f"bad message: {why}")
+
+
+def check_eventfd(method: str, fd: int) -> None:
+    """Whether a descriptor is an eventfd that counts as events do, by the kernel's word."""
+    try:
+        if str(Path(f"/proc/self/fd/{fd}").readlink()) != EVENTFD:
+            raise InvalidArgument(method, f"descriptor {fd} is no eventfd")
+        # Kernels before 6.7 do not tell of semaphores; clear() takes 1 from those, not all.
+        if "eventfd-semaphore: 1" in Path(f"/proc/self/fdinfo/{fd}").read_text():
+            raise InvalidArgument(method, f"descriptor {fd} is an eventfd with EFD_SEMAPHORE")
+    except FileNotFoundError:
+        raise InvalidArgument(method, f"descriptor {fd} is not open") from None
+    except OSError as problem:
+        raise refused(method, problem) from None
+
+
+def refused(method: str, problem: OSError) -> VmmError:
+    """The exception for what the kernel refused."""
+    code = problem.errno or 0
+    rc = RETCODES.get(code, Retcode.FAIL)
+    advice = "; raise RLIMIT_NOFILE (ulimit -n) or close some" if code == errno.EMFILE else ""
+    return error(rc, method, f"{problem.strerror}{advice}", code)
+
+
+def teach_multiprocessing(kind: type[Event]) -> None:
+    """Tell multiprocessing's pickler, and no other, how an event goes to another process.
+
+    It has to know before it meets the first one.
+    """
+    from multiprocessing.reduction import ForkingPickler  # noqa: PLC0415  not loaded by import
+
+    ForkingPickler.register(kind, reduce)
+
+
+def reduce(
+    event: Event,
+) -> tuple[Callable[[type[Event], Duplicate], Event], tuple[type[Event], Duplicate]]:
+    """What multiprocessing sends of an event."""
+    from multiprocessing.reduction import DupFd  # noqa: PLC0415  loaded already
+
+    descriptor = event._open("__reduce__")  # noqa: SLF001
+    return restore, (type(event), DupFd(descriptor.number))
+
+
+def restore(kind: type[Event], duplicate: Duplicate) -> Event:
+    """The event that multiprocessing brought."""
+    method = "Event"
+    try:
+        descriptor = Descriptor(duplicate.detach())
+    except (OSError, EOFError) as problem:
+        raise ResourceNotFound(
+            method, f"the process that sent it does not hold it any more ({problem!r})"
+        ) from None
+    check_eventfd(method, descriptor.number)
+    return kind._of(descriptor)  # noqa: SLF001
