@@ -12,6 +12,7 @@ from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     import numpy as np
@@ -183,7 +184,7 @@ class Mdl:
 
     def array(
         self,
-        shape: SupportsIndex | tuple[SupportsIndex, ...],
+        shape: SupportsIndex | Sequence[SupportsIndex],
         dtype: Any = "float64",  # noqa: ANN401  whatever numpy.dtype takes
         offset: SupportsIndex = 0,
         writable: bool | None = None,
@@ -193,7 +194,7 @@ class Mdl:
         Its memory stays as long as the array, or anything made of it, whatever is closed.
 
         Args:
-            shape: numbers of elements, each at least 1.
+            shape: numbers of elements, each at least 1: a tuple or a list, or one number.
             dtype: what ``numpy.dtype`` takes, but for Python objects.
             offset: of the first element, bytes from the buffer's start; a multiple of the dtype's
                 alignment.
