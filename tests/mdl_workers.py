@@ -228,9 +228,9 @@ def without_the_tracker(method: str) -> None:
     registered: list[tuple[str, str]] = []
     register = resource_tracker.register
 
-    def remember(name: Any, kind: str) -> None:  # noqa: ANN401
-        registered.append((name, kind))
-        register(name, kind)
+    def remember(name: Any, rtype: str) -> None:  # noqa: ANN401
+        registered.append((name, rtype))
+        register(name, rtype)
 
     resource_tracker.register = remember
     by_argument(method)
