@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 SIZE = 4 * PAGE
 ALL = "TRANSFER|COPY|GET_SID|MAP_READ|MAP_WRITE"
 READ_ONLY = "TRANSFER|COPY|GET_SID|MAP_READ"
+#: What multiprocessing imports when it is needed, and an ordinary user may not be able to read.
+LATE = ", ".join(
+    f"multiprocessing.{module}"
+    for module in ("pool", "popen_fork", "queues", "resource_sharer", "synchronize")
+)
 METHODS = ["fork", "forkserver", "spawn"]
 
 
@@ -55,7 +60,7 @@ def sharing() -> Iterator[None]:
 def drive(name: str, method: str, *arguments: int, nobody: bool = False) -> list[str]:
     """What a driver printed, in a process that ends well and says nothing else."""
     child = run_child(
-        f"import mdl_workers\nmdl_workers.{name}{(method, *arguments)!r}",
+        f"import mdl_workers, {LATE}\nmdl_workers.{name}{(method, *arguments)!r}",
         nobody=nobody,
         environment=TESTS_IMPORTABLE,
         timeout=120,
@@ -107,6 +112,11 @@ def test_executors_carry_buffers_and_errors(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_registered_with_the_resource_tracker(method: str) -> None:
     assert drive("without_the_tracker", method)[-1] == "registered []"
+
+
+@pytest.mark.parametrize("name", ["by_argument", "by_queue", "by_pool"])
+def test_an_ordinary_user_can_do_all_that(name: str) -> None:
+    assert drive(name, "fork", nobody=True)
 
 
 def test_ten_thousand_buffers_leave_no_descriptor_on_either_side() -> None:

@@ -185,6 +185,16 @@ def test_it_may_be_freed_before_it_is_left(vmm: VMM) -> None:
         vmm.close()
 
 
+def test_leaving_it_while_it_is_looked_at_is_busy_and_its_end_comes_later(vmm: VMM) -> None:
+    with pytest.raises(Busy), vmm.region(SIZE, COMMITTED) as region:
+        view = memoryview(region)
+    base = region.base
+    del region
+    assert is_mapped(base)
+    del view
+    assert not is_mapped(base)
+
+
 def test_dropping_it_frees_it(vmm: VMM) -> None:
     region = vmm.region(SIZE, COMMITTED)
     base = region.base

@@ -23,6 +23,8 @@ __all__ = ["Region"]
 class Region(Exporter):
     """A region of memory, which is freed when this object is dropped or its ``with`` is left.
 
+    Leaving it while something made of it is alive is BUSY, as ``free`` is; dropping it is not.
+
     ``VMM.region`` and ``Mdl.map`` make them. Offsets count in bytes from ``base``; they and sizes
     are page multiples where those of the ``VMM`` method of that name are. The errors are that
     method's, and INVALID_ARGUMENT for what is not inside the region, RESOURCE_NOT_FOUND once it is
