@@ -35,7 +35,7 @@ SIZE = 4 * PAGE
 ALL = "TRANSFER|COPY|GET_SID|MAP_READ|MAP_WRITE"
 READ_ONLY = "TRANSFER|COPY|GET_SID|MAP_READ"
 #: What multiprocessing imports when it is needed, and an ordinary user may not be able to read.
-LATE = ", ".join(
+LATE = "hmac, " + ", ".join(
     f"multiprocessing.{module}"
     for module in ("pool", "popen_fork", "queues", "resource_sharer", "synchronize")
 )
@@ -63,7 +63,7 @@ def drive(name: str, method: str, *arguments: int, nobody: bool = False) -> list
         f"import mdl_workers, {LATE}\nmdl_workers.{name}{(method, *arguments)!r}",
         nobody=nobody,
         environment=TESTS_IMPORTABLE,
-        timeout=120,
+        timeout=60,
     )
     assert (child.returncode, child.stderr) == (0, ""), child.stdout
     return child.stdout.splitlines()
