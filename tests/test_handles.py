@@ -54,6 +54,7 @@ TAKING_HANDLES: dict[str, tuple[int, ...]] = {
     "handle_close": (),
     "handle_revoke": (),
     "handle_info": (),
+    "handle_fileno": (),
 }
 
 faces = pytest.mark.parametrize("face", list(Face), ids=lambda face: face.value)

@@ -68,6 +68,13 @@ LAYERS = {
     # 7: comfort
     "aio": 7.0,
     "event": 7.1,
+    "_exporter": 7.0,
+    "_own_vmm": 7.0,
+    "_span": 7.0,
+    "_pickling": 7.1,
+    "region": 7.1,
+    "_arrays": 7.2,
+    "mdl": 7.3,
     "vmm": 7.5,
     "__init__": 7.6,
     # 8: tools

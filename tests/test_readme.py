@@ -34,7 +34,7 @@ def rows_of(title: str) -> list[list[str]]:
     assert set(lines[1]) == {"|", "-"}, "no table"
     cells = [re.split(r"(?<!\\)\|", line.strip("|")) for line in lines[2:]]
     assert {len(row) for row in cells} == {lines[0].count("|") - 1}
-    return [[cell.replace("`", "").strip() for cell in row] for row in cells]
+    return [[cell.replace("`", "").replace("\\|", "|").strip() for cell in row] for row in cells]
 
 
 def blocks(language: str) -> list[str]:
@@ -67,11 +67,8 @@ def test_every_method_is_in_the_table_with_its_parameters() -> None:
     for signature, reference, _ in rows_of("Methods"):
         name = signature.partition("(")[0]
         described[name] = reference
-        parameters = [
-            str(parameter.replace(annotation=parameter.empty)).replace(" = ", "=")
-            for parameter in inspect.signature(getattr(VMM, name)).parameters.values()
-        ]
-        assert signature == f"{name}({', '.join(parameters[1:])})"
+        parameters = [*inspect.signature(getattr(VMM, name)).parameters.values()][1:]
+        assert signature == f"{name}({', '.join(map(written, parameters))})"
     assert described.keys() == public
     reference_names = {name for name in vars(Endpoint) if name[0] != "_"}
     assert set(described.values()) == reference_names | {OWN}
@@ -80,6 +77,13 @@ def test_every_method_is_in_the_table_with_its_parameters() -> None:
         for name, reference in described.items()
         if reference != OWN
     )
+
+
+def written(parameter: inspect.Parameter) -> str:
+    """A parameter as people write it: without its type, and flags by their names."""
+    default = parameter.default
+    name = default.name if isinstance(default, VmmFlags) else repr(default)
+    return parameter.name if default is parameter.empty else f"{parameter.name}={name}"
 
 
 def test_every_property_is_named() -> None:

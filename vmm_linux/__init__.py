@@ -10,6 +10,8 @@ from vmm_linux.errors import Retcode, VmmError
 from vmm_linux.event import Event
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.handles import INVALID_HANDLE, Handle
+from vmm_linux.mdl import Mdl
+from vmm_linux.region import Region
 from vmm_linux.states import PageKind, PageState
 from vmm_linux.vmm import VMM
 
@@ -18,9 +20,11 @@ __all__ = [
     "VMM",
     "Event",
     "Handle",
+    "Mdl",
     "PageInfo",
     "PageKind",
     "PageState",
+    "Region",
     "Retcode",
     "Rights",
     "Seal",

@@ -32,12 +32,22 @@ from vmm_linux import _syscalls
 from vmm_linux.errors import Fail, InvalidArgument, QuotaExceeded, SecurityDisallow, VmmError
 from vmm_linux.flags import Rights, Seal
 
-__all__ = ["Parcel", "check_socket", "examine", "read_message", "receive", "send"]
+__all__ = [
+    "Demands",
+    "Parcel",
+    "adopt",
+    "check_socket",
+    "examine",
+    "read_message",
+    "receive",
+    "send",
+]
 
 MESSAGE: Final = struct.Struct("<4sHHIIQQ")
 MAGIC: Final = b"VMML"
 VERSION: Final = 1
 MOST_DESCRIPTORS: Final = 3
+MOST_FD: Final = 2**31 - 1
 TMPFS_MAGIC: Final = 0x01021994
 """File system of memfds. Those of huge pages, whose touch can kill, have another."""
 SEALS_OF_MEMORY: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -62,6 +72,8 @@ PAGE: Final = _syscalls.page_size()
 # of Python's sockets make enumerations.
 ALL_RIGHTS: Final = int(~Rights(0))
 MAP_WRITE: Final = int(Rights.MAP_WRITE)
+FROM_DESCRIPTOR: Final = int(Rights.TRANSFER | Rights.COPY | Rights.GET_SID | Rights.MAP_READ)
+"""What whoever has a descriptor of a memory can do anyway."""
 PUBLISH: Final = int(Seal.PUBLISH)
 FREEZE: Final = int(Seal.FREEZE)
 AF_UNIX: Final = int(socket.AF_UNIX)
@@ -78,6 +90,25 @@ class Parcel(NamedTuple):
     offset: int
     size: int
     memory_size: int
+
+
+class Demands(NamedTuple):
+    """What the receiver of a buffer asks of it."""
+
+    method: str
+    require: int
+    max_size: int | None
+
+    def check(self, seals: int, size: int) -> None:
+        """Whether memory with these F_SEAL_* bits, and a buffer of this size, is fine."""
+        if self.require and not holds(self.require, seals):
+            raise SecurityDisallow(
+                self.method, f"the memory is not sealed with {Seal(self.require)!r}"
+            )
+        if self.max_size is not None and size > self.max_size:
+            raise SecurityDisallow(
+                self.method, f"a buffer of {size} bytes; max_size is {self.max_size}"
+            )
 
 
 def check_socket(method: str, sock: object) -> None:
@@ -101,9 +132,7 @@ def send(sock: socket.socket, parcel: Parcel) -> None:
         raise Fail("send_handle", f"{sent} of {len(message)} bytes were sent; close the socket")
 
 
-def receive(
-    sock: socket.socket, require: int, max_size: int | None, peer_uid: int | None
-) -> Parcel:
+def receive(sock: socket.socket, demands: Demands, peer_uid: int | None) -> Parcel:
     """Receive one parcel, and believe only what the kernel says of it."""
     message, descriptors, flags = read_message(sock)
     if not (message or descriptors or flags) and sock.type != socket.SOCK_DGRAM:
@@ -111,7 +140,7 @@ def receive(
     try:
         if peer_uid is not None:
             check_peer(sock, peer_uid)
-        return open_parcel(message, descriptors, flags, require, max_size)
+        return open_parcel(message, descriptors, flags, demands)
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -149,9 +178,7 @@ def is_set(sock: socket.socket, option: int) -> bool:
         return False
 
 
-def open_parcel(
-    message: bytes, descriptors: list[int], flags: int, require: int, max_size: int | None
-) -> Parcel:
+def open_parcel(message: bytes, descriptors: list[int], flags: int, demands: Demands) -> Parcel:
     """Check a message with its descriptors against the kernel's word and the caller's demands."""
     if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
         raise bad(f"{len(message)} bytes, not the {MESSAGE.size} of a handle's message")
@@ -174,11 +201,46 @@ def open_parcel(
     for descriptor in descriptors[1:]:
         examine_identity(descriptor)
     check_window(offset, size, memory_size, is_clone=count > 1)
-    if require and not holds(require, seals):
-        raise SecurityDisallow("recv_handle", f"the memory is not sealed with {Seal(require)!r}")
-    if max_size is not None and size > max_size:
-        raise SecurityDisallow("recv_handle", f"a buffer of {size} bytes; max_size is {max_size}")
+    demands.check(seals, size)
     return Parcel(descriptors, rights, offset, size, memory_size)
+
+
+def adopt(fd: int, demands: Demands) -> Parcel:
+    """A parcel of a descriptor that somebody left to this process, which keeps it.
+
+    A duplicate is looked at, so that what was checked is what is used.
+    """
+    if fd > MOST_FD:
+        raise InvalidArgument(demands.method, f"fd {fd} is no descriptor")
+    own = _syscalls.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    if own == -errno.EBADF:
+        raise InvalidArgument(demands.method, f"fd {fd} is not open in this process")
+    if own < 0:
+        raise QuotaExceeded(
+            demands.method, "no descriptor is left; raise RLIMIT_NOFILE or close some", -own
+        )
+    try:
+        return examine_adopted(own, demands)
+    except BaseException:
+        os.close(own)
+        raise
+
+
+def examine_adopted(fd: int, demands: Demands) -> Parcel:
+    """The parcel of a descriptor that can be a buffer's: the rights are what it is open for."""
+
+    def refuse(why: str) -> VmmError:
+        return InvalidArgument(
+            demands.method, f"{why}; handle_fileno of a buffer gives what is needed"
+        )
+
+    # First whether it is a memfd: any other file is asked nothing else.
+    seals_of(fd, SEALS_OF_MEMORY, refuse)
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    rights = FROM_DESCRIPTOR | (MAP_WRITE if mode == os.O_RDWR else 0)
+    size, seals = examine(fd, rights, refuse)
+    demands.check(seals, size)
+    return Parcel([fd], rights, 0, size, size)
 
 
 def bad(why: str) -> VmmError:

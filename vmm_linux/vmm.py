@@ -1,15 +1,24 @@
 """``VMM`` as users get it: the endpoint, and the comfort that is built upon it."""
 
-from typing import TYPE_CHECKING, SupportsIndex
+from __future__ import annotations
 
-from vmm_linux import _vmm
+from typing import TYPE_CHECKING
+
+from vmm_linux import _own_vmm, _vmm
+from vmm_linux._arguments import index
+from vmm_linux.flags import VmmFlags
+from vmm_linux.mdl import Mdl
+from vmm_linux.region import Region
 
 if TYPE_CHECKING:
     from socket import socket
+    from typing import SupportsIndex
 
     from vmm_linux.handles import Handle
 
 __all__ = ["VMM"]
+
+READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 
 
 class VMM(_vmm.VMM):
@@ -26,10 +35,53 @@ class VMM(_vmm.VMM):
 
     __slots__ = ()
 
+    # ---- objects ------------------------------------------------------------------------------
+
+    def region(
+        self, size: SupportsIndex, flags: SupportsIndex = READ_WRITE, addr: SupportsIndex = 0
+    ) -> Region:
+        """Reserve a region of memory as an object, which frees it when it is dropped.
+
+        Args:
+            size: bytes, a page multiple.
+            flags: ``VmmFlags`` as for ``allocate``; RESERVE need not be among them. COMMIT makes
+                the pages usable at once.
+            addr: preferred base address in bytes, a page multiple, or 0.
+
+        Returns:
+            A ``Region``.
+
+        Errors:
+            As of ``allocate``.
+
+        Source: Allocate.
+        """
+        bits = index("allocate", "flags", flags) | VmmFlags.RESERVE
+        length = index("allocate", "size", size)
+        return Region(self, self.allocate(addr, length, bits), length)
+
+    def mdl(self, size: SupportsIndex, prot: SupportsIndex = READ_WRITE) -> Mdl:
+        """Make an MDL buffer as an object, which closes its handle when it is dropped.
+
+        Args:
+            size: bytes, a page multiple.
+            prot: ``VmmFlags``: the most that the handle allows, READ at least. With LOCKED the
+                buffer has all its memory on return.
+
+        Returns:
+            An ``Mdl``.
+
+        Errors:
+            As of ``mdl_create``.
+
+        Source: MdlCreate.
+        """
+        return Mdl(self, self.mdl_create(size, prot))
+
     # ---- asyncio ------------------------------------------------------------------------------
 
     async def send_handle_async(
-        self, sock: "socket", handle: SupportsIndex, rights: SupportsIndex | None = None
+        self, sock: socket, handle: SupportsIndex, rights: SupportsIndex | None = None
     ) -> None:
         """Send a handle as ``send_handle`` does, and let other tasks run while the socket is full.
 
@@ -56,11 +108,11 @@ class VMM(_vmm.VMM):
 
     async def recv_handle_async(
         self,
-        sock: "socket",
+        sock: socket,
         require: SupportsIndex = 0,
         max_size: SupportsIndex | None = None,
         peer_uid: SupportsIndex | None = None,
-    ) -> "Handle":
+    ) -> Handle:
         """Receive a handle as ``recv_handle`` does, and let other tasks run while none is there.
 
         A task that is cancelled has received nothing: the message is there for the next one.
@@ -88,3 +140,13 @@ class VMM(_vmm.VMM):
         from vmm_linux import aio  # noqa: PLC0415  asyncio is loaded where it is used
 
         return await aio.recv_handle(self, sock, require, max_size, peer_uid)
+
+
+class OwnVMM(VMM):
+    """The package's own: there is nobody who could have closed it."""
+
+    __slots__ = ()
+    _warns = False
+
+
+_own_vmm.MAKERS.append(OwnVMM)

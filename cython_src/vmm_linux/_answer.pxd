@@ -29,7 +29,9 @@ cdef enum Method:
     HANDLE_REVOKE
     HANDLE_INFO
     SEND
+    HANDLE_FILENO
     RECEIVE
+    HANDLE_FROM_FD
 
 cdef struct Request:
     Method method
@@ -75,6 +77,7 @@ cdef enum Reason:
     STILL_WRITABLE
     UNSEALABLE
     OVERLAP
+    IS_CLONE
     KERNEL_REFUSED
 
 cdef enum:

@@ -85,6 +85,10 @@ REASONS = {
     OVERLAP: (
         Retcode.INVALID_ARGUMENT,
         "[0x{va:x}, 0x{va:x} + {size}) overlaps another of the ranges"),
+    IS_CLONE: (
+        Retcode.INVALID_OPERATION,
+        "handle 0x{handle:x} names a clone, which is a window, and a descriptor would name the "
+        "whole memory; send the handle, or copy the bytes to a buffer of their own"),
     UNSEALABLE: (
         Retcode.NO_CAPABILITY,
         "the memory takes no more seals"),
@@ -116,7 +120,9 @@ METHODS = {
     HANDLE_REVOKE: "handle_revoke",
     HANDLE_INFO: "handle_info",
     SEND: "send_handle",
+    HANDLE_FILENO: "handle_fileno",
     RECEIVE: "recv_handle",
+    HANDLE_FROM_FD: "handle_from_fd",
 }
 
 OVER_PAGES = frozenset((

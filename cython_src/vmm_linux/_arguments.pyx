@@ -28,8 +28,8 @@ cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFF
             method, f"{name} {value:#x} is not in 0 ... 2**64 - 1") from None
 
 
-cdef object index(str method, str name, object value):
-    """The int that a value stands for."""
+def index(method, name, value):
+    """The int that a value stands for: whatever has ``__index__``, but no bool."""
     if not isinstance(value, bool):
         try:
             return int(operator.index(value))

@@ -15,8 +15,10 @@ from vmm_linux._answer cimport (
     DONE,
     HANDLE_CLOSE,
     HANDLE_COPY,
+    HANDLE_FILENO,
     HANDLE_INFO,
     HANDLE_REVOKE,
+    IS_CLONE,
     MDL_CLONE,
     MDL_CREATE,
     MDL_CREATE_FROM_BUF,
@@ -122,7 +124,7 @@ cdef class BufferSpace(BufferMappings):
             return self.revoke(request)
         if request.method == HANDLE_INFO:
             return self.tell(request)
-        if request.method == SEND:
+        if request.method == SEND or request.method == HANDLE_FILENO:
             return self.pack(request)
         return self.unpack(request)
 
@@ -299,6 +301,8 @@ cdef class BufferSpace(BufferMappings):
         if answer.reason != DONE:
             return answer
         buffer = entry.buffer
+        if request.method == HANDLE_FILENO and buffer.origin != NULL:
+            return refused(IS_CLONE)
         described = memory_object_is_described(buffer)
         parcel.count = 0
         parcel.rights = request.flags

@@ -6,6 +6,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from vmm_linux._answer cimport (
     HANDLE_CLOSE,
     HANDLE_COPY,
+    HANDLE_FILENO,
+    HANDLE_FROM_FD,
     HANDLE_INFO,
     HANDLE_REVOKE,
     MDL_CLONE,
@@ -17,6 +19,7 @@ from vmm_linux._answer cimport (
     MDL_SEAL,
     RECEIVE,
     SEND,
+    Method,
     Request,
 )
 from vmm_linux._arguments cimport (
@@ -388,19 +391,9 @@ cdef class VMM(MemoryMethods):
         Source: sendmsg(2), unix(7) SCM_RIGHTS.
         """
         cdef Parcel parcel
-        cdef Request request
-        cdef uint64_t bits
         check_open(self, "send_handle")
         transfer.check_socket("send_handle", sock)
-        request = handle_request(SEND, number("send_handle", "handle", handle), 0)
-        if rights is None:
-            request.flags = rights_of(request.handle)
-        else:
-            bits = number("send_handle", "rights", rights)
-            check_bits("send_handle", "rights", bits, RIGHT_ALL)
-            request.flags = <uint32_t>bits
-        request.buffer = &parcel
-        self.space.call(&request)
+        self.pack(&parcel, SEND, "send_handle", handle, rights)
         try:
             transfer.send(sock, transfer.Parcel(
                 [parcel.descriptors[i] for i in range(parcel.count)], parcel.rights,
@@ -432,19 +425,89 @@ cdef class VMM(MemoryMethods):
 
         Source: recvmsg(2), unix(7) SCM_RIGHTS, SO_PEERCRED.
         """
-        cdef Parcel parcel
-        cdef Request request
-        cdef uint64_t seals
-        cdef int i
         check_open(self, "recv_handle")
         transfer.check_socket("recv_handle", sock)
-        seals = number("recv_handle", "require", require)
-        check_bits("recv_handle", "require", seals, SEAL_PUBLISH | SEAL_FREEZE)
-        if max_size is not None:
-            max_size = number("recv_handle", "max_size", max_size)
+        demands = demands_of("recv_handle", require, max_size)
         if peer_uid is not None:
             peer_uid = number("recv_handle", "peer_uid", peer_uid)
-        received = transfer.receive(sock, seals, max_size, peer_uid)
+        return self.unpack(RECEIVE, transfer.receive(sock, demands, peer_uid))
+
+    def handle_fileno(self, handle, rights=None):
+        """A descriptor of the buffer's memory, for what takes descriptors.
+
+        ``Popen(pass_fds=...)`` hands it to a program, whose ``handle_from_fd`` makes a handle of
+        it. It names the memory for whoever gets it, as what ``send_handle`` sends does.
+
+        Args:
+            handle: of the buffer; it needs TRANSFER, and every right in ``rights``.
+            rights: ``Rights``, or None for all that the handle has. Without MAP_WRITE the
+                descriptor is itself read-only; a descriptor carries no other right.
+
+        Returns:
+            The descriptor, close-on-exec. It is the caller's to close.
+
+        Errors:
+            INVALID_ARGUMENT: unknown rights; no handle of this VMM.
+            RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
+            INVALID_OPERATION: a clone, whose descriptor would name the whole memory.
+            NO_CAPABILITY: the handle lacks TRANSFER or one of the rights.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+
+        Source: fcntl(2) F_DUPFD_CLOEXEC.
+        """
+        cdef Parcel parcel
+        check_open(self, "handle_fileno")
+        self.pack(&parcel, HANDLE_FILENO, "handle_fileno", handle, rights)
+        return parcel.descriptors[0]
+
+    def handle_from_fd(self, fd, require=0, max_size=None):
+        """Make a handle of a buffer whose descriptor came from somebody, trusting nothing.
+
+        Args:
+            fd: descriptor of a memfd of ordinary pages, sealed against shrinking and growing,
+                open for reading; it stays the caller's.
+            require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
+            max_size: bytes that the buffer may have at most, or None.
+
+        Returns:
+            A ``Handle`` with TRANSFER, COPY, GET_SID and MAP_READ, as whoever has the descriptor
+            can do all that without this package; with MAP_WRITE where it is open for writing.
+            MAP_EXECUTE, of which a descriptor says nothing, is not given.
+
+        Errors:
+            INVALID_ARGUMENT: any other descriptor, or no open one.
+            SECURITY_DISALLOW: what ``require`` or ``max_size`` demands is not so.
+            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+
+        Source: memfd_create(2), fcntl(2) F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFL.
+        """
+        check_open(self, "handle_from_fd")
+        demands = demands_of("handle_from_fd", require, max_size)
+        return self.unpack(
+            HANDLE_FROM_FD, transfer.adopt(number("handle_from_fd", "fd", fd), demands))
+
+    # ---- what they share ----------------------------------------------------------------------
+
+    cdef int pack(self, Parcel *parcel, Method method, str name, object handle,
+                  object rights) except -1:
+        """Fill in a parcel of a handle with these rights, or with all that it has."""
+        cdef uint64_t bits
+        cdef Request request = handle_request(method, number(name, "handle", handle), 0)
+        if rights is None:
+            request.flags = rights_of(request.handle)
+        else:
+            bits = number(name, "rights", rights)
+            check_bits(name, "rights", bits, RIGHT_ALL)
+            request.flags = <uint32_t>bits
+        request.buffer = parcel
+        self.space.call(&request)
+        return 0
+
+    cdef object unpack(self, Method method, object received):
+        """A handle of a parcel that came in, and was checked."""
+        cdef Parcel parcel
+        cdef Request request
+        cdef int i
         parcel.count = len(received.descriptors)
         for i in range(parcel.count):
             parcel.descriptors[i] = received.descriptors[i]
@@ -452,17 +515,24 @@ cdef class VMM(MemoryMethods):
         parcel.offset = received.offset
         parcel.size = received.size
         parcel.memory_size = received.memory_size
-        request = handle_request(RECEIVE, 0, 0)
+        request = handle_request(method, 0, 0)
         request.buffer = &parcel
         try:
             return Handle(self.space.call(&request))
         finally:
             close_parcel(&parcel)
 
-    # ---- what they share ----------------------------------------------------------------------
-
     cdef int window(self, Request *request, str method, object offset, object length) except -1:
         """Fill in a part of a buffer: whole pages."""
         request.offset = number(method, "offset", offset)
         request.size = number(method, "length", length)
         return check_pages(method, "offset", request.offset, request.size, "length")
+
+
+cdef object demands_of(str method, object require, object max_size):
+    """What a receiver demands, checked."""
+    cdef uint64_t seals = number(method, "require", require)
+    check_bits(method, "require", seals, SEAL_PUBLISH | SEAL_FREEZE)
+    if max_size is not None:
+        max_size = number(method, "max_size", max_size)
+    return transfer.Demands(method, seals, max_size)

@@ -1,0 +1,513 @@
+"""A Region is a region with a length, a buffer and an end; nothing more."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import importlib.util
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from children import run_child
+from forked import in_child
+from kernel_oracle import PAGE
+from leaks import read_mappings
+from vmm_linux import VMM, PageState, Region, VmmError, VmmFlags
+from vmm_linux.errors import (
+    Busy,
+    InvalidArgument,
+    InvalidOperation,
+    NoCapability,
+    ResourceNotFound,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+READ = VmmFlags.READ
+RW = VmmFlags.READ | VmmFlags.WRITE
+COMMITTED = RW | VmmFlags.COMMIT
+SIZE = 4 * PAGE
+PYBUF_WRITABLE, PYBUF_STRIDES, PYBUF_FULL = 0x1, 0x18, 0x11D
+
+
+@pytest.fixture
+def vmm() -> Iterator[VMM]:
+    """An endpoint."""
+    with VMM() as endpoint:
+        yield endpoint
+
+
+# As the stubs of NumPy would have them: they know of no class with a buffer but Python's own.
+asarray: Callable[..., np.ndarray[Any, Any]] = np.asarray
+frombuffer: Callable[..., np.ndarray[Any, Any]] = np.frombuffer
+
+
+def is_mapped(va: int) -> bool:
+    """Whether the kernel has anything at an address."""
+    return any(start <= va < end for (start, end), _, _ in read_mappings())
+
+
+# ---- what it is -----------------------------------------------------------------------------
+
+
+def test_a_region_is_reserved_with_the_protection_asked_for(vmm: VMM) -> None:
+    region = vmm.region(SIZE)
+    info = region.query()
+    assert (region.vmm, region.base, region.size, len(region)) == (vmm, info.base, info.size, SIZE)
+    assert (info.state, info.protection) == (PageState.RESERVED, RW)
+    assert vmm.region(SIZE, READ | VmmFlags.COMMIT).query().state is PageState.COMMITTED
+
+
+def test_an_address_is_a_preference(vmm: VMM) -> None:
+    free = vmm.allocate(0, SIZE, VmmFlags.RESERVE)
+    vmm.free(free, SIZE)
+    assert vmm.region(SIZE, addr=free).base == free
+
+
+def test_its_text_tells_size_state_and_protection(vmm: VMM) -> None:
+    region = vmm.region(SIZE)
+    where = f"<Region at 0x{region.base:x}, "
+    assert repr(region) == f"{where}{SIZE} bytes: RESERVED, READ|WRITE>"
+    region.commit(0, PAGE)
+    assert repr(region) == f"{where}{SIZE} bytes: COMMITTED, READ|WRITE at first>"
+    region.commit()
+    region.protect(0)
+    assert repr(region) == f"{where}{SIZE} bytes: COMMITTED, no access>"
+    region.free()
+    assert repr(region) == f"{where}freed>"
+
+
+def test_offsets_count_from_its_base_and_default_to_all_of_it(vmm: VMM) -> None:
+    region = vmm.region(SIZE)
+    region.commit(PAGE)
+    assert region.query().state is PageState.RESERVED
+    assert [region.query(n * PAGE + 5).state for n in (1, 3)] == [PageState.COMMITTED] * 2
+    assert region.write(b"bytes", PAGE + 10) == 5
+    assert region.read(PAGE + 10, 5) == b"bytes"
+    assert bytes(region.view(PAGE + 10, 5)) == b"bytes"
+    assert len(region.read(PAGE)) == SIZE - PAGE
+    region.protect(READ, PAGE, PAGE)
+    assert [region.query(n * PAGE).protection for n in (1, 2)] == [READ, RW]
+    region.decommit(PAGE, PAGE)
+    assert [region.query(n * PAGE).state for n in (1, 2)] == [
+        PageState.RESERVED,
+        PageState.COMMITTED,
+    ]
+    assert region.query(smaps=False).smaps is None
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [
+        (-PAGE, PAGE),
+        (-1, None),
+        (SIZE, PAGE),
+        (SIZE, None),
+        (2**64 - PAGE, 2 * PAGE),
+        (2**70, PAGE),
+        (0, SIZE + PAGE),
+        (PAGE, SIZE),
+        (PAGE, 2**64),
+        (0, 0),
+        (0, -PAGE),
+        (True, PAGE),
+        (0, True),
+        (0.0, PAGE),
+        ("0", PAGE),
+        (0, PAGE * 1.0),
+    ],
+)
+def test_what_is_not_inside_the_region_is_refused_before_a_neighbour_is_met(
+    offset: Any,  # noqa: ANN401
+    size: Any,  # noqa: ANN401
+    vmm: VMM,
+) -> None:
+    below = vmm.region(3 * SIZE, COMMITTED)
+    base = below.base + SIZE
+    below.free(SIZE)
+    region = vmm.region(SIZE, COMMITTED | VmmFlags.FIXED, base)
+    above = vmm.region(SIZE, COMMITTED | VmmFlags.FIXED, base + SIZE)
+    region.write(b"x" * SIZE)
+    for method in (
+        region.commit,
+        region.decommit,
+        region.read,
+        region.view,
+        lambda offset, size: region.protect(READ, offset, size),
+    ):
+        with pytest.raises(InvalidArgument, match=r"offset|size"):
+            method(offset, size)
+    assert region.read() == b"x" * SIZE
+    assert [part.query().protection for part in (below, region, above)] == [RW] * 3
+
+
+def test_data_that_goes_beyond_the_region_is_not_written(vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    with pytest.raises(ResourceNotFound):
+        region.write(bytes(PAGE + 1), SIZE - PAGE)
+    with pytest.raises(InvalidArgument, match="offset"):
+        region.write(b"x", SIZE)
+    with pytest.raises(InvalidArgument, match="contiguous buffer"):
+        region.write("text")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(0,), (1,), (PAGE, "RW"), (PAGE, True), (True,), (PAGE, RW, 5), (PAGE, 1 << 40), (PAGE, 2)],
+)
+def test_arguments_that_allocate_refuses_make_no_region(arguments: Any, vmm: VMM) -> None:  # noqa: ANN401
+    with pytest.raises(InvalidArgument, match="allocate"):
+        vmm.region(*arguments)
+
+
+# ---- its end ---------------------------------------------------------------------------------
+
+
+def test_leaving_it_frees_it(vmm: VMM) -> None:
+    with vmm.region(SIZE) as region:
+        assert (is_mapped(region.base), region.freed) == (True, False)
+    assert region.freed
+    assert (region.size, len(region)) == (0, 0)
+    assert not is_mapped(region.base)
+    with pytest.raises(ResourceNotFound, match="freed"):
+        region.__enter__()
+
+
+def test_it_may_be_freed_before_it_is_left(vmm: VMM) -> None:
+    with vmm.region(SIZE) as region:
+        region.free()
+    with vmm.region(SIZE):
+        vmm.close()
+
+
+def test_leaving_it_while_it_is_looked_at_is_busy_and_its_end_comes_later(vmm: VMM) -> None:
+    with pytest.raises(Busy), vmm.region(SIZE, COMMITTED) as region:
+        view = memoryview(region)
+    base = region.base
+    del region
+    assert is_mapped(base)
+    del view
+    assert not is_mapped(base)
+
+
+def test_dropping_it_frees_it(vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    base = region.base
+    del region
+    assert not is_mapped(base)
+
+
+def test_a_cycle_of_garbage_frees_it(vmm: VMM) -> None:
+    node: list[object] = [vmm.region(SIZE, COMMITTED)]
+    region = node[0]
+    assert isinstance(region, Region)
+    base = region.base
+    node += [node, memoryview(region), region.view()]
+    del node, region
+    gc.collect()
+    assert not is_mapped(base)
+
+
+def test_every_method_of_a_freed_region_says_so(vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    region.free()
+    calls: list[Callable[[], object]] = [
+        region.commit,
+        region.decommit,
+        region.query,
+        region.view,
+        region.read,
+        region.free,
+        lambda: region.protect(READ),
+        lambda: region.write(b"x"),
+        lambda: memoryview(region),
+        lambda: asarray(region),
+    ]
+    for call in calls:
+        with pytest.raises(ResourceNotFound, match="this region was freed"):
+            call()
+
+
+def test_it_is_freed_with_its_vmm() -> None:
+    with VMM() as vmm:
+        region = vmm.region(SIZE, COMMITTED)
+    assert region.freed
+    assert "freed" in repr(region)
+    with pytest.raises(ResourceNotFound):
+        region.read()
+
+
+def test_its_end_can_be_freed_and_the_rest_is_the_region(vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    region.free(2 * PAGE)
+    assert len(region) == region.query().size == 2 * PAGE
+    assert not is_mapped(region.base + 2 * PAGE)
+    with pytest.raises(InvalidArgument, match="offset"):
+        region.read(2 * PAGE, 1)
+    for offset in (1, -PAGE, 2 * PAGE, True):
+        with pytest.raises(InvalidArgument):
+            region.free(offset)
+    assert len(region) == 2 * PAGE
+    region.free()
+    assert not is_mapped(region.base)
+
+
+def test_a_region_in_view_is_not_freed_and_stays_as_it_was(vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    view = region.view(PAGE, 1)
+    calls: list[Callable[[], object]] = [
+        region.free,
+        region.decommit,
+        lambda: region.protect(READ),
+        lambda: region.free(PAGE),
+    ]
+    for call in calls:
+        with pytest.raises(Busy):
+            call()
+    assert len(region) == SIZE
+    region.free(2 * PAGE)
+    del view
+    region.free()
+
+
+def test_a_forked_child_that_drops_it_frees_its_own_copy(vmm: VMM) -> None:
+    regions = [vmm.region(SIZE, COMMITTED)]
+    base = regions[0].base
+    regions[0].write(b"the parent's")
+
+    def child_drops_it() -> bool:
+        regions.clear()
+        return is_mapped(base)
+
+    assert in_child(child_drops_it) is False
+    assert regions[0].read(0, 12) == b"the parent's"
+
+
+def test_it_does_not_pickle_and_says_what_does(vmm: VMM) -> None:
+    region = vmm.region(SIZE)
+    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(InvalidOperation, match="send the Mdl"):
+            attempt(region)
+
+
+def exit_with_open_regions() -> None:
+    """End the interpreter while regions, and arrays of them, are alive everywhere."""
+    import builtins
+    import sys
+
+    import numpy as np
+
+    from vmm_linux import VMM, Mdl, VmmFlags
+
+    with VMM() as vmm:
+        region = vmm.region(1 << 16, VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT)
+        arrays = [np.asarray(region), memoryview(region)]
+        builtins.kept = [region, arrays]  # type: ignore[attr-defined]
+        sys.kept = vmm.mdl(1 << 16).map()  # type: ignore[attr-defined]
+    buffer = Mdl.from_bytes(b"of the package's own")
+    np.kept = [buffer, buffer.map(), buffer.array(4, "u1")]  # type: ignore[attr-defined]
+
+
+def test_nothing_is_said_at_exit() -> None:
+    child = run_child(exit_with_open_regions)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
+
+
+# ---- its buffer ------------------------------------------------------------------------------
+
+
+CONSUMERS: dict[str, Callable[[Any], Any]] = {
+    "memoryview": memoryview,
+    "view": lambda region: region.view(),
+    "slice": lambda region: memoryview(region)[5:7],
+    "cast": lambda region: memoryview(region).cast("Q"),
+    "numpy.asarray": asarray,
+    "numpy.array": lambda region: np.array(region, copy=False),
+    "numpy slice": lambda region: asarray(region)[3:5],
+    "numpy.frombuffer": lambda region: frombuffer(region, "u8"),
+    "numpy.ndarray": lambda region: np.ndarray(3, "u1", memoryview(region)),
+}
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_a_consumer_holds_the_pages_until_it_is_gone(name: str, vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    consumer = CONSUMERS[name](region)
+    calls: list[Callable[[], object]] = [
+        region.free,
+        region.decommit,
+        lambda: region.protect(READ),
+    ]
+    for call in calls:
+        with pytest.raises(Busy):
+            call()
+    del consumer
+    region.protect(READ)
+    region.decommit()
+    region.free()
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_a_consumer_keeps_a_dropped_region_and_frees_it_with_its_own_end(
+    name: str, vmm: VMM
+) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    base = region.base
+    consumers = [CONSUMERS[name](region), CONSUMERS[name](region)]
+    del region
+    vmm._check()
+    consumers.pop()
+    assert is_mapped(base)
+    consumers.pop()
+    assert not is_mapped(base)
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_a_consumer_outlives_region_and_vmm(name: str) -> None:
+    with VMM() as vmm:
+        region = vmm.region(SIZE, COMMITTED)
+        region.write(bytes(range(16)))
+        base = region.base
+        consumer = CONSUMERS[name](region)
+    assert is_mapped(base)
+    # The first byte differs, as some show a part.
+    assert bytes(np.asarray(consumer).reshape(-1)[:1])[:1] in (b"\x00", b"\x03", b"\x05")
+    del region, consumer
+    assert not is_mapped(base)
+
+
+def hold_by_a_library(consumer: str) -> None:
+    """Have PyArrow or PyTorch hold a region, then drop it, then outlive its VMM.
+
+    In a process of its own: these libraries start threads, and take memory that they keep.
+    """
+    import importlib
+    from pathlib import Path
+
+    from vmm_linux import VMM, VmmFlags
+    from vmm_linux.errors import Busy
+
+    module, name = consumer.split(".")
+    library = importlib.import_module(module)
+    arguments = {"dtype": library.uint8} if module == "torch" else {}
+    size, flags = 1 << 16, VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT
+
+    def is_mapped(va: int) -> bool:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        spans = [line.split()[0].split("-") for line in lines]
+        return any(int(start, 16) <= va < int(end, 16) for start, end in spans)
+
+    with VMM() as vmm:
+        region = vmm.region(size, flags)
+        held = getattr(library, name)(region, **arguments)
+        for call in (region.free, region.decommit):
+            try:
+                call()
+            except Busy as problem:
+                print(problem.method)
+        region.write(b"\x05")
+        print(held[0] == 5)
+        base = region.base
+        del region
+        print(is_mapped(base))
+        del held, call
+        print(is_mapped(base))
+        region = vmm.region(size, flags)
+        base = region.base
+        held = getattr(library, name)(region, **arguments)
+    print(is_mapped(base), int(held[0]))
+    del region, held
+    print(is_mapped(base))
+
+
+@pytest.mark.parametrize("consumer", ["pyarrow.py_buffer", "torch.frombuffer"])
+def test_libraries_hold_the_memory_until_they_let_go(consumer: str) -> None:
+    module = consumer.partition(".")[0]
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    child = run_child(hold_by_a_library, consumer)
+    assert (child.returncode, child.stderr) == (0, "")
+    answers = ["free", "decommit", "True", "True", "False", "True", "0", "False"]
+    assert child.stdout.replace("tensor(True)", "True").split() == answers
+
+
+def test_what_is_written_through_the_buffer_is_in_the_region(vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    array = asarray(region)
+    assert (array.dtype.name, *array.shape) == ("uint8", SIZE)
+    array[PAGE:] = 7
+    assert region.read(PAGE - 1, 2) == b"\x00\x07"
+    assert bytearray(region) == region.read()
+
+
+@pytest.mark.parametrize("protection", [READ, RW], ids=["all", "one page"])
+def test_read_only_pages_make_a_read_only_buffer(protection: VmmFlags, vmm: VMM) -> None:
+    region = vmm.region(SIZE, protection | VmmFlags.COMMIT)
+    region.protect(READ, PAGE, PAGE)
+    assert memoryview(region).readonly
+    assert not asarray(region).flags.writeable
+    assert not frombuffer(region, "u1").flags.writeable
+    with pytest.raises(BufferError, match="read-only"):
+        get_buffer(region, PYBUF_WRITABLE)
+
+
+def get_buffer(exporter: object, flags: int) -> None:
+    """Ask for a buffer as C code does."""
+    room = ctypes.create_string_buffer(256)
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(exporter), room, flags)
+    ctypes.pythonapi.PyBuffer_Release(room)
+
+
+def test_whatever_form_of_buffer_is_asked_for_is_given_and_released(vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    for flags in (PYBUF_WRITABLE, PYBUF_STRIDES, PYBUF_FULL):
+        get_buffer(region, flags)
+    region.free()
+
+
+def test_mappings_of_read_only_handles_make_read_only_buffers(vmm: VMM) -> None:
+    region = vmm.mdl(SIZE).read_only().map()
+    assert memoryview(region).readonly
+    with pytest.raises(NoCapability):
+        region.protect(RW)
+
+
+def test_pages_that_cannot_be_seen_are_an_error_everywhere_and_never_an_object_array(
+    vmm: VMM,
+) -> None:
+    region = vmm.region(SIZE)
+    region.commit(0, PAGE)
+    for consume in (memoryview, asarray, np.array, frombuffer, bytes):
+        with pytest.raises(InvalidOperation, match="not committed"):
+            consume(region)
+    with pytest.raises(InvalidOperation, match="not committed"):
+        asarray(region, "f8")
+    with pytest.raises(InvalidOperation, match="not committed"):
+        np.asarray([region])
+    region.commit()
+    region.protect(0)
+    with pytest.raises(InvalidOperation, match="protection"):
+        asarray(region)
+
+
+def test_a_released_view_lets_go_at_once(vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    with memoryview(region) as view:
+        assert view.nbytes == SIZE
+        assert view.obj is not region
+    region.free()
+
+
+def test_views_come_and_go_without_leaving_anything(vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    for _ in range(1000):
+        memoryview(region)
+        with pytest.raises(VmmError):
+            region.view(SIZE)
+    vmm._check()
+    region.free()

@@ -1,0 +1,108 @@
+"""NumPy arrays over MDL buffers. NumPy is imported here, when the first array is asked for."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vmm_linux import _syscalls
+from vmm_linux._arguments import index
+from vmm_linux.errors import InvalidArgument, Unimplemented
+from vmm_linux.flags import VmmFlags
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import numpy as np
+
+    from vmm_linux.region import Region
+
+__all__ = ["array"]
+
+PAGE = _syscalls.page_size()
+
+
+class Mappable(Protocol):
+    """An MDL buffer, of which parts can be mapped."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+    def map(self, prot: int | None, offset: int, length: int) -> Region:
+        """Map whole pages of it."""
+
+
+def array(
+    buffer: Mappable, shape: object, dtype: object, offset: object, writable: object
+) -> np.ndarray[Any, Any]:
+    """An array over a part of a buffer (see ``Mdl.array``)."""
+    numpy = loaded()
+    kind = checked_dtype(numpy, dtype)
+    lengths = checked_shape(shape)
+    start = index("array", "offset", offset)
+    size = kind.itemsize * math.prod(lengths)
+    whole = buffer.size
+    if not 0 <= start <= whole or size > whole - start:
+        raise InvalidArgument(
+            "array", f"{size} bytes at offset {start} are not inside the buffer of {whole} bytes"
+        )
+    if start % kind.alignment:
+        raise InvalidArgument(
+            "array", f"offset {start} is not a multiple of {kind}'s alignment, {kind.alignment}"
+        )
+    prot = protection(writable)
+    first = start - start % PAGE
+    region = buffer.map(prot, first, -(-(start + size) // PAGE) * PAGE - first)
+    try:
+        made: np.ndarray[Any, Any] = numpy.ndarray(lengths, kind, region.view(), start - first)
+    except ValueError as problem:  # more dimensions than this NumPy has
+        raise InvalidArgument("array", f"shape {lengths}: {problem}") from problem
+    return made
+
+
+def loaded() -> ModuleType:
+    """NumPy, if it is installed."""
+    try:
+        import numpy  # noqa: ICN001, PLC0415  an extra, and slow to import
+    except ImportError as problem:
+        raise Unimplemented(
+            "array", "NumPy is not installed: pip install 'vmm-linux[numpy]'"
+        ) from problem
+    return numpy
+
+
+def checked_dtype(numpy: ModuleType, dtype: object) -> np.dtype[Any]:
+    """A dtype whose elements are bytes in memory, and at least one."""
+    try:
+        kind: np.dtype[Any] = numpy.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError) as problem:
+        raise InvalidArgument("array", f"dtype {dtype!r} is none: {problem}") from problem
+    if kind.hasobject:
+        raise InvalidArgument(
+            "array", f"dtype {kind} has Python objects: pointers mean nothing in another process"
+        )
+    if kind.itemsize == 0:
+        raise InvalidArgument("array", f"dtype {kind} has elements of no bytes; give their size")
+    return kind
+
+
+def checked_shape(shape: object) -> tuple[int, ...]:
+    """The lengths of an array of at least one element."""
+    lengths = tuple(
+        index("array", "shape", length)
+        for length in (shape if isinstance(shape, tuple | list) else (shape,))
+    )
+    for length in lengths:
+        if length < 1:
+            raise InvalidArgument("array", f"shape {lengths}: each length is at least 1")
+    return lengths
+
+
+def protection(writable: object) -> VmmFlags | None:
+    """The protection of a mapping that is to be writable, is not to be, or where it can be."""
+    if writable is None:
+        return None
+    if not isinstance(writable, bool):
+        raise InvalidArgument("array", f"writable is {writable!r}, not True, False or None")
+    return VmmFlags.READ | VmmFlags.WRITE if writable else VmmFlags.READ

@@ -1,0 +1,30 @@
+"""Parts of something that has a size: what callers may pass for them."""
+
+from __future__ import annotations
+
+from vmm_linux._arguments import index
+from vmm_linux.errors import InvalidArgument
+
+__all__ = ["inside"]
+
+
+def inside(method: str, offset: object, size: object, whole: int, name: str) -> tuple[int, int]:
+    """A part as an offset and at least one byte, checked.
+
+    Args:
+        method: that was called.
+        offset: of the part's first byte.
+        size: its bytes, or None for all from the offset on.
+        whole: bytes that there are.
+        name: of what has them.
+    """
+    start = index(method, "offset", offset)
+    if not 0 <= start < whole:
+        raise InvalidArgument(method, f"offset {start} is not inside the {name} of {whole} bytes")
+    length = whole - start if size is None else index(method, "size", size)
+    if not 0 < length <= whole - start:
+        raise InvalidArgument(
+            method,
+            f"size {length} at offset {start}: 1 to {whole - start} bytes of the {name} are there",
+        )
+    return start, length

@@ -1,0 +1,290 @@
+"""``Mdl``: a handle of an MDL buffer as an object, with what one does with it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
+
+from vmm_linux import _arrays, _pickling, _span
+from vmm_linux._own_vmm import own_vmm
+from vmm_linux.errors import VmmError
+from vmm_linux.flags import Rights, Seal, VmmFlags
+from vmm_linux.region import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    import numpy as np
+    from typing_extensions import Buffer
+
+    from vmm_linux._vmm import VMM
+    from vmm_linux.handles import Handle
+
+__all__ = ["Mdl"]
+
+
+@final
+class Mdl:
+    """An MDL buffer: memory without a name, shared with whoever gets a handle of it.
+
+    ``VMM.mdl`` makes one; ``from_bytes``, ``from_fd`` and unpickling too, in a VMM of the package's
+    own where none is given. Dropping the object, or leaving its ``with``, closes its handle;
+    mappings, arrays, clones, and what other processes have, live on.
+
+    It goes to other processes as it is, by ``multiprocessing``: as an argument of a ``Process``,
+    through a ``Queue``, a ``Pipe``, a pool. The other side gets an ``Mdl`` with the same rights.
+    The memory is not copied and has no name that could be left behind.
+
+    The errors are those of the ``VMM``'s method named with each; on a closed ``Mdl`` they are
+    RESOURCE_NOT_FOUND.
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_descriptor", "_handle", "_vmm")
+
+    def __init__(self, vmm: VMM, handle: Handle) -> None:
+        """Take charge of a handle.
+
+        Args:
+            vmm: whose handle it is.
+            handle: closed with this object.
+        """
+        self._closed = False
+        self._vmm = vmm
+        self._handle = handle
+        self._descriptor: dict[str, int] = {}
+        _pickling.enable(Mdl, _reduce)
+
+    @classmethod
+    def from_bytes(
+        cls, data: Buffer, prot: SupportsIndex = VmmFlags.READ, *, vmm: VMM | None = None
+    ) -> Self:
+        """Make a buffer of these bytes, frozen unless ``prot`` has WRITE.
+
+        Args:
+            data: a contiguous buffer of at least one byte; zeros fill its last page.
+            prot: ``VmmFlags``: the most that the handle allows, READ at least.
+            vmm: that it is to belong to; None for the package's own.
+
+        Returns:
+            An ``Mdl``, whose size is the data's rounded up to pages.
+
+        Errors:
+            As of ``VMM.mdl_create_from_buf``.
+        """
+        vmm = own_vmm() if vmm is None else vmm
+        return cls(vmm, vmm.mdl_create_from_buf(data, prot))
+
+    @classmethod
+    def from_fd(
+        cls,
+        fd: SupportsIndex,
+        require: SupportsIndex = 0,
+        max_size: SupportsIndex | None = None,
+        *,
+        vmm: VMM | None = None,
+    ) -> Self:
+        """Make a buffer of a descriptor that came from somebody, trusting nothing.
+
+        Args:
+            fd: descriptor of a memfd, as ``fileno`` gives; it stays the caller's.
+            require: ``Seal`` that the memory must have.
+            max_size: bytes that the buffer may have at most, or None.
+            vmm: that it is to belong to; None for the package's own.
+
+        Errors:
+            As of ``VMM.handle_from_fd``.
+        """
+        vmm = own_vmm() if vmm is None else vmm
+        return cls(vmm, vmm.handle_from_fd(fd, require, max_size))
+
+    # ---- what it is ---------------------------------------------------------------------------
+
+    @property
+    def vmm(self) -> VMM:
+        """The VMM that the handle belongs to."""
+        return self._vmm
+
+    @property
+    def handle(self) -> Handle:
+        """The handle. It is closed with this object."""
+        return self._handle
+
+    @property
+    def size(self) -> int:
+        """Bytes of the buffer (``VMM.mdl_get_size``)."""
+        return self._vmm.mdl_get_size(self._handle)
+
+    @property
+    def rights(self) -> Rights:
+        """What the handle allows (``VMM.handle_info``)."""
+        return self._vmm.handle_info(self._handle).rights
+
+    @property
+    def seals(self) -> Seal:
+        """What the memory is sealed with (``VMM.handle_info``)."""
+        return self._vmm.handle_info(self._handle).seals
+
+    @property
+    def sid(self) -> int:
+        """The kernel's identity of the buffer, the same in every process (``VMM.handle_info``)."""
+        return self._vmm.handle_info(self._handle).sid
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, here or with its VMM."""
+        return self._closed or self._vmm.closed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        try:
+            info = self._vmm.handle_info(self._handle)
+        except VmmError as problem:
+            return f"<Mdl, {'closed' if self.closed else problem.message}>"
+        seals = f", sealed {info.seals.name}" if info.seals else ""
+        return f"<Mdl of {info.size} bytes: {info.rights.name or 'no rights'}{seals}>"
+
+    # ---- what one does with it ----------------------------------------------------------------
+
+    def map(
+        self,
+        prot: SupportsIndex | None = None,
+        offset: SupportsIndex = 0,
+        length: SupportsIndex | None = None,
+        hint: SupportsIndex = 0,
+    ) -> Region:
+        """Map a part of the buffer. See ``VMM.mdl_map``.
+
+        Args:
+            prot: ``VmmFlags`` of the mapping; None for READ, and WRITE where rights and seals
+                allow it. EXECUTE comes only when asked for.
+            offset: bytes from the buffer's start, a page multiple.
+            length: bytes, a page multiple, or None for all from there on.
+            hint: preferred address, a page multiple, or 0.
+
+        Returns:
+            A ``Region``, which outlives this object.
+        """
+        start, size = _span.inside("mdl_map", offset, length, self.size, "buffer")
+        if prot is None:
+            prot = self._most()
+        return Region(self._vmm, self._vmm.mdl_map(self._handle, start, size, hint, prot), size)
+
+    def _most(self) -> VmmFlags:
+        """READ, and WRITE where the handle and the seals allow it."""
+        info = self._vmm.handle_info(self._handle)
+        if Rights.MAP_WRITE in info.rights and not info.seals:
+            return VmmFlags.READ | VmmFlags.WRITE
+        return VmmFlags.READ
+
+    def array(
+        self,
+        shape: SupportsIndex | Sequence[SupportsIndex],
+        dtype: Any = "float64",  # noqa: ANN401  whatever numpy.dtype takes
+        offset: SupportsIndex = 0,
+        writable: bool | None = None,
+    ) -> np.ndarray[Any, Any]:
+        """A NumPy array over the buffer, without a copy.
+
+        Its memory stays as long as the array, or anything made of it, whatever is closed.
+
+        Args:
+            shape: numbers of elements, each at least 1: a tuple or a list, or one number.
+            dtype: what ``numpy.dtype`` takes, but for Python objects.
+            offset: of the first element, bytes from the buffer's start; a multiple of the dtype's
+                alignment.
+            writable: True, False, or None for writable where rights and seals allow it.
+
+        Errors:
+            INVALID_ARGUMENT: no such dtype or shape; not inside the buffer; an unaligned offset.
+            UNIMPLEMENTED: NumPy is not installed.
+            Others as of ``VMM.mdl_map``.
+        """
+        return _arrays.array(self, shape, dtype, offset, writable)
+
+    def clone(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> Mdl:
+        """Make a buffer that is a window on this one. See ``VMM.mdl_clone``.
+
+        Args:
+            offset: bytes from this buffer's start, a page multiple.
+            length: bytes, a page multiple, or None for all from there on.
+        """
+        start, size = _span.inside("mdl_clone", offset, length, self.size, "buffer")
+        return Mdl(self._vmm, self._vmm.mdl_clone(self._handle, start, size))
+
+    def read_only(self) -> Mdl:
+        """Another handle of the buffer, which lacks MAP_WRITE. See ``VMM.handle_copy``."""
+        rights = self.rights & ~Rights.MAP_WRITE
+        return Mdl(self._vmm, self._vmm.handle_copy(self._handle, rights))
+
+    def publish(self) -> None:
+        """Let nobody new write: who has a writable mapping goes on. See ``VMM.mdl_seal``."""
+        self._vmm.mdl_seal(self._handle, Seal.PUBLISH)
+
+    def freeze(self) -> None:
+        """Let nobody write any more. See ``VMM.mdl_seal``.
+
+        Errors:
+            BUSY: while something can still write; drop writable regions and arrays first.
+        """
+        self._vmm.mdl_seal(self._handle, Seal.FREEZE)
+
+    def fileno(self) -> int:
+        """A descriptor of the buffer's memory, for ``Popen(pass_fds=...)``.
+
+        It belongs to this object, which closes it. See ``VMM.handle_fileno``.
+        """
+        made = self._descriptor.get("fd")
+        if made is None:
+            made = self._vmm.handle_fileno(self._handle)
+            kept = self._descriptor.setdefault("fd", made)
+            if kept != made:  # another thread was faster
+                os.close(made)
+            return kept
+        return made
+
+    def close(self) -> None:
+        """Close the handle and the descriptor. Mappings and arrays live on; twice is fine."""
+        descriptor = self._descriptor.pop("fd", None)
+        if descriptor is not None:
+            os.close(descriptor)
+        if not self.closed:
+            self._closed = True
+            self._vmm.handle_close(self._handle)
+
+    def __enter__(self) -> Self:
+        self._vmm.mdl_get_size(self._handle)
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Nobody is there to be told. At the interpreter's end this module may lack its names.
+        try:  # noqa: SIM105
+            self.close()
+        except Exception:  # noqa: BLE001, S110
+            pass
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:  # noqa: ANN401
+        raise _pickling.refusal()
+
+
+def _reduce(mdl: Mdl) -> tuple[Any, tuple[_pickling.Sent, int]]:
+    """An Mdl on its way through ``multiprocessing``."""
+    return _received, _pickling.pack(mdl.vmm, mdl.handle)
+
+
+def _received(sent: _pickling.Sent, inode: int) -> Mdl:
+    """The Mdl that came."""
+    return Mdl(*_pickling.unpack(sent, inode))
