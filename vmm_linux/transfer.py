@@ -1,22 +1,27 @@
 """Handles on their way between processes: one message format, one sender, one distrustful receiver.
 
-The message, little-endian, 32 bytes, with its descriptors in one SCM_RIGHTS control message:
+The message, little-endian, 48 bytes, with its descriptors in one SCM_RIGHTS control message:
 
 =========== ====== ==================================================================
 bytes       type   what
 =========== ====== ==================================================================
 0 to 3      text   ``VMML``
-4 to 5      uint16 version of this format: 1
-6 to 7      uint16 number of descriptors: 1, of a clone 2, of a clone's clone 3
-8 to 11     uint32 ``Rights`` of the handle
-12 to 15    uint32 0
-16 to 23    uint64 where in the memory the buffer begins, in bytes
+4 to 5      uint16 version of this format: 2
+6 to 7      uint16 number of segments: memory files that the buffer lies in
+8 to 9      uint16 number of identities: 0 to 2
+10 to 11    uint16 0
+12 to 15    uint32 ``Rights`` of the handle
+16 to 23    uint64 where in the first segment the buffer begins, in bytes
 24 to 31    uint64 size of the buffer in bytes
+32 to 39    uint64 size of each segment but the last, which may be shorter, in bytes
+40 to 47    uint64 size of all segments in bytes
 =========== ====== ==================================================================
 
-The descriptors are the memory, then a clone's identity, then the identity of what that was cloned
-from. All are memfds; an identity is an empty one, sealed for good. Security ids are not in the
-message: the receiver asks the kernel.
+The descriptors are the identities, then the segments, at most 253 together. All are memfds; an
+identity is an empty one, sealed for good. A buffer that is all of one memory file is known by that
+and has none. Any other has one of its own: a buffer of several segments, and a clone, which is any
+window. A clone's origin has the second, if it is not that memory file itself. The buffer touches
+every segment that comes with it. Security ids are not in the message: the receiver asks the kernel.
 """
 
 import array
@@ -34,10 +39,12 @@ from vmm_linux.flags import Rights, Seal
 
 __all__ = ["Parcel", "check_socket", "examine", "receive", "send"]
 
-MESSAGE: Final = struct.Struct("<4sHHIIQQ")
+MESSAGE: Final = struct.Struct("<4sHHHHIQQQQ")
 MAGIC: Final = b"VMML"
-VERSION: Final = 1
-MOST_DESCRIPTORS: Final = 3
+VERSION: Final = 2
+MOST_DESCRIPTORS: Final = 253
+"""SCM_MAX_FD: the kernel takes no more in a message."""
+MOST_IDENTITIES: Final = 2
 TMPFS_MAGIC: Final = 0x01021994
 """File system of memfds. Those of huge pages, whose touch can kill, have another."""
 SEALS_OF_MEMORY: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -74,9 +81,11 @@ class Parcel(NamedTuple):
     """A handle between two processes. Whoever has it owns its descriptors."""
 
     descriptors: Sequence[int]
+    segments: int
     rights: int
     offset: int
     size: int
+    segment_size: int
     memory_size: int
 
 
@@ -93,7 +102,12 @@ def check_socket(method: str, sock: object) -> None:
 def send(sock: socket.socket, parcel: Parcel) -> None:
     """Send a parcel in one message. The descriptors stay the caller's."""
     message = MESSAGE.pack(
-        MAGIC, VERSION, len(parcel.descriptors), parcel.rights, 0, parcel.offset, parcel.size
+        MAGIC,
+        VERSION,
+        parcel.segments,
+        len(parcel.descriptors) - parcel.segments,
+        0,
+        *parcel[2:],
     )
     rights = (SOL_SOCKET, SCM_RIGHTS, array.array("i", parcel.descriptors))
     sent = sock.sendmsg([message], [rights])
@@ -121,8 +135,8 @@ def receive(
 def read_message(sock: socket.socket) -> tuple[bytes, list[int], int]:
     """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
 
-    There is room for the descriptors of the longest message, for what the socket's options add to
-    it, and no more.
+    There is room for the descriptors of the longest message, which are as many as the kernel takes,
+    and for what the socket's options add to it.
     """
     room = socket.CMSG_LEN(MOST_DESCRIPTORS * array.array("i").itemsize)
     room += sum(socket.CMSG_SPACE(size) for option, size in COMPANIONS if is_set(sock, option))
@@ -153,30 +167,37 @@ def open_parcel(
     """Check a message with its descriptors against the kernel's word and the caller's demands."""
     if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
         raise bad(f"{len(message)} bytes, not the {MESSAGE.size} of a handle's message")
-    magic, version, count, rights, zero, offset, size = MESSAGE.unpack(message)
+    magic, version, segments, identities, zero, rights, *sizes = MESSAGE.unpack(message)
     if magic != MAGIC or zero != 0:
         raise bad("not a handle's message")
     if version != VERSION:
         raise bad(f"version {version} of the format; this package knows {VERSION}")
+    count = segments + identities
     if flags & socket.MSG_CTRUNC and len(descriptors) < min(count, MOST_DESCRIPTORS):
         raise QuotaExceeded(
             "recv_handle",
             f"{count} descriptors came and {len(descriptors)} fitted; raise RLIMIT_NOFILE "
             "(ulimit -n) or close some",
         )
-    if flags & socket.MSG_CTRUNC or not 1 <= count == len(descriptors):
+    if flags & socket.MSG_CTRUNC or count != len(descriptors):
         raise bad(f"{count} descriptors are announced, and {len(descriptors)} or more came")
+    has_identity = segments > 1
+    if not 1 <= segments or not has_identity <= identities <= MOST_IDENTITIES:
+        raise bad(f"{segments} segments with {identities} identities")
     if rights & ~ALL_RIGHTS:
         raise bad(f"unknown rights {rights:#x}")
-    memory_size, seals = examine(descriptors[0], rights, bad)
-    for descriptor in descriptors[1:]:
+    for descriptor in descriptors[:identities]:
         examine_identity(descriptor)
-    check_window(offset, size, memory_size, is_clone=count > 1)
+    parcel = Parcel(descriptors, segments, rights, *sizes)
+    seals = examine_memory(parcel)
+    check_window(parcel, is_clone=identities > has_identity)
     if require and not holds(require, seals):
         raise SecurityDisallow("recv_handle", f"the memory is not sealed with {Seal(require)!r}")
-    if max_size is not None and size > max_size:
-        raise SecurityDisallow("recv_handle", f"a buffer of {size} bytes; max_size is {max_size}")
-    return Parcel(descriptors, rights, offset, size, memory_size)
+    if max_size is not None and parcel.size > max_size:
+        raise SecurityDisallow(
+            "recv_handle", f"a buffer of {parcel.size} bytes; max_size is {max_size}"
+        )
+    return parcel
 
 
 def bad(why: str) -> VmmError:
@@ -199,6 +220,30 @@ def examine(fd: int, rights: int, refuse: Callable[[str], VmmError]) -> tuple[in
     if size == 0 or size % PAGE:
         raise refuse(f"memory of {size} bytes, not whole pages")
     return size, seals
+
+
+def examine_memory(parcel: Parcel) -> int:
+    """Whether the segments are what the message says, each another one.
+
+    Returns:
+        The F_SEAL_* bits that all of them have.
+    """
+    segments = parcel.descriptors[-parcel.segments :]
+    common = ~0
+    left = parcel.memory_size
+    for segment in segments:
+        size, seals = examine(segment, parcel.rights, bad)
+        if size != min(left, parcel.segment_size):
+            raise bad(f"a segment of {size} bytes, which is not the size that is announced")
+        left -= size
+        common &= seals
+    if left:
+        raise bad(f"{left} bytes of memory are announced that did not come")
+    if len(segments) > 1 and len({os.fstat(segment).st_ino for segment in segments}) < len(
+        segments
+    ):
+        raise bad("the same memory twice")
+    return common
 
 
 def examine_identity(fd: int) -> None:
@@ -224,14 +269,21 @@ def seals_of(fd: int, needed: int, refuse: Callable[[str], VmmError]) -> int:
     return seals
 
 
-def check_window(offset: int, size: int, memory_size: int, *, is_clone: bool) -> None:
-    """Whether a buffer lies in its memory: a clone in whole pages of it, any other as all of it."""
+def check_window(parcel: Parcel, *, is_clone: bool) -> None:
+    """Whether a buffer lies in its memory and needs all its segments.
+
+    A clone lies in whole pages of it; any other buffer is all of it.
+    """
+    offset, size, segment_size, memory_size = parcel[3:]
     if size == 0 or size % PAGE or offset % PAGE:
         raise bad(f"a buffer of {size} bytes at offset {offset}, not whole pages")
     if offset > memory_size or size > memory_size - offset:
         raise bad(f"{size} bytes at offset {offset} of a memory of {memory_size} bytes")
     if not is_clone and size != memory_size:
         raise bad(f"a buffer of {size} bytes that is no clone, of a memory of {memory_size} bytes")
+    last = (parcel.segments - 1) * segment_size
+    if segment_size > memory_size or offset >= segment_size or offset + size <= last:
+        raise bad(f"{size} bytes at offset {offset} do not touch every segment")
 
 
 def holds(require: int, seals: int) -> bool:
