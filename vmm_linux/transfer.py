@@ -165,6 +165,23 @@ def open_parcel(
     message: bytes, descriptors: list[int], flags: int, require: int, max_size: int | None
 ) -> Parcel:
     """Check a message with its descriptors against the kernel's word and the caller's demands."""
+    parcel = read_head(message, descriptors, flags)
+    identities = len(descriptors) - parcel.segments
+    for descriptor in descriptors[:identities]:
+        examine_identity(descriptor)
+    seals = examine_memory(parcel)
+    check_window(parcel, is_clone=identities > (parcel.segments > 1))
+    if require and not holds(require, seals):
+        raise SecurityDisallow("recv_handle", f"the memory is not sealed with {Seal(require)!r}")
+    if max_size is not None and parcel.size > max_size:
+        raise SecurityDisallow(
+            "recv_handle", f"a buffer of {parcel.size} bytes; max_size is {max_size}"
+        )
+    return parcel
+
+
+def read_head(message: bytes, descriptors: list[int], flags: int) -> Parcel:
+    """What a message says, if it is one of ``send``'s and all that it announces came with it."""
     if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
         raise bad(f"{len(message)} bytes, not the {MESSAGE.size} of a handle's message")
     magic, version, segments, identities, zero, rights, *sizes = MESSAGE.unpack(message)
@@ -181,23 +198,11 @@ def open_parcel(
         )
     if flags & socket.MSG_CTRUNC or count != len(descriptors):
         raise bad(f"{count} descriptors are announced, and {len(descriptors)} or more came")
-    has_identity = segments > 1
-    if not 1 <= segments or not has_identity <= identities <= MOST_IDENTITIES:
+    if segments == 0 or not (segments > 1) <= identities <= MOST_IDENTITIES:
         raise bad(f"{segments} segments with {identities} identities")
     if rights & ~ALL_RIGHTS:
         raise bad(f"unknown rights {rights:#x}")
-    for descriptor in descriptors[:identities]:
-        examine_identity(descriptor)
-    parcel = Parcel(descriptors, segments, rights, *sizes)
-    seals = examine_memory(parcel)
-    check_window(parcel, is_clone=identities > has_identity)
-    if require and not holds(require, seals):
-        raise SecurityDisallow("recv_handle", f"the memory is not sealed with {Seal(require)!r}")
-    if max_size is not None and parcel.size > max_size:
-        raise SecurityDisallow(
-            "recv_handle", f"a buffer of {parcel.size} bytes; max_size is {max_size}"
-        )
-    return parcel
+    return Parcel(descriptors, segments, rights, *sizes)
 
 
 def bad(why: str) -> VmmError:

@@ -23,7 +23,7 @@ from vmm_linux._answer cimport (
     refused,
 )
 from vmm_linux._conversion cimport convert_pages
-from vmm_linux._ledger cimport Run, Runs
+from vmm_linux._ledger cimport Runs
 from vmm_linux._memory_object cimport (
     Piece,
     memory_object_acquire,
@@ -97,7 +97,7 @@ cdef class BufferMappings(AddressSpace):
         cdef uint32_t protection = request.flags & FLAG_RWX_MASK
         cdef bint writable = protection & FLAG_WRITE != 0
         cdef Piece piece = memory_object_piece(buffer, request.offset, request.size)
-        cdef uint64_t done = piece.size
+        cdef uint64_t mapped = piece.size
         cdef Py_ssize_t result = memory_object_descriptor(buffer, piece.segment, writable)
         cdef Answer answer
         if result < 0:
@@ -106,18 +106,18 @@ cdef class BufferMappings(AddressSpace):
             request,
             run_of(buffer, request.offset, KIND_MDL, STATE_COMMITTED, protection, protection),
             <int>result, piece.offset)
-        while answer.reason == DONE and done < request.size:
-            piece = memory_object_piece(buffer, request.offset + done, request.size - done)
+        while answer.reason == DONE and mapped < request.size:
+            piece = memory_object_piece(buffer, request.offset + mapped, request.size - mapped)
             result = memory_object_descriptor(buffer, piece.segment, writable)
             if result >= 0:
                 result = _syscalls.mmap(
-                    answer.out + done, request.size - done,
+                    answer.out + mapped, request.size - mapped,
                     page_access(STATE_COMMITTED, protection), MAP_SHARED | MAP_FIXED,
                     <int>result, piece.offset)
             if result < 0:
                 self.forget_region(answer.out)
                 return kernel_refused(<int>result, LIMIT_AS)
-            done += piece.size
+            mapped += piece.size
         return answer
 
     cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil:

@@ -239,7 +239,7 @@ cdef class BufferSpace(BufferMappings):
         return self.new_handle(buffer, rights_of(entry.value), entry)
 
     cdef Answer seal(self, const Request *request) noexcept nogil:
-        """Seal the memory behind a buffer; of several segments perhaps some, which ``done`` says."""
+        """Seal the memory behind a buffer. ``done`` tells of segments sealed before a failure."""
         cdef Entry *entry = NULL
         cdef uint64_t sealed = 0
         cdef int result
@@ -396,17 +396,17 @@ cdef uint64_t measure(Parcel *parcel, const MemoryObject *buffer) noexcept nogil
 
 cdef int add_memory(Parcel *parcel, MemoryObject *buffer) noexcept nogil:
     """Put duplicates of each segment that a buffer touches into a parcel: 0 or -errno."""
-    cdef uint64_t done = 0
+    cdef uint64_t added = 0
     cdef Piece piece
     cdef int result
-    while done < buffer.size:
-        piece = memory_object_piece(buffer, done, buffer.size - done)
+    while added < buffer.size:
+        piece = memory_object_piece(buffer, added, buffer.size - added)
         result = add_descriptor(parcel, memory_object_descriptor(
             buffer, piece.segment, parcel.rights & RIGHT_MAP_WRITE != 0))
         if result < 0:
             return result
         parcel.segments += 1
-        done += piece.size
+        added += piece.size
     return 0
 
 
