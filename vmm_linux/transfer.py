@@ -74,6 +74,8 @@ FREEZE: Final = int(Seal.FREEZE)
 AF_UNIX: Final = int(socket.AF_UNIX)
 SOL_SOCKET: Final = int(socket.SOL_SOCKET)
 SCM_RIGHTS: Final = int(socket.SCM_RIGHTS)
+MSG_TRUNC: Final = int(socket.MSG_TRUNC)
+MSG_CTRUNC: Final = int(socket.MSG_CTRUNC)
 family_of = socket.SocketType.family.__get__
 
 
@@ -107,7 +109,11 @@ def send(sock: socket.socket, parcel: Parcel) -> None:
         parcel.segments,
         len(parcel.descriptors) - parcel.segments,
         0,
-        *parcel[2:],
+        parcel.rights,
+        parcel.offset,
+        parcel.size,
+        parcel.segment_size,
+        parcel.memory_size,
     )
     rights = (SOL_SOCKET, SCM_RIGHTS, array.array("i", parcel.descriptors))
     sent = sock.sendmsg([message], [rights])
@@ -148,7 +154,7 @@ def read_message(sock: socket.socket) -> tuple[bytes, list[int], int]:
         elif (level, kind) == (SOL_SOCKET, SCM_PIDFD):
             # Nobody asked this call for the sender's pidfd. A negative number says there is none.
             _syscalls.close(*struct.unpack("i", data))
-    return message, list(descriptors), flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+    return message, list(descriptors), flags & (MSG_TRUNC | MSG_CTRUNC)
 
 
 def is_set(sock: socket.socket, option: int) -> bool:
@@ -182,7 +188,7 @@ def open_parcel(
 
 def read_head(message: bytes, descriptors: list[int], flags: int) -> Parcel:
     """What a message says, if it is one of ``send``'s and all that it announces came with it."""
-    if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
+    if len(message) != MESSAGE.size or flags & MSG_TRUNC:
         raise bad(f"{len(message)} bytes, not the {MESSAGE.size} of a handle's message")
     magic, version, segments, identities, zero, rights, *sizes = MESSAGE.unpack(message)
     if magic != MAGIC or zero != 0:
@@ -190,13 +196,13 @@ def read_head(message: bytes, descriptors: list[int], flags: int) -> Parcel:
     if version != VERSION:
         raise bad(f"version {version} of the format; this package knows {VERSION}")
     count = segments + identities
-    if flags & socket.MSG_CTRUNC and len(descriptors) < min(count, MOST_DESCRIPTORS):
+    if flags & MSG_CTRUNC and len(descriptors) < min(count, MOST_DESCRIPTORS):
         raise QuotaExceeded(
             "recv_handle",
             f"{count} descriptors came and {len(descriptors)} fitted; raise RLIMIT_NOFILE "
             "(ulimit -n) or close some",
         )
-    if flags & socket.MSG_CTRUNC or count != len(descriptors):
+    if flags & MSG_CTRUNC or count != len(descriptors):
         raise bad(f"{count} descriptors are announced, and {len(descriptors)} or more came")
     if segments == 0 or not (segments > 1) <= identities <= MOST_IDENTITIES:
         raise bad(f"{segments} segments with {identities} identities")
