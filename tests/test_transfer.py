@@ -1016,7 +1016,7 @@ def test_a_message_made_by_hand_is_as_good_as_one_of_the_package_s(
             for count in range(3):
                 size = 4 * PAGE if count == 0 else 2 * PAGE
                 offset = 4 * PAGE - size
-                window = {"offset": offset, "size": size, "memory_size": 4 * PAGE}
+                window: dict[str, Any] = {"offset": offset, "size": size, "memory_size": 4 * PAGE}
                 message = forged(identities=count, rights=rights, **window)
                 send_raw(pair.sender, message, fds[2 - count :])
                 info = receiver.handle_info(receiver.recv_handle(pair.receiver))
@@ -1157,7 +1157,7 @@ def test_as_many_descriptors_come_as_are_announced_or_all_are_closed(
             total = segments + identities
             if total == came and segments == 1 and identities < 3:
                 continue
-            head = {"segments": max(segments, 1), "identities": identities}
+            head: dict[str, Any] = {"segments": max(segments, 1), "identities": identities}
             message = bytearray(forged(**head, memory_size=max(segments, 1) * PAGE))
             message[6:8] = segments.to_bytes(2, "little")
             send_raw(pair.sender, bytes(message), every)
@@ -1327,7 +1327,7 @@ LIES = [
 def test_a_buffer_that_is_not_inside_its_memory_is_refused(
     clone: bool, offset: int, size: int, receiver: VMM, packets: Pair
 ) -> None:
-    window = {"offset": offset, "size": size, "memory_size": 4 * PAGE}
+    window: dict[str, Any] = {"offset": offset, "size": size, "memory_size": 4 * PAGE}
     with open_files(identity(), identity(), read_only(4 * PAGE)) as fds:
         for count in (1, 2) if clone else (0,):
             send_raw(packets.sender, forged(identities=count, **window), fds[2 - count :])

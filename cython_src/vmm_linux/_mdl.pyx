@@ -325,8 +325,8 @@ cdef class BufferSpace(BufferMappings):
             return refused(TOO_MANY_SEGMENTS, segments)
         parcel.rights = request.flags
         descriptions = memory_object_descriptions(buffer)
-        result = 0
-        if identities > 0:
+        result = describe(buffer) if not request.flags & RIGHT_MAP_WRITE else 0
+        if identities > 0 and result == 0:
             result = add_descriptor(parcel, buffer.fd)
         if identities > 1 and result == 0:
             result = add_descriptor(parcel, buffer.origin.fd)
@@ -392,6 +392,23 @@ cdef uint64_t measure(Parcel *parcel, const MemoryObject *buffer) noexcept nogil
     parcel.memory_size = end - start
     parcel.segment_size = min(root.segment_size, parcel.memory_size)
     return last - first + 1
+
+
+cdef int describe(MemoryObject *buffer) noexcept nogil:
+    """Open the read-only descriptions of a buffer that are not there yet: 0 or -errno.
+
+    These stay open, so they come before the duplicates, which leave no gaps between them.
+    """
+    cdef uint64_t described = 0
+    cdef Piece piece
+    cdef int fd
+    while described < buffer.size:
+        piece = memory_object_piece(buffer, described, buffer.size - described)
+        fd = memory_object_descriptor(buffer, piece.segment, False)
+        if fd < 0:
+            return fd
+        described += piece.size
+    return 0
 
 
 cdef int add_memory(Parcel *parcel, MemoryObject *buffer) noexcept nogil:
