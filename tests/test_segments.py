@@ -143,6 +143,11 @@ def memory_descriptors() -> list[str]:
     )
 
 
+def mapped_files() -> list[kernel.Mapping]:
+    """The mappings of memory files."""
+    return [mapping for mapping in kernel.maps() if "/memfd:" in mapping.pathname]
+
+
 def pieces_at(va: int, size: int) -> list[kernel.Mapping]:
     """The kernel's mappings of a range, which must lie side by side and fill it."""
     found = kernel.maps_between(va, va + size)
@@ -504,10 +509,10 @@ def test_a_clone_seals_the_segments_that_it_touches(vmm: VMM) -> None:
     assert vmm.handle_info(handle).seals == Seal(0)
     vmm.mdl_map(handle, 0, 4 * PAGE, 0, RW)
     for offset, length in ((0, 10), (3, 2), (7, 3), (4, 1)):
-        mappings = kernel.maps()
+        mappings = mapped_files()
         with nothing_opened(), pytest.raises(NoCapability, match="sealed"):
             vmm.mdl_map(handle, offset * PAGE, length * PAGE, 0, RW)
-        assert kernel.maps() == mappings
+        assert mapped_files() == mappings
     vmm.mdl_seal(vmm.mdl_clone(handle, 8 * PAGE, PAGE), Seal.PUBLISH)
     across = vmm.mdl_clone(handle, 4 * PAGE, 6 * PAGE)
     assert vmm.handle_info(across).seals == Seal(0)
@@ -761,6 +766,19 @@ def test_seals_are_demanded_of_every_segment(vmm: VMM, receiver: VMM, packets: P
     vmm.send_handle(packets.sender, handle)
     received = receiver.recv_handle(packets.receiver, require=Seal.FREEZE | Seal.PUBLISH)
     assert receiver.handle_info(received).seals == Seal.FREEZE
+
+
+def test_a_frozen_segment_is_a_published_one_for_who_demands_that(
+    vmm: VMM, receiver: VMM, packets: Pair
+) -> None:
+    handle = in_segments(vmm)
+    vmm.mdl_seal(vmm.mdl_clone(handle, 0, 8 * PAGE), Seal.FREEZE)
+    vmm.mdl_seal(vmm.mdl_clone(handle, 8 * PAGE, 2 * PAGE), Seal.PUBLISH)
+    vmm.send_handle(packets.sender, handle)
+    assert receiver.recv_handle(packets.receiver, require=Seal.PUBLISH)
+    vmm.send_handle(packets.sender, handle)
+    with refused_by("not sealed", SecurityDisallow):
+        receiver.recv_handle(packets.receiver, require=Seal.FREEZE)
 
 
 # ---- hostile messages

@@ -202,7 +202,7 @@ def read_head(message: bytes, descriptors: list[int], flags: int) -> Parcel:
             f"{count} descriptors came and {len(descriptors)} fitted; raise RLIMIT_NOFILE "
             "(ulimit -n) or close some",
         )
-    if flags & MSG_CTRUNC or count != len(descriptors):
+    if flags & MSG_CTRUNC or count != len(descriptors) or count > MOST_DESCRIPTORS:
         raise bad(f"{count} descriptors are announced, and {len(descriptors)} or more came")
     if segments == 0 or not (segments > 1) <= identities <= MOST_IDENTITIES:
         raise bad(f"{segments} segments with {identities} identities")
@@ -237,7 +237,7 @@ def examine_memory(parcel: Parcel) -> int:
     """Whether the segments are what the message says, each another one.
 
     Returns:
-        The F_SEAL_* bits that all of them have.
+        The F_SEAL_* bits that all of them have; F_SEAL_WRITE counts as F_SEAL_FUTURE_WRITE too.
     """
     segments = parcel.descriptors[-parcel.segments :]
     common = ~0
@@ -247,7 +247,7 @@ def examine_memory(parcel: Parcel) -> int:
         if size != min(left, parcel.segment_size):
             raise bad(f"a segment of {size} bytes, which is not the size that is announced")
         left -= size
-        common &= seals
+        common &= seals | (F_SEAL_FUTURE_WRITE if seals & fcntl.F_SEAL_WRITE else 0)
     if left:
         raise bad(f"{left} bytes of memory are announced that did not come")
     if len(segments) > 1 and len({os.fstat(segment).st_ino for segment in segments}) < len(
