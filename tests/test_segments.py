@@ -419,6 +419,11 @@ def map_at_the_wall() -> None:
                 assert rc is Retcode.OUT_OF_MEMORY, message
                 assert "vm.max_map_count" in message, message
                 assert count_mappings() == mappings
+        many = ground.mdl_create(100 * PAGE, RW, PAGE)
+        ground.handles.append(many)
+        singles.leave(60)
+        rc, message = refused(ground, "mdl_map", many, 0, 100 * PAGE, 0, RW)
+        assert (rc, "vm.max_map_count" in message) == (Retcode.OUT_OF_MEMORY, True), message
         singles.leave(3)
         va = ground.mdl_map(handle, 0, BYTES, ARENA + 10 * PAGE, RW | FIXED)
         assert pages_of(pieces_at(va, BYTES)) == PIECES

@@ -98,6 +98,7 @@ cdef class BufferMappings(AddressSpace):
         cdef bint writable = protection & FLAG_WRITE != 0
         cdef Piece piece = memory_object_piece(buffer, request.offset, request.size)
         cdef uint64_t mapped = piece.size
+        cdef uint64_t mappings
         cdef Py_ssize_t result = memory_object_descriptor(buffer, piece.segment, writable)
         cdef Answer answer
         if result < 0:
@@ -115,8 +116,10 @@ cdef class BufferMappings(AddressSpace):
                     page_access(STATE_COMMITTED, protection), MAP_SHARED | MAP_FIXED,
                     <int>result, piece.offset)
             if result < 0:
+                # The way back makes room for mappings: how many there are is asked before.
+                mappings = _room.mappings() if result == -ENOMEM else 0
                 self.forget_region(answer.out)
-                return kernel_refused(<int>result, LIMIT_AS)
+                return kernel_refused(<int>result, LIMIT_AS, mappings)
             mapped += piece.size
         return answer
 
