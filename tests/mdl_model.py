@@ -91,34 +91,37 @@ class MdlModel(Model):
             return Retcode.HANDLE_REVOKED
         return Retcode.NO_CAPABILITY if rights & ~entry.rights else entry
 
-    def writable_somewhere(self, memory: Memory) -> bool:
-        """Whether any process has a mapping of it that is, or can become, writable."""
+    def writable_somewhere(self, memory: Memory, segment: int) -> bool:
+        """Whether any process has a mapping of a segment that is, or can become, writable."""
         return any(
             page.may_write
             for model in self.world
             for region in model.regions
             for page in region.pages
-            if page.backing is not None and page.backing.memory is memory
+            if page.backing is not None
+            and page.backing.memory is memory
+            and page.index // memory.segment == segment
         )
 
     # ---------------------------------------------------------------------------- buffers
 
-    def mdl_create(self, size: int, prot: int) -> Retcode | Backing:
+    def mdl_create(self, size: int, prot: int, segment_size: int = 0) -> Retcode | Backing:
         """A fresh buffer; LOCKED has all its memory."""
         if self.closed:
             return Retcode.INVALID_OPERATION
-        if not (0 < size < 1 << 64 and size % PAGE == 0 and prot_is_legal(prot, LOCKED)):
+        sizes_are_legal = 0 < size < 1 << 64 and size % PAGE == segment_size % PAGE == 0
+        if not (sizes_are_legal and prot_is_legal(prot, LOCKED)):
             return Retcode.INVALID_ARGUMENT
         if size > USER_SPACE_END:
             return Retcode.OUT_OF_MEMORY
-        backing = self._fresh(size // PAGE)
+        backing = self._fresh(size // PAGE, min(size, segment_size) // PAGE)
         if prot & LOCKED:
             backing.memory.held = [True] * (size // PAGE)
         return backing
 
     @staticmethod
-    def _fresh(pages: int) -> Backing:
-        return Backing(Buffer(Memory(pages), 0, pages))
+    def _fresh(pages: int, segment: int = 0) -> Backing:
+        return Backing(Buffer(Memory(pages, segment), 0, pages))
 
     def mdl_create_from_buf(self, data: bytes, prot: int) -> Retcode | Backing:
         """A buffer of these bytes, frozen without WRITE."""
@@ -132,7 +135,7 @@ class MdlModel(Model):
             memory.pages[index] = data[index * PAGE : (index + 1) * PAGE].ljust(PAGE, b"\0")
             memory.held[index] = True
         if not prot & WRITE:
-            memory.seals = FREEZE
+            memory.seals = [FREEZE]
         return backing
 
     def mdl_create_from_vm(self, va: int, size: int, flags: int) -> Retcode | Backing:
@@ -208,24 +211,26 @@ class MdlModel(Model):
             return found, None
         if offset + length > found.backing.buffer.size:
             return Retcode.INVALID_ARGUMENT, None
-        return self._place(found.backing, hint, length, prot)
+        first = found.backing.buffer.first + offset // PAGE
+        return self._place(found.backing, hint, range(first, first + length // PAGE), prot)
 
     def _place(
-        self, backing: Backing, hint: int, length: int, prot: int
+        self, backing: Backing, hint: int, pages: range, prot: int
     ) -> tuple[Retcode, int | None]:
         """What becomes of a mapping with arguments that are all right."""
         low = hint - PAGE * bool(prot & VmmFlags.LOW_GUARD)
-        high = hint + length + PAGE * bool(prot & VmmFlags.HIGH_GUARD)
+        high = hint + len(pages) * PAGE + PAGE * bool(prot & VmmFlags.HIGH_GUARD)
+        segments = backing.memory.segments(pages[0], len(pages))
         reachable = low >= LOWEST and high <= USER_SPACE_END
         free = reachable and self.is_free(low, high)
         if prot & VmmFlags.FIXED and not reachable:
             return Retcode.INVALID_ARGUMENT, None
         if prot & VmmFlags.FIXED and not free:
             return Retcode.ALREADY_EXISTS, None
-        if prot & WRITE and backing.memory.seals:
+        if prot & WRITE and any(backing.memory.seals[number] for number in segments):
             return Retcode.NO_CAPABILITY, None
         if not prot & WRITE:
-            backing.need_read_only()
+            backing.need_read_only(segments)
         return Retcode.OK, hint if free else None
 
     def mapped(self, va: int, handle: int, offset: int, length: int, prot: int) -> Region:
@@ -283,9 +288,11 @@ class MdlModel(Model):
         if isinstance(found, Retcode):
             return found
         memory = found.backing.memory
-        if seals & FREEZE and not memory.seals & FREEZE and self.writable_somewhere(memory):
-            return Retcode.BUSY
-        memory.seals |= seals
+        for number in found.backing.buffer.segments:
+            freezes = seals & FREEZE and not memory.seals[number] & FREEZE
+            if freezes and self.writable_somewhere(memory, number):
+                return Retcode.BUSY
+            memory.seals[number] |= seals
         return Retcode.OK
 
     # ---------------------------------------------------------------------------- handles
@@ -339,27 +346,28 @@ class MdlModel(Model):
             return found
         going = found.rights if rights is None else rights
         if not going & MAP_WRITE:
-            found.backing.need_read_only()
+            found.backing.need_read_only(found.backing.buffer.segments)
         return going, found.backing
 
     @staticmethod
     def recv_handle(
         rights: int, sent: Backing, demands: Demands, sender_uid: int
     ) -> Retcode | Backing:
-        """What the receiver has then: the memory, and of a clone its identities."""
-        memory, buffer = sent.memory, sent.buffer
+        """What the receiver has then: the segments of the buffer, and its identities."""
+        buffer = sent.buffer
         wanted = demands.require
-        if memory.seals & FREEZE:
-            wanted &= ~PUBLISH
+        if all(sent.memory.seals[number] for number in buffer.segments):
+            wanted &= ~PUBLISH  # which FREEZE includes
         refused = (
-            bool(wanted & ~memory.seals)
+            bool(wanted & ~buffer.seals)
             or (demands.max_size is not None and buffer.size > demands.max_size)
             or (demands.peer_uid is not None and demands.peer_uid != sender_uid)
         )
         if refused:
             return Retcode.SECURITY_DISALLOW
-        *clones, root = sent.chain()
-        received = Backing(root.buffer, writable=bool(rights & MAP_WRITE))
-        for clone in reversed(clones[:2]):
-            received = Backing(clone.buffer, received)
+        known = [backing.buffer for backing in list(sent.chain())[:2] if backing.has_identity]
+        base = known.pop() if len(buffer.segments) > 1 else sent.root.buffer
+        received = Backing(base, writable=bool(rights & MAP_WRITE), part=buffer.segments)
+        for clone in reversed(known):
+            received = Backing(clone, received)
         return received

@@ -499,17 +499,18 @@ class RegionMachine(RuleBasedStateMachine):
             wanted = Seen(region.kernel_permissions(page))
             if page.backing is not None and found is not None:
                 memory = page.backing.memory
-                if memory.inode is None:
-                    self.learn_inode(memory, found.inode)
-                wanted = Seen(wanted.permissions, memory.inode or 0, page.index * PAGE)
+                segment, index = divmod(page.index, memory.segment)
+                if memory.inodes[segment] is None:
+                    self.learn_inode(memory, segment, found.inode)
+                wanted = Seen(wanted.permissions, memory.inodes[segment] or 0, index * PAGE)
             assert found == wanted, f"page {slot} of {region.base:#x}"
 
-    def learn_inode(self, memory: Memory, inode: int) -> None:
+    def learn_inode(self, memory: Memory, segment: int, inode: int) -> None:
         """The kernel's number of a memory file, which no other one has."""
         assert inode != 0
         backings = [backing for side in self.sides for backing in side.model.backings()]
-        assert all(other.memory.inode != inode for other in backings), "two are the same"
-        memory.inode = inode
+        assert all(inode not in other.memory.inodes for other in backings), "two are the same"
+        memory.inodes[segment] = inode
 
     def learn_sid(self, buffer: Buffer, sid: int) -> None:
         """The security id of a buffer: the same in every process, and of no other buffer."""

@@ -5,7 +5,9 @@ One object of these stands for one thing of the kernel's, whichever process look
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import and_
 from typing import TYPE_CHECKING
 
 from kernel_oracle import PAGE
@@ -18,24 +20,37 @@ PUBLISH, FREEZE = 1, 2
 
 
 class Memory:
-    """A memory file: the contents of its pages, which of them have memory, and its seals."""
+    """A memory file, or several side by side, its segments: what their pages hold, and their seals.
 
-    def __init__(self, pages: int) -> None:
+    All but the last segment have ``segment`` pages.
+    """
+
+    def __init__(self, pages: int, segment: int = 0) -> None:
         self.pages = [ZEROS] * pages
         #: None: the model cannot tell.
         self.held: list[bool | None] = [False] * pages
-        self.seals = 0
-        #: The kernel's number, learned when first seen. It must never change.
-        self.inode: int | None = None
+        self.segment = segment or pages
+        count = -(-pages // self.segment)
+        self.seals = [0] * count
+        #: The kernel's numbers, learned when first seen. They must never change.
+        self.inodes: list[int | None] = [None] * count
+
+    def segments(self, first: int, pages: int) -> range:
+        """Which segments these pages touch."""
+        return range(first // self.segment, (first + pages - 1) // self.segment + 1)
+
+    def common_seals(self, segments: range) -> int:
+        """The seals that all of these have."""
+        return reduce(and_, (self.seals[number] for number in segments))
 
     def discard(self, index: int) -> None:
         """The page becomes a hole."""
         self.pages[index], self.held[index] = ZEROS, False
 
-    @property
-    def bounds_of_held(self) -> tuple[int, int]:
-        """At least and at most how many pages have memory."""
-        return self.held.count(True), len(self.held) - self.held.count(False)
+    def bounds_of_held(self, number: int) -> tuple[int, int]:
+        """At least and at most how many pages of a segment have memory."""
+        held = self.held[number * self.segment : (number + 1) * self.segment]
+        return held.count(True), len(held) - held.count(False)
 
 
 @dataclass(eq=False)
@@ -54,6 +69,16 @@ class Buffer:
         """Bytes."""
         return self.pages * PAGE
 
+    @property
+    def segments(self) -> range:
+        """The segments that it touches."""
+        return self.memory.segments(self.first, self.pages)
+
+    @property
+    def seals(self) -> int:
+        """The seals of all of them."""
+        return self.memory.common_seals(self.segments)
+
 
 @dataclass(eq=False)
 class Backing:
@@ -64,10 +89,12 @@ class Backing:
 
     buffer: Buffer
     origin: Backing | None = None
-    #: Whether the process's descriptor of the memory can write. Said of the root.
+    #: Whether the process's descriptors of the memory can write. Said of the root.
     writable: bool = True
-    #: Whether there is a second, read-only one. Said of the root.
-    reopened: bool = False
+    #: The segments that the process has descriptors of, if these are not all. Said of the root.
+    part: range | None = None
+    #: Those that it has a second, read-only descriptor of. Said of the root.
+    reopened: set[int] = field(default_factory=set)
 
     @property
     def memory(self) -> Memory:
@@ -88,11 +115,22 @@ class Backing:
         return last
 
     @property
-    def descriptors(self) -> int:
-        """How many descriptors the process has for this one alone."""
-        return 1 + self.reopened
+    def segments(self) -> range:
+        """The segments that the process has descriptors of. Asked of the root."""
+        return self.buffer.segments if self.part is None else self.part
 
-    def need_read_only(self) -> None:
-        """Something needs the read-only description: it is opened once."""
+    @property
+    def has_identity(self) -> bool:
+        """Whether it is known by another memory file than its memory."""
+        return self.origin is not None or len(self.segments) > 1
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors of memory the process has for this root."""
+        return len(self.segments) + len(self.reopened)
+
+    def need_read_only(self, segments: range) -> None:
+        """Something needs these read-only descriptions: they are opened once."""
         root = self.root
-        root.reopened = root.reopened or root.writable
+        if root.writable:
+            root.reopened.update(segments)

@@ -266,7 +266,7 @@ class Servant:
                 target = os.readlink(name)  # noqa: PTH115  (pathlib takes ten times as long)
             except FileNotFoundError:
                 continue  # the descriptor of the listing itself
-            if target.startswith("/memfd:vmm_linux clone"):
+            if target.startswith("/memfd:vmm_linux identity"):
                 identities += 1
             elif target.startswith("/memfd:vmm_linux"):
                 memories += 1

@@ -80,7 +80,7 @@ def memory_files() -> list[int]:
 def identities() -> list[int]:
     """The descriptors that are clones' identities."""
     names = kernel.descriptors().items()
-    return sorted(number for number, name in names if name == "/memfd:vmm_linux clone (deleted)")
+    return sorted(number for number, name in names if name == "/memfd:vmm_linux identity (deleted)")
 
 
 def only_file() -> int:

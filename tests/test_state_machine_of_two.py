@@ -277,7 +277,15 @@ class TwoProcesses(RegionMachine):
         newest = self.newest(which)
         if how in ("fresh", "seal"):
             locked = how == "fresh" and stream
-            self.mdl_create(which=which, face=Face.METHODS, pages=3, prot=7, odd=0, locked=locked)
+            self.mdl_create(
+                which=which,
+                face=Face.METHODS,
+                pages=5,
+                prot=7,
+                odd=0,
+                locked=locked,
+                segment=2 * seals % 4,
+            )
         if how == "bytes":
             self.mdl_create_from_buf(which=which, start=seals, size=2 * PAGE - 7, prot=prot)
         elif how == "clone":
@@ -353,18 +361,25 @@ class TwoProcesses(RegionMachine):
         prot=PROTS,
         locked=st.booleans(),
         odd=ODD_BITS,
+        segment=st.sampled_from([0, 0, 1, 2, 3, 4]),
     )
     def mdl_create(  # noqa: PLR0917  (the drawn values go by name)
-        self, which: int, face: Face, pages: int, prot: int, locked: bool, odd: int
+        self, which: int, face: Face, pages: int, prot: int, locked: bool, odd: int, segment: int
     ) -> None:
-        """A buffer of holes or of memory; odd ones are a byte too long."""
+        """A buffer of holes or of memory, perhaps in segments; odd ones are a byte too long.
+
+        The reference's face makes none in segments.
+        """
         side = self.side(which)
         if self.full(side):
             return
         size = pages * PAGE + (odd == 1 << 6)
         flags = prot | int(VmmFlags.LOCKED) * locked | odd & ~(1 << 6)
-        expected = side.model.mdl_create(size, flags)
-        got = side.servant.call(face, "mdl_create", size, flags)
+        arguments = [size, flags]
+        if face is Face.METHODS and segment:
+            arguments.append(segment * PAGE + (odd == 1 << 20))
+        expected = side.model.mdl_create(*arguments)
+        got = side.servant.call(face, "mdl_create", *arguments)
         self.check_new(which, expected, got, (prot & 7) << MAP_SHIFT | NO_RIGHTS_BUT_TO_MAP)
 
     @rule(which=SIDES, start=st.integers(0, 250), size=st.integers(0, 3 * PAGE), prot=PROTS)
@@ -611,7 +626,7 @@ class TwoProcesses(RegionMachine):
         assert got.rc is Retcode.OK
         info, buffer = got.value, expected.backing.buffer
         facts = (int(info.rights), info.size, int(info.seals))
-        assert facts == (expected.rights, buffer.size, buffer.memory.seals)
+        assert facts == (expected.rights, buffer.size, buffer.seals)
         if expected.rights & GET_SID:
             self.learn_sid(buffer, info.sid)
             assert (info.origin_sid is None) is (buffer.origin is None)
@@ -630,15 +645,16 @@ class TwoProcesses(RegionMachine):
         files = side.servant.files()
         backings = side.model.backings()
         roots = [backing for backing in backings if backing.origin is None]
-        assert files.identities == len(backings) - len(roots)
+        assert files.identities == sum(backing.has_identity for backing in backings)
         assert files.memories == sum(root.descriptors for root in roots)
         assert files.others == others, "descriptors that are no memory files are lost"
-        for memory in {root.memory for root in roots}:
-            if memory.inode is not None:
-                least, most = memory.bounds_of_held
-                assert files.held[memory.inode] >= least, "memory is lost"
+        for memory, number in {(root.memory, number) for root in roots for number in root.segments}:
+            inode = memory.inodes[number]
+            if inode is not None:
+                least, most = memory.bounds_of_held(number)
+                assert files.held[inode] >= least, "memory is lost"
                 if PAGES_COME_ALONE:
-                    assert files.held[memory.inode] <= most, "memory that nobody touched"
+                    assert files.held[inode] <= most, "memory that nobody touched"
 
 
 TwoProcesses.TestCase.settings = settings_of_the_suite(examples=50, steps=100)

@@ -54,7 +54,7 @@ KINDS = {
     "datagram": socket.SOCK_DGRAM,
 }
 #: The documented message.
-MESSAGE = struct.Struct("<4sHHIIQQ")
+MESSAGE = struct.Struct("<4sHHHHIQQQQ")
 #: Socket options and messages that this Python has no names for.
 SO_TIMESTAMP, SO_TIMESTAMPNS, SO_PASSPIDFD = 29, 35, 76
 #: F_SEAL_SEAL, SHRINK and GROW, WRITE.
@@ -948,15 +948,22 @@ def test_at_the_limit_of_descriptors_nothing_is_left(
 def forged(
     *,
     magic: bytes = b"VMML",
-    version: int = 1,
-    count: int = 1,
-    rights: int = int(READ_ONLY),
+    version: int = 2,
+    segments: int = 1,
+    identities: int = 0,
     zero: int = 0,
+    rights: int = int(READ_ONLY),
     offset: int = 0,
     size: int = PAGE,
+    segment_size: int = 0,
+    memory_size: int = PAGE,
 ) -> bytes:
-    """A message made by hand; as it stands, of a read-only buffer of one page."""
-    return MESSAGE.pack(magic, version, count, rights, zero, offset, size)
+    """A message made by hand; as it stands, of a read-only buffer of one page.
+
+    A ``segment_size`` of 0 is the one that all segments have where these are as large.
+    """
+    head = (magic, version, segments, identities, zero, rights)
+    return MESSAGE.pack(*head, offset, size, segment_size or memory_size // segments, memory_size)
 
 
 def send_raw(sock: socket.socket, message: bytes, fds: list[int]) -> None:
@@ -1005,12 +1012,13 @@ def test_a_message_made_by_hand_is_as_good_as_one_of_the_package_s(
     receiver: VMM, pair: Pair
 ) -> None:
     for rights, fd in ((ALL_BUT_EXECUTE, memory(4 * PAGE)), (READ_ONLY, read_only(4 * PAGE))):
-        with open_files(fd, identity(), identity()) as fds:
-            for count in (1, 2, 3):
-                size = 4 * PAGE if count == 1 else 2 * PAGE
+        with open_files(identity(), identity(), fd) as fds:
+            for count in range(3):
+                size = 4 * PAGE if count == 0 else 2 * PAGE
                 offset = 4 * PAGE - size
-                message = forged(count=count, rights=rights, offset=offset, size=size)
-                send_raw(pair.sender, message, fds[:count])
+                window: dict[str, Any] = {"offset": offset, "size": size, "memory_size": 4 * PAGE}
+                message = forged(identities=count, rights=rights, **window)
+                send_raw(pair.sender, message, fds[2 - count :])
                 info = receiver.handle_info(receiver.recv_handle(pair.receiver))
                 assert (info.rights, info.size, info.seals) == (rights, size, Seal(0))
 
@@ -1019,11 +1027,11 @@ def test_a_message_made_by_hand_is_as_good_as_one_of_the_package_s(
 def test_a_message_cut_at_any_byte_is_refused(
     with_descriptors: bool, receiver: VMM, packets: Pair
 ) -> None:
-    message = forged(count=2, size=PAGE)
-    with open_files(read_only(), identity()) as fds:
+    message = forged(identities=1)
+    with open_files(identity(), read_only()) as fds:
         for length in range(0 if with_descriptors else 1, len(message)):
             send_raw(packets.sender, message[:length], fds if with_descriptors else [])
-            with refused(f"bad message: {length} bytes, not the 32"):
+            with refused(f"bad message: {length} bytes, not the 48"):
                 receiver.recv_handle(packets.receiver)
 
 
@@ -1034,7 +1042,7 @@ def test_a_stream_that_ends_at_any_byte_of_a_message_is_refused(receiver: VMM) -
             with connected(socket.SOCK_STREAM) as stream:
                 send_raw(stream.sender, message[:length], fds)
                 stream.sender.close()
-                with refused(f"bad message: {length} bytes, not the 32"):
+                with refused(f"bad message: {length} bytes, not the 48"):
                     receiver.recv_handle(stream.receiver)
                 with nothing_opened(), pytest.raises(EOFError):
                     receiver.recv_handle(stream.receiver)
@@ -1060,14 +1068,14 @@ def test_a_message_with_more_bytes_is_refused_where_messages_are_kept_apart(
         with connected(kind) as pair, open_files(read_only()) as fds:
             for surplus in (1, 32, 1000):
                 send_raw(pair.sender, forged() + bytes(surplus), fds)
-                with refused("not the 32"):
+                with refused("not the 48"):
                     receiver.recv_handle(pair.receiver)
 
 
 @pytest.mark.parametrize("rights", [ALL_BUT_EXECUTE, READ_ONLY], ids=["writable", "read-only"])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("identities", [0, 1])
 def test_whatever_byte_is_flipped_no_handle_says_more_than_the_kernel(
-    count: int, rights: Rights, receiver: VMM, packets: Pair
+    identities: int, rights: Rights, receiver: VMM, packets: Pair
 ) -> None:
     pages = 8
     fd = memory(pages * PAGE)
@@ -1075,14 +1083,20 @@ def test_whatever_byte_is_flipped_no_handle_says_more_than_the_kernel(
         os.pwrite(fd, text_of(page), page * PAGE)
     if Rights.MAP_WRITE not in rights:
         fd = reopened(fd, os.O_RDONLY)
-    window = (0, pages * PAGE) if count == 1 else (2 * PAGE, 3 * PAGE)
-    message = forged(count=count, rights=int(rights), offset=window[0], size=window[1])
-    with open_files(fd, identity()) as fds:
+    offset, size = (2 * PAGE, 3 * PAGE) if identities else (0, pages * PAGE)
+    message = forged(
+        identities=identities,
+        rights=int(rights),
+        offset=offset,
+        size=size,
+        memory_size=pages * PAGE,
+    )
+    with open_files(identity(), fd) as fds:
         for place in range(len(message)):
             for change in range(1, 256):
                 flipped = bytearray(message)
                 flipped[place] ^= change
-                send_raw(packets.sender, bytes(flipped), fds[:count])
+                send_raw(packets.sender, bytes(flipped), fds[1 - identities :])
                 is_legal = says_no_more(bytes(flipped), message, pages * PAGE)
                 assert receive_the_truth(receiver, packets.receiver, bytes(flipped)) == is_legal
 
@@ -1092,13 +1106,12 @@ def says_no_more(flipped: bytes, message: bytes, memory_size: int) -> bool:
 
     Rights that the kernel does not hold may be put in or left out, and a clone may be any window.
     """
-    head, rights, zero, offset, size = struct.unpack("<8sIIQQ", flipped)
-    changed = rights ^ MESSAGE.unpack(message)[3]
+    rights, offset, size = MESSAGE.unpack(flipped)[5:8]
+    changed = rights ^ MESSAGE.unpack(message)[5]
     is_window = 0 < size <= memory_size - offset and offset % PAGE == size % PAGE == 0
-    is_clone = message[6] > 1
+    is_clone = message[8] > 0
     return (
-        head == message[:8]
-        and zero == 0
+        (flipped[:12], flipped[32:]) == (message[:12], message[32:])
         and not changed & ~int(~Rights(0) & ~Rights.MAP_WRITE)
         and (is_window if is_clone else (offset, size) == (0, memory_size))
     )
@@ -1119,7 +1132,7 @@ def receive_the_truth(receiver: VMM, sock: socket.socket, message: bytes) -> boo
         assert open_descriptors() == before
         return False
     info = receiver.handle_info(handle)
-    *_, rights, _, offset, size = MESSAGE.unpack(message)
+    rights, offset, size = MESSAGE.unpack(message)[5:8]
     assert (info.rights, info.size) == (rights, size)
     if Rights.MAP_READ in info.rights:
         first = offset // PAGE
@@ -1132,18 +1145,27 @@ def receive_the_truth(receiver: VMM, sock: socket.socket, message: bytes) -> boo
 
 
 @pytest.mark.parametrize("kind", ["stream", "seqpacket"])
-@pytest.mark.parametrize("announced", [0, 1, 2, 3, 4, 100, 2**16 - 1])
+@pytest.mark.parametrize("announced", [0, 1, 2, 3, 4, 100, 253, 254, 2**16 - 1])
 @pytest.mark.parametrize("came", [0, 1, 2, 3, 4, 100, 253])
 def test_as_many_descriptors_come_as_are_announced_or_all_are_closed(
     announced: int, came: int, kind: str, receiver: VMM
 ) -> None:
-    if announced == came and came in {1, 2, 3}:
-        return
+    every_split = {(max(announced - identities, 0), identities) for identities in (0, 1, 2, 3)}
     with connected(KINDS[kind]) as pair, open_files(read_only(), identity()) as fds:
-        every = [fds[0], *[fds[1]] * 252][:came]
-        send_raw(pair.sender, forged(count=announced), every)
-        with refused(f"{announced} descriptors are announced, and {min(came, 3)}"):
-            receiver.recv_handle(pair.receiver)
+        for segments, identities in every_split:
+            every = [*[fds[1]] * identities, *[fds[0]] * 253][:came]
+            total = segments + identities
+            if total == came and segments == 1 and identities < 3:
+                continue
+            head: dict[str, Any] = {"segments": max(segments, 1), "identities": identities}
+            message = bytearray(forged(**head, memory_size=max(segments, 1) * PAGE))
+            message[6:8] = segments.to_bytes(2, "little")
+            send_raw(pair.sender, bytes(message), every)
+            why = f"{total} descriptors are announced, and {came}"
+            if total == came:
+                why = f"{segments} segments with {identities} identities|the same memory twice"
+            with refused(why):
+                receiver.recv_handle(pair.receiver)
 
 
 def first_of(fds: tuple[int, int]) -> int:
@@ -1218,9 +1240,9 @@ NO_MEMORY: dict[str, tuple[Callable[[], int], str]] = {
 @pytest.mark.parametrize("name", NO_MEMORY)
 def test_what_is_no_memory_of_a_buffer_is_refused(name: str, receiver: VMM, pair: Pair) -> None:
     make, why = NO_MEMORY[name]
-    with open_files(make(), identity(), identity()) as fds:
-        for count in (1, 2, 3):
-            send_raw(pair.sender, forged(count=count), fds[:count])
+    with open_files(identity(), identity(), make()) as fds:
+        for count in range(3):
+            send_raw(pair.sender, forged(identities=count), fds[2 - count :])
             with refused(f"bad message: .*({why})"):
                 receiver.recv_handle(pair.receiver)
 
@@ -1246,8 +1268,8 @@ NO_IDENTITY = {
 def test_what_is_no_identity_of_a_clone_is_refused(name: str, receiver: VMM, pair: Pair) -> None:
     make, why = NO_IDENTITY[name]
     with open_files(read_only(), make(), identity()) as (fd, wrong, right):
-        for fds in ([fd, wrong], [fd, wrong, right], [fd, right, wrong]):
-            send_raw(pair.sender, forged(count=len(fds)), fds)
+        for fds in ([wrong, fd], [wrong, right, fd], [right, wrong, fd]):
+            send_raw(pair.sender, forged(identities=len(fds) - 1), fds)
             with refused(f"bad message: .*({why})"):
                 receiver.recv_handle(pair.receiver)
 
@@ -1267,8 +1289,9 @@ def test_rights_and_access_mode_that_do_not_agree_are_refused(receiver: VMM, pai
 HEADS: dict[str, tuple[dict[str, Any], str]] = {
     "no magic": ({"magic": bytes(4)}, "not a handle's message"),
     "other magic": ({"magic": b"LMMV"}, "not a handle's message"),
-    "version 0": ({"version": 0}, "version 0 of the format; this package knows 1"),
-    "version 2": ({"version": 2}, "version 2 of the format; this package knows 1"),
+    "version 0": ({"version": 0}, "version 0 of the format; this package knows 2"),
+    "version 1": ({"version": 1}, "version 1 of the format; this package knows 2"),
+    "version 3": ({"version": 3}, "version 3 of the format; this package knows 2"),
     "version 256": ({"version": 256}, "version 256 of the format"),
     "unknown rights": ({"rights": 0x4F}, "unknown rights 0x4f"),
     "all rights": ({"rights": 2**32 - 1}, "unknown rights 0xffffffff"),
@@ -1304,9 +1327,10 @@ LIES = [
 def test_a_buffer_that_is_not_inside_its_memory_is_refused(
     clone: bool, offset: int, size: int, receiver: VMM, packets: Pair
 ) -> None:
-    with open_files(read_only(4 * PAGE), identity(), identity()) as fds:
-        for count in (2, 3) if clone else (1,):
-            send_raw(packets.sender, forged(count=count, offset=offset, size=size), fds[:count])
+    window: dict[str, Any] = {"offset": offset, "size": size, "memory_size": 4 * PAGE}
+    with open_files(identity(), identity(), read_only(4 * PAGE)) as fds:
+        for count in (1, 2) if clone else (0,):
+            send_raw(packets.sender, forged(identities=count, **window), fds[2 - count :])
             with refused("not whole pages|of a memory of"):
                 receiver.recv_handle(packets.receiver)
 
@@ -1316,10 +1340,10 @@ def test_a_memory_larger_than_all_addresses_is_a_buffer_of_that_size(
 ) -> None:
     size = 2**63 - PAGE
     with open_files(read_only(size)) as fds:
-        send_raw(packets.sender, forged(size=size), fds)
+        send_raw(packets.sender, forged(size=size, memory_size=size), fds)
         with refused("max_size", SecurityDisallow):
             receiver.recv_handle(packets.receiver, max_size=1 << 30)
-        send_raw(packets.sender, forged(size=size), fds)
+        send_raw(packets.sender, forged(size=size, memory_size=size), fds)
         handle = receiver.recv_handle(packets.receiver)
     assert receiver.mdl_get_size(handle) == size
     with pytest.raises(OutOfMemory):
@@ -1333,7 +1357,7 @@ def test_the_same_descriptor_as_memory_and_identity_is_refused(
 ) -> None:
     with open_files(read_only(), read_only(seals=SIZED | UNWRITABLE | SEALED)) as fds:
         for fd, why in zip(fds, ("seals", "not empty"), strict=True):
-            send_raw(packets.sender, forged(count=2), [fd, fd])
+            send_raw(packets.sender, forged(identities=1), [fd, fd])
             with refused(why):
                 receiver.recv_handle(packets.receiver)
 

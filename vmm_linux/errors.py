@@ -50,7 +50,8 @@ class VmmError(Exception):
         rc: the return code.
         method: the method that failed, by its Python name (``"commit"``).
         errno: the kernel's error number where the kernel refused, else None.
-        completed: bytes done before the failure; only ``write`` can leave more than 0.
+        completed: bytes done before the failure; only ``write``, and ``mdl_seal`` of a buffer in
+            segments, can leave more than 0.
     """
 
     rc: ClassVar[Retcode]

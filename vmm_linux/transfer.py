@@ -1,22 +1,27 @@
 """Handles on their way between processes: one message format, one sender, one distrustful receiver.
 
-The message, little-endian, 32 bytes, with its descriptors in one SCM_RIGHTS control message:
+The message, little-endian, 48 bytes, with its descriptors in one SCM_RIGHTS control message:
 
 =========== ====== ==================================================================
 bytes       type   what
 =========== ====== ==================================================================
 0 to 3      text   ``VMML``
-4 to 5      uint16 version of this format: 1
-6 to 7      uint16 number of descriptors: 1, of a clone 2, of a clone's clone 3
-8 to 11     uint32 ``Rights`` of the handle
-12 to 15    uint32 0
-16 to 23    uint64 where in the memory the buffer begins, in bytes
+4 to 5      uint16 version of this format: 2
+6 to 7      uint16 number of segments: memory files that the buffer lies in
+8 to 9      uint16 number of identities: 0 to 2
+10 to 11    uint16 0
+12 to 15    uint32 ``Rights`` of the handle
+16 to 23    uint64 where in the first segment the buffer begins, in bytes
 24 to 31    uint64 size of the buffer in bytes
+32 to 39    uint64 size of each segment but the last, which may be shorter, in bytes
+40 to 47    uint64 size of all segments in bytes
 =========== ====== ==================================================================
 
-The descriptors are the memory, then a clone's identity, then the identity of what that was cloned
-from. All are memfds; an identity is an empty one, sealed for good. Security ids are not in the
-message: the receiver asks the kernel.
+The descriptors are the identities, then the segments, at most 253 together. All are memfds; an
+identity is an empty one, sealed for good. A buffer that is all of one memory file is known by that
+and has none. Any other has one of its own: a buffer of several segments, and a clone, which is any
+window. A clone's origin has the second, if it is not that memory file itself. The buffer touches
+every segment that comes with it. Security ids are not in the message: the receiver asks the kernel.
 """
 
 import array
@@ -43,10 +48,12 @@ __all__ = [
     "send",
 ]
 
-MESSAGE: Final = struct.Struct("<4sHHIIQQ")
+MESSAGE: Final = struct.Struct("<4sHHHHIQQQQ")
 MAGIC: Final = b"VMML"
-VERSION: Final = 1
-MOST_DESCRIPTORS: Final = 3
+VERSION: Final = 2
+MOST_DESCRIPTORS: Final = 253
+"""SCM_MAX_FD: the kernel takes no more in a message."""
+MOST_IDENTITIES: Final = 2
 MOST_FD: Final = 2**31 - 1
 TMPFS_MAGIC: Final = 0x01021994
 """File system of memfds. Those of huge pages, whose touch can kill, have another."""
@@ -79,6 +86,8 @@ FREEZE: Final = int(Seal.FREEZE)
 AF_UNIX: Final = int(socket.AF_UNIX)
 SOL_SOCKET: Final = int(socket.SOL_SOCKET)
 SCM_RIGHTS: Final = int(socket.SCM_RIGHTS)
+MSG_TRUNC: Final = int(socket.MSG_TRUNC)
+MSG_CTRUNC: Final = int(socket.MSG_CTRUNC)
 family_of = socket.SocketType.family.__get__
 
 
@@ -86,9 +95,11 @@ class Parcel(NamedTuple):
     """A handle between two processes. Whoever has it owns its descriptors."""
 
     descriptors: Sequence[int]
+    segments: int
     rights: int
     offset: int
     size: int
+    segment_size: int
     memory_size: int
 
 
@@ -124,7 +135,16 @@ def check_socket(method: str, sock: object) -> None:
 def send(sock: socket.socket, parcel: Parcel) -> None:
     """Send a parcel in one message. The descriptors stay the caller's."""
     message = MESSAGE.pack(
-        MAGIC, VERSION, len(parcel.descriptors), parcel.rights, 0, parcel.offset, parcel.size
+        MAGIC,
+        VERSION,
+        parcel.segments,
+        len(parcel.descriptors) - parcel.segments,
+        0,
+        parcel.rights,
+        parcel.offset,
+        parcel.size,
+        parcel.segment_size,
+        parcel.memory_size,
     )
     rights = (SOL_SOCKET, SCM_RIGHTS, array.array("i", parcel.descriptors))
     sent = sock.sendmsg([message], [rights])
@@ -165,7 +185,7 @@ def read_message(
         elif (level, kind) == (SOL_SOCKET, SCM_PIDFD):
             # Nobody asked this call for the sender's pidfd. A negative number says there is none.
             _syscalls.close(*struct.unpack("i", data))
-    return message, list(descriptors), flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+    return message, list(descriptors), flags & (MSG_TRUNC | MSG_CTRUNC)
 
 
 def is_set(sock: socket.socket, option: int) -> bool:
@@ -180,29 +200,39 @@ def is_set(sock: socket.socket, option: int) -> bool:
 
 def open_parcel(message: bytes, descriptors: list[int], flags: int, demands: Demands) -> Parcel:
     """Check a message with its descriptors against the kernel's word and the caller's demands."""
-    if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
+    parcel = read_head(message, descriptors, flags)
+    identities = len(descriptors) - parcel.segments
+    for descriptor in descriptors[:identities]:
+        examine_identity(descriptor)
+    seals = examine_memory(parcel)
+    check_window(parcel, is_clone=identities > (parcel.segments > 1))
+    demands.check(seals, parcel.size)
+    return parcel
+
+
+def read_head(message: bytes, descriptors: list[int], flags: int) -> Parcel:
+    """What a message says, if it is one of ``send``'s and all that it announces came with it."""
+    if len(message) != MESSAGE.size or flags & MSG_TRUNC:
         raise bad(f"{len(message)} bytes, not the {MESSAGE.size} of a handle's message")
-    magic, version, count, rights, zero, offset, size = MESSAGE.unpack(message)
+    magic, version, segments, identities, zero, rights, *sizes = MESSAGE.unpack(message)
     if magic != MAGIC or zero != 0:
         raise bad("not a handle's message")
     if version != VERSION:
         raise bad(f"version {version} of the format; this package knows {VERSION}")
-    if flags & socket.MSG_CTRUNC and len(descriptors) < min(count, MOST_DESCRIPTORS):
+    count = segments + identities
+    if flags & MSG_CTRUNC and len(descriptors) < min(count, MOST_DESCRIPTORS):
         raise QuotaExceeded(
             "recv_handle",
             f"{count} descriptors came and {len(descriptors)} fitted; raise RLIMIT_NOFILE "
             "(ulimit -n) or close some",
         )
-    if flags & socket.MSG_CTRUNC or not 1 <= count == len(descriptors):
+    if flags & MSG_CTRUNC or count != len(descriptors) or count > MOST_DESCRIPTORS:
         raise bad(f"{count} descriptors are announced, and {len(descriptors)} or more came")
+    if segments == 0 or not (segments > 1) <= identities <= MOST_IDENTITIES:
+        raise bad(f"{segments} segments with {identities} identities")
     if rights & ~ALL_RIGHTS:
         raise bad(f"unknown rights {rights:#x}")
-    memory_size, seals = examine(descriptors[0], rights, bad)
-    for descriptor in descriptors[1:]:
-        examine_identity(descriptor)
-    check_window(offset, size, memory_size, is_clone=count > 1)
-    demands.check(seals, size)
-    return Parcel(descriptors, rights, offset, size, memory_size)
+    return Parcel(descriptors, segments, rights, *sizes)
 
 
 def adopt(fd: int, demands: Demands) -> Parcel:
@@ -240,7 +270,7 @@ def examine_adopted(fd: int, demands: Demands) -> Parcel:
     rights = FROM_DESCRIPTOR | (MAP_WRITE if mode == os.O_RDWR else 0)
     size, seals = examine(fd, rights, refuse)
     demands.check(seals, size)
-    return Parcel([fd], rights, 0, size, size)
+    return Parcel([fd], 1, rights, 0, size, size, size)
 
 
 def bad(why: str) -> VmmError:
@@ -263,6 +293,30 @@ def examine(fd: int, rights: int, refuse: Callable[[str], VmmError]) -> tuple[in
     if size == 0 or size % PAGE:
         raise refuse(f"memory of {size} bytes, not whole pages")
     return size, seals
+
+
+def examine_memory(parcel: Parcel) -> int:
+    """Whether the segments are what the message says, each another one.
+
+    Returns:
+        The F_SEAL_* bits that all of them have; F_SEAL_WRITE counts as F_SEAL_FUTURE_WRITE too.
+    """
+    segments = parcel.descriptors[-parcel.segments :]
+    common = ~0
+    left = parcel.memory_size
+    for segment in segments:
+        size, seals = examine(segment, parcel.rights, bad)
+        if size != min(left, parcel.segment_size):
+            raise bad(f"a segment of {size} bytes, which is not the size that is announced")
+        left -= size
+        common &= seals | (F_SEAL_FUTURE_WRITE if seals & fcntl.F_SEAL_WRITE else 0)
+    if left:
+        raise bad(f"{left} bytes of memory are announced that did not come")
+    if len(segments) > 1 and len({os.fstat(segment).st_ino for segment in segments}) < len(
+        segments
+    ):
+        raise bad("the same memory twice")
+    return common
 
 
 def examine_identity(fd: int) -> None:
@@ -288,14 +342,21 @@ def seals_of(fd: int, needed: int, refuse: Callable[[str], VmmError]) -> int:
     return seals
 
 
-def check_window(offset: int, size: int, memory_size: int, *, is_clone: bool) -> None:
-    """Whether a buffer lies in its memory: a clone in whole pages of it, any other as all of it."""
+def check_window(parcel: Parcel, *, is_clone: bool) -> None:
+    """Whether a buffer lies in its memory and needs all its segments.
+
+    A clone lies in whole pages of it; any other buffer is all of it.
+    """
+    offset, size, segment_size, memory_size = parcel[3:]
     if size == 0 or size % PAGE or offset % PAGE:
         raise bad(f"a buffer of {size} bytes at offset {offset}, not whole pages")
     if offset > memory_size or size > memory_size - offset:
         raise bad(f"{size} bytes at offset {offset} of a memory of {memory_size} bytes")
     if not is_clone and size != memory_size:
         raise bad(f"a buffer of {size} bytes that is no clone, of a memory of {memory_size} bytes")
+    last = (parcel.segments - 1) * segment_size
+    if segment_size > memory_size or offset >= segment_size or offset + size <= last:
+        raise bad(f"{size} bytes at offset {offset} do not touch every segment")
 
 
 def holds(require: int, seals: int) -> bool:

@@ -60,13 +60,20 @@ class VMM(_vmm.VMM):
         length = index("allocate", "size", size)
         return Region(self, self.allocate(addr, length, bits), length)
 
-    def mdl(self, size: SupportsIndex, prot: SupportsIndex = READ_WRITE) -> Mdl:
+    def mdl(
+        self,
+        size: SupportsIndex,
+        prot: SupportsIndex = READ_WRITE,
+        segment_size: SupportsIndex = 0,
+    ) -> Mdl:
         """Make an MDL buffer as an object, which closes its handle when it is dropped.
 
         Args:
             size: bytes, a page multiple.
             prot: ``VmmFlags``: the most that the handle allows, READ at least. With LOCKED the
                 buffer has all its memory on return.
+            segment_size: bytes of each memory file that the buffer is made of, a page multiple;
+                0 for a single one. A clone on their borders is all that its receiver can reach.
 
         Returns:
             An ``Mdl``.
@@ -76,7 +83,7 @@ class VMM(_vmm.VMM):
 
         Source: MdlCreate.
         """
-        return Mdl(self, self.mdl_create(size, prot))
+        return Mdl(self, self.mdl_create(size, prot, segment_size))
 
     # ---- asyncio ------------------------------------------------------------------------------
 

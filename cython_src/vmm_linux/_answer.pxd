@@ -40,7 +40,7 @@ cdef struct Request:
     uint32_t flags              # of the region, the protection, rights, seals, access wanted
     void *buffer                # of READ, WRITE, MDL_CREATE_FROM_BUF; Parcel; HandleFacts; Ranges
     uint64_t handle
-    uint64_t offset             # in the MDL buffer
+    uint64_t offset             # in the MDL buffer; of MDL_CREATE: the size of its segments
 
 cdef struct Answer:
     int reason                  # 0, or why the call failed
@@ -48,7 +48,7 @@ cdef struct Answer:
     uint64_t value              # what the message is about; after ENOMEM the mappings then, or 0
     uint32_t limits             # of the process, which had a say in an ENOMEM
     uint64_t out                # the address or the handle that the call returns
-    size_t done                 # READ, WRITE: bytes copied; of ranges: the index of the bad one
+    size_t done                 # bytes copied, bytes sealed; of ranges: the index of the bad one
     uint32_t access             # PIN: access that every page gives
 
 cdef enum Reason:
@@ -76,8 +76,9 @@ cdef enum Reason:
     SEALED
     STILL_WRITABLE
     UNSEALABLE
+    TOO_MANY_SEGMENTS
     OVERLAP
-    IS_CLONE
+    NO_SINGLE_DESCRIPTOR
     KERNEL_REFUSED
 
 cdef enum:

@@ -85,13 +85,17 @@ REASONS = {
     OVERLAP: (
         Retcode.INVALID_ARGUMENT,
         "[0x{va:x}, 0x{va:x} + {size}) overlaps another of the ranges"),
-    IS_CLONE: (
+    NO_SINGLE_DESCRIPTOR: (
         Retcode.INVALID_OPERATION,
-        "handle 0x{handle:x} names a clone, which is a window, and a descriptor would name the "
-        "whole memory; send the handle, or copy the bytes to a buffer of their own"),
+        "the buffer is a clone or in segments, and no one descriptor is just its memory; "
+        "send_handle sends it"),
     UNSEALABLE: (
         Retcode.NO_CAPABILITY,
         "the memory takes no more seals"),
+    TOO_MANY_SEGMENTS: (
+        Retcode.INVALID_OPERATION,
+        "the buffer's {value} segments and its identity are more than the 253 descriptors of a "
+        "message; clone a smaller part, or make the buffer of larger segments"),
 }
 """Why a call can fail without the kernel's word: return code and message."""
 
@@ -159,4 +163,6 @@ cdef object explain(Request *request, Answer *answer):
         rc = RETCODES.get(answer.error, Retcode.FAIL)
         message = _shortage.NAMES.get(answer.error) or (
             f"the kernel refused {request.size} bytes at 0x{request.va:x}")
+    if request.method == MDL_SEAL and answer.done != 0:
+        message += f"; the first {answer.done} bytes of it are sealed"
     return error(rc, method, message, answer.error or None, completed=answer.done)

@@ -46,6 +46,7 @@ cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFF
 cdef str describe(object value)
 cdef object iterate(str method, object ranges)
 cdef tuple pair(str method, object item)
+cdef int check_multiple(str method, str name, uint64_t value) except -1
 cdef int refuse_bytes(str method, str name, uint64_t va, uint64_t size, str size_name) except -1
 cdef int refuse_pages(str method, str name, uint64_t va, uint64_t size, str size_name) except -1
 cdef int refuse_protection(str method, uint64_t protection) except -1

@@ -70,6 +70,14 @@ cdef tuple pair(str method, object item):
     return va, size
 
 
+cdef int check_multiple(str method, str name, uint64_t value) except -1:
+    """A page multiple."""
+    if not is_multiple(value, PAGE_SIZE):
+        raise InvalidArgument(
+            method, f"{name} 0x{value:x} is not a multiple of the page size, {PAGE_SIZE} bytes")
+    return 0
+
+
 cdef int refuse_bytes(str method, str name, uint64_t va, uint64_t size, str size_name) except -1:
     """Say why these are no bytes of memory."""
     if size == 0:
@@ -80,11 +88,8 @@ cdef int refuse_bytes(str method, str name, uint64_t va, uint64_t size, str size
 cdef int refuse_pages(str method, str name, uint64_t va, uint64_t size, str size_name) except -1:
     """Say why these are no whole pages of memory."""
     if size != 0:
-        for what, value in ((name, va), (size_name, size)):
-            if not is_multiple(value, PAGE_SIZE):
-                raise InvalidArgument(
-                    method,
-                    f"{what} 0x{value:x} is not a multiple of the page size, {PAGE_SIZE} bytes")
+        check_multiple(method, name, va)
+        check_multiple(method, size_name, size)
     return refuse_bytes(method, name, va, size, size_name)
 
 

@@ -8,7 +8,7 @@ from cython.operator cimport dereference, preincrement
 from libc.errno cimport ENOMEM, EPERM
 from libc.stdint cimport uint32_t, uint64_t
 
-from vmm_linux cimport _features, _room
+from vmm_linux cimport _features, _room, _syscalls
 from vmm_linux._address_space cimport AddressSpace, run_of
 from vmm_linux._answer cimport (
     ALREADY_MDL,
@@ -23,19 +23,22 @@ from vmm_linux._answer cimport (
     refused,
 )
 from vmm_linux._conversion cimport convert_pages
-from vmm_linux._ledger cimport Run, Runs
+from vmm_linux._ledger cimport Runs
 from vmm_linux._memory_object cimport (
+    Piece,
     memory_object_acquire,
+    memory_object_descriptions,
     memory_object_descriptor,
     memory_object_holes,
-    memory_object_is_described,
     memory_object_is_inherited,
     memory_object_new,
+    memory_object_piece,
     memory_object_release,
     memory_object_undescribe,
 )
 from vmm_linux._placement cimport check_place
-from vmm_linux._plan cimport Plan, carry_out, plan_residence
+from vmm_linux._plan cimport Plan, carry_out, page_access, plan_residence
+from vmm_linux._syscalls cimport MAP_FIXED, MAP_SHARED
 from vmm_linux._vocabulary cimport (
     FLAG_EXECUTE,
     FLAG_LOCKED,
@@ -52,42 +55,72 @@ cdef class BufferMappings(AddressSpace):
 
     cdef Answer map_buffer(self, const Request *request, MemoryObject *buffer) noexcept nogil:
         """Map a part of a memory object, which lies inside it; a failure leaves no descriptor."""
-        cdef bint described = memory_object_is_described(buffer)
+        cdef uint64_t descriptions = memory_object_descriptions(buffer)
         cdef Answer answer = self.map_described(request, buffer)
-        if answer.reason != DONE and not described:
-            memory_object_undescribe(buffer)
+        if answer.reason != DONE:
+            memory_object_undescribe(buffer, descriptions)
         return answer
 
     cdef Answer map_described(self, const Request *request, MemoryObject *buffer) noexcept nogil:
-        """``map_buffer``, which may leave a read-only description behind when it fails.
-
-        Without WRITE this is what is mapped, so that the kernel holds the ceiling.
-        """
+        """``map_buffer``, which may leave read-only descriptions behind when it fails."""
         cdef uint32_t protection = request.flags & FLAG_RWX_MASK
-        cdef int fd
         cdef Plan plan
-        cdef Run run
         cdef uint64_t mappings = 0
         cdef int result
         cdef Answer answer = check_place(request)
         if answer.reason != DONE:
             return answer
-        fd = memory_object_descriptor(buffer, protection & FLAG_WRITE != 0)
-        if fd < 0:
-            return kernel_refused(fd)
-        run = run_of(buffer, request.offset, KIND_MDL, STATE_COMMITTED, protection, protection)
-        answer = self.place(request, run, fd, buffer.offset + request.offset)
+        answer = self.map_segments(request, buffer)
         if answer.error == EPERM and protection & FLAG_WRITE:
             return refused(SEALED)
         if answer.reason != DONE or not request.flags & FLAG_LOCKED or protection == 0:
             return answer
         result = -ENOMEM
-        if (_room.is_room_for(memory_object_holes(buffer, request.size))
+        if (_room.is_room_for(memory_object_holes(buffer, request.offset, request.size))
                 and plan_residence(answer.out, request.size, protection, buffer, plan)):
             result = carry_out(plan, &mappings)
         if result < 0:
             self.forget_region(answer.out)
             return kernel_refused(result, 0, mappings)
+        return answer
+
+    cdef Answer map_segments(self, const Request *request, MemoryObject *buffer) noexcept nogil:
+        """Map each segment of a part of a memory object, side by side, and enter the region.
+
+        Without WRITE their read-only descriptions are mapped, so that the kernel holds the ceiling.
+
+        The first is mapped as long as all of them, which reserves the range; each other one is put
+        over what is behind its predecessor. So the kernel never has to cut a mapping in three, and
+        the way back needs no mapping that it could refuse, as taking a part of reserved memory
+        back would that it merged with a neighbour.
+        """
+        cdef uint32_t protection = request.flags & FLAG_RWX_MASK
+        cdef bint writable = protection & FLAG_WRITE != 0
+        cdef Piece piece = memory_object_piece(buffer, request.offset, request.size)
+        cdef uint64_t mapped = piece.size
+        cdef uint64_t mappings
+        cdef Py_ssize_t result = memory_object_descriptor(buffer, piece.segment, writable)
+        cdef Answer answer
+        if result < 0:
+            return kernel_refused(<int>result)
+        answer = self.place(
+            request,
+            run_of(buffer, request.offset, KIND_MDL, STATE_COMMITTED, protection, protection),
+            <int>result, piece.offset)
+        while answer.reason == DONE and mapped < request.size:
+            piece = memory_object_piece(buffer, request.offset + mapped, request.size - mapped)
+            result = memory_object_descriptor(buffer, piece.segment, writable)
+            if result >= 0:
+                result = _syscalls.mmap(
+                    answer.out + mapped, request.size - mapped,
+                    page_access(STATE_COMMITTED, protection), MAP_SHARED | MAP_FIXED,
+                    <int>result, piece.offset)
+            if result < 0:
+                # The way back makes room for mappings: how many there are is asked before.
+                mappings = _room.mappings() if result == -ENOMEM else 0
+                self.forget_region(answer.out)
+                return kernel_refused(<int>result, LIMIT_AS, mappings)
+            mapped += piece.size
         return answer
 
     cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil:

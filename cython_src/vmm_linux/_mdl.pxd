@@ -8,17 +8,20 @@ from vmm_linux._handles cimport Entry, HandleTable
 from vmm_linux._memory_object cimport MemoryObject
 
 cdef enum:
-    PARCEL_DESCRIPTORS = 3
+    PARCEL_DESCRIPTORS = 253    # SCM_MAX_FD: the kernel takes no more in a message
 
 cdef struct Parcel:
     # A handle on its way to or from another process. Whoever has a parcel owns its descriptors:
-    # of the memory; of a clone its identity, too; and its origin's, if that is a clone.
+    # of its identity and its origin's, as far as these are other memfds than its memory; then of
+    # each segment that it touches.
     int descriptors[PARCEL_DESCRIPTORS]
     int count
+    int segments                # how many of them are of memory
     uint32_t rights
     uint64_t offset             # of the buffer in the memory
     uint64_t size               # of the buffer
-    uint64_t memory_size
+    uint64_t segment_size       # of each but the last, which may be shorter; of one its size
+    uint64_t memory_size        # of all of them
 
 cdef struct HandleFacts:
     uint32_t rights

@@ -18,7 +18,6 @@ from vmm_linux._answer cimport (
     HANDLE_FILENO,
     HANDLE_INFO,
     HANDLE_REVOKE,
-    IS_CLONE,
     MDL_CLONE,
     MDL_CREATE,
     MDL_CREATE_FROM_BUF,
@@ -26,11 +25,13 @@ from vmm_linux._answer cimport (
     MDL_MAP,
     MDL_SEAL,
     NO_LEDGER_MEMORY,
+    NO_SINGLE_DESCRIPTOR,
     NOT_IN_REGION,
     REVOKED,
     SEND,
     STILL_WRITABLE,
     TOO_LARGE,
+    TOO_MANY_SEGMENTS,
     UNSEALABLE,
     done,
     kernel_refused,
@@ -39,13 +40,17 @@ from vmm_linux._answer cimport (
 from vmm_linux._features cimport page_size, user_space_end
 from vmm_linux._handles cimport rights_of
 from vmm_linux._memory_object cimport (
+    Piece,
     memory_object_adopt,
     memory_object_adopt_clone,
     memory_object_clone,
+    memory_object_descriptions,
     memory_object_descriptor,
     memory_object_fill,
-    memory_object_is_described,
+    memory_object_has_own_identity,
     memory_object_new,
+    memory_object_new_of_segments,
+    memory_object_piece,
     memory_object_release,
     memory_object_seal,
     memory_object_seals,
@@ -147,7 +152,8 @@ cdef class BufferSpace(BufferMappings):
         cdef MemoryObject *buffer
         if request.size > user_space_end():
             return refused(TOO_LARGE)
-        buffer = memory_object_new(request.size, request.flags & FLAG_EXECUTE != 0, &result)
+        buffer = memory_object_new_of_segments(
+            request.size, request.offset, request.flags & FLAG_EXECUTE != 0, &result)
         if buffer == NULL:
             return kernel_refused(-result)
         if request.flags & FLAG_LOCKED:
@@ -160,6 +166,7 @@ cdef class BufferSpace(BufferMappings):
     cdef Answer create_from_buffer(self, const Request *request) noexcept nogil:
         """A buffer of these bytes; without WRITE it is frozen."""
         cdef int result = 0
+        cdef uint64_t sealed
         cdef MemoryObject *buffer = memory_object_new(
             round_up(request.size, page_size()), request.flags & FLAG_EXECUTE != 0, &result)
         if buffer == NULL:
@@ -168,7 +175,7 @@ cdef class BufferSpace(BufferMappings):
         if _room.is_room_for(request.size):
             result = memory_object_store(buffer, 0, request.buffer, request.size)
         if result == 0 and not request.flags & FLAG_WRITE:
-            result = memory_object_seal(buffer, SEAL_FREEZE)
+            result = memory_object_seal(buffer, SEAL_FREEZE, &sealed)
         if result < 0:
             memory_object_release(buffer, 0)
             return kernel_refused(result)
@@ -227,18 +234,23 @@ cdef class BufferSpace(BufferMappings):
         return self.new_handle(buffer, rights_of(entry.value), entry)
 
     cdef Answer seal(self, const Request *request) noexcept nogil:
-        """Seal the memory behind a buffer."""
+        """Seal the memory behind a buffer. ``done`` tells of segments sealed before a failure."""
         cdef Entry *entry = NULL
+        cdef uint64_t sealed = 0
         cdef int result
         cdef Answer answer = self.handles.find(request.handle, RIGHT_MAP_WRITE, &entry)
         if answer.reason != DONE:
             return answer
-        result = memory_object_seal(entry.buffer, request.flags)
+        result = memory_object_seal(entry.buffer, request.flags, &sealed)
         if result == -EBUSY:
-            return refused(STILL_WRITABLE)
-        if result == -EPERM:
-            return refused(UNSEALABLE)
-        return done() if result == 0 else kernel_refused(result)
+            answer = refused(STILL_WRITABLE)
+        elif result == -EPERM:
+            answer = refused(UNSEALABLE)
+        elif result < 0:
+            answer = kernel_refused(result)
+        if result < 0:
+            answer.done = sealed
+        return answer
 
     # ---- handles; the caller holds the mutex -----------------------------------------------------
 
@@ -294,65 +306,122 @@ cdef class BufferSpace(BufferMappings):
         cdef Parcel *parcel = <Parcel *>request.buffer
         cdef Entry *entry = NULL
         cdef MemoryObject *buffer
-        cdef bint described
+        cdef uint64_t descriptions, segments
+        cdef int identities
         cdef int result
         cdef Answer answer = self.handles.find(
             request.handle, RIGHT_TRANSFER | request.flags, &entry)
         if answer.reason != DONE:
             return answer
         buffer = entry.buffer
-        if request.method == HANDLE_FILENO and buffer.origin != NULL:
-            return refused(IS_CLONE)
-        described = memory_object_is_described(buffer)
-        parcel.count = 0
+        identities = identities_of(buffer)
+        if request.method == HANDLE_FILENO and identities > 0:
+            return refused(NO_SINGLE_DESCRIPTOR)
+        segments = measure(parcel, buffer)
+        if segments + identities > PARCEL_DESCRIPTORS:
+            return refused(TOO_MANY_SEGMENTS, segments)
         parcel.rights = request.flags
-        parcel.offset = buffer.offset
-        parcel.size = buffer.size
-        parcel.memory_size = buffer.root.size
-        result = add_descriptor(
-            parcel, memory_object_descriptor(buffer, request.flags & RIGHT_MAP_WRITE != 0))
-        if result == 0 and buffer.origin != NULL:
+        descriptions = memory_object_descriptions(buffer)
+        result = describe(buffer) if not request.flags & RIGHT_MAP_WRITE else 0
+        if identities > 0 and result == 0:
             result = add_descriptor(parcel, buffer.fd)
-            if result == 0 and buffer.origin != buffer.root:
-                result = add_descriptor(parcel, buffer.origin.fd)
+        if identities > 1 and result == 0:
+            result = add_descriptor(parcel, buffer.origin.fd)
+        if result == 0:
+            result = add_memory(parcel, buffer)
         if result < 0:
             close_parcel(parcel)
-            if not described:
-                memory_object_undescribe(buffer)
+            memory_object_undescribe(buffer, descriptions)
             return kernel_refused(result)
         return answer
 
     cdef Answer unpack(self, const Request *request) noexcept nogil:
-        """A handle of what came in the Parcel, checked before; its descriptors are used up."""
+        """A handle of what came in the Parcel, checked before; its descriptors are used up.
+
+        From the last one on: the segments, their identity if that is another memfd, a clone's
+        identity, and that of a clone of it. What is adopted is not the parcel's any more.
+        """
         cdef Parcel *parcel = <Parcel *>request.buffer
-        cdef int count = parcel.count
-        cdef int error = 0
-        cdef int i
-        cdef MemoryObject *buffer
+        cdef int segments = parcel.segments
+        cdef int first = parcel.count - segments
+        cdef int identity = first - 1 if segments > 1 else first
         cdef MemoryObject *inner
-        buffer = memory_object_adopt(
-            parcel.descriptors[0], parcel.rights & RIGHT_MAP_WRITE != 0, parcel.memory_size,
-            &error)
-        # What is adopted, or could not be, is not the parcel's any more.
-        for i in range(1, count):
-            parcel.descriptors[i - 1] = parcel.descriptors[i]
-        parcel.count = count - 1
-        while buffer != NULL and parcel.count > 0:
-            # The origin's identity, then the clone's own: each a window on the one before.
-            parcel.count -= 1
+        cdef MemoryObject *buffer = memory_object_adopt(
+            parcel.descriptors + first, segments, parcel.rights & RIGHT_MAP_WRITE != 0,
+            parcel.descriptors[identity], parcel.segment_size, parcel.memory_size)
+        if buffer == NULL:
+            return refused(NO_LEDGER_MEMORY)
+        parcel.count = identity
+        while parcel.count > 0:
             inner = memory_object_adopt_clone(
-                buffer, parcel.descriptors[parcel.count], parcel.offset, parcel.size, &error)
+                buffer, parcel.descriptors[parcel.count - 1], parcel.offset, parcel.size)
             if inner == NULL:
                 memory_object_release(buffer, 0)
+                return refused(NO_LEDGER_MEMORY)
+            parcel.count -= 1
             buffer = inner
-        if buffer == NULL:
-            return kernel_refused(-error)
         return self.new_handle(buffer, parcel.rights, NULL)
 
 
 cdef bint is_inside(const Request *request, const MemoryObject *buffer) noexcept nogil:
     """Whether the request's bytes are all the buffer's."""
     return request.offset <= buffer.size and request.size <= buffer.size - request.offset
+
+
+cdef int identities_of(const MemoryObject *buffer) noexcept nogil:
+    """How many identities go with a buffer's memory: none, its own, or its origin's too."""
+    if not memory_object_has_own_identity(buffer):
+        return 0
+    return 1 if buffer.origin == NULL or not memory_object_has_own_identity(buffer.origin) else 2
+
+
+cdef uint64_t measure(Parcel *parcel, const MemoryObject *buffer) noexcept nogil:
+    """Fill in what a parcel says of a buffer and of the segments that it touches: how many."""
+    cdef const MemoryObject *root = buffer.root
+    cdef uint64_t first = buffer.offset // root.segment_size
+    cdef uint64_t last = (buffer.offset + buffer.size - 1) // root.segment_size
+    cdef uint64_t start = first * root.segment_size
+    cdef uint64_t end = (
+        root.size if last == root.segment_count - 1 else (last + 1) * root.segment_size)
+    parcel.count = parcel.segments = 0
+    parcel.offset = buffer.offset - start
+    parcel.size = buffer.size
+    parcel.memory_size = end - start
+    parcel.segment_size = min(root.segment_size, parcel.memory_size)
+    return last - first + 1
+
+
+cdef int describe(MemoryObject *buffer) noexcept nogil:
+    """Open the read-only descriptions of a buffer that are not there yet: 0 or -errno.
+
+    These stay open, so they come before the duplicates, which leave no gaps between them.
+    """
+    cdef uint64_t described = 0
+    cdef Piece piece
+    cdef int fd
+    while described < buffer.size:
+        piece = memory_object_piece(buffer, described, buffer.size - described)
+        fd = memory_object_descriptor(buffer, piece.segment, False)
+        if fd < 0:
+            return fd
+        described += piece.size
+    return 0
+
+
+cdef int add_memory(Parcel *parcel, MemoryObject *buffer) noexcept nogil:
+    """Put duplicates of each segment that a buffer touches into a parcel: 0 or -errno."""
+    cdef uint64_t added = 0
+    cdef Piece piece
+    cdef int result
+    while added < buffer.size:
+        piece = memory_object_piece(buffer, added, buffer.size - added)
+        result = add_descriptor(parcel, memory_object_descriptor(
+            buffer, piece.segment, parcel.rights & RIGHT_MAP_WRITE != 0))
+        if result < 0:
+            return result
+        parcel.segments += 1
+        added += piece.size
+    return 0
 
 
 cdef int add_descriptor(Parcel *parcel, int fd) noexcept nogil:

@@ -1,12 +1,24 @@
 """Memory objects: what can back pages and be shared.
 
-A memory object is a memfd, sealed against shrinking and growing at birth, or a clone: a window
-on another object's memory, with an identity of its own. It lives as long as something refers to
-it: a mapping counts one for each of its pages (so that cutting a mapping in two changes nothing),
-a handle one, a clone of it one. The mutex of the VMM that made it guards its count.
+A memory object is a window on the memory of a root, which is itself the window on all of it. A
+root's memory is one memfd or several, its segments, sealed against shrinking and growing at birth;
+mapped side by side they are one range. A clone is any other window. Who has a window on the border
+of segments can do without the other segments: they are the most that can be kept from a receiver.
+
+What another process knows an object by is a memfd too: the memory itself of a root with one
+segment, an empty one of any other object.
+
+An object lives as long as something refers to it: a mapping counts one for each of its pages (so
+that cutting a mapping in two changes nothing), a handle one, a clone of it one. The mutex of the
+VMM that made it guards its count.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef struct Segment:
+    int fd                      # of memory
+    int read_only_fd            # its read-only description once needed, else -1
+    uint64_t described          # which of the root's descriptions this was
 
 cdef struct MemoryObject:
     MemoryObject *root          # whose memory it is: its own, or what it is a window on
@@ -14,30 +26,47 @@ cdef struct MemoryObject:
     uint64_t offset             # of the window in the root's memory
     uint64_t size               # bytes, a page multiple
     int64_t references
-    int fd                      # the memory; of a clone an empty memfd: its identity
-    int read_only_fd            # the memory's read-only description once needed, else -1
+    int fd                      # its identity; of a root with one segment that is the memory
     uint64_t sid                # the security id once asked for, else 0
     uint32_t generation         # of the process that made it
     uint32_t children           # which that process had at its birth
+    # Of a root:
+    uint64_t segment_size       # of each segment but the last, which may be shorter
+    size_t segment_count        # 0: not a root
+    uint64_t descriptions       # how many were opened so far
+    Segment *segments           # right behind this
+
+cdef struct Piece:
+    # Part of a window that lies in one segment.
+    Segment *segment
+    uint64_t offset             # in the segment
+    uint64_t size
 
 cdef MemoryObject *memory_object_new(uint64_t size, bint executable, int *error) noexcept nogil
+cdef MemoryObject *memory_object_new_of_segments(uint64_t size, uint64_t segment_size,
+                                                 bint executable, int *error) noexcept nogil
 cdef MemoryObject *memory_object_clone(MemoryObject *origin, uint64_t offset, uint64_t size,
                                        int *error) noexcept nogil
-cdef MemoryObject *memory_object_adopt(int fd, bint writable, uint64_t size,
-                                       int *error) noexcept nogil
+cdef MemoryObject *memory_object_adopt(const int *memory, size_t count, bint writable, int identity,
+                                       uint64_t segment_size, uint64_t size) noexcept nogil
 cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, int fd, uint64_t offset,
-                                             uint64_t size, int *error) noexcept nogil
+                                             uint64_t size) noexcept nogil
 cdef void memory_object_acquire(MemoryObject *self, int64_t references) noexcept nogil
 cdef void memory_object_release(MemoryObject *self, int64_t references) noexcept nogil
-cdef int memory_object_descriptor(MemoryObject *self, bint writable) noexcept nogil
-cdef bint memory_object_is_described(const MemoryObject *self) noexcept nogil
-cdef void memory_object_undescribe(MemoryObject *self) noexcept nogil
+cdef Piece memory_object_piece(const MemoryObject *self, uint64_t offset,
+                               uint64_t size) noexcept nogil
+cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogil
+cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
+                                  bint writable) noexcept nogil
+cdef uint64_t memory_object_descriptions(const MemoryObject *self) noexcept nogil
+cdef void memory_object_undescribe(MemoryObject *self, uint64_t since) noexcept nogil
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil
-cdef int memory_object_seal(MemoryObject *self, uint32_t seals) noexcept nogil
+cdef int memory_object_seal(MemoryObject *self, uint32_t seals, uint64_t *done) noexcept nogil
 cdef int memory_object_seals(MemoryObject *self) noexcept nogil
 cdef bint memory_object_is_inherited(const MemoryObject *self) noexcept nogil
 cdef bint memory_object_is_exclusive(const MemoryObject *self) noexcept nogil
-cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t size) noexcept nogil
+cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t offset,
+                                  uint64_t size) noexcept nogil
 cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil
 cdef int memory_object_store(MemoryObject *self, uint64_t offset, const void *data,
                              uint64_t size) noexcept nogil

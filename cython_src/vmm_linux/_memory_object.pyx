@@ -1,6 +1,6 @@
 """Memory objects (see ``_memory_object.pxd``)."""
 
-from libc.errno cimport EFAULT, EINTR, ENOMEM
+from libc.errno cimport EFAULT, EINTR, EMFILE, ENOMEM
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 
@@ -31,7 +31,7 @@ cdef enum:
     # owner can, by giving himself leave first.
     READ_ONLY_MODE = 0o444
     EXECUTABLE_MODE = 0o555
-    # Of a clone's identity: it is empty for ever.
+    # Of an identity that is no memory: it is empty for ever.
     IDENTITY_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 
 
@@ -48,44 +48,102 @@ cdef uint32_t mode_for(bint executable) noexcept nogil:
     return READ_ONLY_MODE if creation_flags(executable) & MFD_NOEXEC_SEAL else EXECUTABLE_MODE
 
 
-cdef MemoryObject *object_around(int fd, uint64_t size, int *error) noexcept nogil:
-    """A memory object that owns ``fd`` and has no reference yet; without memory it is closed."""
-    cdef MemoryObject *self = NULL
-    if fd < 0:
-        error[0] = -fd
-        return NULL
-    self = <MemoryObject *>malloc(sizeof(MemoryObject))
+cdef MemoryObject *object_with_room(size_t segments, uint64_t size) noexcept nogil:
+    """An object with no descriptor, no segment and no reference yet; NULL when memory is short."""
+    cdef MemoryObject *self = <MemoryObject *>malloc(
+        sizeof(MemoryObject) + segments * sizeof(Segment))
     if self == NULL:
-        error[0] = ENOMEM
-        _syscalls.close(fd)
         return NULL
     self.root = self
     self.origin = NULL
     self.offset = 0
     self.size = size
     self.references = 0
-    self.fd = fd
-    self.read_only_fd = -1
+    self.fd = -1
     self.sid = 0
     self.generation = _fork.generation()
     self.children = _fork.children()
+    self.segment_size = size
+    self.segment_count = 0
+    self.descriptions = 0
+    self.segments = <Segment *>(self + 1)
     return self
+
+
+cdef void add_segment(MemoryObject *self, int fd, int read_only_fd) noexcept nogil:
+    """Give a root, which has room for it, another segment, which it then owns."""
+    cdef Segment *segment = self.segments + self.segment_count
+    segment.fd = fd
+    segment.read_only_fd = read_only_fd
+    segment.described = 0
+    self.segment_count += 1
+
+
+cdef int new_memory(uint64_t size, bint executable) noexcept nogil:
+    """A memfd of holes that can neither shrink nor grow: a descriptor or -errno."""
+    cdef int fd = _syscalls.memfd_create(b"vmm_linux", creation_flags(executable))
+    cdef int result
+    if fd < 0:
+        return fd
+    # Where a sandbox forbids it, the seals and the descriptors' access modes still hold.
+    _syscalls.fchmod(fd, mode_for(executable))
+    result = _syscalls.ftruncate(fd, size)
+    if result == 0:
+        result = _syscalls.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)
+    if result < 0:
+        _syscalls.close(fd)
+        return result
+    return fd
+
+
+cdef int new_identity() noexcept nogil:
+    """A memfd that is empty for ever: a descriptor or -errno.
+
+    It is made with its object: made later, on both sides of a fork, it would be two.
+    """
+    cdef int fd = _syscalls.memfd_create(b"vmm_linux identity", creation_flags(False))
+    cdef int result
+    if fd < 0:
+        return fd
+    result = _syscalls.fcntl(fd, F_ADD_SEALS, IDENTITY_SEALS)
+    if result < 0:
+        _syscalls.close(fd)
+        return result
+    return fd
 
 
 cdef MemoryObject *memory_object_new(uint64_t size, bint executable, int *error) noexcept nogil:
     """A memory object of holes with no reference yet, or NULL and the errno."""
-    cdef MemoryObject *self = object_around(
-        _syscalls.memfd_create(b"vmm_linux", creation_flags(executable)), size, error)
-    cdef int result
-    if self == NULL:
+    return memory_object_new_of_segments(size, size, executable, error)
+
+
+cdef MemoryObject *memory_object_new_of_segments(uint64_t size, uint64_t segment_size,
+                                                 bint executable, int *error) noexcept nogil:
+    """One in segments of ``segment_size`` bytes; the last one is what is left of ``size``.
+
+    More segments than this process may have descriptors are refused before the first is made.
+    """
+    cdef uint64_t count = (size - 1) // segment_size + 1
+    cdef uint64_t at
+    cdef MemoryObject *self
+    cdef int fd = -1
+    if count > 1 and count > _syscalls.most_descriptors():
+        error[0] = EMFILE
         return NULL
-    # Where a sandbox forbids it, the seals and the descriptors' access modes still hold.
-    _syscalls.fchmod(self.fd, mode_for(executable))
-    result = _syscalls.ftruncate(self.fd, size)
-    if result == 0:
-        result = _syscalls.fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)
-    if result < 0:
-        error[0] = -result
+    self = object_with_room(count, size)
+    if self == NULL:
+        error[0] = ENOMEM
+        return NULL
+    self.segment_size = segment_size
+    for at in range(count):
+        fd = new_memory(min(segment_size, size - at * segment_size), executable)
+        if fd < 0:
+            break
+        add_segment(self, fd, -1)
+    if fd >= 0:
+        fd = self.fd = self.segments[0].fd if count == 1 else new_identity()
+    if fd < 0:
+        error[0] = -fd
         memory_object_release(self, 0)
         return NULL
     return self
@@ -93,48 +151,46 @@ cdef MemoryObject *memory_object_new(uint64_t size, bint executable, int *error)
 
 cdef MemoryObject *memory_object_clone(MemoryObject *origin, uint64_t offset, uint64_t size,
                                        int *error) noexcept nogil:
-    """A window on an object's memory with no reference yet, or NULL and the errno.
-
-    Its identity is an empty memfd, made now: made later, on both sides of a fork, it would be two.
-    """
-    cdef int fd = _syscalls.memfd_create(b"vmm_linux clone", creation_flags(False))
-    cdef int result
+    """A window on an object's memory with no reference yet, or NULL and the errno."""
+    cdef int fd = new_identity()
     cdef MemoryObject *self
-    if fd >= 0:
-        result = _syscalls.fcntl(fd, F_ADD_SEALS, IDENTITY_SEALS)
-        if result < 0:
-            _syscalls.close(fd)
-            fd = result
-    self = object_around(fd, size, error)
-    if self != NULL:
-        become_clone(self, origin, origin.offset + offset)
+    if fd < 0:
+        error[0] = -fd
+        return NULL
+    self = memory_object_adopt_clone(origin, fd, origin.offset + offset, size)
+    if self == NULL:
+        error[0] = ENOMEM
+        _syscalls.close(fd)
     return self
 
 
-cdef MemoryObject *memory_object_adopt(int fd, bint writable, uint64_t size,
-                                       int *error) noexcept nogil:
-    """An object of another process's making, which owns ``fd``; NULL closes it."""
-    cdef MemoryObject *self = object_around(fd, size, error)
-    if self != NULL and not writable:
-        self.read_only_fd = fd
+cdef MemoryObject *memory_object_adopt(const int *memory, size_t count, bint writable, int identity,
+                                       uint64_t segment_size, uint64_t size) noexcept nogil:
+    """An object of another process's making, which owns these descriptors, or NULL.
+
+    The identity of one with a single segment is that.
+    """
+    cdef MemoryObject *self = object_with_room(count, size)
+    cdef size_t at
+    if self != NULL:
+        self.segment_size = segment_size
+        self.fd = identity
+        for at in range(count):
+            add_segment(self, memory[at], -1 if writable else memory[at])
     return self
 
 
 cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, int fd, uint64_t offset,
-                                             uint64_t size, int *error) noexcept nogil:
-    """A clone of another process's making, which owns its identity ``fd``; NULL closes it."""
-    cdef MemoryObject *self = object_around(fd, size, error)
+                                             uint64_t size) noexcept nogil:
+    """A window at ``offset`` of the origin's root, which owns its identity ``fd``, or NULL."""
+    cdef MemoryObject *self = object_with_room(0, size)
     if self != NULL:
-        become_clone(self, origin, offset)
+        self.fd = fd
+        self.root = origin.root
+        self.origin = origin
+        self.offset = offset
+        memory_object_acquire(origin, 1)
     return self
-
-
-cdef void become_clone(MemoryObject *self, MemoryObject *origin, uint64_t offset) noexcept nogil:
-    """Make a window of a fresh object, at ``offset`` of the origin's root."""
-    self.root = origin.root
-    self.origin = origin
-    self.offset = offset
-    memory_object_acquire(origin, 1)
 
 
 cdef void memory_object_acquire(MemoryObject *self, int64_t references) noexcept nogil:
@@ -153,44 +209,79 @@ cdef void memory_object_release(MemoryObject *self, int64_t references) noexcept
         if self.references > 0:
             return
         origin = self.origin
-        if self.read_only_fd >= 0 and self.read_only_fd != self.fd:
-            _syscalls.close(self.read_only_fd)
-        _syscalls.close(self.fd)
+        close_descriptors(self)
         free(self)
         self = origin
         references = 1
 
 
-cdef int memory_object_descriptor(MemoryObject *self, bint writable) noexcept nogil:
-    """A descriptor of the memory, borrowed, or -errno.
+cdef void close_descriptors(MemoryObject *self) noexcept nogil:
+    """Close all that the object owns."""
+    cdef Segment *segment = self.segments
+    cdef Segment *end = segment + self.segment_count
+    if self.fd >= 0 and memory_object_has_own_identity(self):
+        _syscalls.close(self.fd)
+    while segment != end:
+        if segment.read_only_fd >= 0 and segment.read_only_fd != segment.fd:
+            _syscalls.close(segment.read_only_fd)
+        _syscalls.close(segment.fd)
+        segment += 1
+
+
+cdef Piece memory_object_piece(const MemoryObject *self, uint64_t offset,
+                               uint64_t size) noexcept nogil:
+    """The first part of these bytes of the window, at least one, that lies in one segment."""
+    cdef const MemoryObject *root = self.root
+    cdef uint64_t at = self.offset + offset
+    cdef size_t number = at // root.segment_size
+    cdef Piece piece
+    piece.segment = root.segments + number
+    piece.offset = at - number * root.segment_size
+    piece.size = min(size, root.segment_size - piece.offset)
+    return piece
+
+
+cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogil:
+    """Whether its identity is another memfd than its memory."""
+    return self.segment_count != 1
+
+
+cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
+                                  bint writable) noexcept nogil:
+    """A descriptor of a segment, borrowed, or -errno.
 
     The read-only one is opened when first needed: descriptors are scarce.
     """
-    cdef MemoryObject *root = self.root
     cdef char path[32]
+    cdef int fd
     if writable:
-        return root.fd
-    if root.read_only_fd < 0:
-        snprintf(path, sizeof(path), b"/proc/self/fd/%d", root.fd)
-        root.read_only_fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC)
-        if root.read_only_fd < 0:
-            writable = root.read_only_fd
-            root.read_only_fd = -1
-            return writable
-    return root.read_only_fd
+        return segment.fd
+    if segment.read_only_fd < 0:
+        snprintf(path, sizeof(path), b"/proc/self/fd/%d", segment.fd)
+        fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC)
+        if fd < 0:
+            return fd
+        segment.read_only_fd = fd
+        self.root.descriptions += 1
+        segment.described = self.root.descriptions
+    return segment.read_only_fd
 
 
-cdef bint memory_object_is_described(const MemoryObject *self) noexcept nogil:
-    """Whether the memory has a read-only descriptor already."""
-    return self.root.read_only_fd >= 0
+cdef uint64_t memory_object_descriptions(const MemoryObject *self) noexcept nogil:
+    """How many read-only descriptions of the memory were opened so far."""
+    return self.root.descriptions
 
 
-cdef void memory_object_undescribe(MemoryObject *self) noexcept nogil:
-    """Close the read-only descriptor, which was opened for what then failed."""
-    cdef MemoryObject *root = self.root
-    if root.read_only_fd >= 0 and root.read_only_fd != root.fd:
-        _syscalls.close(root.read_only_fd)
-        root.read_only_fd = -1
+cdef void memory_object_undescribe(MemoryObject *self, uint64_t since) noexcept nogil:
+    """Close the read-only descriptions opened ``since`` then, for what afterwards failed."""
+    cdef Segment *segment = self.root.segments
+    cdef Segment *end = segment + self.root.segment_count
+    while segment != end:
+        if segment.described > since:
+            _syscalls.close(segment.read_only_fd)
+            segment.read_only_fd = -1
+            segment.described = 0
+        segment += 1
 
 
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
@@ -211,24 +302,45 @@ cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
     return result
 
 
-cdef int memory_object_seal(MemoryObject *self, uint32_t seals) noexcept nogil:
-    """Seal the memory, for every window on it: 0 or -errno."""
+cdef int memory_object_seal(MemoryObject *self, uint32_t seals, uint64_t *done) noexcept nogil:
+    """Seal each segment of the window, for every window on it: 0 or -errno.
+
+    ``done`` says how many bytes of the window are sealed, more than 0 after a failure only if
+    they are several segments: no call of the kernel's seals two files at once.
+    """
     cdef int wanted = 0
+    cdef Piece piece
+    cdef int result
     if seals & SEAL_PUBLISH:
         wanted |= F_SEAL_FUTURE_WRITE
     if seals & SEAL_FREEZE:
         wanted |= F_SEAL_WRITE
-    return min(0, _syscalls.fcntl(self.root.fd, F_ADD_SEALS, wanted))
+    done[0] = 0
+    while done[0] < self.size:
+        piece = memory_object_piece(self, done[0], self.size - done[0])
+        result = _syscalls.fcntl(piece.segment.fd, F_ADD_SEALS, wanted)
+        if result < 0:
+            return result
+        done[0] += piece.size
+    return 0
 
 
 cdef int memory_object_seals(MemoryObject *self) noexcept nogil:
-    """The SEAL_* bits of the memory, or -errno."""
-    cdef int seals = _syscalls.fcntl(self.root.fd, F_GET_SEALS, 0)
-    if seals < 0:
-        return seals
+    """The SEAL_* bits that every segment of the window has, or -errno."""
+    cdef int common = F_SEAL_FUTURE_WRITE | F_SEAL_WRITE
+    cdef uint64_t done = 0
+    cdef Piece piece
+    cdef int seals
+    while done < self.size:
+        piece = memory_object_piece(self, done, self.size - done)
+        seals = _syscalls.fcntl(piece.segment.fd, F_GET_SEALS, 0)
+        if seals < 0:
+            return seals
+        common &= seals
+        done += piece.size
     return (
-        (SEAL_PUBLISH if seals & F_SEAL_FUTURE_WRITE else 0)
-        | (SEAL_FREEZE if seals & F_SEAL_WRITE else 0))
+        (SEAL_PUBLISH if common & F_SEAL_FUTURE_WRITE else 0)
+        | (SEAL_FREEZE if common & F_SEAL_WRITE else 0))
 
 
 cdef bint memory_object_is_inherited(const MemoryObject *self) noexcept nogil:
@@ -241,26 +353,36 @@ cdef bint memory_object_is_exclusive(const MemoryObject *self) noexcept nogil:
     return not memory_object_is_inherited(self) and self.children == _fork.children()
 
 
-cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t size) noexcept nogil:
-    """At most how many of ``size`` bytes of the object have no memory yet."""
+cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t offset,
+                                  uint64_t size) noexcept nogil:
+    """At most how many bytes of this part of the window have no memory yet."""
+    cdef uint64_t holes = 0
+    cdef uint64_t done = 0
     cdef uint64_t allocated
-    if _syscalls.allocated(self.root.fd, &allocated) < 0:
-        return size
-    return min(size, self.root.size - min(self.root.size, allocated))
+    cdef Piece piece
+    while done < size:
+        piece = memory_object_piece(self, offset + done, size - done)
+        if _syscalls.allocated(piece.segment.fd, &allocated) < 0:
+            allocated = 0
+        holes += min(
+            piece.size, self.root.segment_size - min(self.root.segment_size, allocated))
+        done += piece.size
+    return holes
 
 
 cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil:
     """Give every page of the range memory now: 0, or -errno with some of them given."""
     cdef uint64_t done = 0
-    cdef uint64_t piece
+    cdef Piece piece
     cdef int result
     if not _room.is_room_for(size):
         return -ENOMEM
     while done < size:
-        piece = min(size - done, <uint64_t>FILL_AT_ONCE)
-        result = _syscalls.fallocate(self.fd, 0, offset + done, piece)
+        piece = memory_object_piece(
+            self, offset + done, min(size - done, <uint64_t>FILL_AT_ONCE))
+        result = _syscalls.fallocate(piece.segment.fd, 0, piece.offset, piece.size)
         if result == 0:
-            done += piece
+            done += piece.size
         elif result != -EINTR:
             return result
     return 0
@@ -268,7 +390,7 @@ cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) 
 
 cdef int memory_object_store(MemoryObject *self, uint64_t offset, const void *data,
                              uint64_t size) noexcept nogil:
-    """Write bytes into a fresh object: 0 or -errno, with some of them written.
+    """Write bytes into a fresh object of one segment: 0 or -errno, with some of them written.
 
     pwrite(2) costs half of copying through a mapping.
     """
@@ -284,6 +406,6 @@ cdef int memory_object_store(MemoryObject *self, uint64_t offset, const void *da
 
 
 cdef int memory_object_punch(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil:
-    """Give the range's memory back to the system, for everybody who maps it."""
+    """Give memory of an object of one segment back to the system, for everybody who maps it."""
     return _syscalls.fallocate(
         self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size)

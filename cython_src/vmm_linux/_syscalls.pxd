@@ -201,3 +201,4 @@ cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noe
 cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t length) noexcept nogil
 
 cpdef size_t page_size() noexcept nogil
+cdef uint64_t most_descriptors() noexcept nogil

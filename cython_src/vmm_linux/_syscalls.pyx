@@ -97,6 +97,13 @@ cdef extern from "<sys/uio.h>" nogil:
         int, const iovec *, unsigned long, const iovec *, unsigned long, unsigned long)
 
 
+cdef extern from "<sys/resource.h>" nogil:
+    struct resource_limit "rlimit":
+        unsigned long rlim_cur
+    int RLIMIT_NOFILE
+    int c_getrlimit "getrlimit"(int, resource_limit *)
+
+
 cdef inline intptr_t answer(intptr_t result) noexcept nogil:
     """What a system call returned, with ``-errno`` in place of -1."""
     return -errno if result == -1 else result
@@ -283,3 +290,9 @@ cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t leng
 cpdef size_t page_size() noexcept nogil:
     """The kernel's page, ``sysconf(_SC_PAGESIZE)``, in bytes."""
     return <size_t>sysconf(_SC_PAGESIZE)
+
+
+cdef uint64_t most_descriptors() noexcept nogil:
+    """``getrlimit(RLIMIT_NOFILE)``: how many descriptors this process may have."""
+    cdef resource_limit limit
+    return limit.rlim_cur if c_getrlimit(RLIMIT_NOFILE, &limit) == 0 else 0

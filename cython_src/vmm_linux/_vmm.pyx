@@ -26,6 +26,7 @@ from vmm_linux._arguments cimport (
     check_bits,
     check_bytes,
     check_fixed,
+    check_multiple,
     check_pages,
     check_protection,
     check_some_access,
@@ -69,33 +70,43 @@ cdef class VMM(MemoryMethods):
 
     # ---- MDL buffers --------------------------------------------------------------------------
 
-    def mdl_create(self, size, prot):
+    def mdl_create(self, size, prot, segment_size=0):
         """Make an MDL buffer: shared memory without a name.
+
+        In segments, a clone that begins and ends on their borders can be sent without the memory
+        around it, which then is out of the receiver's reach. Each segment takes a descriptor, and
+        each mapping of it is a mapping of the kernel's own; for the rest such a buffer is like any
+        other. At most 253 descriptors, one or two of them its identity's, go in a message.
 
         Args:
             size: bytes, a page multiple.
             prot: ``VmmFlags``: the most that the handle allows, READ at least. With LOCKED the
                 buffer has all its memory on return; without, pages get it when they are touched.
+            segment_size: bytes of each segment, a page multiple; the last one may be shorter.
+                0, like any number from ``size`` on, means one segment.
 
         Returns:
             A ``Handle``.
 
         Errors:
-            INVALID_ARGUMENT: zero or unaligned size, no or illegal protection, unknown flags.
+            INVALID_ARGUMENT: zero size, unaligned numbers, no or illegal protection, unknown flags.
             OUT_OF_MEMORY: LOCKED, and the machine has not that much memory.
             QUOTA_EXCEEDED: RLIMIT_NOFILE.
 
         Source: MdlCreate; memfd_create(2), fcntl(2) F_ADD_SEALS.
         """
-        cdef uint64_t length, bits
+        cdef uint64_t length, bits, piece
         cdef Request request
         check_open(self, "mdl_create")
         length = number("mdl_create", "size", size)
         bits = number("mdl_create", "prot", prot)
+        piece = number("mdl_create", "segment_size", segment_size)
         check_pages("mdl_create", "size", 0, length, "size")
         check_bits("mdl_create", "prot", bits, FLAG_RWX_MASK | FLAG_LOCKED)
         check_some_access("mdl_create", bits)
+        check_multiple("mdl_create", "segment_size", piece)
         request = request_of(MDL_CREATE, 0, length, bits)
+        request.offset = min(piece, length) if piece != 0 else length
         return Handle(self.space.call(&request))
 
     def mdl_create_from_vm(self, va, size, flags):
@@ -212,7 +223,7 @@ cdef class VMM(MemoryMethods):
             NO_CAPABILITY: the handle's rights do not cover ``prot``; WRITE of a sealed buffer.
             ALREADY_EXISTS: FIXED, and something is mapped there.
             OUT_OF_MEMORY: address space, map count, or memory for LOCKED is short.
-            QUOTA_EXCEEDED: RLIMIT_AS; RLIMIT_NOFILE for the first mapping without WRITE.
+            QUOTA_EXCEEDED: RLIMIT_AS; RLIMIT_NOFILE for a segment's first mapping without WRITE.
 
         Source: MdlMap; mmap(2).
         """
@@ -232,6 +243,9 @@ cdef class VMM(MemoryMethods):
 
     def mdl_clone(self, originHandle, offset, length):
         """Make an MDL buffer that is a window on another: the same memory, and no more of it.
+
+        What another process gets of a clone are the segments that it touches, whole ones. Of a
+        buffer with one segment (see ``mdl_create``) that is all its memory.
 
         Args:
             originHandle: of the other buffer; it needs COPY.
@@ -261,7 +275,10 @@ cdef class VMM(MemoryMethods):
     def mdl_seal(self, handle, seals):
         """Give up writing to an MDL buffer: for ever, for everybody, held by the kernel.
 
-        It holds for the whole memory: the origin, its clones, a SHAREABLE region around it.
+        It holds for the whole memory: the origin, its clones, a SHAREABLE region around it; of a
+        buffer in segments for every segment that this handle's buffer touches. These are sealed
+        one after the other. If one of them refuses, those before it are sealed: ``completed`` of
+        the exception says how many bytes that is.
 
         Args:
             handle: of the buffer; it needs MAP_WRITE.
@@ -380,12 +397,13 @@ cdef class VMM(MemoryMethods):
             sock: a connected AF_UNIX socket.
             handle: to send; it needs TRANSFER, and every right that is sent.
             rights: ``Rights`` that the receiver's handle gets, or None for all that this one has.
-                Without MAP_WRITE the descriptor that leaves is itself read-only.
+                Without MAP_WRITE the descriptors that leave are themselves read-only.
 
         Errors:
             INVALID_ARGUMENT: no AF_UNIX socket, unknown rights; no handle of this VMM.
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
             NO_CAPABILITY: the handle lacks TRANSFER or one of the rights.
+            INVALID_OPERATION: more segments than a message carries descriptors, 253.
             QUOTA_EXCEEDED: RLIMIT_NOFILE.
 
         Source: sendmsg(2), unix(7) SCM_RIGHTS.
@@ -396,8 +414,9 @@ cdef class VMM(MemoryMethods):
         self.pack(&parcel, SEND, "send_handle", handle, rights)
         try:
             transfer.send(sock, transfer.Parcel(
-                [parcel.descriptors[i] for i in range(parcel.count)], parcel.rights,
-                parcel.offset, parcel.size, parcel.memory_size))
+                [parcel.descriptors[i] for i in range(parcel.count)], parcel.segments,
+                parcel.rights, parcel.offset, parcel.size, parcel.segment_size,
+                parcel.memory_size))
         finally:
             close_parcel(&parcel)
 
@@ -449,7 +468,8 @@ cdef class VMM(MemoryMethods):
         Errors:
             INVALID_ARGUMENT: unknown rights; no handle of this VMM.
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
-            INVALID_OPERATION: a clone, whose descriptor would name the whole memory.
+            INVALID_OPERATION: a clone, whose descriptor would name the whole memory; a buffer in
+                segments, which has several.
             NO_CAPABILITY: the handle lacks TRANSFER or one of the rights.
             QUOTA_EXCEEDED: RLIMIT_NOFILE.
 
@@ -511,9 +531,11 @@ cdef class VMM(MemoryMethods):
         parcel.count = len(received.descriptors)
         for i in range(parcel.count):
             parcel.descriptors[i] = received.descriptors[i]
+        parcel.segments = received.segments
         parcel.rights = received.rights
         parcel.offset = received.offset
         parcel.size = received.size
+        parcel.segment_size = received.segment_size
         parcel.memory_size = received.memory_size
         request = handle_request(method, 0, 0)
         request.buffer = &parcel
