@@ -17,7 +17,7 @@ import pytest
 
 from children import run_child
 from forked import in_child
-from kernel_oracle import PAGE
+from kernel_oracle import PAGE, maps_between
 from leaks import read_descriptors
 from vmm_linux import VMM, Mdl, Rights, Seal, VmmFlags
 from vmm_linux._own_vmm import own_vmm
@@ -386,11 +386,26 @@ def test_a_descriptor_needs_transfer_and_the_rights_asked_for(vmm: VMM) -> None:
 def test_a_clone_has_no_descriptor_and_none_is_opened_for_it(vmm: VMM) -> None:
     clone = vmm.mdl(SIZE).clone(PAGE, PAGE)
     before = read_descriptors()
-    with pytest.raises(InvalidOperation, match="names a clone"):
+    with pytest.raises(InvalidOperation, match="a clone or in segments"):
         vmm.handle_fileno(clone.handle, Rights.MAP_READ)
-    with pytest.raises(InvalidOperation, match="names a clone"):
+    with pytest.raises(InvalidOperation, match="a clone or in segments"):
         clone.fileno()
     assert read_descriptors() == before
+
+
+def test_a_buffer_in_segments_has_no_one_descriptor_and_its_clone_has_just_its_own() -> None:
+    with VMM() as vmm, vmm.mdl(8 * PAGE, segment_size=2 * PAGE) as whole:
+        with pytest.raises(InvalidOperation, match="a clone or in segments"):
+            whole.fileno()
+        there = whole.map()
+        there.write(b"x" * 8 * PAGE)
+        files = [mapping.inode for mapping in maps_between(there.base, there.base + 8 * PAGE)]
+        assert len(set(files)) == 4
+        with whole.clone(2 * PAGE, 2 * PAGE) as window:
+            part = window.map()
+            (mapping,) = maps_between(part.base, part.base + 2 * PAGE)
+            assert mapping.inode == files[1]
+            assert len(window) == 2 * PAGE
 
 
 def test_fileno_is_made_once(vmm: VMM) -> None:
