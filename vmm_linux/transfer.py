@@ -34,7 +34,16 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from vmm_linux import _syscalls
-from vmm_linux.errors import Fail, InvalidArgument, QuotaExceeded, SecurityDisallow, VmmError
+from vmm_linux.errors import (
+    RETCODES,
+    Fail,
+    InvalidArgument,
+    QuotaExceeded,
+    Retcode,
+    SecurityDisallow,
+    VmmError,
+    error,
+)
 from vmm_linux.flags import Rights, Seal
 
 __all__ = [
@@ -73,6 +82,11 @@ COMPANIONS: Final = (
     (35, TIMESTAMP.size),  # SO_TIMESTAMPNS
 )
 """The socket options that have the kernel add control data of its own, and its size in bytes."""
+ROOM: Final = socket.CMSG_LEN(MOST_DESCRIPTORS * array.array("i").itemsize) + sum(
+    socket.CMSG_SPACE(size) for _, size in COMPANIONS
+)
+"""Bytes of control data for the longest message. No room lets more descriptors in than the kernel
+takes, so nobody has to be asked which options the socket has."""
 PAGE: Final = _syscalls.page_size()
 
 # As plain integers: arithmetic with enumerations takes a microsecond each time, and the properties
@@ -88,6 +102,7 @@ SOL_SOCKET: Final = int(socket.SOL_SOCKET)
 SCM_RIGHTS: Final = int(socket.SCM_RIGHTS)
 MSG_TRUNC: Final = int(socket.MSG_TRUNC)
 MSG_CTRUNC: Final = int(socket.MSG_CTRUNC)
+MSG_CMSG_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 family_of = socket.SocketType.family.__get__
 
 
@@ -175,9 +190,8 @@ def read_message(
     There is room for as many bytes and descriptors as the longest message has, for what the
     socket's options add to it, and no more.
     """
-    room = socket.CMSG_LEN(most_descriptors * array.array("i").itemsize)
-    room += sum(socket.CMSG_SPACE(size) for option, size in COMPANIONS if is_set(sock, option))
-    message, ancillary, flags, _ = sock.recvmsg(length, room, socket.MSG_CMSG_CLOEXEC)
+    room = ROOM if most_descriptors == MOST_DESCRIPTORS else room_for(sock, most_descriptors)
+    message, ancillary, flags, _ = sock.recvmsg(length, room, MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
@@ -186,6 +200,14 @@ def read_message(
             # Nobody asked this call for the sender's pidfd. A negative number says there is none.
             _syscalls.close(*struct.unpack("i", data))
     return message, list(descriptors), flags & (MSG_TRUNC | MSG_CTRUNC)
+
+
+def room_for(sock: socket.socket, descriptors: int) -> int:
+    """Bytes of control data for so many descriptors, and what the socket's options add to them."""
+    room = socket.CMSG_LEN(descriptors * array.array("i").itemsize)
+    return room + sum(
+        socket.CMSG_SPACE(size) for option, size in COMPANIONS if is_set(sock, option)
+    )
 
 
 def is_set(sock: socket.socket, option: int) -> bool:
@@ -285,11 +307,11 @@ def examine(fd: int, rights: int, refuse: Callable[[str], VmmError]) -> tuple[in
         The memory's size in bytes, and its F_SEAL_* bits.
     """
     seals = seals_of(fd, SEALS_OF_MEMORY, refuse)
-    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    mode = _syscalls.fcntl(fd, fcntl.F_GETFL, 0) & os.O_ACCMODE
     expected = os.O_RDWR if rights & MAP_WRITE else os.O_RDONLY
     if mode != expected:
         raise refuse(f"the memory's descriptor has access mode {mode}, the rights need {expected}")
-    size = os.fstat(fd).st_size
+    size = size_of(fd)
     if size == 0 or size % PAGE:
         raise refuse(f"memory of {size} bytes, not whole pages")
     return size, seals
@@ -319,10 +341,18 @@ def examine_memory(parcel: Parcel) -> int:
     return common
 
 
+def size_of(fd: int) -> int:
+    """The size of a file in bytes."""
+    size = _syscalls.file_size(fd)
+    if size < 0:
+        raise error(RETCODES.get(-size, Retcode.FAIL), "recv_handle", "fstat", -size)
+    return size
+
+
 def examine_identity(fd: int) -> None:
     """Whether a descriptor can be a clone's identity."""
     seals_of(fd, SEALS_OF_IDENTITY, bad)
-    if os.fstat(fd).st_size != 0:
+    if size_of(fd) != 0:
         raise bad("an identity that is not empty")
 
 

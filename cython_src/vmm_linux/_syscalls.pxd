@@ -172,6 +172,7 @@ cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil
 cdef int identity(int fd, uint64_t *device, uint64_t *inode) noexcept nogil
 cdef int allocated(int fd, uint64_t *bytes) noexcept nogil
 cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil
+cpdef int64_t file_size(int fd) noexcept nogil
 cpdef int64_t filesystem_type(int fd) noexcept nogil
 
 # Many ranges at once

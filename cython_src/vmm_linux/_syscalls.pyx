@@ -58,6 +58,7 @@ cdef extern from "<sys/stat.h>" nogil:
     struct file_status "stat":
         uint64_t st_dev
         uint64_t st_ino
+        int64_t st_size
         uint64_t st_blocks
     int c_fstat "fstat"(int, file_status *)
     int c_fchmod "fchmod"(int, unsigned int)
@@ -229,6 +230,13 @@ cdef int allocated(int fd, uint64_t *bytes) noexcept nogil:
     if result == 0:
         bytes[0] = status.st_blocks * 512
     return result
+
+
+cpdef int64_t file_size(int fd) noexcept nogil:
+    """``fstat(2)``: bytes of a file."""
+    cdef file_status status
+    cdef int result = <int>answer(c_fstat(fd, &status))
+    return result if result < 0 else status.st_size
 
 
 cpdef int fchmod(int fd, uint32_t mode) noexcept nogil:
