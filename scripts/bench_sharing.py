@@ -31,6 +31,7 @@ PIPE: Final = 1 << 20
 NUMBER: Final = b"8 bytes."
 RIGHT: Final = b"\1"
 HELD: Final = f"{US}, held by both"
+HELD_IN_C: Final = "C, held by both"
 
 
 def ask(sock: socket, question: bytes = b"?") -> bytes:
@@ -178,6 +179,17 @@ def ask_about_held(stage: Stage) -> Callable[[int], None]:
     return ours
 
 
+def ask_in_c_about_held(stage: Stage) -> Contestant:
+    """As ``ask_about_held``, by the baseline."""
+    sock = stage.child(lambda sock: stage.baseline.call("serve", sock.fileno(), 1))
+    fd = memfd()
+    stage.callback(os.close, fd)
+    for at in range(0, SIZE, PAGE):
+        os.pwrite(fd, b"\1", at)
+    stage.baseline.call("hand_over_populated", 1, sock.fileno(), fd, SIZE)
+    return stage.in_c("ask_about_held", sock.fileno(), SIZE)
+
+
 def hand_over_name(stage: Stage) -> Callable[[int], None]:
     """As ``hand_over_fresh``, with SharedMemory."""
     resource_tracker.ensure_running()  # the child is to have the same one
@@ -207,6 +219,7 @@ def hand_over(stage: Stage) -> dict[str, Contestant]:
     in_c = stage.child(lambda sock: stage.baseline.call("serve", sock.fileno(), 0))
     return {
         "C": stage.in_c("hand_over_fresh", in_c.fileno(), SIZE),
+        HELD_IN_C: ask_in_c_about_held(stage),
         US: loop(hand_over_fresh(stage)),
         HELD: loop(ask_about_held(stage)),
         "SharedMemory": loop(hand_over_name(stage)),
@@ -317,7 +330,7 @@ def bulk_in_c(stage: Stage, vmm: VMM, handle: Handle) -> dict[str, Contestant]:
     stage.baseline.call("hand_over_populated", 1, held.fileno(), fd, BULK)
     return {
         "C": stage.in_c("hand_over_populated", sent.fileno(), fd, BULK),
-        "C, held by both": stage.in_c("ask_about_held", held.fileno(), BULK),
+        HELD_IN_C: stage.in_c("ask_about_held", held.fileno(), BULK),
     }
 
 
