@@ -79,11 +79,15 @@ LAYERS = {
     "__init__": 7.6,
     # 8: tools
     "_report": 8.0,
+    "_settings": 8.0,
+    "_trials": 8.0,
+    "_tables": 8.1,
     "_demo_run": 8.1,
     "_demo_peer": 8.2,
     "_demo_steps": 8.3,
     "_demo_mdl": 8.4,
     "demo": 8.5,
+    "doctor": 8.5,
     "cli": 8.6,
 }
 
