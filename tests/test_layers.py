@@ -79,6 +79,7 @@ LAYERS = {
     "__init__": 7.6,
     # 8: tools
     "_report": 8.0,
+    "inspect": 8.0,
     "_demo_run": 8.1,
     "_demo_peer": 8.2,
     "_demo_steps": 8.3,
