@@ -81,13 +81,17 @@ LAYERS = {
     "_report": 8.0,
     "_settings": 8.0,
     "_trials": 8.0,
+    "_descriptors": 8.0,
     "_tables": 8.1,
+    "_sharing": 8.1,
+    "inspect": 8.2,
     "_demo_run": 8.1,
     "_demo_peer": 8.2,
     "_demo_steps": 8.3,
     "_demo_mdl": 8.4,
     "demo": 8.5,
     "doctor": 8.5,
+    "_sharing_command": 8.5,
     "cli": 8.6,
 }
 
