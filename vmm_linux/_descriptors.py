@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "DELETED",
+    "IN_MEMORY",
     "Descriptor",
     "Facts",
-    "IN_MEMORY",
     "File",
     "Mount",
     "Process",
@@ -112,9 +113,9 @@ class Facts(NamedTuple):
 
 def processes() -> Iterator[Process]:
     """Every process but the kernel's own threads; one that ends meanwhile may be missing."""
-    for name in os.listdir(PROC):
-        if name.isdecimal():
-            process = process_of(int(name))
+    for folder in PROC.iterdir():
+        if folder.name.isdecimal():
+            process = process_of(int(folder.name))
             if process is not None:
                 yield process
 
@@ -138,7 +139,7 @@ def process_of(pid: int) -> Process | None:
 def threads_of(process: Process) -> list[int]:
     """The numbers of its threads, the first one's first; empty when it is gone."""
     try:
-        found = [int(name) for name in os.listdir(PROC / str(process.pid) / "task")]
+        found = [int(each.name) for each in (PROC / str(process.pid) / "task").iterdir()]
     except (FileNotFoundError, ProcessLookupError):
         return []
     return sorted(found, key=lambda tid: (tid != process.pid, tid))
@@ -208,14 +209,14 @@ def descriptors_of(process: Process, tids: list[int], mounts: dict[int, Mount]) 
 def links_in(folder: Path) -> Iterator[tuple[int, str]]:
     """The descriptors that are listed, and what each is said to be, those with a path alone."""
     try:
-        numbers = os.listdir(folder)
+        listed = list(folder.iterdir())
     except (FileNotFoundError, ProcessLookupError):
         return
-    for number in numbers:
+    for each in listed:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            link = os.readlink(folder / number)  # noqa: PTH115 (no path: what it names may be gone)
+            link = os.readlink(each)  # noqa: PTH115 (no path: what it names may be gone)
             if link.startswith("/"):
-                yield int(number), link
+                yield int(each.name), link
 
 
 def described(folder: str, number: int, link: str, mounts: dict[int, Mount]) -> Descriptor | None:

@@ -1,4 +1,4 @@
-"""The sysctls, limits and switches of the kernel that this package feels, and what to say of them."""
+"""The sysctls, limits and switches that this package feels, and what to say of them."""
 
 from __future__ import annotations
 
@@ -254,7 +254,12 @@ def cgroup_memory() -> Iterator[Setting]:
     if group is None:
         yield Setting("cgroup memory limit", None, None, "/proc/self/cgroup", None)
         yield Setting("cgroup memory in use", None, None, "/proc/self/cgroup", None)
-        return
+    else:
+        yield from settings_of(group)
+
+
+def settings_of(group: Group) -> Iterator[Setting]:
+    """The same of a given group: those above it bind it too."""
     folder = group.mount / group.path
     if not folder.is_dir():  # seen from inside of a container, whose own group is the mount
         folder = group.mount

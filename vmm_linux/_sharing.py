@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm_linux._descriptors import (
+    DELETED,
     IN_MEMORY,
     Descriptor,
     Facts,
@@ -137,7 +138,7 @@ class Channel:
     @property
     def processes(self) -> int:
         """How many processes were found at it."""
-        return len({end.pid for end in (*self.holders, *self.mappers)})
+        return len({each.pid for each in self.holders} | {each.pid for each in self.mappers})
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +310,7 @@ def collect(
 def note(channel: Found, kind: Kind, name: str, deleted: bool) -> None:
     """Write down what an end says of its channel."""
     channel.kinds.add(kind)
-    channel.name = plain_name(kind, name)
+    channel.name = plain_name(kind, name.removesuffix(DELETED) if deleted else name)
     channel.deleted = deleted and kind in {Kind.DELETED, Kind.DEV_SHM, Kind.TMPFS}
 
 
@@ -379,7 +380,7 @@ class Kinds:
         return Key(device, inode, f"ipc {self.namespace}" if kind is Kind.SYSTEM_V else "")
 
 
-# ---- what has a name without a process --------------------------------------------------------------
+# ---- what has a name without a process ----------------------------------------------------------
 
 
 def add_system_v(internal: dict[int, Mount], found: dict[Key, Found]) -> None:
@@ -503,6 +504,4 @@ def mappers_of(found: Found, figures: Mapping[tuple[int, int], Record]) -> Itera
         resident = sum(whole.figures.get("rss", 0) for whole in wholes.values()) if wholes else None
         flags = [whole.vm_flags for whole in wholes.values() if whole.vm_flags is not None]
         may_write = any("mw" in each for each in flags) and "s" in permissions if flags else None
-        yield Mapper(
-            pid, names[pid].name, names[pid].uid, permissions, may_write, size, resident
-        )
+        yield Mapper(pid, names[pid].name, names[pid].uid, permissions, may_write, size, resident)

@@ -32,7 +32,9 @@ def main(arguments: Sequence[str]) -> int:
         "mapped shared. Who holds a descriptor of it, with which access; who maps it, with which "
         "protection. Nothing is changed. Processes that may not be read are counted.",
     )
-    parser.add_argument("--all", action="store_true", help="also what only one process has, or none")
+    parser.add_argument(
+        "--all", action="store_true", help="also what only one process has, or none"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     asked = parser.parse_args(arguments)
     found = sharing(all=asked.all)
@@ -54,15 +56,12 @@ def show(found: Sharing) -> None:
     rows = [row for channel in found.channels for row in rows_of(channel)]
     if rows:
         choose_printer()(Table("Memory that processes share", COLUMNS, rows))
-    count = len(found.channels)
-    print_line(
-        f"{count or 'No'} {'channel' if count == 1 else 'channels'} in {found.read} processes."
-    )
+    print_line(f"Channels: {len(found.channels)}, in {found.read} processes that were read.")
     if found.unread:
         named = ", ".join(str(each.pid) for each in found.unread[:NAMED])
         more = ", ..." if len(found.unread) > NAMED else ""
         print_line(
-            f"{len(found.unread)} processes could NOT be read, and may have others: {named}{more}"
+            f"NOT to be read, and may have others: {len(found.unread)} processes ({named}{more})"
         )
 
 
@@ -73,7 +72,9 @@ def rows_of(channel: Channel) -> Iterator[tuple[str, ...]]:
         + f" [{channel.device} {channel.inode}]",
         human(channel.size),
         "" if channel.resident is None else human(channel.resident),
-        "" if channel.seals is None else " ".join(seal.removeprefix("F_SEAL_") for seal in channel.seals),
+        ""
+        if channel.seals is None
+        else " ".join(seal.removeprefix("F_SEAL_") for seal in channel.seals),
     )
     ends: dict[int, tuple[str, list[str], list[str]]] = {}
     for holder in channel.holders:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm_linux._report import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Table", "choose_printer", "print_line"]
 
@@ -18,7 +18,7 @@ class Table(NamedTuple):
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def choose_printer() -> Callable[[Table], None]:

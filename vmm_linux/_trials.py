@@ -110,15 +110,13 @@ def buffers(vmm: VMM) -> None:
 
 def handles(vmm: VMM) -> None:
     """Hand a buffer over, read-only."""
-    handle = vmm.mdl_create(PAGE, READ_WRITE)
+    handle, rights = vmm.mdl_create(PAGE, READ_WRITE), Rights.MAP_READ | Rights.GET_SID
     with contextlib.ExitStack() as at_end:
         ours, theirs = map(at_end.enter_context, socket.socketpair())
-        vmm.send_handle(ours, handle, Rights.MAP_READ)
+        vmm.send_handle(ours, handle, rights)
         received = vmm.recv_handle(theirs)
-    expect("rights received", received.rights, Rights.MAP_READ)
-    expect(
-        "the same buffer there", vmm.handle_info(received).sid, vmm.handle_info(handle).sid
-    )
+    expect("rights received", received.rights, rights)
+    expect("the same buffer there", vmm.handle_info(received).sid, vmm.handle_info(handle).sid)
 
 
 TRIALS = (

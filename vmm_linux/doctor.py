@@ -98,8 +98,7 @@ FEATURES: dict[Feature, tuple[str | None, str]] = {
     ),
     Feature.PAGEMAP: (
         None,
-        "PageInfo.swapped is None where PAGEMAP_SCAN does not tell, and mdl_create_from_vm reads "
-        "pages that were never touched",
+        "mdl_create_from_vm copies untouched pages; query has PAGEMAP_SCAN, or else mincore(2)",
     ),
     Feature.PAGEMAP_GUARD: (
         "6.15",
@@ -143,9 +142,7 @@ def diagnose() -> Diagnosis:
     Errors:
         None of its own.
     """
-    return Diagnosis(
-        look_at_machine(), tuple(map(attempt, TRIALS)), look_at_features(), settings()
-    )
+    return Diagnosis(look_at_machine(), tuple(map(attempt, TRIALS)), look_at_features(), settings())
 
 
 def look_at_machine() -> Machine:
@@ -204,14 +201,20 @@ def show(diagnosis: Diagnosis) -> None:
         Table(
             "Needs, each tried",
             ("need", "outcome"),
-            [(each.name, "ok" if each.ok else f"FAILED: {each.problem}") for each in diagnosis.checks],
+            [
+                (each.name, "ok" if each.ok else f"FAILED: {each.problem}")
+                for each in diagnosis.checks
+            ],
         )
     )
     show_table(
         Table(
             "Features",
             ("feature", "since", "state", "without it"),
-            [(each.name, each.since or "", each.state, each.without) for each in diagnosis.features],
+            [
+                (each.name, each.since or "", each.state, each.without)
+                for each in diagnosis.features
+            ],
         )
     )
     show_table(
@@ -236,10 +239,10 @@ def show(diagnosis: Diagnosis) -> None:
     )
 
 
-def advice(diagnosis: Diagnosis) -> list[tuple[str, ...]]:
+def advice(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """What there is to say, the needs first."""
-    said = [*diagnosis.checks, *diagnosis.settings]
-    return [(each.name, each.advice) for each in said if each.advice]
+    checks = [(each.name, each.advice) for each in diagnosis.checks if each.advice]
+    return checks + [(each.name, each.advice) for each in diagnosis.settings if each.advice]
 
 
 BYTES = ("Commit", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_DATA", "cgroup")

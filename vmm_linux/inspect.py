@@ -322,9 +322,9 @@ def sharing(*, all: bool = False) -> Sharing:  # noqa: A002 (what people call it
     """Every shared-memory channel between processes on this machine.
 
     Memfds, files of /dev/shm, System V segments, shared anonymous memory; also deleted files and
-    files of any tmpfs that somebody maps shared. A channel is found by any of its ends: a descriptor
-    that nobody maps, a mapping whose descriptor was closed. Nothing is changed: no page is touched,
-    and no file opened but memfds, for their seals.
+    files of any tmpfs that somebody maps shared. A channel is found by any of its ends: a
+    descriptor that nobody maps, a mapping whose descriptor was closed. Nothing is changed: no page
+    is touched, and no file opened but memfds, for their seals.
 
     Processes may come and go meanwhile: what ended before it was looked through is missing. Not
     seen are descriptors on their way in a socket, memory of devices, dma-bufs and io_uring, pages
