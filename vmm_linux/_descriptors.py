@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +27,7 @@ __all__ = [
     "Mount",
     "Process",
     "descriptors_of",
+    "device_text",
     "internal_mounts",
     "look_at",
     "mounts_of",
@@ -44,6 +46,8 @@ IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 #: File systems that answer by themselves, without a server that could keep us waiting.
 OWN_FILESYSTEMS = frozenset({*IN_MEMORY, "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
 DELETED = " (deleted)"
+#: In /proc/PID/mountinfo: a byte that would end a field.
+OCTAL = re.compile(rb"\\([0-7]{3})")
 #: Of open(2): a descriptor that is a name of the file and no more.
 NO_ACCESS = os.O_PATH
 
@@ -161,9 +165,7 @@ def internal_mounts() -> dict[int, Mount]:
             try:
                 device = os.fstat(fd).st_dev
                 number = int(fdinfo(f"self/fdinfo/{fd}")["mnt_id"])
-                found[number] = Mount(
-                    f"{os.major(device):02x}:{os.minor(device):02x}", "", filesystem
-                )
+                found[number] = Mount(device_text(device), "", filesystem)
             finally:
                 os.close(fd)
     return found
@@ -175,11 +177,19 @@ def mounts_of(pid: int) -> dict[int, Mount]:
     for line in (PROC / str(pid) / "mountinfo").read_bytes().splitlines():
         ours, _, theirs = line.partition(b" - ")
         number, _, device, _, point = ours.split()[:5]
-        major, _, minor = device.partition(b":")
+        major, minor = map(int, device.split(b":"))
+        point = OCTAL.sub(lambda escaped: bytes([int(escaped[1], 8)]), point)
         found[int(number)] = Mount(
-            f"{int(major):02x}:{int(minor):02x}", os.fsdecode(point), os.fsdecode(theirs.split()[0])
+            device_text(os.makedev(major, minor)),
+            os.fsdecode(point),
+            os.fsdecode(theirs.split()[0]),
         )
     return found
+
+
+def device_text(device: int) -> str:
+    """A device as ``/proc/PID/maps`` writes it."""
+    return f"{os.major(device):02x}:{os.minor(device):02x}"
 
 
 def descriptors_of(process: Process, tids: list[int], mounts: dict[int, Mount]) -> list[Descriptor]:

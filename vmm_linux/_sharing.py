@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -23,6 +24,7 @@ from vmm_linux._descriptors import (
     Mount,
     Process,
     descriptors_of,
+    device_text,
     internal_mounts,
     look_at,
     mounts_of,
@@ -408,15 +410,16 @@ def system_v_segments() -> Iterator[dict[str, int]]:
 
 def add_dev_shm(found: dict[Key, Found]) -> None:
     """Add the files of /dev/shm that nobody need have open."""
-    for folder, _, names in os.walk(SHM):
-        for name in names:
-            path = Path(folder, name)
+    # What is mounted there can have a server behind it that keeps us waiting.
+    mounted = {mount.point for mount in mounts_of(os.getpid()).values()}
+    for folder, folders, names in os.walk(SHM):
+        folders[:] = [name for name in folders if f"{folder}/{name}" not in mounted]
+        for path in {f"{folder}/{name}" for name in names} - mounted:
             with contextlib.suppress(OSError):
-                status = path.lstat()
-                if path.is_file() and not path.is_symlink():
-                    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-                    channel = found[Key(device, status.st_ino)]
-                    note(channel, Kind.DEV_SHM, str(path), deleted=False)
+                status = Path(path).lstat()
+                if stat.S_ISREG(status.st_mode):
+                    channel = found[Key(device_text(status.st_dev), status.st_ino)]
+                    note(channel, Kind.DEV_SHM, path, deleted=False)
                     channel.facts = Facts(status.st_size, status.st_blocks * 512, None)
 
 
