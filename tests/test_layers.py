@@ -39,6 +39,7 @@ LAYERS = {
     "_maps_text": 1.2,
     "_smaps": 1.3,
     "_own_process": 1.4,
+    "_page_map": 1.2,
     "_shortage": 1.2,
     # 2: memory objects
     "_memory_object": 2.0,
@@ -82,8 +83,10 @@ LAYERS = {
     "_settings": 8.0,
     "_trials": 8.0,
     "_descriptors": 8.0,
+    "_inspect_types": 8.0,
     "_tables": 8.1,
     "_sharing": 8.1,
+    "_inspect": 8.1,
     "inspect": 8.2,
     "_demo_run": 8.1,
     "_demo_peer": 8.2,

@@ -111,7 +111,7 @@ cdef class Records:
 
 cdef str device_text(uint32_t major, uint32_t minor)
 cdef str decoded_path(const char *path, size_t length)
-cdef int restore_into(SmapsRecord record, start, end, permissions, offset, major, minor, inode,
-                      pathname, vm_flags, figures) except -1
+cdef int restore_into(SmapsRecord record, tuple said) except -1
+cdef int set_figure(SmapsRecord record, int i, uint64_t value) except -1
 cdef SmapsRecord record_from(const char *text, size_t length)
 cdef int read_records(Records records, int fd, bint with_figures) except? -1

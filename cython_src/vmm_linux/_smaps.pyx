@@ -334,17 +334,16 @@ cdef class SmapsRecord:
             self.vm_flags, dict(self.figures))
 
 
-def _restore(start, end, permissions, offset, major, minor, inode, pathname, vm_flags, figures):
+def _restore(*said):
     """Undoes :meth:`SmapsRecord.__reduce__`."""
     cdef SmapsRecord record = SmapsRecord.__new__(SmapsRecord)
-    restore_into(record, start, end, permissions, offset, major, minor, inode, pathname,
-                 vm_flags, figures)
+    restore_into(record, said)
     return record
 
 
-cdef int restore_into(SmapsRecord record, start, end, permissions, offset, major, minor, inode,
-                      pathname, vm_flags, figures) except -1:
-    """Fills a new record."""
+cdef int restore_into(SmapsRecord record, tuple said) except -1:
+    """Makes a new record say what ``__reduce__`` told of one."""
+    (start, end, permissions, offset, major, minor, inode, pathname, vm_flags, figures) = said
     cdef int i
     record.range_start = start
     record.range_end = end
@@ -363,7 +362,7 @@ cdef int restore_into(SmapsRecord record, start, end, permissions, offset, major
     return 0
 
 
-cdef inline int set_figure(SmapsRecord record, int i, uint64_t value) except -1:
+cdef int set_figure(SmapsRecord record, int i, uint64_t value) except -1:
     if record.values == NULL:
         record.values = <uint64_t *>calloc(FIGURES, sizeof(uint64_t))
         if record.values == NULL:
