@@ -19,6 +19,8 @@ from vmm_linux._settings import NO_LIMIT, UNLIMITED, Group, chosen, settings_of
 from vmm_linux._trials import TRIALS, Check, Trial, attempt, expect
 from vmm_linux.doctor import FEATURES, Diagnosis, Setting, diagnose
 
+#: What a child answers that may not do what its test needs.
+CANNOT_UNMOUNT = 77
 LIMIT_NAMES = {
     "RLIMIT_MEMLOCK": "Max locked memory",
     "RLIMIT_NOFILE": "Max open files",
@@ -237,6 +239,36 @@ def test_without_address_space_it_says_which_limit() -> None:
     assert not first["ok"]
     assert "RLIMIT_AS" in first["problem"]
     assert "RLIMIT_AS" in first["advice"]
+
+
+def test_without_proc_it_says_so() -> None:
+    done = run_child(without_proc)
+    if done.returncode == CANNOT_UNMOUNT:
+        pytest.skip("this process may not make a mount namespace")
+    answer = answer_of(done)
+    assert done.returncode == 1
+    outcomes = {each["name"]: each for each in answer["checks"]}
+    assert not outcomes["query answers"]["ok"]
+    assert "/proc must be mounted" in outcomes["query answers"]["advice"]
+    assert {each["value"] for each in answer["settings"] if each["name"].startswith("vm.")} == {
+        None
+    }
+
+
+def without_proc() -> None:
+    """Run the command where nothing is in /proc, which this process alone sees."""
+    import ctypes
+    import sys
+
+    from vmm_linux import cli
+
+    libc = ctypes.CDLL(None)
+    new_namespace, private = 0x20000, 1 << 18 | 1 << 14
+    if libc.unshare(new_namespace) != 0:
+        sys.exit(77)
+    assert libc.mount(b"none", b"/", None, private, None) == 0
+    assert libc.mount(b"none", b"/proc", b"tmpfs", 0, None) == 0
+    sys.exit(cli.main(["doctor", "--json"]))
 
 
 @pytest.mark.parametrize("nobody", [False, True])

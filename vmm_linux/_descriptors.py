@@ -60,14 +60,12 @@ class Process(NamedTuple):
         name: its command, as it calls itself.
         uid: the user whose it is.
         started: when, in ticks: another process with the same number has another one.
-        alive: False for one that ended and waits for its parent, whose threads may live on.
     """
 
     pid: int
     name: str
     uid: int
     started: int
-    alive: bool
 
 
 class Mount(NamedTuple):
@@ -137,7 +135,7 @@ def process_of(pid: int) -> Process | None:
     fields = text[text.rindex(b")") + 2 :].split()
     if int(fields[6]) & PF_KTHREAD:
         return None
-    return Process(pid, os.fsdecode(name), uid, int(fields[19]), fields[0] not in {b"Z", b"X"})
+    return Process(pid, os.fsdecode(name), uid, int(fields[19]))
 
 
 def threads_of(process: Process) -> list[int]:
@@ -195,25 +193,28 @@ def device_text(device: int) -> str:
 def descriptors_of(process: Process, tids: list[int], mounts: dict[int, Mount]) -> list[Descriptor]:
     """The descriptors of files that have a path or are memory without one.
 
-    A thread can have a table of descriptors of its own, so every thread's is looked through, as
-    far as it differs from the first one's.
+    A thread can have a table of descriptors of its own, so every thread's is looked through. What
+    has the same number and path as before is the same, but memory without a path: two memfds can
+    have one name.
 
     Raises:
         PermissionError: the kernel lets us not look.
     """
-    found: list[Descriptor] = []
-    seen: dict[int, str] = {}
+    found: dict[tuple[int, str, str, int], Descriptor] = {}
+    seen: set[tuple[int, str]] = set()
     for tid in tids:
         folder = f"{process.pid}/task/{tid}"
         for number, link in links_in(PROC / folder / "fd"):
-            if seen.get(number) == link:
+            if (number, link) in seen and not link.endswith(DELETED):
                 continue
-            seen.setdefault(number, link)
+            seen.add((number, link))
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
                 descriptor = described(folder, number, link, mounts)
                 if descriptor is not None:
-                    found.append(descriptor)
-    return found
+                    file = descriptor.file
+                    key = number, descriptor.access, file.device, file.inode
+                    found.setdefault(key, descriptor)
+    return list(found.values())
 
 
 def links_in(folder: Path) -> Iterator[tuple[int, str]]:

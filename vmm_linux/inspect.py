@@ -571,7 +571,7 @@ def sharing(*, all: bool = False) -> Sharing:  # noqa: A002 (what people call it
         that may not be read, which may have others.
 
     Errors:
-        FAIL: a process's maps has a line that cannot be read.
+        UnreadableText: the kernel wrote a line that this package cannot read.
 
     Source:
         proc(5), memfd_create(2), shmget(2).
