@@ -173,6 +173,20 @@ def test_descriptors_that_nobody_maps_are_found() -> None:
     assert {each.pid for each in found.holders} == {os.getpid(), other.pid}
 
 
+@pytest.mark.parametrize("flags", [0x4, 0x4 | 21 << 26, 0x4 | 30 << 26])
+def test_a_memory_file_of_huge_pages_is_found_without_taking_any(flags: int) -> None:
+    try:
+        fd = os.memfd_create("huge", flags | os.MFD_CLOEXEC)
+    except OSError as error:
+        pytest.skip(f"no memory files of huge pages of this size here: {error}")
+    with partner(take) as other:
+        give(other, fd)
+        found = channel_of(fd)
+    os.close(fd)
+    assert (found.kind, found.name, found.size) == (Kind.MEMFD, "huge", 0)
+    assert found.processes == 2
+
+
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_file_of_dev_shm_is_found(deleted: bool) -> None:
     with partner(take) as other, shm_file() as (path, fd), mmap.mmap(fd, 2 * PAGE) as memory:

@@ -40,7 +40,7 @@ PROC = Path("/proc")
 #: In /proc/PID/stat: a thread of the kernel.
 PF_KTHREAD = 0x00200000
 F_GET_SEALS = 1034
-MFD_HUGETLB = 0x4
+MFD_HUGETLB, MFD_HUGE_SHIFT = 0x4, 26
 #: File systems whose files are memory and nothing else.
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 #: File systems that answer by themselves, without a server that could keep us waiting.
@@ -151,13 +151,15 @@ def threads_of(process: Process) -> list[int]:
 
 
 def internal_mounts() -> dict[int, Mount]:
-    """The kernel's own mounts by number, where memory without a path lies: asked of two of ours.
+    """The kernel's own mounts by number, where memory without a path lies: asked of ours.
 
     The kernel has one mount for every memfd, System V segment and shared anonymous mapping, and one
-    for those of huge pages. By them such memory is recognized: its name could be imitated.
+    for those of each size of huge pages. By them such memory is recognized: its name could be
+    imitated.
     """
     found = {}
-    for flags, filesystem in ((0, "tmpfs"), (MFD_HUGETLB, "hugetlbfs")):
+    kinds = [(0, "tmpfs"), *((flags, "hugetlbfs") for flags in huge_page_flags())]
+    for flags, filesystem in kinds:
         with contextlib.suppress(OSError):  # without huge pages there are no such files
             fd = os.memfd_create("vmm_linux sharing", flags | os.MFD_CLOEXEC)
             try:
@@ -167,6 +169,14 @@ def internal_mounts() -> dict[int, Mount]:
             finally:
                 os.close(fd)
     return found
+
+
+def huge_page_flags() -> Iterator[int]:
+    """What memfd_create(2) takes for each size of huge pages that this kernel has."""
+    with contextlib.suppress(OSError):
+        for folder in Path("/sys/kernel/mm/hugepages").iterdir():
+            size = int(folder.name.removeprefix("hugepages-").removesuffix("kB")) << 10
+            yield MFD_HUGETLB | size.bit_length() - 1 << MFD_HUGE_SHIFT
 
 
 def mounts_of(pid: int) -> dict[int, Mount]:
