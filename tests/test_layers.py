@@ -39,6 +39,7 @@ LAYERS = {
     "_maps_text": 1.2,
     "_smaps": 1.3,
     "_own_process": 1.4,
+    "_page_map": 1.2,
     "_shortage": 1.2,
     # 2: memory objects
     "_memory_object": 2.0,
@@ -79,11 +80,21 @@ LAYERS = {
     "__init__": 7.6,
     # 8: tools
     "_report": 8.0,
+    "_settings": 8.0,
+    "_trials": 8.0,
+    "_descriptors": 8.0,
+    "_inspect_types": 8.0,
+    "_tables": 8.1,
+    "_sharing": 8.1,
+    "_inspect": 8.1,
+    "inspect": 8.2,
     "_demo_run": 8.1,
     "_demo_peer": 8.2,
     "_demo_steps": 8.3,
     "_demo_mdl": 8.4,
     "demo": 8.5,
+    "doctor": 8.5,
+    "_sharing_command": 8.5,
     "cli": 8.6,
 }
 

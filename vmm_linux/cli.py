@@ -30,6 +30,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("vmm_linux.demo", "a real file in real memory, the kernel's figures beside it"),
+    "sharing": Command(
+        "vmm_linux._sharing_command", "which memory processes share with each other"
+    ),
+    "doctor": Command("vmm_linux.doctor", "what this kernel and these limits give, and advice"),
 }
 
 

@@ -435,6 +435,22 @@ def available(feature):
     return bool(has(Feature(feature)))
 
 
+def state(feature):
+    """What is known of ``feature``: one of four words.
+
+    ``"present"``, ``"absent"``, ``"switched off"`` (by ``without`` or the environment), or
+    ``"unknown"``: it could not be asked for now, and counts as absent until it can.
+    """
+    cdef int number = Feature(feature)
+    cdef Answer answer
+    if held_off[number].load() > 0:
+        return "switched off"
+    answer = answer_for(number)
+    if answer == UNKNOWN:
+        return "unknown"
+    return "present" if answer == PRESENT else "absent"
+
+
 @contextmanager
 def without(*features):
     """In the ``with`` block these features are absent, for every thread; for tests."""

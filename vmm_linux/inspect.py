@@ -1,0 +1,579 @@
+"""See the memory of any process: its mappings, their figures, its pages.
+
+Everything is what the kernel tells in ``/proc``, as typed data, figures in bytes. Of this process's
+own memory it is told besides which mapping is whose region. Nothing here touches the memory
+it looks at.
+
+``pid`` is a process's id, None for this process. What goes wrong has one exception each, all of
+them ``VmmError``: ``NoSuchProcess``, ``ProcessExited``, ``ZombieProcess``, ``KernelThread``,
+``AccessDenied``, ``UnreadableText``; wrong arguments are ``INVALID_ARGUMENT``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import index
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+from vmm_linux import _sharing
+from vmm_linux._features import Feature, available, page_size, user_space_end
+from vmm_linux._inspect import (
+    Mapping,
+    close_files,
+    foreign_mapping,
+    has_memory,
+    own_mapping,
+    read_mappings,
+    read_pages,
+    told_flags,
+)
+from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
+from vmm_linux._sharing import Channel, Holder, Kind, Mapper, Sharing, Unread
+from vmm_linux.errors import (
+    RETCODES,
+    Fail,
+    InvalidArgument,
+    InvalidOperation,
+    NoCapability,
+    ResourceNotFound,
+    Retcode,
+    Unimplemented,
+    VmmError,
+    error,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator
+    from typing import SupportsIndex
+
+__all__ = [
+    "AccessDenied",
+    "Change",
+    "Channel",
+    "Difference",
+    "Holder",
+    "KernelThread",
+    "Kind",
+    "Mapper",
+    "Mapping",
+    "NoSuchProcess",
+    "PageFlags",
+    "PageRun",
+    "ProcessExited",
+    "RegionRun",
+    "Sharing",
+    "Snapshot",
+    "Unread",
+    "UnreadableText",
+    "ZombieProcess",
+    "at",
+    "close_files",
+    "diff",
+    "maps",
+    "page_flags_told",
+    "pages",
+    "rollup",
+    "sharing",
+    "snapshot",
+]
+
+LAST_PID = (1 << 31) - 1
+PF_KTHREAD = 0x00200000
+"""Of the flags in /proc/PID/stat: a thread of the kernel."""
+SLICE = 1 << 30
+"""Bytes whose pages are looked at one by one before signals are looked for."""
+
+
+class NoSuchProcess(ResourceNotFound, ProcessLookupError):
+    """No process has this id (``RESOURCE_NOT_FOUND``)."""
+
+
+class ProcessExited(NoSuchProcess):
+    """It ended, or started another program, while it was read (``RESOURCE_NOT_FOUND``)."""
+
+
+class ZombieProcess(InvalidOperation):
+    """It has ended and waits for its parent; it has no memory (``INVALID_OPERATION``)."""
+
+
+class KernelThread(InvalidOperation):
+    """It is a thread of the kernel, without memory of its own (``INVALID_OPERATION``)."""
+
+
+class AccessDenied(NoCapability):
+    """The kernel does not let this process look at that one (``NO_CAPABILITY``)."""
+
+
+class UnreadableText(Fail, ValueError):
+    """The kernel's text has a line that cannot be read; the message quotes it (``FAIL``)."""
+
+
+# ---- what is told -------------------------------------------------------------------------------
+
+
+class Snapshot(Sequence[Mapping]):
+    """The mappings of a process, lowest first.
+
+    The kernel tells them piece by piece: what the process maps meanwhile may be in it or not.
+
+    Attributes:
+        pid: the process.
+    """
+
+    def __init__(self, pid: int, mappings: Sequence[Mapping]) -> None:
+        self.pid = pid
+        self._mappings = mappings
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping]: ...
+    def __getitem__(self, index: int | slice) -> Mapping | Sequence[Mapping]:
+        return self._mappings[index]
+
+    def __len__(self) -> int:
+        return len(self._mappings)
+
+    def __iter__(self) -> Iterator[Mapping]:
+        return iter(self._mappings)
+
+    def __repr__(self) -> str:
+        return f"<Snapshot of process {self.pid}, {len(self)} mappings>"
+
+    def at(self, va: int) -> Mapping | None:
+        """The mapping that holds an address, None where nothing is mapped.
+
+        Args:
+            va: the address.
+        """
+        place = bisect_right(self, va, key=lambda mapping: mapping.start)
+        mapping = self[place - 1] if place else None
+        return mapping if mapping is not None and va < mapping.end else None
+
+    def wholes(self) -> Iterator[Mapping]:
+        """The kernel's own mappings, each once, not cut at the borders of regions."""
+        end = 0
+        for mapping in self:
+            if mapping.start >= end:
+                whole = mapping.whole
+                end = whole.end
+                yield whole
+
+    def total(self, figure: str) -> int:
+        """The sum of a figure over all mappings, each counted once.
+
+        Args:
+            figure: its name, as ``"rss"``. Mappings of which it is not told count as 0.
+
+        Returns:
+            Bytes.
+        """
+        return sum(whole.figures.get(figure, 0) for whole in self.wholes())
+
+
+class Change(NamedTuple):
+    """A mapping that is in both snapshots and differs."""
+
+    before: Mapping
+    """How it was."""
+    after: Mapping
+    """How it is."""
+    grown: int
+    """Bytes by which it is longer; below 0 where it shrank."""
+    figures: dict[str, int]
+    """By how much each figure changed, in bytes; those that did not are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What happened between two snapshots. False where nothing did.
+
+    Attributes:
+        appeared: mappings that are only in the later one.
+        went: mappings that are only in the earlier one.
+        changed: mappings in both that differ.
+    """
+
+    appeared: tuple[Mapping, ...]
+    went: tuple[Mapping, ...]
+    changed: tuple[Change, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.appeared or self.went or self.changed)
+
+
+# ---- questions ----------------------------------------------------------------------------------
+
+
+def snapshot(pid: SupportsIndex | None = None) -> Snapshot:
+    """All mappings of a process with every figure of smaps.
+
+    Args:
+        pid: the process, None for this one.
+
+    Returns:
+        A sequence of ``Mapping``. This process's are cut at the borders of regions.
+
+    Errors:
+        INVALID_ARGUMENT: ``pid`` is no process id.
+        NoSuchProcess, ProcessExited, ZombieProcess, KernelThread, AccessDenied: see there.
+        UnreadableText: the kernel wrote a line that this package cannot read.
+
+    Source: proc_pid_smaps(5).
+    """
+    return _mappings("snapshot", pid, "smaps")
+
+
+def maps(pid: SupportsIndex | None = None) -> Snapshot:
+    """All mappings of a process without figures and flags, which cost most of the time.
+
+    Args and errors: as for ``snapshot``.
+
+    Returns:
+        A sequence of ``Mapping`` whose figures and ``vm_flags`` are None.
+
+    Source: proc_pid_maps(5).
+    """
+    return _mappings("maps", pid, "maps")
+
+
+def at(va: SupportsIndex, pid: SupportsIndex | None = None) -> Mapping | None:
+    """The mapping that holds an address, without figures.
+
+    Args:
+        va: the address, a multiple of nothing.
+        pid: the process, None for this one.
+
+    Returns:
+        As in ``maps``; None where nothing is mapped.
+
+    Errors:
+        INVALID_ARGUMENT: ``va`` is not in user space, or ``pid`` is no process id.
+        Others: as for ``snapshot``.
+
+    Source: ioctl PROCMAP_QUERY (Linux 6.11) where the kernel has it, else proc_pid_maps(5).
+    """
+    address = _number("at", "va", va)
+    if not 0 <= address < user_space_end():
+        raise InvalidArgument(
+            "at", f"va is {address:#x}; expected an address below {user_space_end():#x}"
+        )
+    if pid is None or (process := _process("at", pid)) is None:
+        try:
+            found = own_mapping(address)
+        except OSError as reason:
+            raise _refused("at", None, reason) from None
+    else:
+        with _opened("at", process, "maps") as fd:
+            found = foreign_mapping(fd, address)
+    return maps(pid).at(address) if found is NotImplemented else found
+
+
+def rollup(pid: SupportsIndex | None = None) -> Mapping:
+    """The figures of all mappings of a process, summed by the kernel.
+
+    Args and errors: as for ``snapshot``; UNIMPLEMENTED where the kernel has no smaps_rollup.
+
+    Returns:
+        One ``Mapping`` named ``[rollup]``, from the first mapping's start to the last one's end;
+        ``pss_anon``, ``pss_file`` and ``pss_shmem`` are among its figures.
+
+    Source: proc_pid_smaps(5), smaps_rollup.
+    """
+    process = _process("rollup", pid)
+    with _opened("rollup", process, "smaps_rollup") as fd:
+        found = read_mappings(fd, True, False)
+        if not found:
+            raise _without_memory("rollup", process)
+        return found[0]
+
+
+def pages(
+    va: SupportsIndex,
+    size: SupportsIndex,
+    pid: SupportsIndex | None = None,
+    *,
+    exclusive: bool = False,
+) -> list[PageRun]:
+    """What is known of each page of a range.
+
+    Args:
+        va: where it begins, a multiple of the page size.
+        size: bytes, a multiple of the page size, not 0.
+        pid: the process, None for this one.
+        exclusive: tell ``PageFlags.EXCLUSIVE`` too, for which every page that is present is
+            looked at once more.
+
+    Returns:
+        ``PageRun``s that cover all of the range, neighbours that are alike together. A flag that
+        this kernel cannot tell is never set: see ``page_flags_told``.
+
+    Errors:
+        INVALID_ARGUMENT: a number is not as above, or the range is not in user space.
+        Others: as for ``snapshot``.
+
+    Source: ioctl PAGEMAP_SCAN (Linux 6.7) where the kernel has it, else proc_pid_pagemap(5).
+    """
+    start, end = _range("pages", va, size)
+    process = _process("pages", pid)
+    with _opened("pages", process, "pagemap") as fd:
+        if available(Feature.PAGEMAP_SCAN):
+            found = read_pages(fd, start, end, exclusive)
+        else:
+            found = _joined(start, end, _pages_of_mappings(fd, start, end, pid, exclusive))
+        if process is not None and not has_memory(fd):
+            raise _without_memory("pages", process)
+        return found
+
+
+def page_flags_told(*, exclusive: bool = False) -> PageFlags:
+    """The flags that ``pages`` can tell on this kernel.
+
+    Args:
+        exclusive: what ``pages`` is given.
+    """
+    return PageFlags(told_flags(exclusive))
+
+
+def diff(before: Iterable[Mapping], after: Iterable[Mapping]) -> Difference:
+    """What appeared, went and changed from one snapshot of a process to another.
+
+    A mapping is the same if it is of the same file (or of none, under the same name) and begins or
+    ends at the same address.
+
+    Args:
+        before: the earlier ``Snapshot``, or any mappings.
+        after: the later one.
+
+    Returns:
+        The ``Difference``; each of its parts by address.
+    """
+    old, new = _by_address(before), _by_address(after)
+    changed = []
+    for key in (_begin, _finish):
+        earlier = {key(mapping): mapping for mapping in old.values()}
+        for mapping in list(new.values()):
+            if (was := earlier.get(key(mapping))) is not None:
+                del old[was.start], new[mapping.start]
+                if was != mapping:
+                    changed.append(_change(was, mapping))
+    changed.sort(key=lambda change: change.after.start)
+    return Difference(tuple(new.values()), tuple(old.values()), tuple(changed))
+
+
+def _by_address(mappings: Iterable[Mapping]) -> dict[int, Mapping]:
+    return {mapping.start: mapping for mapping in mappings}
+
+
+def _begin(mapping: Mapping) -> tuple[object, ...]:
+    return (mapping.start, mapping.pathname, mapping.device, mapping.inode, mapping.offset)
+
+
+def _finish(mapping: Mapping) -> tuple[object, ...]:
+    return (mapping.end, mapping.pathname, mapping.device, mapping.inode)
+
+
+def _change(before: Mapping, after: Mapping) -> Change:
+    old, new = before.figures, after.figures
+    return Change(
+        before,
+        after,
+        (after.end - after.start) - (before.end - before.start),
+        {name: new[name] - old[name] for name in new if name in old and new[name] != old[name]},
+    )
+
+
+# ---- pages by the entries of pagemap ------------------------------------------------------------
+
+
+def _pages_of_mappings(
+    fd: int, start: int, end: int, pid: SupportsIndex | None, exclusive: bool
+) -> Iterator[PageRun]:
+    """The pages of what is mapped in a range: a hole may have more than can ever be read."""
+    for mapping in maps(pid):
+        low, high = max(start, mapping.start), min(end, mapping.end)
+        while low < high:
+            upto = min(high, low + SLICE)
+            yield from read_pages(fd, low, upto, exclusive)
+            low = upto
+
+
+def _joined(start: int, end: int, runs: Iterable[PageRun]) -> list[PageRun]:
+    """The same with what is between them, neighbours that are alike made one."""
+    nothing = PageFlags(0)
+    found: list[PageRun] = []
+
+    def add(run: PageRun) -> None:
+        if found and found[-1].flags == run.flags:
+            found[-1] = found[-1]._replace(end=run.end)
+        elif run.start < run.end:
+            found.append(run)
+
+    for run in runs:
+        add(PageRun(start, run.start, nothing))
+        add(run)
+        start = run.end
+    add(PageRun(start, end, nothing))
+    return found
+
+
+# ---- arguments ----------------------------------------------------------------------------------
+
+
+def _number(method: str, name: str, value: SupportsIndex) -> int:
+    if isinstance(value, bool):
+        raise InvalidArgument(method, f"{name} is {value}; expected an integer, not a bool")
+    try:
+        return index(value)
+    except TypeError:
+        raise InvalidArgument(
+            method, f"{name} is of type {type(value).__name__}; expected an integer"
+        ) from None
+
+
+def _process(method: str, pid: SupportsIndex | None) -> int | None:
+    """The process that ``/proc`` is to be asked about, None for this one."""
+    if pid is None:
+        return None
+    number = _number(method, "pid", pid)
+    if not 0 < number <= LAST_PID:
+        raise InvalidArgument(method, "pid is not positive and of 32 bits; expected a process id")
+    return None if number == os.getpid() else number
+
+
+def _range(method: str, va: SupportsIndex, size: SupportsIndex) -> tuple[int, int]:
+    start, length, page = _number(method, "va", va), _number(method, "size", size), page_size()
+    if start % page or length % page:
+        raise InvalidArgument(
+            method, f"va {start:#x} or size {length:#x} is no multiple of the page size {page}"
+        )
+    if length <= 0:
+        raise InvalidArgument(method, f"size is {length}; expected a page or more")
+    if start < 0 or start + length > user_space_end():
+        raise InvalidArgument(
+            method,
+            f"[{start:#x}, {start + length:#x}) is not in user space, [0, {user_space_end():#x})",
+        )
+    return start, start + length
+
+
+# ---- reading, and what can go wrong -------------------------------------------------------------
+
+
+def _mappings(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
+    process = _process(method, pid)
+    with _opened(method, process, name) as fd:
+        found = read_mappings(fd, name == "smaps", process is None)
+        # A process that ends or starts another program is told up to there, as if that were all.
+        # The file still stands for what it was opened for, and has nothing to tell any more.
+        if process is not None and (not found or not os.pread(fd, 1, 0)):
+            raise _without_memory(method, process, begun=bool(found))
+    return Snapshot(os.getpid() if process is None else process, found)
+
+
+@contextlib.contextmanager
+def _opened(method: str, pid: int | None, name: str) -> Generator[int]:
+    """A file of ``/proc/PID``, open for reading; what the kernel refuses is an exception of ours."""
+    fd = None
+    try:
+        fd = os.open(f"/proc/{pid or 'self'}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        yield fd
+    except VmmError:
+        raise
+    except OSError as reason:
+        raise _refused(method, pid, reason) from None
+    except ValueError as reason:
+        raise UnreadableText(
+            method, f"what the kernel tells of {_named(pid)} cannot be read: {reason}"
+        ) from None
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _named(pid: int | None) -> str:
+    return "this process" if pid is None else f"process {pid}"
+
+
+def _refused(method: str, pid: int | None, reason: OSError) -> VmmError:
+    """What an errno of ``/proc`` means."""
+    number = reason.errno or errno.EIO
+    if number in (errno.EACCES, errno.EPERM):
+        return AccessDenied(
+            method,
+            f"the kernel does not let this process look at {_named(pid)}; be its user or root "
+            "(ptrace(2), CAP_SYS_PTRACE)",
+            number,
+        )
+    if number == errno.ENOENT and Path(f"/proc/{pid or 'self'}").exists():
+        return Unimplemented(method, f"this kernel has no {reason.filename}", number)
+    if pid is not None and number in (errno.ENOENT, errno.ESRCH):
+        return _without_memory(method, pid)
+    return error(
+        RETCODES.get(number, Retcode.FAIL),
+        method,
+        f"the kernel did not tell about {_named(pid)}: {reason.strerror}",
+        number,
+    )
+
+
+def _without_memory(method: str, pid: int | None, *, begun: bool = False) -> VmmError:
+    """Why a process has nothing to tell; ``begun``: it had when it was opened."""
+    try:
+        stat = Path(f"/proc/{pid or 'self'}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        stat = b""
+    # The program's name is in parentheses, and may have some.
+    state, *fields = stat.rpartition(b")")[2].split() or [b""]
+    if stat and int(fields[5]) & PF_KTHREAD:
+        return KernelThread(method, f"{pid} is a thread of the kernel; it has no memory of its own")
+    if begun or state not in (b"", b"Z", b"X"):
+        return ProcessExited(
+            method,
+            f"process {pid} ended, or started another program, while it was read",
+            errno.ESRCH,
+        )
+    if not stat:
+        return NoSuchProcess(method, f"there is no process {pid}", errno.ESRCH)
+    return ZombieProcess(
+        method, f"process {pid} has ended and waits for its parent; it has no memory any more"
+    )
+
+
+# ---- what is shared -----------------------------------------------------------------------------
+
+
+def sharing(*, all: bool = False) -> Sharing:  # noqa: A002 (what people call it)
+    """Every shared-memory channel between processes on this machine.
+
+    Memfds, files of /dev/shm, System V segments, shared anonymous memory; also deleted files and
+    files of any tmpfs that somebody maps shared. A channel is found by any of its ends: a
+    descriptor that nobody maps, a mapping whose descriptor was closed. Nothing is changed: no page
+    is touched, and no file opened but memfds, for their seals.
+
+    Processes may come and go meanwhile: what ended before it was looked through is missing. Not
+    seen are descriptors on their way in a socket, memory of devices, dma-bufs and io_uring, pages
+    copied on write after fork, ordinary files (they have a name and rights), and other processes
+    that ``/proc`` does not show here (``hidepid``, another PID namespace).
+
+    Args:
+        all: also what only one process has, or none: a memfd with one end, a file in /dev/shm that
+            nobody has open.
+
+    Returns:
+        The channels that two processes or more hold or map, the biggest first, and the processes
+        that may not be read, which may have others.
+
+    Errors:
+        UnreadableText: the kernel wrote a line that this package cannot read.
+
+    Source:
+        proc(5), memfd_create(2), shmget(2).
+    """
+    return _sharing.find(maps, snapshot, all=all)
