@@ -85,6 +85,15 @@ LAYERS = {
     "_demo_steps": 8.3,
     "_demo_mdl": 8.4,
     "demo": 8.5,
+    "_whole_file": 8.0,
+    "_map_model": 8.1,
+    "_map_file": 8.2,
+    "_map_page": 8.2,
+    "_map_picture": 8.2,
+    "_map_plot": 8.2,
+    "_map_command": 8.3,
+    "_diff_command": 8.4,
+    "_query_command": 8.4,
     "cli": 8.6,
 }
 
