@@ -23,6 +23,26 @@ BEGINNING = pytest.StashKey[leaks.Snapshot]()
 PATIENCE = 2.0
 
 
+#: Tests of programs that they do not install: they run when everything is asked for.
+REAL_INPUT = ("browser", "postgresql")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take ``--all``."""
+    text = f"run the tests marked {' and '.join(REAL_INPUT)} too, which need Debian's packages"
+    parser.addoption("--all", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of other programs, unless everything is asked for."""
+    if config.getoption("--all"):
+        return
+    left_out = [item for item in items if any(map(item.get_closest_marker, REAL_INPUT))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 # The check lies in hooks, not in a fixture: these two run at the same depth of calls (see
 # leaks.py), and outside of every fixture of the test. A test that failed is not looked at: its
 # exception keeps alive what its frames hold. Fixtures of a wider scope must not hold memory,

@@ -131,7 +131,7 @@ def complain(message: str) -> int:
 
 @contextlib.contextmanager
 def demonstration() -> Iterator[tuple[Region, Mdl]]:
-    """Something of this process's own to be seen: 64 GiB reserved, little of it in use; a buffer."""
+    """Something of our own to be seen: 64 GiB reserved, little of it in use, and a buffer."""
     with (
         VMM() as vmm,
         vmm.region(64 << 30) as region,
