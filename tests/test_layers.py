@@ -39,6 +39,7 @@ LAYERS = {
     "_maps_text": 1.2,
     "_smaps": 1.3,
     "_own_process": 1.4,
+    "_page_map": 1.2,
     "_shortage": 1.2,
     # 2: memory objects
     "_memory_object": 2.0,
@@ -79,7 +80,9 @@ LAYERS = {
     "__init__": 7.6,
     # 8: tools
     "_report": 8.0,
-    "inspect": 8.0,
+    "_inspect_types": 8.0,
+    "_inspect": 8.1,
+    "inspect": 8.2,
     "_demo_run": 8.1,
     "_demo_peer": 8.2,
     "_demo_steps": 8.3,

@@ -1,9 +1,7 @@
 from collections.abc import Mapping
-from typing import final
 
 NAMES: tuple[str, ...]
 
-@final
 class SmapsRecord:
     @property
     def start(self) -> int: ...

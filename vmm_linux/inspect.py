@@ -3,28 +3,52 @@
 Everything is what the kernel tells in ``/proc``, as typed data, figures in bytes. Of this process's
 own memory it is told besides which mapping is whose region. Nothing here touches the memory
 it looks at.
+
+``pid`` is a process's id, None for this process. What goes wrong has one exception each, all of
+them ``VmmError``: ``NoSuchProcess``, ``ProcessExited``, ``ZombieProcess``, ``KernelThread``,
+``AccessDenied``, ``UnreadableText``; wrong arguments are ``INVALID_ARGUMENT``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import struct
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntFlag
+from operator import index
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from vmm_linux._features import page_size, user_space_end
-from vmm_linux._smaps import NAMES, SmapsRecord, parse_maps, parse_smaps
-from vmm_linux.errors import Fail, InvalidArgument, InvalidOperation, NoCapability, ResourceNotFound
+from vmm_linux._features import Feature, available, page_size, user_space_end
+from vmm_linux._inspect import (
+    Mapping,
+    close_files,
+    foreign_mapping,
+    has_memory,
+    own_mapping,
+    read_mappings,
+    read_pages,
+    told_flags,
+)
+from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
+from vmm_linux.errors import (
+    RETCODES,
+    Fail,
+    InvalidArgument,
+    InvalidOperation,
+    NoCapability,
+    ResourceNotFound,
+    Retcode,
+    Unimplemented,
+    VmmError,
+    error,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from collections.abc import Mapping as MappingOf
-
-    from vmm_linux.flags import VmmFlags
-    from vmm_linux.states import PageKind, PageState
+    from collections.abc import Generator, Iterable, Iterator
+    from typing import SupportsIndex
 
 __all__ = [
     "AccessDenied",
@@ -41,12 +65,20 @@ __all__ = [
     "UnreadableText",
     "ZombieProcess",
     "at",
+    "close_files",
     "diff",
     "maps",
+    "page_flags_told",
     "pages",
     "rollup",
     "snapshot",
 ]
+
+LAST_PID = (1 << 31) - 1
+PF_KTHREAD = 0x00200000
+"""Of the flags in /proc/PID/stat: a thread of the kernel."""
+SLICE = 1 << 30
+"""Bytes whose pages are looked at one by one before signals are looked for."""
 
 
 class NoSuchProcess(ResourceNotFound, ProcessLookupError):
@@ -54,91 +86,32 @@ class NoSuchProcess(ResourceNotFound, ProcessLookupError):
 
 
 class ProcessExited(NoSuchProcess):
-    """The process ended, or started another program, while it was read."""
+    """It ended, or started another program, while it was read (``RESOURCE_NOT_FOUND``)."""
 
 
 class ZombieProcess(InvalidOperation):
-    """The process has ended and waits for its parent: it has no memory (``INVALID_OPERATION``)."""
+    """It has ended and waits for its parent; it has no memory (``INVALID_OPERATION``)."""
 
 
 class KernelThread(InvalidOperation):
-    """It is a thread of the kernel, which has no memory of its own (``INVALID_OPERATION``)."""
+    """It is a thread of the kernel, without memory of its own (``INVALID_OPERATION``)."""
 
 
 class AccessDenied(NoCapability):
-    """The kernel lets this process not look at that one (``NO_CAPABILITY``)."""
+    """The kernel does not let this process look at that one (``NO_CAPABILITY``)."""
 
 
 class UnreadableText(Fail, ValueError):
-    """The kernel's text has a line that cannot be read; the message holds it (``FAIL``)."""
+    """The kernel's text has a line that cannot be read; the message quotes it (``FAIL``)."""
 
 
-class RegionRun(NamedTuple):
-    """Pages of a region of this process that are alike: what a VMM made there, and meant.
-
-    Attributes:
-        base: start of the region.
-        size: bytes of the region, guard pages not counted.
-        state: ``PageState`` of the pages.
-        kind: ``PageKind`` of the pages: PRIVATE, MDL or GUARD.
-        flags: ``VmmFlags`` of the region, as allocated.
-        protection: ``VmmFlags`` of the access they give, or will give once committed.
-        sid: security id of the MDL buffer, None for other pages.
-    """
-
-    base: int
-    size: int
-    state: PageState
-    kind: PageKind
-    flags: VmmFlags
-    protection: VmmFlags
-    sid: int | None
-
-
-class Mapping:
-    region: RegionRun | None
-    whole: Mapping
-
-    def __init__(self, record: SmapsRecord) -> None:
-        self._record = record
-        self.region = None
-        self.whole = self
-
-    def __getattr__(self, name: str) -> int | None:
-        return getattr(self._record, name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mapping) and self._record == other._record
-
-    def __hash__(self) -> int:
-        return hash(self._record)
-
-    if TYPE_CHECKING:
-
-        @property
-        def start(self) -> int: ...
-        @property
-        def end(self) -> int: ...
-        @property
-        def permissions(self) -> str: ...
-        @property
-        def offset(self) -> int: ...
-        @property
-        def device(self) -> str: ...
-        @property
-        def inode(self) -> int: ...
-        @property
-        def pathname(self) -> str | None: ...
-        @property
-        def deleted(self) -> bool: ...
-        @property
-        def vm_flags(self) -> frozenset[str] | None: ...
-        @property
-        def figures(self) -> MappingOf[str, int]: ...
+# ---- what is told -------------------------------------------------------------------------------
 
 
 class Snapshot(Sequence[Mapping]):
-    """The mappings of a process at one moment, lowest first.
+    """The mappings of a process, lowest first.
+
+    The kernel tells them piece by piece: what the process maps meanwhile may be in it or not.
 
     Attributes:
         pid: the process.
@@ -161,53 +134,56 @@ class Snapshot(Sequence[Mapping]):
     def __iter__(self) -> Iterator[Mapping]:
         return iter(self._mappings)
 
+    def __repr__(self) -> str:
+        return f"<Snapshot of process {self.pid}, {len(self)} mappings>"
+
+    def at(self, va: int) -> Mapping | None:
+        """The mapping that holds an address, None where nothing is mapped.
+
+        Args:
+            va: the address.
+        """
+        place = bisect_right(self, va, key=lambda mapping: mapping.start)
+        mapping = self[place - 1] if place else None
+        return mapping if mapping is not None and va < mapping.end else None
+
+    def wholes(self) -> Iterator[Mapping]:
+        """The kernel's own mappings, each once, not cut at the borders of regions."""
+        end = 0
+        for mapping in self:
+            if mapping.start >= end:
+                whole = mapping.whole
+                end = whole.end
+                yield whole
+
     def total(self, figure: str) -> int:
-        """The sum of a figure (``"rss"``) over the kernel's mappings, each counted once."""
-        wholes = {id(mapping.whole): mapping.whole for mapping in self}
-        return sum(whole.figures.get(figure, 0) for whole in wholes.values())
+        """The sum of a figure over all mappings, each counted once.
 
+        Args:
+            figure: its name, as ``"rss"``. Mappings of which it is not told count as 0.
 
-class PageFlags(IntFlag):
-    """What is known of pages."""
-
-    PRESENT = 0x1
-    SWAPPED = 0x2
-    SHARED = 0x4
-    EXCLUSIVE = 0x8
-    HUGE = 0x10
-    GUARD = 0x20
-    WRITE_PROTECTED = 0x40
-    ZERO = 0x80
-    SOFT_DIRTY = 0x100
-
-
-class PageRun(NamedTuple):
-    """Neighbouring pages that are alike, ``[start, end)``; ``flags`` 0 where nothing is."""
-
-    start: int
-    end: int
-    flags: PageFlags
+        Returns:
+            Bytes.
+        """
+        return sum(whole.figures.get(figure, 0) for whole in self.wholes())
 
 
 class Change(NamedTuple):
-    """One mapping that is in both snapshots and differs.
-
-    Attributes:
-        before: how it was.
-        after: how it is.
-        grown: bytes by which it is longer, below 0 where it shrank.
-        figures: by how many bytes each figure changed, those that did not left out.
-    """
+    """A mapping that is in both snapshots and differs."""
 
     before: Mapping
+    """How it was."""
     after: Mapping
+    """How it is."""
     grown: int
+    """Bytes by which it is longer; below 0 where it shrank."""
     figures: dict[str, int]
+    """By how much each figure changed, in bytes; those that did not are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What happened between two snapshots.
+    """What happened between two snapshots. False where nothing did.
 
     Attributes:
         appeared: mappings that are only in the later one.
@@ -223,87 +199,339 @@ class Difference:
         return bool(self.appeared or self.went or self.changed)
 
 
-def _read(method: str, pid: int | None, name: str) -> bytes:
-    whose = "self" if pid is None else str(pid)
-    try:
-        with open(f"/proc/{whose}/{name}", "rb") as file:
-            return file.read()
-    except FileNotFoundError as reason:
-        raise NoSuchProcess(method, f"there is no process {pid}", errno.ENOENT) from reason
+# ---- questions ----------------------------------------------------------------------------------
 
 
-def snapshot(pid: int | None = None) -> Snapshot:
-    """All mappings of a process with every figure of smaps."""
-    return Snapshot(
-        pid or os.getpid(), [Mapping(r) for r in parse_smaps(_read("snapshot", pid, "smaps"))]
-    )
+def snapshot(pid: SupportsIndex | None = None) -> Snapshot:
+    """All mappings of a process with every figure of smaps.
+
+    Args:
+        pid: the process, None for this one.
+
+    Returns:
+        A sequence of ``Mapping``. This process's are cut at the borders of regions.
+
+    Errors:
+        INVALID_ARGUMENT: ``pid`` is no process id.
+        NoSuchProcess, ProcessExited, ZombieProcess, KernelThread, AccessDenied: see there.
+        UnreadableText: the kernel wrote a line that this package cannot read.
+
+    Source: proc_pid_smaps(5).
+    """
+    return _mappings("snapshot", pid, "smaps")
 
 
-def maps(pid: int | None = None) -> Snapshot:
-    """All mappings of a process without the figures, which cost most of the time."""
-    return Snapshot(
-        pid or os.getpid(), [Mapping(r) for r in parse_maps(_read("maps", pid, "maps"))]
-    )
+def maps(pid: SupportsIndex | None = None) -> Snapshot:
+    """All mappings of a process without figures and flags, which cost most of the time.
+
+    Args and errors: as for ``snapshot``.
+
+    Returns:
+        A sequence of ``Mapping`` whose figures and ``vm_flags`` are None.
+
+    Source: proc_pid_maps(5).
+    """
+    return _mappings("maps", pid, "maps")
 
 
-def at(va: int, pid: int | None = None) -> Mapping | None:
-    """The mapping that holds an address, without figures; None where nothing is mapped."""
-    for mapping in maps(pid):
-        if mapping.start <= va < mapping.end:
-            return mapping
-    return None
+def at(va: SupportsIndex, pid: SupportsIndex | None = None) -> Mapping | None:
+    """The mapping that holds an address, without figures.
+
+    Args:
+        va: the address, a multiple of nothing.
+        pid: the process, None for this one.
+
+    Returns:
+        As in ``maps``; None where nothing is mapped.
+
+    Errors:
+        INVALID_ARGUMENT: ``va`` is not in user space, or ``pid`` is no process id.
+        Others: as for ``snapshot``.
+
+    Source: ioctl PROCMAP_QUERY (Linux 6.11) where the kernel has it, else proc_pid_maps(5).
+    """
+    address = _number("at", "va", va)
+    if not 0 <= address < user_space_end():
+        raise InvalidArgument(
+            "at", f"va is {address:#x}; expected an address below {user_space_end():#x}"
+        )
+    if pid is None or (process := _process("at", pid)) is None:
+        try:
+            found = own_mapping(address)
+        except OSError as reason:
+            raise _refused("at", None, reason) from None
+    else:
+        with _opened("at", process, "maps") as fd:
+            found = foreign_mapping(fd, address)
+    return maps(pid).at(address) if found is NotImplemented else found
 
 
-def rollup(pid: int | None = None) -> Mapping:
-    """The figures of all mappings summed by the kernel (``smaps_rollup``)."""
-    return Mapping(parse_smaps(_read("rollup", pid, "smaps_rollup"))[0])
+def rollup(pid: SupportsIndex | None = None) -> Mapping:
+    """The figures of all mappings of a process, summed by the kernel.
+
+    Args and errors: as for ``snapshot``; UNIMPLEMENTED where the kernel has no smaps_rollup.
+
+    Returns:
+        One ``Mapping`` named ``[rollup]``, from the first mapping's start to the last one's end;
+        ``pss_anon``, ``pss_file`` and ``pss_shmem`` are among its figures.
+
+    Source: proc_pid_smaps(5), smaps_rollup.
+    """
+    process = _process("rollup", pid)
+    with _opened("rollup", process, "smaps_rollup") as fd:
+        found = read_mappings(fd, True, False)
+        if not found:
+            raise _without_memory("rollup", process)
+        return found[0]
 
 
-def pages(va: int, size: int, pid: int | None = None) -> list[PageRun]:
-    """What is known of each page of a range, neighbours that are alike together."""
-    whose = "self" if pid is None else str(pid)
-    page = page_size()
-    runs: list[PageRun] = []
-    with open(f"/proc/{whose}/pagemap", "rb", buffering=0) as file:
-        for at_page in range(va, va + size, page):
-            (entry,) = struct.unpack("Q", os.pread(file.fileno(), 8, at_page // page * 8))
-            flags = PageFlags(0)
-            for bit, flag in (
-                (63, PageFlags.PRESENT),
-                (62, PageFlags.SWAPPED),
-                (61, PageFlags.SHARED),
-                (58, PageFlags.GUARD),
-                (56, PageFlags.EXCLUSIVE),
-            ):
-                if entry >> bit & 1:
-                    flags |= flag
-            if runs and runs[-1].flags == flags:
-                runs[-1] = runs[-1]._replace(end=at_page + page)
-            else:
-                runs.append(PageRun(at_page, at_page + page, flags))
-    return runs
+def pages(
+    va: SupportsIndex,
+    size: SupportsIndex,
+    pid: SupportsIndex | None = None,
+    *,
+    exclusive: bool = False,
+) -> list[PageRun]:
+    """What is known of each page of a range.
+
+    Args:
+        va: where it begins, a multiple of the page size.
+        size: bytes, a multiple of the page size, not 0.
+        pid: the process, None for this one.
+        exclusive: tell ``PageFlags.EXCLUSIVE`` too, for which every page that is present is
+            looked at once more.
+
+    Returns:
+        ``PageRun``s that cover all of the range, neighbours that are alike together. A flag that
+        this kernel cannot tell is never set: see ``page_flags_told``.
+
+    Errors:
+        INVALID_ARGUMENT: a number is not as above, or the range is not in user space.
+        Others: as for ``snapshot``.
+
+    Source: ioctl PAGEMAP_SCAN (Linux 6.7) where the kernel has it, else proc_pid_pagemap(5).
+    """
+    start, end = _range("pages", va, size)
+    process = _process("pages", pid)
+    with _opened("pages", process, "pagemap") as fd:
+        if available(Feature.PAGEMAP_SCAN):
+            found = read_pages(fd, start, end, exclusive)
+        else:
+            found = _joined(start, end, _pages_of_mappings(fd, start, end, pid, exclusive))
+        if process is not None and not has_memory(fd):
+            raise _without_memory("pages", process)
+        return found
 
 
-def diff(before: Snapshot, after: Snapshot) -> Difference:
-    """What appeared, went and changed from one snapshot to another."""
+def page_flags_told(*, exclusive: bool = False) -> PageFlags:
+    """The flags that ``pages`` can tell on this kernel.
 
-    def key(m: Mapping) -> tuple[object, ...]:
-        return (m.start, m.pathname, m.offset, m.inode)
+    Args:
+        exclusive: what ``pages`` is given.
+    """
+    return PageFlags(told_flags(exclusive))
 
-    old = {key(m): m for m in before}
-    new = {key(m): m for m in after}
+
+def diff(before: Iterable[Mapping], after: Iterable[Mapping]) -> Difference:
+    """What appeared, went and changed from one snapshot of a process to another.
+
+    A mapping is the same if it is of the same file (or of none, under the same name) and begins or
+    ends at the same address.
+
+    Args:
+        before: the earlier ``Snapshot``, or any mappings.
+        after: the later one.
+
+    Returns:
+        The ``Difference``; each of its parts by address.
+    """
+    old, new = _by_address(before), _by_address(after)
     changed = []
-    for k, m in old.items():
-        if k in new and new[k] != m:
-            n = new[k]
-            figures = {
-                f: n.figures[f] - v
-                for f, v in m.figures.items()
-                if f in n.figures and n.figures[f] != v
-            }
-            changed.append(Change(m, n, (n.end - n.start) - (m.end - m.start), figures))
-    return Difference(
-        tuple(m for k, m in new.items() if k not in old),
-        tuple(m for k, m in old.items() if k not in new),
-        tuple(changed),
+    for key in (_begin, _finish):
+        earlier = {key(mapping): mapping for mapping in old.values()}
+        for mapping in list(new.values()):
+            if (was := earlier.get(key(mapping))) is not None:
+                del old[was.start], new[mapping.start]
+                if was != mapping:
+                    changed.append(_change(was, mapping))
+    changed.sort(key=lambda change: change.after.start)
+    return Difference(tuple(new.values()), tuple(old.values()), tuple(changed))
+
+
+def _by_address(mappings: Iterable[Mapping]) -> dict[int, Mapping]:
+    return {mapping.start: mapping for mapping in mappings}
+
+
+def _begin(mapping: Mapping) -> tuple[object, ...]:
+    return (mapping.start, mapping.pathname, mapping.device, mapping.inode, mapping.offset)
+
+
+def _finish(mapping: Mapping) -> tuple[object, ...]:
+    return (mapping.end, mapping.pathname, mapping.device, mapping.inode)
+
+
+def _change(before: Mapping, after: Mapping) -> Change:
+    old, new = before.figures, after.figures
+    return Change(
+        before,
+        after,
+        (after.end - after.start) - (before.end - before.start),
+        {name: new[name] - old[name] for name in new if name in old and new[name] != old[name]},
+    )
+
+
+# ---- pages by the entries of pagemap ------------------------------------------------------------
+
+
+def _pages_of_mappings(
+    fd: int, start: int, end: int, pid: SupportsIndex | None, exclusive: bool
+) -> Iterator[PageRun]:
+    """The pages of what is mapped in a range: a hole may have more than can ever be read."""
+    for mapping in maps(pid):
+        low, high = max(start, mapping.start), min(end, mapping.end)
+        while low < high:
+            upto = min(high, low + SLICE)
+            yield from read_pages(fd, low, upto, exclusive)
+            low = upto
+
+
+def _joined(start: int, end: int, runs: Iterable[PageRun]) -> list[PageRun]:
+    """The same with what is between them, neighbours that are alike made one."""
+    nothing = PageFlags(0)
+    found: list[PageRun] = []
+
+    def add(run: PageRun) -> None:
+        if found and found[-1].flags == run.flags:
+            found[-1] = found[-1]._replace(end=run.end)
+        elif run.start < run.end:
+            found.append(run)
+
+    for run in runs:
+        add(PageRun(start, run.start, nothing))
+        add(run)
+        start = run.end
+    add(PageRun(start, end, nothing))
+    return found
+
+
+# ---- arguments ----------------------------------------------------------------------------------
+
+
+def _number(method: str, name: str, value: SupportsIndex) -> int:
+    if isinstance(value, bool):
+        raise InvalidArgument(method, f"{name} is {value}; expected an integer, not a bool")
+    try:
+        return index(value)
+    except TypeError:
+        raise InvalidArgument(
+            method, f"{name} is of type {type(value).__name__}; expected an integer"
+        ) from None
+
+
+def _process(method: str, pid: SupportsIndex | None) -> int | None:
+    """The process that ``/proc`` is to be asked about, None for this one."""
+    if pid is None:
+        return None
+    number = _number(method, "pid", pid)
+    if not 0 < number <= LAST_PID:
+        raise InvalidArgument(method, "pid is not positive and of 32 bits; expected a process id")
+    return None if number == os.getpid() else number
+
+
+def _range(method: str, va: SupportsIndex, size: SupportsIndex) -> tuple[int, int]:
+    start, length, page = _number(method, "va", va), _number(method, "size", size), page_size()
+    if start % page or length % page:
+        raise InvalidArgument(
+            method, f"va {start:#x} or size {length:#x} is no multiple of the page size {page}"
+        )
+    if length <= 0:
+        raise InvalidArgument(method, f"size is {length}; expected a page or more")
+    if start < 0 or start + length > user_space_end():
+        raise InvalidArgument(
+            method,
+            f"[{start:#x}, {start + length:#x}) is not in user space, [0, {user_space_end():#x})",
+        )
+    return start, start + length
+
+
+# ---- reading, and what can go wrong -------------------------------------------------------------
+
+
+def _mappings(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
+    process = _process(method, pid)
+    with _opened(method, process, name) as fd:
+        found = read_mappings(fd, name == "smaps", process is None)
+        # A process that ends or starts another program is told up to there, as if that were all.
+        # The file still stands for what it was opened for, and has nothing to tell any more.
+        if process is not None and (not found or not os.pread(fd, 1, 0)):
+            raise _without_memory(method, process, begun=bool(found))
+    return Snapshot(os.getpid() if process is None else process, found)
+
+
+@contextlib.contextmanager
+def _opened(method: str, pid: int | None, name: str) -> Generator[int]:
+    """A file of ``/proc/PID``, open for reading; what the kernel refuses as an exception of ours."""
+    fd = None
+    try:
+        fd = os.open(f"/proc/{pid or 'self'}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        yield fd
+    except VmmError:
+        raise
+    except OSError as reason:
+        raise _refused(method, pid, reason) from None
+    except ValueError as reason:
+        raise UnreadableText(
+            method, f"what the kernel tells of {_named(pid)} cannot be read: {reason}"
+        ) from None
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _named(pid: int | None) -> str:
+    return "this process" if pid is None else f"process {pid}"
+
+
+def _refused(method: str, pid: int | None, reason: OSError) -> VmmError:
+    """What an errno of ``/proc`` means."""
+    number = reason.errno or errno.EIO
+    if number in (errno.EACCES, errno.EPERM):
+        return AccessDenied(
+            method,
+            f"the kernel does not let this process look at {_named(pid)}; be its user or root "
+            "(ptrace(2), CAP_SYS_PTRACE)",
+            number,
+        )
+    if number == errno.ENOENT and Path(f"/proc/{pid or 'self'}").exists():
+        return Unimplemented(method, f"this kernel has no {reason.filename}", number)
+    if pid is not None and number in (errno.ENOENT, errno.ESRCH):
+        return _without_memory(method, pid)
+    return error(
+        RETCODES.get(number, Retcode.FAIL),
+        method,
+        f"the kernel did not tell about {_named(pid)}: {reason.strerror}",
+        number,
+    )
+
+
+def _without_memory(method: str, pid: int | None, *, begun: bool = False) -> VmmError:
+    """Why a process has nothing to tell; ``begun``: it had when it was opened."""
+    try:
+        stat = Path(f"/proc/{pid or 'self'}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        stat = b""
+    # The program's name is in parentheses, and may have some.
+    state, *fields = stat.rpartition(b")")[2].split() or [b""]
+    if stat and int(fields[5]) & PF_KTHREAD:
+        return KernelThread(method, f"{pid} is a thread of the kernel; it has no memory of its own")
+    if begun or state not in (b"", b"Z", b"X"):
+        return ProcessExited(
+            method,
+            f"process {pid} ended, or started another program, while it was read",
+            errno.ESRCH,
+        )
+    if not stat:
+        return NoSuchProcess(method, f"there is no process {pid}", errno.ESRCH)
+    return ZombieProcess(
+        method, f"process {pid} has ended and waits for its parent; it has no memory any more"
     )

@@ -1,5 +1,9 @@
 """The life of a VMM (see ``_client.pyx``)."""
 
+from libc.stdint cimport uintptr_t
+from libcpp.vector cimport vector
+
+from vmm_linux._location cimport Intent
 from vmm_linux._mdl cimport BufferSpace
 from vmm_linux._own_process cimport OwnProcess
 
@@ -14,6 +18,8 @@ cdef class Client:
     cdef int warn_if_open(self) except -1
 
 cdef int refuse_closed(str method) except -1
+cdef bint intent_of_any(uintptr_t va, Intent *intent) except -1
+cdef int add_intents_of_all(vector[Intent] *intents) except -1
 
 
 cdef inline int check_open(Client self, str method) except -1:

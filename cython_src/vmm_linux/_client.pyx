@@ -1,9 +1,12 @@
 """The life of a VMM: made, closed, warned of when nobody closes it."""
 
+from cpython.object cimport PyObject
 from libc.stdint cimport uintptr_t
+from libcpp.vector cimport vector
 
 from vmm_linux._answer cimport CLOSE, Request
 from vmm_linux._arguments cimport request_of
+from vmm_linux._location cimport Intent, add_intents, intent_at
 from vmm_linux._mdl cimport BufferSpace
 from vmm_linux._own_process cimport OwnProcess
 
@@ -14,6 +17,9 @@ import warnings
 import weakref
 
 from vmm_linux.errors import InvalidOperation
+
+cdef extern from "Python.h":
+    PyObject *PyWeakref_GetObject(object)
 
 
 cdef class Client:
@@ -28,7 +34,10 @@ cdef class Client:
         caller = sys._getframe()
         self.made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
         self.made_by = os.getpid()
-        STILL_OPEN.add(self)
+        ALL[<uintptr_t><PyObject *>self] = weakref.ref(self)
+
+    def __dealloc__(self):
+        ALL.pop(<uintptr_t><PyObject *>self, None)
 
     def __init__(self):
         """Make a VMM without regions. It asks the kernel for nothing yet."""
@@ -96,12 +105,62 @@ cdef int refuse_closed(str method) except -1:
     raise InvalidOperation(method, "this VMM is closed; make another one")
 
 
-STILL_OPEN = weakref.WeakSet()
+# Weak references to every VMM there is, by its address: a WeakSet takes as long to walk through
+# as a whole question to the kernel.
+cdef dict ALL = {}
+
+
+cdef list every_vmm():
+    """Every VMM there is, closed ones too."""
+    cdef list found = []
+    cdef object vmm
+    for reference in list(ALL.values()):
+        vmm = <object>PyWeakref_GetObject(reference)
+        if vmm is not None:
+            found.append(vmm)
+    return found
+
+
+cdef bint intent_of_any(uintptr_t va, Intent *intent) except -1:
+    """What a VMM of this process made of the pages around ``va``.
+
+    False where none made any: then only ``start`` and ``end`` of that are told.
+    """
+    cdef Client vmm
+    cdef bint found
+    cdef uintptr_t start = 0
+    cdef uintptr_t end = <uintptr_t>-1
+    for vmm in every_vmm() if ALL else ():
+        vmm.space.enter()
+        found = False
+        if not vmm.space.closed:
+            found = intent_at(vmm.space.ledger, va, intent)
+            start = max(start, intent.start)
+            end = min(end, intent.end)
+        vmm.space.leave()
+        if found:
+            return True
+    intent.start = start
+    intent.end = end
+    return False
+
+
+cdef int add_intents_of_all(vector[Intent] *intents) except -1:
+    """Adds what every VMM of this process made, each read at one moment."""
+    cdef Client vmm
+    for vmm in every_vmm():
+        vmm.space.enter()
+        try:
+            if not vmm.space.closed:
+                add_intents(vmm.space.ledger, intents)
+        finally:
+            vmm.space.leave()
+    return 0
 
 
 @atexit.register
 def _warn_of_open_vmms():
     """Warn of every VMM that is still open when the interpreter exits."""
     cdef Client vmm
-    for vmm in list(STILL_OPEN):
+    for vmm in every_vmm():
         vmm.warn_if_open()

@@ -1,9 +1,11 @@
 """What the ledger says of one page: whose it is, and what is around it that is alike."""
 
 from cython.operator cimport dereference, predecrement, preincrement
+from libcpp.vector cimport vector
 
 from vmm_linux cimport _features
 from vmm_linux._ledger cimport Regions, Run, Runs
+from vmm_linux._memory_object cimport memory_object_sid
 from vmm_linux._vocabulary cimport (
     KIND_FREE,
     KIND_GUARD,
@@ -64,3 +66,68 @@ cdef Location locate(Ledger ledger, uintptr_t va) noexcept nogil:
 cdef bint looks_like(const Run &run, const Location &where) noexcept nogil:
     """Whether a run has the state and the protection of the page."""
     return run.state == where.state and run.protection == where.protection
+
+
+cdef bint intent_at(Ledger ledger, uintptr_t va, Intent *intent) noexcept nogil:
+    """The pages around ``va`` that are alike, kind and buffer included. The caller holds the mutex.
+
+    False where none of this VMM's are: then only ``start`` and ``end`` of that are told.
+    """
+    cdef Location where = locate(ledger, va)
+    cdef Runs.iterator run, neighbour
+    if where.kind == KIND_FREE:
+        intent.start = where.base
+        intent.end = where.end
+        return False
+    intent.start = where.run_start
+    intent.end = where.run_end
+    intent.base = where.base
+    intent.limit = where.end
+    intent.flags = where.flags
+    intent.kind = where.kind
+    intent.state = where.state
+    intent.protection = where.protection
+    intent.sid = 0
+    if where.kind == KIND_GUARD:
+        return True
+    if where.buffer != NULL and memory_object_sid(where.buffer, &intent.sid) < 0:
+        intent.sid = 0
+    run = neighbour = ledger.run_at(va)
+    while dereference(neighbour).first > where.run_start:
+        predecrement(neighbour)
+        if not is_of_the_same(dereference(neighbour).second, dereference(run).second):
+            intent.start = dereference(neighbour).second.end
+            break
+    neighbour = run
+    while dereference(neighbour).second.end < where.run_end:
+        preincrement(neighbour)
+        if not is_of_the_same(dereference(neighbour).second, dereference(run).second):
+            intent.end = dereference(neighbour).first
+            break
+    return True
+
+
+cdef bint is_of_the_same(const Run &run, const Run &other) noexcept nogil:
+    """Whether two runs are of one kind, and of one buffer."""
+    return run.kind == other.kind and run.backing == other.backing
+
+
+cdef int add_intents(Ledger ledger, vector[Intent] *intents) except -1:
+    """Adds what ``intent_at`` tells of every page. The caller holds the mutex, and the GIL: nothing
+    here waits for it, not even to raise MemoryError."""
+    cdef size_t page = _features.page_size()
+    cdef Regions.iterator region = ledger.regions.begin()
+    cdef Intent intent
+    cdef uintptr_t va, end
+    while region != ledger.regions.end():
+        va = dereference(region).first
+        end = dereference(region).second.end
+        if dereference(region).second.low_guard:
+            va -= page
+        if dereference(region).second.high_guard:
+            end += page
+        while va < end and intent_at(ledger, va, &intent):
+            intents.push_back(intent)
+            va = intent.end
+        preincrement(region)
+    return 0

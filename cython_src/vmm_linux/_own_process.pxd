@@ -6,6 +6,7 @@ run at the same time: the caller holds a lock.
 
 from libc.stdint cimport int8_t, uint32_t, uint64_t, uintptr_t
 
+from vmm_linux cimport _syscalls
 from vmm_linux._maps_text cimport Text
 
 cdef struct Span:
@@ -42,6 +43,8 @@ cdef class OwnProcess:
     cdef Text lines
 
     cdef int span_at(self, uintptr_t va, Span *span) noexcept nogil
+    cdef int name_at(self, uintptr_t va, _syscalls.ProcmapQuery *query, char *name,
+                     size_t room) noexcept nogil
     cdef int page_at(self, uintptr_t va, PageFacts *facts) noexcept nogil
     cdef int smaps_text_at(self, uintptr_t va, Text *text) noexcept nogil
     cdef void release(self) noexcept nogil
@@ -52,3 +55,6 @@ cdef class OwnProcess:
     cdef int span_by_text(self, uintptr_t va, Span *span) noexcept nogil
     cdef int facts_by_scan(self, uintptr_t va, PageFacts *facts) noexcept nogil
     cdef int facts_by_pagemap(self, uintptr_t va, PageFacts *facts) noexcept nogil
+
+cdef int query_with_name(int fd, uintptr_t va, _syscalls.ProcmapQuery *query, char *name,
+                         size_t room) noexcept nogil

@@ -10,7 +10,7 @@ import os
 from cython cimport final
 from libc.errno cimport (
     EACCES, EBADF, EBADMSG, EBUSY, EINVAL, ENOENT, ENOMEM, ENOTTY, EPERM)
-from libc.stdint cimport intptr_t, uint64_t, uintptr_t
+from libc.stdint cimport intptr_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, memset
 
 from vmm_linux cimport _features, _fork, _syscalls
@@ -235,6 +235,21 @@ cdef class OwnProcess:
         fill_span(span, before, _features.user_space_end(), False)
         return 0
 
+    cdef int name_at(self, uintptr_t va, _syscalls.ProcmapQuery *query, char *name,
+                     size_t room) noexcept nogil:
+        """:func:`query_with_name` for this process."""
+        cdef int result
+        self.notice_fork()
+        result = ensure_open(&self.maps, b"/proc/self/maps")
+        if result >= 0:
+            result = query_with_name(result, va, query, name, room)
+            if result == -ENOTTY or result == -EBADF:
+                self.maps.fd = -1
+                result = ensure_open(&self.maps, b"/proc/self/maps")
+                if result >= 0:
+                    result = query_with_name(result, va, query, name, room)
+        return result
+
     # -- one page
 
     cdef int page_at(self, uintptr_t va, PageFacts *facts) noexcept nogil:
@@ -422,6 +437,21 @@ cdef inline int query_mapping(int fd, uintptr_t va,
     query.size = sizeof(_syscalls.ProcmapQuery)
     query.query_flags = _syscalls.PROCMAP_COVERING_OR_NEXT
     query.query_addr = va
+    return _syscalls.procmap_query(fd, query)
+
+
+cdef int query_with_name(int fd, uintptr_t va, _syscalls.ProcmapQuery *query, char *name,
+                         size_t room) noexcept nogil:
+    """The mapping that covers ``va`` and its name, with a zero at the end; -ENOENT for a hole.
+
+    A name too long for the room is -ENAMETOOLONG. Unlike the text of maps, the name has its
+    newlines as they are.
+    """
+    memset(query, 0, sizeof(_syscalls.ProcmapQuery))
+    query.size = sizeof(_syscalls.ProcmapQuery)
+    query.query_addr = va
+    query.vma_name_addr = <uint64_t>name
+    query.vma_name_size = <uint32_t>room
     return _syscalls.procmap_query(fd, query)
 
 

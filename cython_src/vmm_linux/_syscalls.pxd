@@ -119,9 +119,11 @@ cdef extern from *:
     };
     struct vmm_page_region { uint64_t start, end, categories; };
     #define VMM_PAGEMAP_SCAN _IOWR('f', 16, struct vmm_pm_scan_arg)
+    #define VMM_PAGE_IS_WRITTEN (1u << 1)
     #define VMM_PAGE_IS_FILE    (1u << 2)
     #define VMM_PAGE_IS_PRESENT (1u << 3)
     #define VMM_PAGE_IS_SWAPPED (1u << 4)
+    #define VMM_PAGE_IS_PFNZERO (1u << 5)
     #define VMM_PAGE_IS_HUGE    (1u << 6)
     #define VMM_PAGE_IS_GUARD   (1u << 8)       /* newer than PAGEMAP_SCAN itself */
     """
@@ -137,9 +139,11 @@ cdef extern from *:
         uint64_t start, end, categories
     enum:
         PROCMAP_COVERING_OR_NEXT "VMM_PROCMAP_COVERING_OR_NEXT"
+        PAGE_IS_WRITTEN "VMM_PAGE_IS_WRITTEN"
         PAGE_IS_FILE "VMM_PAGE_IS_FILE"
         PAGE_IS_PRESENT "VMM_PAGE_IS_PRESENT"
         PAGE_IS_SWAPPED "VMM_PAGE_IS_SWAPPED"
+        PAGE_IS_PFNZERO "VMM_PAGE_IS_PFNZERO"
         PAGE_IS_HUGE "VMM_PAGE_IS_HUGE"
         PAGE_IS_GUARD "VMM_PAGE_IS_GUARD"
 
