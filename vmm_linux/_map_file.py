@@ -4,14 +4,16 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping as Object
+from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from vmm_linux._map_model import Entry, Picture, escaped
-from vmm_linux._smaps import parse_smaps
-from vmm_linux.inspect import Mapping as MappingOfMemory
-from vmm_linux.inspect import Snapshot
+from vmm_linux.flags import VmmFlags
+from vmm_linux.inspect import Mapping, Snapshot
+from vmm_linux.states import PageKind, PageState
 
 __all__ = ["Saved", "UnfitMapError", "as_csv", "as_json", "load", "record_of"]
 
@@ -31,29 +33,9 @@ FIXED = (
     "region",
     "cut_from",
     "vm_flags",
+    "committed",
+    "resident",
 )
-#: Names go into the kernel's text as they came out of it.
-AS_IN_NAMES = ("utf-8", "surrogateescape")
-#: Labels of which snake case does not tell the capitals.
-LABELS = {
-    "kernel_page_size": "KernelPageSize",
-    "mmu_page_size": "MMUPageSize",
-    "pss_dirty": "Pss_Dirty",
-    "shared_clean": "Shared_Clean",
-    "shared_dirty": "Shared_Dirty",
-    "private_clean": "Private_Clean",
-    "private_dirty": "Private_Dirty",
-    "ksm": "KSM",
-    "lazy_free": "LazyFree",
-    "anon_huge_pages": "AnonHugePages",
-    "shmem_pmd_mapped": "ShmemPmdMapped",
-    "file_pmd_mapped": "FilePmdMapped",
-    "shared_hugetlb": "Shared_Hugetlb",
-    "private_hugetlb": "Private_Hugetlb",
-    "swap_pss": "SwapPss",
-}
-#: Figures that are no sizes.
-PLAIN = {"thp_eligible": "THPeligible", "protection_key": "ProtectionKey"}
 END_OF_ADDRESSES = 1 << 64
 
 T = TypeVar("T")
@@ -62,12 +44,14 @@ T = TypeVar("T")
 # ---- written ------------------------------------------------------------------------------------
 
 
-def record_of(mapping: MappingOfMemory, group: str | None) -> dict[str, Any]:
+def record_of(mapping: Mapping, group: str | None) -> dict[str, Any]:
     """A record as JSON has it: every figure under its own name, in bytes.
 
-    The figures of a part of a mapping are the whole mapping's; ``cut_from`` tells its borders.
+    The kernel tells figures of its own mappings alone: a part of one has few, and ``cut_from`` is
+    the record of the whole.
     """
     region, whole = mapping.region, mapping.whole
+    figures = {name: value for name, value in mapping.figures.items() if name not in FIXED}
     return {
         "start": mapping.start,
         "end": mapping.end,
@@ -85,14 +69,20 @@ def record_of(mapping: MappingOfMemory, group: str | None) -> dict[str, Any]:
             "size": region.size,
             "state": region.state.name,
             "kind": region.kind.name,
-            "flags": region.flags.name or "0",
-            "protection": region.protection.name or "0",
+            "flags": region.flags.name or "",
+            "protection": region.protection.name or "",
             "sid": region.sid,
         },
-        "cut_from": None if whole is mapping else {"start": whole.start, "end": whole.end},
+        "cut_from": None if whole is mapping else record_of(whole, None),
         "vm_flags": None if mapping.vm_flags is None else sorted(mapping.vm_flags),
-        **{name: value for name, value in mapping.figures.items() if name not in FIXED},
+        **figures,
     }
+
+
+def record_of_entry(entry: Entry) -> dict[str, Any]:
+    """A record, and what is counted of a part too: bytes committed and resident."""
+    record = record_of(entry.mapping, entry.group)
+    return {**record, "committed": entry.committed, "resident": entry.resident}
 
 
 def as_json(picture: Picture) -> str:
@@ -122,7 +112,7 @@ def as_json(picture: Picture) -> str:
                     }
                     for group in picture.groups
                 ],
-                "mappings": [record_of(entry.mapping, entry.group) for entry in picture.entries],
+                "mappings": [record_of_entry(entry) for entry in picture.entries],
             },
             indent=1,
         )
@@ -146,7 +136,7 @@ def as_csv(picture: Picture) -> str:
 
 def flat(entry: Entry) -> dict[str, str | int]:
     """A record in cells."""
-    record = record_of(entry.mapping, entry.group)
+    record = record_of_entry(entry)
     region, cut, flags = record.pop("region"), record.pop("cut_from"), record.pop("vm_flags")
     record["pathname"] = escaped(record["pathname"] or "")
     record["vm_flags"] = " ".join(flags or ())
@@ -172,7 +162,7 @@ class Saved(Snapshot):
         taken: when, as the file says it.
     """
 
-    def __init__(self, pid: int, taken: str, mappings: list[MappingOfMemory]) -> None:
+    def __init__(self, pid: int, taken: str, mappings: list[Mapping]) -> None:
         super().__init__(pid, mappings)
         self.taken = taken
 
@@ -192,7 +182,7 @@ def load(path: str) -> Saved:
     pid = member(found, "pid", "", number)
     taken = member(found, "taken", "", text)
     rows = member(found, "mappings", "", listed)
-    mappings: list[MappingOfMemory] = []
+    mappings: list[Mapping] = []
     for index, row in enumerate(rows):
         where = f"mappings[{index}]"
         mapping = read_record(row, where)
@@ -252,16 +242,21 @@ def listed(value: object, where: str) -> list[object]:
 def member(row: object, name: str, where: str, kind: Callable[[object, str], T]) -> T:
     """A member of an object."""
     place = f"{where}.{name}" if where else name
-    if not isinstance(row, Mapping):
+    if not isinstance(row, Object):
         refuse(where, "an object", row)
     if name not in row:
         raise UnfitMapError(f"is no map: {place} is missing")
     return kind(row[name], place)
 
 
-def optional_text(value: object, where: str) -> str:
-    """A text; null is none."""
-    return "" if value is None else text(value, where)
+def optional_text(value: object, where: str) -> str | None:
+    """A text, or null."""
+    return None if value is None else text(value, where)
+
+
+def anything(value: object, _where: str) -> object:
+    """Whatever it is."""
+    return value
 
 
 def truth(value: object, where: str) -> bool:
@@ -271,46 +266,103 @@ def truth(value: object, where: str) -> bool:
     return value
 
 
-def read_record(row: object, where: str) -> MappingOfMemory:
-    """A mapping of a file: written as the kernel writes it, it is read by the parser for that."""
+def read_record(row: object, where: str) -> Mapping:
+    """A mapping of a file."""
     start, end, offset, inode = (
         member(row, name, where, number) for name in ("start", "end", "offset", "inode")
     )
     if start >= end:
         refuse(f"{where}.end", f"above the start, {start}", end)
-    name = member(row, "pathname", where, optional_text)
     member(row, "deleted", where, truth)  # which the name says too
-    head = (
-        f"{start:x}-{end:x} {member(row, 'permissions', where, text)} {offset:08x} "
-        f"{member(row, 'device', where, text)} {inode} {name}"
-    )
-    if "\0" in head:
-        refuse(f"{where}.pathname", "a name without NUL", name)
-    lines = [head.replace("\n", "\\012"), *figure_lines(row, where)]
-    flags = row.get("vm_flags") if isinstance(row, Mapping) else None
-    if flags is not None:
-        names = [text(flag, f"{where}.vm_flags") for flag in listed(flags, f"{where}.vm_flags")]
-        lines.append(" ".join(["VmFlags:", *names]))
+    values = {
+        "start": start,
+        "end": end,
+        "permissions": member(row, "permissions", where, PERMISSIONS),
+        "offset": offset,
+        "device": member(row, "device", where, DEVICE),
+        "inode": inode,
+        "pathname": member(row, "pathname", where, optional_text),
+        "vm_flags": member(row, "vm_flags", where, flags_of),
+        "region": member(row, "region", where, region_of),
+        "whole": None,
+        "figures": figures_of(row, where),
+    }
+    if (whole := member(row, "cut_from", where, anything)) is not None:
+        values["whole"] = read_whole(whole, f"{where}.cut_from").as_dict()
     try:
-        (record,) = parse_smaps("".join(f"{line}\n" for line in lines).encode(*AS_IN_NAMES))
-    except ValueError as error:
+        return Mapping.from_dict(values)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnfitMapError(f"is no map: {where}: {escaped(str(error))}") from error
-    return MappingOfMemory(record)
 
 
-def figure_lines(row: object, where: str) -> list[str]:
-    """The figures of a record as lines of smaps."""
-    lines = []
-    for name, value in row.items() if isinstance(row, Mapping) else ():
-        if name in FIXED:
+def read_whole(row: object, where: str) -> Mapping:
+    """The record that a part was cut from, which is no part itself."""
+    if member(row, "cut_from", where, anything) is not None:
+        refuse(f"{where}.cut_from", "null", "a record")
+    return read_record(row, where)
+
+
+def matching(pattern: str, wanted: str) -> Callable[[object, str], str]:
+    """What takes a text of a form."""
+
+    def check(value: object, where: str) -> str:
+        if not re.fullmatch(pattern, text(value, where)):
+            refuse(where, wanted, value)
+        return text(value, where)
+
+    return check
+
+
+PERMISSIONS = matching(r"[r-][w-][x-][sp]", "permissions as 'rw-p'")
+DEVICE = matching(r"[0-9a-f]{2,8}:[0-9a-f]{2,8}", "a device as '08:01'")
+FLAG = matching(r"[ -~]{2}", "a flag of two letters")
+
+
+def flags_of(value: object, where: str) -> list[str] | None:
+    """The kernel's flags; null is unknown."""
+    if value is None:
+        return None
+    return [FLAG(flag, f"{where}[{index}]") for index, flag in enumerate(listed(value, where))]
+
+
+def figures_of(row: object, where: str) -> dict[str, int]:
+    """Everything else: figures, those of newer kernels too."""
+    figures = {}
+    for name, value in row.items() if isinstance(row, Object) else ():
+        if name in FIXED or value is None:
             continue
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise UnfitMapError(f"is no map: {where}: {json.dumps(name)[:60]} is no figure's name")
-        size = number(value, f"{where}.{name}")
-        if name in PLAIN:
-            lines.append(f"{PLAIN[name]}: {size}")
-        elif size % 1024:
-            refuse(f"{where}.{name}", "a multiple of 1024, as sizes of the kernel are", size)
-        else:
-            lines.append(f"{LABELS.get(name, name.capitalize())}: {size // 1024} kB")
-    return lines
+        figures[name] = number(value, f"{where}.{name}")
+    return figures
+
+
+def region_of(value: object, where: str) -> dict[str, int | None] | None:
+    """What a region is, as numbers; null is none."""
+    if value is None:
+        return None
+    return {
+        "base": member(value, "base", where, number),
+        "size": member(value, "size", where, number),
+        "state": member(value, "state", where, named(PageState)),
+        "kind": member(value, "kind", where, named(PageKind)),
+        "flags": member(value, "flags", where, named(VmmFlags)),
+        "protection": member(value, "protection", where, named(VmmFlags)),
+        "sid": None
+        if member(value, "sid", where, anything) is None
+        else member(value, "sid", where, number),
+    }
+
+
+def named(kind: type[IntEnum | IntFlag]) -> Callable[[object, str], int]:
+    """What takes names of members of an enumeration, with | between them."""
+
+    def check(value: object, where: str) -> int:
+        total = 0
+        for name in filter(None, text(value, where).split("|")):
+            if name not in kind.__members__:
+                refuse(where, f"a {kind.__name__}", value)
+            total |= kind[name]
+        return total
+
+    return check

@@ -159,7 +159,7 @@ def take(pid: int | None) -> Picture:
     """
     snapshot = inspect.snapshot(pid)
     program, command = words_of(snapshot.pid)
-    entries = entries_of(snapshot, pid)
+    entries = entries_of(list(snapshot), pid)
     totals = {
         name: sum(getattr(entry, name) for entry in entries) for name in ("reserved", "committed")
     }
@@ -179,7 +179,7 @@ def words_of(pid: int) -> tuple[str, str]:
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         program = process.name()
-        command = " ".join(process.cmdline())
+        command = " ".join(word for word in process.cmdline() if word)
     return program, command
 
 
@@ -263,24 +263,25 @@ def is_nameless(mapping: Mapping) -> bool:
 def entry_of(mapping: Mapping, group: str, pid: int | None) -> Entry:
     """A mapping with its sums."""
     size = mapping.end - mapping.start
-    figures = mapping.figures
+    committed = size if is_committed(mapping) else 0
+    figures = mapping.whole.figures
     resident, pss = figures.get("rss", 0), figures.get("pss", 0)
     swapped = figures.get("swap", 0)
     if mapping.whole is not mapping and resident + swapped:
-        part, swapped = counted(mapping, pid)
+        part, swapped = counted(mapping, pid) if committed else (0, 0)
         pss = pss * part // resident if resident else 0
         resident = part
-    return Entry(mapping, group, size, size if is_committed(mapping) else 0, resident, pss, swapped)
+    return Entry(mapping, group, size, committed, resident, pss, swapped)
 
 
 def counted(mapping: Mapping, pid: int | None) -> tuple[int, int]:
     """Bytes present and swapped, counted page by page: smaps tells of whole mappings alone."""
     present = swapped = 0
     for run in inspect.pages(mapping.start, mapping.end - mapping.start, pid):
-        if run.flags & PageFlags.PRESENT:
-            present += run.end - run.start
-        elif run.flags & PageFlags.SWAPPED:
+        if run.flags & PageFlags.SWAPPED:
             swapped += run.end - run.start
+        elif run.flags & PageFlags.PRESENT and not run.flags & PageFlags.ZERO:
+            present += run.end - run.start
     return present, swapped
 
 

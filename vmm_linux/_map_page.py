@@ -6,17 +6,20 @@ from importlib import resources
 from typing import Any
 
 from vmm_linux import inspect
+from vmm_linux._features import Feature, available
 from vmm_linux._map_model import Entry, Picture, escaped, name_of
 from vmm_linux._report import human
 from vmm_linux.errors import VmmError
-from vmm_linux.inspect import PageFlags
+from vmm_linux.inspect import Mapping, PageFlags
 
 __all__ = ["page_of"]
 
-#: What is looked at page by page in all, at most, in bytes of addresses: where memory is resident.
-SCANNED_AT_MOST = 64 << 30
-#: In one piece, so that a look can end where all that is resident was found.
+#: What is looked at page by page in all, at most, in bytes: of memory where the kernel skips what
+#: has none (PAGEMAP_SCAN looks through empty terabytes in microseconds), else of addresses.
+LOOKED_AT_MOST = 64 << 30
+#: Addresses in one look, at first; a look that finds little makes the next one twice as long.
 PIECE = 1 << 30
+LITTLE = 1000
 #: Runs of like pages in the page, at most.
 RUNS_AT_MOST = 200_000
 
@@ -60,7 +63,7 @@ def data_of(picture: Picture, pid: int | None) -> dict[str, Any]:
         "page_size": picture.page_size,
         "totals": picture.totals,
         "scanned": scanned,
-        "fields": [*fixed, *names, "vm_flags"],
+        "fields": [*fixed, *names, "vm_flags", "region"],
         "in_bytes": [name for name in names if name not in NO_SIZES],
         "groups": [
             {
@@ -96,13 +99,21 @@ def mapping_of(
         "end": mapping.end // page,
         "group": group,
         "name": name,
-        "label": name.rsplit("/", 1)[-1] if name.startswith("/") else name,
+        "label": name.rsplit("/", 1)[-1] if entry.group in {"libraries", "files"} else name,
         "size": entry.reserved,
         "committed": entry.committed,
         "resident": entry.resident,
-        "record": [*record, " ".join(sorted(mapping.vm_flags or ()))],
+        "record": [*record, " ".join(sorted(mapping.vm_flags or ())), region_words(mapping)],
         "pages": strip,
     }
+
+
+def region_words(mapping: Mapping) -> str:
+    """What the package meant with a mapping of its own, in a few words."""
+    region = mapping.region
+    if region is None:
+        return ""
+    return f"{region.state.name}, {region.protection.name or 'no access'}"
 
 
 FIXED_TEXT = {"permissions", "offset", "device", "inode", "pathname"}
@@ -118,7 +129,7 @@ def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str
     with the most memory are looked at first, as far as the bounds go; None where nobody looked.
     """
     strips: list[Runs | None] = [
-        [] if entry.resident + entry.swapped == 0 and not has_guards(entry) else None
+        None if entry.resident + entry.swapped or has_guards(entry) else []
         for entry in picture.entries
     ]
     wanted = [number for number, strip in enumerate(strips) if strip is None]
@@ -133,7 +144,7 @@ def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str
     if missed:
         return strips, (
             f"the {len(strips) - missed} mappings with the most memory "
-            f"({missed} left out: at most {human(SCANNED_AT_MOST)} and {RUNS_AT_MOST} runs are "
+            f"({missed} left out: at most {human(LOOKED_AT_MOST)} and {RUNS_AT_MOST} runs are "
             "looked at)"
         )
     return strips, "all looked at"
@@ -141,37 +152,34 @@ def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str
 
 def has_guards(entry: Entry) -> bool:
     """Whether pages may be guards, which are no memory and yet worth to be seen."""
-    return "gu" in (entry.mapping.vm_flags or ()) and entry.reserved <= PIECE
+    return "gu" in (entry.mapping.whole.vm_flags or ())
 
 
 class Budget:
     """What may still be looked at."""
 
     def __init__(self) -> None:
-        self.bytes = SCANNED_AT_MOST
+        self.bytes = LOOKED_AT_MOST
         self.runs = RUNS_AT_MOST
+        self.skips = available(Feature.PAGEMAP_SCAN)
 
     def scan(self, entry: Entry, pid: int | None, page: int) -> Runs | None:
         """The runs of a mapping; None if that would go beyond the bounds."""
-        start, end = entry.mapping.start, entry.mapping.end
-        missing = entry.resident + entry.swapped
+        self.bytes -= entry.resident + entry.swapped if self.skips else entry.reserved
+        if self.bytes < 0:
+            return None
         found: Runs = []
-        at = start
-        while at < end and (missing > 0 or has_guards(entry)):
-            size = min(PIECE, end - at)
-            self.bytes -= size
-            if self.bytes < 0:
-                return None
-            for run in inspect.pages(at, size, pid):
-                flags = flags_of(run.flags)
-                if flags:
-                    found.append(
-                        ((run.start - start) // page, (run.end - run.start) // page, flags)
-                    )
-                if flags & (PRESENT | SWAPPED):
-                    missing -= run.end - run.start
+        at, piece, start = entry.mapping.start, PIECE, entry.mapping.start
+        while at < entry.mapping.end:
+            size = min(piece, entry.mapping.end - at)
+            runs = inspect.pages(at, size, pid, exclusive=True)
+            for run in runs:
+                if flags := flags_of(run.flags):
+                    count = (run.end - run.start) // page
+                    found.append(((run.start - start) // page, count, flags))
             if len(found) > self.runs:
                 return None
+            piece = piece * 2 if self.skips and len(runs) < LITTLE else PIECE
             at += size
         self.runs -= len(found)
         return found
@@ -185,6 +193,5 @@ def flags_of(flags: PageFlags) -> int:
         return SWAPPED
     if not flags & PageFlags.PRESENT:
         return 0
-    # A page of a file is shared with the file; one that nobody else maps is this process's alone.
-    shared = 0 if flags & PageFlags.EXCLUSIVE or not flags & PageFlags.SHARED else SHARED
+    shared = 0 if flags & PageFlags.EXCLUSIVE else SHARED
     return PRESENT | shared | (HUGE if flags & PageFlags.HUGE else 0)

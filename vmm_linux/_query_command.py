@@ -9,7 +9,7 @@ from typing import Any
 
 from vmm_linux import VmmError, inspect
 from vmm_linux._map_command import demonstration, process_id
-from vmm_linux._map_file import PLAIN, record_of
+from vmm_linux._map_file import record_of
 from vmm_linux._map_model import escaped, name_of
 from vmm_linux._report import human
 from vmm_linux.inspect import Mapping, PageFlags
@@ -81,14 +81,14 @@ def look(va: int, pid: int | None) -> dict[str, Any]:
         "mapping": None,
         "hole": None,
     }
-    found = next((mapping for mapping in snapshot if mapping.start <= va < mapping.end), None)
+    found = snapshot.at(va)
     if found is None:
         answer["hole"] = hole(snapshot, va)
         return answer
     answer["name"] = name_of(found)
     answer["mapping"] = record_of(found, None)
     if found.end <= 1 << 63:  # above are the kernel's own pages, of which pagemap does not tell
-        flags = inspect.pages(page, page_size, pid)[0].flags
+        flags = inspect.pages(page, page_size, pid, exclusive=True)[0].flags
         answer["page_flags"] = [
             flag.name.lower() for flag in PageFlags if flag in flags and flag.name
         ]
@@ -136,4 +136,6 @@ def told(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
+#: Numbers that are told elsewhere, and figures that are no sizes.
 NO_FIGURES = {"start", "end", "offset", "inode", "deleted"}
+PLAIN = {"thp_eligible", "protection_key"}

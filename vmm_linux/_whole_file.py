@@ -1,10 +1,11 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 __all__ = ["write_whole"]
@@ -31,7 +32,8 @@ def write_whole(contents: Mapping[str, bytes]) -> None:
                 place = Path(os.path.realpath(name))
                 ready[place] = written_beside(place, name, content)
         for name in special:
-            Path(name).write_bytes(contents[name])
+            with naming(name):
+                Path(name).write_bytes(contents[name])
         for place, temporary in list(ready.items()):
             Path(temporary).replace(place)
             del ready[place]
@@ -53,21 +55,29 @@ def is_special(name: str) -> bool:
 def written_beside(place: Path, name: str, content: bytes) -> str:
     """The name of a new file in the folder of ``place`` that holds the content."""
     if not name or place.is_dir():
-        raise IsADirectoryError(21, os.strerror(21), name)
-    try:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    with naming(name):
         number, temporary = tempfile.mkstemp(prefix=f".{place.name[:40]}.", dir=place.parent)
-    except OSError as error:
-        raise type(error)(error.errno, os.strerror(error.errno or 0), name) from error
-    try:
-        with open(number, "wb") as file:  # noqa: PTH123 (a descriptor is no path)
-            file.write(content)
-            file.flush()
-            os.fchmod(number, mode_for(place))
-            os.fsync(number)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
+        try:
+            with open(number, "wb") as file:  # noqa: PTH123 (a descriptor is no path)
+                file.write(content)
+                file.flush()
+                os.fchmod(number, mode_for(place))
+                os.fsync(number)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
     return temporary
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Have an error name the file that was asked for, not the one beside it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = name
+        raise
 
 
 def mode_for(place: Path) -> int:
