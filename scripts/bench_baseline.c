@@ -179,6 +179,62 @@ int64_t query_mapping(int64_t count, uintptr_t address)
     return elapsed;
 }
 
+/* A file of /proc/self, read from its beginning to its end. */
+static int64_t read_whole(int64_t count, const char *path)
+{
+    static char text[1 << 16];
+    int64_t start = now();
+    for (int64_t i = 0; i < count; i++) {
+        ssize_t got;
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        if (file < 0)
+            return -errno;
+        while ((got = read(file, text, sizeof text)) > 0)
+            ;
+        close(file);
+        if (got < 0)
+            return -errno;
+    }
+    return now() - start;
+}
+
+int64_t read_smaps(int64_t count)
+{
+    return read_whole(count, "/proc/self/smaps");
+}
+
+int64_t read_maps(int64_t count)
+{
+    return read_whole(count, "/proc/self/maps");
+}
+
+/* As in linux/fs.h since 6.7. */
+struct pm_scan_arg {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted,
+        category_mask, category_anyof_mask, return_mask;
+};
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+/* WRITTEN, FILE, PRESENT, SWAPPED, PFNZERO, HUGE */
+enum { CATEGORIES = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 };
+
+int64_t scan_pages(int64_t count, uintptr_t address, size_t size)
+{
+    static uint64_t regions[512][3];
+    int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    int64_t start = now(), elapsed;
+    int result = pagemap < 0 ? -errno : 0;
+    for (int64_t i = 0; i < count && result >= 0; i++) {
+        struct pm_scan_arg scan = {.size = sizeof scan, .start = address, .end = address + size,
+            .vec = (uintptr_t)regions, .vec_len = 512, .return_mask = CATEGORIES};
+        for (; scan.start < scan.end && result >= 0; scan.start = scan.walk_end)
+            if (ioctl(pagemap, PAGEMAP_SCAN, &scan) < 0)
+                result = -errno;
+    }
+    elapsed = now() - start;
+    close(pagemap);
+    return result < 0 ? result : elapsed;
+}
+
 /* Whether the text has the whole smaps record that covers an address: a line that starts another
  * mapping comes after it. Only the lines from *line on are looked at, and *line moves on. */
 static int has_record(char **line, int *found, uintptr_t address)
@@ -380,6 +436,12 @@ void *make_islands(int64_t count)
             return MAP_FAILED;
         }
     return memory;
+}
+
+int64_t give_back_heap(void)
+{
+    malloc_trim(0);
+    return 0;
 }
 
 /* Bytes of the heap that are in use, with what the allocator adds to each piece. */

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import NotImplementedType
 from typing import Any, final, overload
 
@@ -16,7 +16,7 @@ class Mapping(SmapsRecord):
     def from_dict(values: dict[str, Any]) -> Mapping: ...
 
 @final
-class Mappings:
+class Mappings(Sequence[Mapping]):
     def __len__(self) -> int: ...
     @overload
     def __getitem__(self, index: int) -> Mapping: ...

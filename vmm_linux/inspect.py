@@ -470,7 +470,7 @@ def _mappings(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
 
 @contextlib.contextmanager
 def _opened(method: str, pid: int | None, name: str) -> Generator[int]:
-    """A file of ``/proc/PID``, open for reading; what the kernel refuses as an exception of ours."""
+    """A file of ``/proc/PID``, open for reading; what the kernel refuses is an exception of ours."""
     fd = None
     try:
         fd = os.open(f"/proc/{pid or 'self'}/{name}", os.O_RDONLY | os.O_CLOEXEC)

@@ -8,7 +8,7 @@ import os
 
 from cython cimport final, no_gc
 from libc.errno cimport ENAMETOOLONG, ENOENT
-from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdlib cimport free
 from libcpp.algorithm cimport sort
 from libcpp.vector cimport vector

@@ -467,7 +467,6 @@ cdef class Records:
 
     cdef object pathname_at(self, const Record *record):
         """The path as Python has paths, None where there is none."""
-        cdef bytes path
         if record.path_length == 0:
             return None
         name = self.strings.get(<uintptr_t>record.path)
@@ -598,7 +597,7 @@ cdef class Records:
         cdef const char *at
         cdef uint64_t value
         cdef bint in_kib
-        cdef int i, result
+        cdef int i
         if colon == NULL or not c'A' <= line[0] <= c'Z':
             return self.refuse(b"neither a mapping nor a figure", line, end)
         if (self.latest.flags == NULL and colon - line == 7

@@ -1,0 +1,164 @@
+"""Benchmarks of looking at memory: all mappings, one of them, pages."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench_harness import US, Contestant, at_most, benchmark, faster, loop
+from bench_memory import SIZE
+from bench_queries import AMONG_MANY, MANY, SOME, line_of_maps, mappings_up_to
+from vmm_linux import inspect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench_harness import Stage
+
+MORE: Final = 10_000
+GIBIBYTE: Final = 1 << 30
+#: Written to and left alone in turns.
+STRETCH: Final = 1 << 20
+
+
+def again(work: Callable[[], object]) -> Contestant:
+    """A contestant that does the same over and over."""
+
+    def repeat(count: int) -> None:
+        for _ in range(count):
+            work()
+
+    return loop(repeat)
+
+
+def snapshots_of(stage: Stage, mappings: int) -> dict[str, Contestant]:
+    """C reads smaps to its end and looks at none of it."""
+    stage.enter_context(mappings_up_to(mappings, stage.baseline))
+
+    def look_at_all() -> int:
+        return sum(mapping.rss or 0 for mapping in inspect.snapshot())
+
+    contestants = {
+        "C": stage.in_c("read_smaps"),
+        US: again(inspect.snapshot),
+        f"{US}, every mapping looked at": again(look_at_all),
+    }
+    if psutil := stage.peer("psutil"):
+        process = psutil.Process(os.getpid())
+        contestants["psutil"] = again(lambda: process.memory_maps(grouped=False))
+    return contestants
+
+
+@benchmark(f"snapshot(), {SOME:,} mappings", at_most(1.35), faster(6, "psutil"), rarely=3)
+def snapshot_of_some(stage: Stage) -> dict[str, Contestant]:
+    """With what psutil's ``memory_maps(grouped=False)`` tells, and more."""
+    return snapshots_of(stage, SOME)
+
+
+@benchmark(f"snapshot(), {MORE:,} mappings", at_most(1.35), faster(7, "psutil"), rarely=20)
+def snapshot_of_more(stage: Stage) -> dict[str, Contestant]:
+    """As before."""
+    return snapshots_of(stage, MORE)
+
+
+@benchmark(f"maps(), {SOME:,} mappings", at_most(1.5))
+def maps_of_some(stage: Stage) -> dict[str, Contestant]:
+    """C reads maps to its end and looks at none of it."""
+    stage.enter_context(mappings_up_to(SOME, stage.baseline))
+    return {
+        "C": stage.in_c("read_maps"),
+        US: again(inspect.maps),
+        f"{US}, every mapping looked at": again(lambda: [m.start for m in inspect.maps()]),
+    }
+
+
+@benchmark(
+    "at(va)",
+    at_most(4),
+    at_most(4, f"C{AMONG_MANY}", ours=f"{US}{AMONG_MANY}"),
+    at_most(1.3, US, ours=f"{US}{AMONG_MANY}"),
+    rarely=20,
+)
+def mapping_at_address(stage: Stage) -> dict[str, Contestant]:
+    """C asks PROCMAP_QUERY, without the mapping's name, and nothing else."""
+    memory = stage.enter_context(mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE))
+    va = address_of(memory)
+    stage.callback(inspect.close_files)
+
+    def ours(count: int) -> None:
+        at = inspect.at
+        for _ in range(count):
+            at(va)
+
+    def among_many(contestant: Contestant) -> Contestant:
+        def measure(count: int) -> float:
+            with mappings_up_to(MANY, stage.baseline):
+                return contestant.measure(count)
+
+        return Contestant(measure)
+
+    in_c = stage.in_c("query_mapping", va)
+    return {
+        "C": in_c,
+        US: loop(ours),
+        f"C{AMONG_MANY}": among_many(in_c),
+        f"{US}{AMONG_MANY}": among_many(loop(ours)),
+        "Python reading maps": again(lambda: line_of_maps(va)),
+    }
+
+
+@benchmark("pages() over 1 GiB", at_most(1.2), rarely=3)
+def pages_of_gibibyte(stage: Stage) -> dict[str, Contestant]:
+    """A mebibyte with memory and one without in turns; C does PAGEMAP_SCAN."""
+    memory = stage.enter_context(mmap.mmap(-1, GIBIBYTE, mmap.MAP_PRIVATE))
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    va = address_of(memory)
+    for offset in range(0, GIBIBYTE, 2 * STRETCH):
+        memory[offset : offset + STRETCH] = b"\1" * STRETCH
+    return {
+        "C": stage.in_c("scan_pages", va, GIBIBYTE),
+        US: again(lambda: inspect.pages(va, GIBIBYTE)),
+        f"{US}, exclusive": again(lambda: inspect.pages(va, GIBIBYTE, exclusive=True)),
+    }
+
+
+@benchmark(
+    f"memory for reading {MANY:,} mappings, beside them",
+    at_most(1 << 20, None),
+    unit="bytes",
+    rarely=200,
+)
+def memory_of_snapshot(stage: Stage) -> dict[str, Contestant]:
+    """The most that was resident while they were read, less what is when they are there."""
+
+    def measure(_: int) -> float:
+        with mappings_up_to(MANY, stage.baseline):
+            # Memory that was free before must not hide any.
+            stage.baseline.call("give_back_heap")
+            Path("/proc/self/clear_refs").write_text("5")
+            snapshot = inspect.snapshot()
+            status = memory_in_status()
+            del snapshot
+            return max(status["VmHWM"] - status["VmRSS"], 1)
+
+    return {US: Contestant(measure, 1)}
+
+
+def memory_in_status() -> dict[str, int]:
+    """The figures of ``/proc/self/status`` in bytes."""
+    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+    return {
+        words[0].rstrip(":"): int(words[1]) << 10
+        for words in lines
+        if len(words) == 3 and words[2] == "kB"
+    }
+
+
+def address_of(memory: mmap.mmap) -> int:
+    """Where a private mapping begins."""
+    import ctypes
+
+    byte = ctypes.c_char.from_buffer(memory)
+    return ctypes.addressof(byte)
