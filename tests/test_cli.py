@@ -24,8 +24,9 @@ def test_the_version_is_the_packages() -> None:
 def test_help_names_every_command_with_what_it_does(option: str) -> None:
     child = run(option)
     assert (child.returncode, child.stderr) == (0, "")
+    width = max(map(len, COMMANDS))
     for name, command in COMMANDS.items():
-        assert f"  {name}  {command.summary}\n" in child.stdout
+        assert f"  {name:<{width}}  {command.summary}\n" in child.stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)
