@@ -11,6 +11,7 @@ import pytest
 
 from browser import CHROMIUM, Page, chromium
 from commands import run
+from map_subject import HOSTILE, subject
 from postgresql import PROGRAMS, postgresql
 
 if TYPE_CHECKING:
@@ -163,3 +164,17 @@ def test_the_button_changes_the_colours_and_the_filter_the_table(opened: Opened)
         "(document.getElementById('filter'))"
     )
     assert 0 < page.run(rows) < every
+
+
+def test_names_that_would_be_obeyed_do_nothing_in_a_page(tmp_path: Path) -> None:
+    file, profile = tmp_path / "map.html", tmp_path / "profile"
+    profile.mkdir()
+    with subject(bytes(tmp_path) + b"/" + HOSTILE.replace(b"/", b"")) as it:
+        assert run("map", str(it.pid), "--html", str(file)).returncode == 0
+    with chromium(profile) as page:
+        page.open(file)
+        assert page.complaints() == []
+        assert page.run("document.scripts.length") == 2
+        assert page.run("document.querySelectorAll('b script, td script, td b').length") == 0
+        assert "<script>alert(1)" in page.run("document.body.innerText")
+        assert not [event for event in page.events if event["method"].startswith("Page.javascript")]
