@@ -27,6 +27,15 @@ PATIENCE = 2.0
 REAL_INPUT = ("browser", "postgresql")
 
 
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Say why tests were left out."""
+    count = config.stash.get(LEFT_OUT, 0)
+    return [f"left out: {count} tests of other programs, which --all runs"] if count else []
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Take ``--all``."""
     text = f"run the tests marked {' and '.join(REAL_INPUT)} too, which need Debian's packages"
@@ -40,6 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if any(map(item.get_closest_marker, REAL_INPUT))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
+        config.stash[LEFT_OUT] = len(left_out)
         items[:] = [item for item in items if item not in left_out]
 
 

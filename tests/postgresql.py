@@ -138,6 +138,8 @@ def settings() -> list[str]:
         "listen_addresses": "",
         "shared_buffers": f"{SHARED_BUFFERS >> 10}kB",
         "huge_pages": "off",
+        # In its folder, which goes with it, not in /dev/shm.
+        "dynamic_shared_memory_type": "mmap",
         "fsync": "off",
     }
     return [word for name, value in chosen.items() for word in ("-c", f"{name}={value}")]
