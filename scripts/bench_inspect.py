@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from pathlib import Path
@@ -158,7 +159,4 @@ def memory_in_status() -> dict[str, int]:
 
 def address_of(memory: mmap.mmap) -> int:
     """Where a private mapping begins."""
-    import ctypes
-
-    byte = ctypes.c_char.from_buffer(memory)
-    return ctypes.addressof(byte)
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     """Fail the test if the process has anything that it had not before."""
     result = yield
+    if inspect := sys.modules.get("vmm_linux.inspect"):
+        inspect.close_files()  # which it keeps for the next question
     if BEGINNING in item.stash:
         deadline = time.monotonic() + PATIENCE
         while left := leaks.left_behind(item.stash[BEGINNING], leaks.Snapshot.take()):
