@@ -13,7 +13,8 @@ import stat
 import subprocess
 import sys
 import time
-from typing import IO, TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import IO, Any, cast
 
 import pytest
 
@@ -21,9 +22,6 @@ from children import ROOT, run_child
 from commands import SCRIPT, WITHOUT_RICH, environment, run, run_on_terminal
 from map_subject import HOSTILE, subject
 from vmm_linux import inspect
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MIB = 1 << 20
 #: A Python that acts as if a module were not installed; the command line follows.
@@ -117,6 +115,25 @@ def test_regions_of_the_package_are_told_apart_by_state() -> None:
         mapping["region"]["state"] for mapping in found["mappings"] if mapping["region"] is not None
     }
     assert states == {"RESERVED", "COMMITTED"}
+
+
+def show_itself() -> None:
+    """Make regions, and show the map of this very process."""
+    import os
+
+    from vmm_linux import VMM
+    from vmm_linux.cli import main
+
+    with VMM() as vmm, vmm.region(1 << 24) as region:
+        region.commit(0, 1 << 22)
+        assert main(["map", str(os.getpid()), "--json", "-"]) == 0
+
+
+def test_a_program_can_show_its_own_regions() -> None:
+    child = run_child(show_itself)
+    assert (child.returncode, child.stderr) == (0, "")
+    ours = groups_of(json.loads(child.stdout))["ours"]
+    assert (ours["reserved"], ours["committed"], ours["resident"]) == (1 << 24, 1 << 22, 0)
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -243,6 +260,16 @@ def test_places_that_take_no_file_are_named(place: str, reason: str) -> None:
     assert child.stderr.count("\n") == 1
 
 
+def test_a_file_that_grows_too_long_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "map.json"
+    shell = ["/bin/sh", "-c", 'ulimit -f 8; exec "$0" map "$1" --json "$2"']
+    shell += [SCRIPT, str(os.getpid()), str(file)]
+    child = subprocess.run(shell, check=False, capture_output=True, text=True)
+    assert (child.returncode, child.stdout) == (2, "")
+    assert child.stderr == f"vmm-linux map: {file}: {os.strerror(errno.EFBIG)}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("before")
@@ -273,7 +300,7 @@ def test_without_matplotlib_a_picture_says_which_extra_it_needs(kind: str, tmp_p
 
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
-    for options in ((), ("--json", "-"), ("--html", "-")):
+    for options in ((), ("--json", "-"), ("--html", "-"), (str(os.getpid()), "--watch", "0.1")):
         reader, writer = os.pipe()
         os.close(reader)
         child = subprocess.run(
@@ -514,6 +541,16 @@ def test_a_zombie_has_no_memory() -> None:
     process.wait()
     assert (child.returncode, child.stdout) == (2, "")
     assert "zombie" in child.stderr.lower() or "ended" in child.stderr
+
+
+def test_a_thread_of_the_kernel_has_no_memory_of_its_own() -> None:
+    name = Path("/proc/2/comm")
+    if not name.exists() or name.read_text() != "kthreadd\n":
+        pytest.skip("no thread of the kernel is seen from here")
+    child = run("map", "2")
+    assert (child.returncode, child.stdout) == (2, "")
+    assert child.stderr.startswith("vmm-linux map: snapshot: ")
+    assert "kernel" in child.stderr
 
 
 def look_at(pid: int) -> None:
