@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -830,3 +831,35 @@ def test_mappings_are_not_made_by_hand_and_not_changed() -> None:
     for name in ("start", "region", "whole", "rss", "new"):
         with pytest.raises(AttributeError):
             setattr(mapping, name, 1)
+
+
+def test_snapshots_are_taken_while_other_threads_allocate_and_close() -> None:
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while not done.is_set():
+                with VMM() as vmm:
+                    base = vmm.allocate(0, 8 * PAGE, RESERVE | VmmFlags.LOW_GUARD)
+                    vmm.commit(base + PAGE, 2 * PAGE)
+                    vmm.decommit(base + PAGE, PAGE)
+                    vmm.free(base + 4 * PAGE, PAGE)
+        except BaseException as failure:  # noqa: BLE001  told below
+            failures.append(failure)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(40):
+            snapshot = inspect.maps()
+            assert all(a.end <= b.start for a, b in pairwise(snapshot))
+            for mapping in snapshot:
+                inspect.at(min(mapping.start, USER_SPACE_END - 1))
+                assert mapping.whole.start <= mapping.start < mapping.end <= mapping.whole.end
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
