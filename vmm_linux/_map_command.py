@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import os
 import shutil
 import sys
 import time
@@ -66,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     """What the command line looks like."""
     made = argparse.ArgumentParser(
         prog="vmm-linux map",
+        usage="%(prog)s [-h] [PID] [--regions] [--watch [SECONDS]]\n"
+        "           [--json FILE] [--csv FILE] [--html FILE] [--png FILE] [--svg FILE]",
         description="Show where the memory of a process is: what kind, how much of it is reserved, "
         "committed and resident. Without PID: this very process, with a region and a buffer "
         "of its own to look at. FILE may be - for the standard output.",
@@ -232,7 +235,7 @@ def news(before: Picture, after: Picture, regions: bool) -> list[Line]:
         f"{after.taken:%H:%M:%S}Z, since {before.taken:%H:%M:%S}Z: {totals or 'no more, no less'}"
     )
     told = [Line(((since, "bold"),)), *changes]
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return told
     sys.stdout.write("\x1b[H\x1b[2J")
     return [*lines_of(after, regions), Line((("", ""),)), *told]
