@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,36 @@ leaks.quieten_libc()
 BEGINNING = pytest.StashKey[leaks.Snapshot]()
 #: How long garbage and joined threads may take to vanish, in seconds.
 PATIENCE = 2.0
+
+
+#: Tests of programs that they do not install: they run when everything is asked for.
+REAL_INPUT = ("browser", "postgresql")
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Say why tests were left out."""
+    count = config.stash.get(LEFT_OUT, 0)
+    return [f"left out: {count} tests of other programs, which --all runs"] if count else []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take ``--all``."""
+    text = f"run the tests marked {' and '.join(REAL_INPUT)} too, which need Debian's packages"
+    parser.addoption("--all", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of other programs, unless everything is asked for."""
+    if config.getoption("--all"):
+        return
+    left_out = [item for item in items if any(map(item.get_closest_marker, REAL_INPUT))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[LEFT_OUT] = len(left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 # The check lies in hooks, not in a fixture: these two run at the same depth of calls (see
@@ -55,6 +86,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     """Fail the test if the process has anything that it had not before."""
     result = yield
+    if inspect := sys.modules.get("vmm_linux.inspect"):
+        inspect.close_files()  # which it keeps for the next question
     if BEGINNING in item.stash:
         deadline = time.monotonic() + PATIENCE
         while left := leaks.left_behind(item.stash[BEGINNING], leaks.Snapshot.take()):

@@ -95,7 +95,16 @@ LAYERS = {
     "demo": 8.5,
     "doctor": 8.5,
     "_sharing_command": 8.5,
-    "cli": 8.6,
+    "_whole_file": 8.0,
+    "_map_model": 8.3,
+    "_map_file": 8.4,
+    "_map_page": 8.4,
+    "_map_picture": 8.4,
+    "_map_plot": 8.4,
+    "_map_command": 8.5,
+    "_diff_command": 8.6,
+    "_query_command": 8.6,
+    "cli": 8.7,
 }
 
 #: What the top level of the project consists of; anything else there is ignored by git.

@@ -89,6 +89,7 @@ def test_a_wheel_has_the_package_its_stubs_and_its_modules_and_nothing_else(
     package = ROOT / "vmm_linux"
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     assert packed == {
+        "vmm_linux/_map_page.html",
         "vmm_linux/py.typed",
         *(f"vmm_linux/{path.name}" for path in package.glob("*.py*") if path.is_file()),
         *(f"vmm_linux/{module}{suffix}" for module in MODULES),

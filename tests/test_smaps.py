@@ -178,6 +178,46 @@ FIGURES_6_18 = {
     "thp_eligible": 1,
     "protection_key": 3,
 }
+
+
+def numbered(first: int, labels: str, flags: str) -> tuple[bytes, dict[str, int]]:
+    """A record whose figures are numbered from ``first`` on, and what it says.
+
+    A label with an ``=`` has no unit.
+    """
+    lines, figures = [], {}
+    for number, label in enumerate(labels.split(), first):
+        name = SNAKE.sub("_", label.strip("=")).lower()
+        plain = label.endswith("=")
+        lines.append(f"{label.strip('=') + ':':16}{number:8}{'' if plain else ' kB'}\n")
+        figures[name] = number if plain else number << 10
+    return "".join([*lines, f"VmFlags: {flags} \n"]).encode(), figures
+
+
+SNAKE = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=MMU)(?=P)|(?<=THP)(?=e)")
+# 5.15 is 5.10 with protection keys built in; 6.6 writes THPeligible in another column than 6.1.
+LINUX_5_15, FIGURES_5_15 = numbered(
+    501,
+    "Size KernelPageSize MMUPageSize Rss Pss Shared_Clean Shared_Dirty Private_Clean "
+    "Private_Dirty Referenced Anonymous LazyFree AnonHugePages ShmemPmdMapped FilePmdMapped "
+    "Shared_Hugetlb Private_Hugetlb Swap SwapPss Locked THPeligible= ProtectionKey=",
+    "rd wr",
+)
+LINUX_6_6, FIGURES_6_6 = numbered(
+    601,
+    "Size KernelPageSize MMUPageSize Rss Pss Pss_Dirty Shared_Clean Shared_Dirty Private_Clean "
+    "Private_Dirty Referenced Anonymous LazyFree AnonHugePages ShmemPmdMapped FilePmdMapped "
+    "Shared_Hugetlb Private_Hugetlb Swap SwapPss Locked THPeligible= ProtectionKey=",
+    "rd sh",
+)
+# KSM came with 6.8.
+LINUX_6_12, FIGURES_6_12 = numbered(
+    701,
+    "Size KernelPageSize MMUPageSize Rss Pss Pss_Dirty Shared_Clean Shared_Dirty Private_Clean "
+    "Private_Dirty Referenced Anonymous KSM LazyFree AnonHugePages ShmemPmdMapped FilePmdMapped "
+    "Shared_Hugetlb Private_Hugetlb Swap SwapPss Locked THPeligible= ProtectionKey=",
+    "rd sl",
+)
 # A kernel to come: one figure more in the middle, one at the end, one line less.
 FUTURE = LINUX_6_18.replace(b"LazyFree:            310 kB\n", b"LazyFreeHUGEPages:   330 kB\n")
 FUTURE = FUTURE.replace(b"VmFlags", b"ColdScore:            99\nVmFlags")
@@ -221,6 +261,9 @@ def flags(names: str) -> frozenset[str]:
 
 FORMS = {
     "5.10": Form(LINUX_5_10, FIGURES_5_10, flags("rd wr mr mw me ac sd")),
+    "5.15": Form(LINUX_5_15, FIGURES_5_15, flags("rd wr")),
+    "6.6": Form(LINUX_6_6, FIGURES_6_6, flags("rd sh")),
+    "6.12": Form(LINUX_6_12, FIGURES_6_12, flags("rd sl")),
     "6.1": Form(LINUX_6_1, FIGURES_6_1, flags("rd ex mr mw me")),
     "6.18": Form(LINUX_6_18, FIGURES_6_18, flags("rd wr mr mw me lo ac gu sd")),
     "future": Form(FUTURE, FIGURES_FUTURE, flags("rd wr mr mw me lo ac gu sd")),

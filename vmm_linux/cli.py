@@ -30,6 +30,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("vmm_linux.demo", "a real file in real memory, the kernel's figures beside it"),
+    "map": Command("vmm_linux._map_command", "a picture of where a process's memory is"),
+    "query": Command("vmm_linux._query_command", "what lies at an address of a process"),
+    "diff": Command("vmm_linux._diff_command", "what changed between two maps in JSON files"),
     "sharing": Command(
         "vmm_linux._sharing_command", "which memory processes share with each other"
     ),

@@ -290,7 +290,7 @@ def rollup(pid: SupportsIndex | None = None) -> Mapping:
     with _opened("rollup", process, "smaps_rollup") as fd:
         found = read_mappings(fd, True, False)
         if not found:
-            raise _without_memory("rollup", process)
+            raise _without_memory("rollup", process, opened=True)
         return found[0]
 
 
@@ -328,7 +328,7 @@ def pages(
         else:
             found = _joined(start, end, _pages_of_mappings(fd, start, end, pid, exclusive))
         if process is not None and not has_memory(fd):
-            raise _without_memory("pages", process)
+            raise _without_memory("pages", process, opened=True)
         return found
 
 
@@ -454,7 +454,7 @@ def _range(method: str, va: SupportsIndex, size: SupportsIndex) -> tuple[int, in
             method, f"va {start:#x} or size {length:#x} is no multiple of the page size {page}"
         )
     if length <= 0:
-        raise InvalidArgument(method, f"size is {length}; expected a page or more")
+        raise InvalidArgument(method, f"size is {length:#x}; expected a page or more")
     if start < 0 or start + length > user_space_end():
         raise InvalidArgument(
             method,
@@ -472,14 +472,16 @@ def _mappings(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
         found = read_mappings(fd, name == "smaps", process is None)
         # A process that ends or starts another program is told up to there, as if that were all.
         # The file still stands for what it was opened for, and has nothing to tell any more.
-        if process is not None and (not found or not os.pread(fd, 1, 0)):
-            raise _without_memory(method, process, begun=bool(found))
+        if process is not None and not found:
+            raise _without_memory(method, process, opened=True)
+        if process is not None and not os.pread(fd, 1, 0):
+            raise _ended(method, process)
     return Snapshot(os.getpid() if process is None else process, found)
 
 
 @contextlib.contextmanager
 def _opened(method: str, pid: int | None, name: str) -> Generator[int]:
-    """A file of ``/proc/PID``, open for reading; what the kernel refuses is an exception of ours."""
+    """A file of ``/proc/PID``, open for reading; what the kernel refuses as one of our errors."""
     fd = None
     try:
         fd = os.open(f"/proc/{pid or 'self'}/{name}", os.O_RDONLY | os.O_CLOEXEC)
@@ -487,7 +489,7 @@ def _opened(method: str, pid: int | None, name: str) -> Generator[int]:
     except VmmError:
         raise
     except OSError as reason:
-        raise _refused(method, pid, reason) from None
+        raise _refused(method, pid, reason, opened=fd is not None) from None
     except ValueError as reason:
         raise UnreadableText(
             method, f"what the kernel tells of {_named(pid)} cannot be read: {reason}"
@@ -501,8 +503,8 @@ def _named(pid: int | None) -> str:
     return "this process" if pid is None else f"process {pid}"
 
 
-def _refused(method: str, pid: int | None, reason: OSError) -> VmmError:
-    """What an errno of ``/proc`` means."""
+def _refused(method: str, pid: int | None, reason: OSError, *, opened: bool = False) -> VmmError:
+    """What an errno of ``/proc`` means; ``opened``: of a file that was opened before."""
     number = reason.errno or errno.EIO
     if number in (errno.EACCES, errno.EPERM):
         return AccessDenied(
@@ -514,7 +516,7 @@ def _refused(method: str, pid: int | None, reason: OSError) -> VmmError:
     if number == errno.ENOENT and Path(f"/proc/{pid or 'self'}").exists():
         return Unimplemented(method, f"this kernel has no {reason.filename}", number)
     if pid is not None and number in (errno.ENOENT, errno.ESRCH):
-        return _without_memory(method, pid)
+        return _without_memory(method, pid, opened=opened)
     return error(
         RETCODES.get(number, Retcode.FAIL),
         method,
@@ -523,8 +525,8 @@ def _refused(method: str, pid: int | None, reason: OSError) -> VmmError:
     )
 
 
-def _without_memory(method: str, pid: int | None, *, begun: bool = False) -> VmmError:
-    """Why a process has nothing to tell; ``begun``: it had when it was opened."""
+def _without_memory(method: str, pid: int | None, *, opened: bool) -> VmmError:
+    """Why a process has nothing to tell; ``opened``: it was there a moment ago."""
     try:
         stat = Path(f"/proc/{pid or 'self'}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -533,16 +535,18 @@ def _without_memory(method: str, pid: int | None, *, begun: bool = False) -> Vmm
     state, *fields = stat.rpartition(b")")[2].split() or [b""]
     if stat and int(fields[5]) & PF_KTHREAD:
         return KernelThread(method, f"{pid} is a thread of the kernel; it has no memory of its own")
-    if begun or state not in (b"", b"Z", b"X"):
-        return ProcessExited(
-            method,
-            f"process {pid} ended, or started another program, while it was read",
-            errno.ESRCH,
+    if state in (b"Z", b"X"):
+        return ZombieProcess(
+            method, f"process {pid} has ended and waits for its parent; it has no memory any more"
         )
-    if not stat:
-        return NoSuchProcess(method, f"there is no process {pid}", errno.ESRCH)
-    return ZombieProcess(
-        method, f"process {pid} has ended and waits for its parent; it has no memory any more"
+    if stat or opened:
+        return _ended(method, pid)
+    return NoSuchProcess(method, f"there is no process {pid}", errno.ESRCH)
+
+
+def _ended(method: str, pid: int | None) -> ProcessExited:
+    return ProcessExited(
+        method, f"process {pid} ended, or started another program, while it was read", errno.ESRCH
     )
 
 

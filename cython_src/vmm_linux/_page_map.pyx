@@ -84,9 +84,9 @@ cdef inline uint32_t from_categories(uint64_t categories) noexcept nogil:
     return flags
 
 
-cdef inline uint32_t from_entry(uint64_t entry) noexcept nogil:
+cdef inline uint32_t from_entry(uint64_t entry, bint guards) noexcept nogil:
     cdef uint32_t flags = 0
-    if entry & PM_GUARD_REGION:
+    if guards and entry & PM_GUARD_REGION:
         return PAGE_GUARD
     if entry & PM_PRESENT:
         flags |= PAGE_PRESENT
@@ -106,6 +106,7 @@ cdef int add_by_entries(int pagemap, uintptr_t start, uintptr_t end, uint32_t kn
     """Adds pages by their entries: of each the ``wanted`` flags, beside those ``known``."""
     cdef uint64_t entries[ENTRIES]
     cdef size_t page = _features.page_size()
+    cdef bint guards = wanted & PAGE_GUARD
     cdef size_t count, i
     cdef intptr_t length
     cdef int result
@@ -118,7 +119,8 @@ cdef int add_by_entries(int pagemap, uintptr_t start, uintptr_t end, uint32_t kn
             # Beyond what this process can map: a program of 32 bits.
             return add(found, start, end, known)
         for i in range(<size_t>length // ENTRY):
-            result = add(found, start, start + page, known | from_entry(entries[i]) & wanted)
+            result = add(found, start, start + page, known | from_entry(
+                entries[i], guards) & wanted)
             if result < 0:
                 return result
             start += page

@@ -1,0 +1,89 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+__all__ = ["write_whole"]
+
+
+def write_whole(contents: Mapping[str, bytes]) -> None:
+    """Write files: all of them are complete, or nothing has changed.
+
+    Each content goes to a new file beside its place first, and takes the place when all are on
+    the disk. A device or a pipe has no place to take: it is written to last. What is a symbolic
+    link stays one.
+
+    Args:
+        contents: what is to be in the file of each name.
+
+    Errors:
+        OSError of the first that cannot be written, with its name.
+    """
+    special = {name for name in contents if is_special(name)}
+    ready: dict[Path, str] = {}
+    try:
+        for name, content in contents.items():
+            if name not in special:
+                place = Path(os.path.realpath(name))
+                ready[place] = written_beside(place, name, content)
+        for name in special:
+            with naming(name):
+                Path(name).write_bytes(contents[name])
+        for place, temporary in list(ready.items()):
+            Path(temporary).replace(place)
+            del ready[place]
+    finally:
+        for temporary in ready.values():
+            with contextlib.suppress(FileNotFoundError):
+                Path(temporary).unlink()
+
+
+def is_special(name: str) -> bool:
+    """Whether there is something that is neither a file nor a directory."""
+    try:
+        mode = Path(name).stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def written_beside(place: Path, name: str, content: bytes) -> str:
+    """The name of a new file in the folder of ``place`` that holds the content."""
+    if not name or place.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    with naming(name):
+        number, temporary = tempfile.mkstemp(prefix=f".{place.name[:40]}.", dir=place.parent)
+        try:
+            with open(number, "wb") as file:  # noqa: PTH123 (a descriptor is no path)
+                file.write(content)
+                file.flush()
+                os.fchmod(number, mode_for(place))
+                os.fsync(number)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+    return temporary
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Have an error name the file that was asked for, not the one beside it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = name
+        raise
+
+
+def mode_for(place: Path) -> int:
+    """The permissions of what is replaced, or those that a new file would get."""
+    with contextlib.suppress(OSError):
+        return stat.S_IMODE(place.stat().st_mode)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
