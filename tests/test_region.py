@@ -511,3 +511,45 @@ def test_views_come_and_go_without_leaving_anything(vmm: VMM) -> None:
             region.view(SIZE)
     vmm._check()
     region.free()
+
+
+def hold_what_is_no_view() -> None:
+    """Have the holder that every consumer of a region has hold other things."""
+    from vmm_linux import VMM, VmmFlags
+
+    class Copying(VMM):
+        """One whose views are copies."""
+
+        def view(self, *arguments: object) -> object:  # type: ignore[override]
+            return bytes(super().view(*arguments))  # type: ignore[arg-type]
+
+    flags = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT
+    with Copying() as copying, copying.region(1 << 16, flags) as region:
+        print(len(memoryview(region)), len(region.view(0, 5)))
+    with VMM() as vmm, vmm.region(1 << 16, flags) as region:
+        view = memoryview(region)
+        holder: Any = type(view.obj)
+        for wrong in (view[::-1], view[::2], 5, None):
+            try:
+                holder(region, wrong)
+            except (BufferError, TypeError) as problem:
+                print(type(problem).__name__)
+        held = holder(region, view)
+        try:
+            view.release()
+        except BufferError as problem:
+            print(problem)
+        print(memoryview(held)[-1])
+        del held
+        view.release()
+
+
+def test_whatever_a_view_is_its_bytes_are_there_as_long_as_somebody_looks() -> None:
+    child = run_child(hold_what_is_no_view)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.splitlines() == [
+        "65536 5",
+        *("BufferError", "BufferError", "TypeError", "TypeError"),
+        "memoryview has 1 exported buffer",
+        "0",
+    ]
