@@ -553,3 +553,24 @@ def test_whatever_a_view_is_its_bytes_are_there_as_long_as_somebody_looks() -> N
         "memoryview has 1 exported buffer",
         "0",
     ]
+
+
+def test_negative_flags_are_no_flags(vmm: VMM) -> None:
+    everything = 1 << max(VmmFlags).bit_length()
+    for flags in (-1, -everything + RW, -(2**100)):
+        with pytest.raises(InvalidArgument, match=r"^allocate: flags -0x"):
+            vmm.region(SIZE, flags)
+
+
+@pytest.mark.parametrize("number", [10**5000, -(10**5000)], ids=["huge", "negative"])
+def test_numbers_too_long_for_a_message_are_refused(number: int, vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    calls: list[Callable[[], object]] = [
+        lambda: vmm.region(number),
+        lambda: vmm.region(SIZE, number),
+        lambda: region.read(number),
+        lambda: region.read(0, number),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidArgument, match="128 bits"):
+            call()
