@@ -350,6 +350,39 @@ def test_it_does_not_warn_and_lasts_until_the_very_end() -> None:
     assert (child.returncode, child.stdout, child.stderr) == (0, "b'late'\n", "")
 
 
+# ---- without multiprocessing -----------------------------------------------------------------
+
+
+def make_them_where_no_module_can_be_loaded() -> None:
+    """Make a buffer and an event with no descriptor left for a module, then with some."""
+    import resource
+    import sys
+    from pathlib import Path
+
+    from vmm_linux import VMM, Event
+
+    used = sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with VMM() as vmm:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, limits[1]))
+        with vmm.mdl(1 << 16) as mdl:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, limits[1]))
+            with Event() as event:
+                event.set()
+                print(mdl.map().size, event.is_set(), "multiprocessing.reduction" in sys.modules)
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        with vmm.mdl(1 << 16) as mdl, Event() as event:
+            from multiprocessing.reduction import ForkingPickler
+
+            print(len(ForkingPickler.dumps((mdl, event))) > 0)
+
+
+def test_where_multiprocessing_cannot_be_loaded_buffers_and_events_do_all_else() -> None:
+    child = run_child(make_them_where_no_module_can_be_loaded)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout == "65536 True False\nTrue\n"
+
+
 # ---- descriptors out -------------------------------------------------------------------------
 
 
