@@ -128,6 +128,17 @@ def test_mapping_gives_what_rights_and_seals_allow(vmm: VMM) -> None:
         mdl.map(RW)
 
 
+def test_where_some_segments_alone_are_sealed_mapping_gives_what_all_allow(vmm: VMM) -> None:
+    mdl = vmm.mdl(SIZE, segment_size=PAGE)
+    mdl.clone(0, PAGE).freeze()
+    assert mdl.seals == Seal(0)
+    assert mdl.map().query().protection == READ
+    assert not mdl.array(SIZE, "u1").flags.writeable
+    assert mdl.map(offset=PAGE).query().protection == RW
+    with pytest.raises(NoCapability, match="sealed"):
+        mdl.map(RW)
+
+
 def test_nothing_is_executable_unless_asked_for(vmm: VMM) -> None:
     mdl = vmm.mdl(SIZE, RW | VmmFlags.EXECUTE)
     assert mdl.map().query().protection == RW
