@@ -233,6 +233,15 @@ def test_closing_it_closes_handle_and_descriptor(vmm: VMM) -> None:
     assert mdl.closed
 
 
+def test_closing_it_closes_the_handle_though_somebody_closed_the_descriptor(vmm: VMM) -> None:
+    mdl = vmm.mdl(SIZE)
+    os.close(mdl.fileno())
+    mdl.close()
+    assert mdl.closed
+    with pytest.raises(ResourceNotFound):
+        vmm.mdl_get_size(mdl.handle)
+
+
 def test_leaving_it_closes_it_and_dropping_it_too(vmm: VMM) -> None:
     before = memory_files()
     with vmm.mdl(SIZE) as mdl:

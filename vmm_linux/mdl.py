@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
-from vmm_linux import _arrays, _pickling, _span
+from vmm_linux import _arrays, _pickling, _span, _syscalls
 from vmm_linux._own_vmm import own_vmm
 from vmm_linux.errors import NoCapability, VmmError
 from vmm_linux.flags import Rights, Seal, VmmFlags
@@ -263,7 +263,8 @@ class Mdl:
         """Close the handle and the descriptor. Mappings and arrays live on; twice is fine."""
         descriptor = self._descriptor.pop("fd", None)
         if descriptor is not None:
-            os.close(descriptor)
+            # Whoever took it for his own may have closed it: the handle is to be closed anyway.
+            _syscalls.close(descriptor)
         if not self.closed:
             self._closed = True
             self._vmm.handle_close(self._handle)
