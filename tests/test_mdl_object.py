@@ -461,6 +461,20 @@ def test_a_buffer_in_segments_has_no_one_descriptor_and_its_clone_has_just_its_o
             assert len(window) == 2 * PAGE
 
 
+def test_fileno_ends_with_the_handle(vmm: VMM) -> None:
+    origin = vmm.mdl(SIZE)
+    copy = origin.read_only()
+    copy.fileno()
+    vmm.handle_revoke(origin.handle)
+    with pytest.raises(HandleRevoked):
+        copy.fileno()
+    with VMM() as other:
+        mdl = other.mdl(SIZE)
+        mdl.fileno()
+    with pytest.raises(InvalidOperation, match="closed"):
+        mdl.fileno()
+
+
 def test_fileno_is_made_once(vmm: VMM) -> None:
     mdl = vmm.mdl(SIZE)
     assert mdl.fileno() == mdl.fileno()

@@ -257,6 +257,8 @@ class Mdl:
             if kept != made:  # another thread was faster
                 os.close(made)
             return kept
+        # One that was made before is no way around the handle's end.
+        self._vmm.mdl_get_size(self._handle)
         return made
 
     def close(self) -> None:
