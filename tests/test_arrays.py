@@ -248,6 +248,28 @@ WRONG_SHAPES = [
 WRONG_OFFSETS = [-8, 1, 4, SIZE, SIZE + 8, SIZE - 8, 2**64, True, 0.0, "0", None]
 
 
+class Moody:
+    """What NumPy asks for a dtype, in vain."""
+
+    @property
+    def dtype(self) -> object:
+        """None that there is."""
+        raise RuntimeError("not today")
+
+
+def test_whatever_goes_wrong_in_a_dtype_is_told(vmm: VMM) -> None:
+    refused(vmm, lambda mdl: mdl.array(2, Moody()), "dtype a Moody is none: not today")
+    offsets = {"names": ["a"], "formats": ["u1"], "offsets": [2**70]}
+    refused(vmm, lambda mdl: mdl.array(2, offsets), "dtype a dict is none")
+    refused(vmm, lambda mdl: mdl.array(2, 10**5000), "dtype a int is none")
+
+
+def test_shapes_too_large_for_a_message_are_refused(vmm: VMM) -> None:
+    refused(vmm, lambda mdl: mdl.array((2**63,) * 300), "is not inside the buffer")
+    refused(vmm, lambda mdl: mdl.array(10**5000), "128 bits")
+    refused(vmm, lambda mdl: mdl.array(1, "u1", 10**5000), "128 bits")
+
+
 @pytest.mark.parametrize("dtype", WRONG_DTYPES, ids=repr)
 def test_dtypes_that_are_no_bytes_are_refused(dtype: Any, vmm: VMM) -> None:  # noqa: ANN401
     refused(vmm, lambda mdl: mdl.array(2, dtype), "dtype")

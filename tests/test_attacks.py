@@ -13,6 +13,8 @@ import fcntl
 import json
 import os
 import signal
+import socket
+import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,14 +26,16 @@ from children import NOBODY, run_child
 from kernel_oracle import PAGE, PROT_READ, PROT_WRITE, TESTS_IMPORTABLE
 from test_readme import rows_of
 from vmm_linux import VMM, Rights, Seal, VmmFlags
+from vmm_linux.errors import Busy
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
 RW = VmmFlags.READ | VmmFlags.WRITE
 READ_ONLY = ~Rights(0) & ~Rights.MAP_EXECUTE & ~Rights.MAP_WRITE
 SIZE = 2 * PAGE
+#: Seconds; a lease lasts 45.
+PATIENCE = 20
 TEXT, MARK = b"the sender's own", b"the attacker was here"
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_PTRACER = 1, 4, 0x59616D61
@@ -422,3 +426,51 @@ def test_another_user_cannot_open_for_writing_what_a_third_one_passed_on() -> No
     users = USERS.get("another user", USERS["same user"])
     child = run_child(pass_on_and_reopen, *users, environment=TESTS_IMPORTABLE)
     assert (child.returncode, child.stdout, child.stderr) == (0, "refused\n", "")
+
+
+# ---- against the receiver
+
+
+def test_the_maker_of_a_buffer_cannot_keep_its_receiver_waiting_by_a_lease() -> None:
+    ours, theirs = socket.socketpair()
+    maker = hold_a_lease(theirs)
+    with ours, theirs, VMM() as vmm:
+        handle = vmm.recv_handle(ours)
+        assert ours.recv(6) == b"leased"
+        before = kernel.descriptors()
+        began = time.monotonic()
+        for call in (
+            lambda: vmm.mdl_map(handle, 0, SIZE, 0, VmmFlags.READ),
+            lambda: vmm.send_handle(ours, handle, Rights.MAP_READ),
+            lambda: vmm.handle_fileno(handle, Rights.MAP_READ),
+        ):
+            with pytest.raises(Busy, match="lease"):
+                call()
+        assert time.monotonic() - began < PATIENCE
+        assert kernel.descriptors() == before
+        os.kill(maker, signal.SIGKILL)
+        os.waitpid(maker, 0)
+        vmm.mdl_map(handle, 0, SIZE, 0, VmmFlags.READ)
+
+
+def hold_a_lease(sock: socket.socket) -> int:
+    """Fork a process that sends a buffer and holds a lease on it until it dies."""
+    parent = os.getpid()
+    child = os.fork()
+    if child != 0:
+        return child
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # the kernel's wish to have it back
+        vmm = VMM()
+        handle = vmm.mdl_create(SIZE, RW)
+        vmm.send_handle(sock, handle)
+        fd = vmm.handle_fileno(handle)
+        os.fchmod(fd, 0o600)
+        leased = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        sock.send(b"leased")
+        while os.getppid() == parent:
+            signal.pause()
+    finally:
+        os._exit(1)

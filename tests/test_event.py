@@ -31,7 +31,12 @@ from forked import in_child
 from kernel_oracle import TESTS_IMPORTABLE
 from vmm_linux import VMM, Event, VmmError, VmmFlags
 from vmm_linux import event as module
-from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded
+from vmm_linux.errors import (
+    InvalidArgument,
+    InvalidOperation,
+    QuotaExceeded,
+    ResourceNotFound,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -425,7 +430,7 @@ def test_what_is_no_event_is_refused_and_stays_as_it_is() -> None:
             with pytest.raises(InvalidArgument, match="not open"):
                 Event.from_fd(bad)
         for wrong_type in (True, None, 1.0, "1"):
-            with pytest.raises(InvalidArgument, match="not a descriptor"):
+            with pytest.raises(InvalidArgument, match="not an integer"):
                 Event.from_fd(wrong_type)  # type: ignore[arg-type]
         assert kernel.descriptors() == before
 
@@ -780,3 +785,91 @@ def events_before_multiprocessing() -> None:
 def test_it_does_not_matter_when_multiprocessing_is_loaded() -> None:
     child = run_child(events_before_multiprocessing)
     assert (child.returncode, child.stderr) == (0, "")
+
+
+class Arrived:
+    """A descriptor that is in this process already, as one that was inherited."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def detach(self) -> int:
+        """What multiprocessing brought."""
+        return self.fd
+
+
+def test_an_inherited_descriptor_that_is_another_by_now_is_left_alone() -> None:
+    file = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    with pytest.raises(ResourceNotFound, match="gone"):
+        module.restore(Event, Arrived(file))
+    os.close(file)
+    with pytest.raises(ResourceNotFound, match="gone"):
+        module.restore(Event, Arrived(file))
+
+
+@pytest.mark.parametrize("problem", [OSError(2, "x"), KeyError(1), RuntimeError("x")], ids=repr)
+def test_whatever_keeps_an_event_from_coming_is_told(problem: Exception) -> None:
+    class Lost:
+        def detach(self) -> int:
+            raise problem
+
+    with pytest.raises(ResourceNotFound, match="gone") as caught:
+        module.restore(Event, Lost())
+    assert caught.value.__cause__ is problem
+
+
+class MakesAnEvent:
+    """What makes its event while it is pickled, and keeps none."""
+
+    def __reduce__(self) -> tuple[Callable[[Event], Event], tuple[Event]]:
+        return same, (Event(),)
+
+
+def same(event: Event) -> Event:
+    """The event itself."""
+    return event
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_an_event_that_nobody_keeps_goes_to_a_process_that_is_started(
+    method: str,
+) -> None:
+    child = run_child(start_with_one_that_nobody_keeps, method, environment=TESTS_IMPORTABLE)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "0\n", "")
+
+
+def start_with_one_that_nobody_keeps(method: str) -> None:
+    """Start a process whose argument makes its event while it is pickled."""
+    import multiprocessing
+
+    import test_event
+    from vmm_linux import Event
+
+    Event().close()
+    argument = test_event.MakesAnEvent()
+    process = multiprocessing.get_context(method).Process(  # type: ignore[attr-defined]
+        target=test_event.set_it, args=(argument,)
+    )
+    process.start()
+    process.join()
+    print(process.exitcode)
+
+
+class Moody:
+    """No number after all."""
+
+    def __index__(self) -> int:
+        raise RuntimeError("not today")
+
+    def __float__(self) -> float:
+        raise RuntimeError("not today")
+
+
+def test_what_raises_when_it_is_asked_for_a_number_is_refused(event: Event) -> None:
+    for call in (lambda: Event.from_fd(Moody()), lambda: event.wait(Moody())):
+        with pytest.raises(InvalidArgument) as caught:
+            call()
+        assert isinstance(caught.value.__cause__, RuntimeError)
+    for fd in (10**5000, -(10**5000)):
+        with pytest.raises(InvalidArgument, match="128 bits"):
+            Event.from_fd(fd)

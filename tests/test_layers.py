@@ -68,7 +68,7 @@ LAYERS = {
     "_vmm": 6.3,
     # 7: comfort
     "aio": 7.0,
-    "event": 7.1,
+    "event": 7.2,
     "_exporter": 7.0,
     "_own_vmm": 7.0,
     "_span": 7.0,

@@ -128,6 +128,17 @@ def test_mapping_gives_what_rights_and_seals_allow(vmm: VMM) -> None:
         mdl.map(RW)
 
 
+def test_where_some_segments_alone_are_sealed_mapping_gives_what_all_allow(vmm: VMM) -> None:
+    mdl = vmm.mdl(SIZE, segment_size=PAGE)
+    mdl.clone(0, PAGE).freeze()
+    assert mdl.seals == Seal(0)
+    assert mdl.map().query().protection == READ
+    assert not mdl.array(SIZE, "u1").flags.writeable
+    assert mdl.map(offset=PAGE).query().protection == RW
+    with pytest.raises(NoCapability, match="sealed"):
+        mdl.map(RW)
+
+
 def test_nothing_is_executable_unless_asked_for(vmm: VMM) -> None:
     mdl = vmm.mdl(SIZE, RW | VmmFlags.EXECUTE)
     assert mdl.map().query().protection == RW
@@ -220,6 +231,15 @@ def test_closing_it_closes_handle_and_descriptor(vmm: VMM) -> None:
     mdl.close()
     assert memory_files() == before
     assert mdl.closed
+
+
+def test_closing_it_closes_the_handle_though_somebody_closed_the_descriptor(vmm: VMM) -> None:
+    mdl = vmm.mdl(SIZE)
+    os.close(mdl.fileno())
+    mdl.close()
+    assert mdl.closed
+    with pytest.raises(ResourceNotFound):
+        vmm.mdl_get_size(mdl.handle)
 
 
 def test_leaving_it_closes_it_and_dropping_it_too(vmm: VMM) -> None:
@@ -350,6 +370,39 @@ def test_it_does_not_warn_and_lasts_until_the_very_end() -> None:
     assert (child.returncode, child.stdout, child.stderr) == (0, "b'late'\n", "")
 
 
+# ---- without multiprocessing -----------------------------------------------------------------
+
+
+def make_them_where_no_module_can_be_loaded() -> None:
+    """Make a buffer and an event with no descriptor left for a module, then with some."""
+    import resource
+    import sys
+    from pathlib import Path
+
+    from vmm_linux import VMM, Event
+
+    used = sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with VMM() as vmm:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, limits[1]))
+        with vmm.mdl(1 << 16) as mdl:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, limits[1]))
+            with Event() as event:
+                event.set()
+                print(mdl.map().size, event.is_set(), "multiprocessing.reduction" in sys.modules)
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        with vmm.mdl(1 << 16) as mdl, Event() as event:
+            from multiprocessing.reduction import ForkingPickler
+
+            print(len(ForkingPickler.dumps((mdl, event))) > 0)
+
+
+def test_where_multiprocessing_cannot_be_loaded_buffers_and_events_do_all_else() -> None:
+    child = run_child(make_them_where_no_module_can_be_loaded)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout == "65536 True False\nTrue\n"
+
+
 # ---- descriptors out -------------------------------------------------------------------------
 
 
@@ -406,6 +459,20 @@ def test_a_buffer_in_segments_has_no_one_descriptor_and_its_clone_has_just_its_o
             (mapping,) = maps_between(part.base, part.base + 2 * PAGE)
             assert mapping.inode == files[1]
             assert len(window) == 2 * PAGE
+
+
+def test_fileno_ends_with_the_handle(vmm: VMM) -> None:
+    origin = vmm.mdl(SIZE)
+    copy = origin.read_only()
+    copy.fileno()
+    vmm.handle_revoke(origin.handle)
+    with pytest.raises(HandleRevoked):
+        copy.fileno()
+    with VMM() as other:
+        mdl = other.mdl(SIZE)
+        mdl.fileno()
+    with pytest.raises(InvalidOperation, match="closed"):
+        mdl.fileno()
 
 
 def test_fileno_is_made_once(vmm: VMM) -> None:

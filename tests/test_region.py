@@ -511,3 +511,66 @@ def test_views_come_and_go_without_leaving_anything(vmm: VMM) -> None:
             region.view(SIZE)
     vmm._check()
     region.free()
+
+
+def hold_what_is_no_view() -> None:
+    """Have the holder that every consumer of a region has hold other things."""
+    from vmm_linux import VMM, VmmFlags
+
+    class Copying(VMM):
+        """One whose views are copies."""
+
+        def view(self, *arguments: object) -> object:  # type: ignore[override]
+            return bytes(super().view(*arguments))  # type: ignore[arg-type]
+
+    flags = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT
+    with Copying() as copying, copying.region(1 << 16, flags) as region:
+        print(len(memoryview(region)), len(region.view(0, 5)))
+    with VMM() as vmm, vmm.region(1 << 16, flags) as region:
+        view = memoryview(region)
+        holder: Any = type(view.obj)
+        for wrong in (view[::-1], view[::2], 5, None):
+            try:
+                holder(region, wrong)
+            except (BufferError, TypeError) as problem:
+                print(type(problem).__name__)
+        held = holder(region, view)
+        try:
+            view.release()
+        except BufferError as problem:
+            print(problem)
+        print(memoryview(held)[-1])
+        del held
+        view.release()
+
+
+def test_whatever_a_view_is_its_bytes_are_there_as_long_as_somebody_looks() -> None:
+    child = run_child(hold_what_is_no_view)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.splitlines() == [
+        "65536 5",
+        *("BufferError", "BufferError", "TypeError", "TypeError"),
+        "memoryview has 1 exported buffer",
+        "0",
+    ]
+
+
+def test_negative_flags_are_no_flags(vmm: VMM) -> None:
+    everything = 1 << max(VmmFlags).bit_length()
+    for flags in (-1, -everything + RW, -(2**100)):
+        with pytest.raises(InvalidArgument, match=r"^allocate: flags -0x"):
+            vmm.region(SIZE, flags)
+
+
+@pytest.mark.parametrize("number", [10**5000, -(10**5000)], ids=["huge", "negative"])
+def test_numbers_too_long_for_a_message_are_refused(number: int, vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    calls: list[Callable[[], object]] = [
+        lambda: vmm.region(number),
+        lambda: vmm.region(SIZE, number),
+        lambda: region.read(number),
+        lambda: region.read(0, number),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidArgument, match="128 bits"):
+            call()

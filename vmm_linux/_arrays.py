@@ -45,7 +45,9 @@ def array(
     whole = buffer.size
     if not 0 <= start <= whole or size > whole - start:
         raise InvalidArgument(
-            "array", f"{size} bytes at offset {start} are not inside the buffer of {whole} bytes"
+            "array",
+            f"shape {lengths} of {kind.itemsize} bytes each at offset {start} is not inside the "
+            f"buffer of {whole} bytes",
         )
     if start % kind.alignment:
         raise InvalidArgument(
@@ -76,8 +78,9 @@ def checked_dtype(numpy: ModuleType, dtype: object) -> np.dtype[Any]:
     """A dtype whose elements are bytes in memory, and at least one."""
     try:
         kind: np.dtype[Any] = numpy.dtype(dtype)
-    except (TypeError, ValueError, SyntaxError) as problem:
-        raise InvalidArgument("array", f"dtype {dtype!r} is none: {problem}") from problem
+    except Exception as problem:  # what NumPy asks of it may raise anything
+        given = repr(dtype) if isinstance(dtype, str | type) else f"a {type(dtype).__name__}"
+        raise InvalidArgument("array", f"dtype {given} is none: {problem}") from problem
     if kind.hasobject:
         raise InvalidArgument(
             "array", f"dtype {kind} has Python objects: pointers mean nothing in another process"

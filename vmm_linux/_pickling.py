@@ -7,6 +7,7 @@ to process in its own ways; the receiver's checks are those of ``recv_handle``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from vmm_linux._vmm import VMM
     from vmm_linux.handles import Handle
 
-__all__ = ["Sent", "enable", "pack", "refusal", "unpack"]
+__all__ = ["GONE", "Sent", "arrived", "carry", "enable", "pack", "refusal", "unpack"]
 
 NO_DESCRIPTOR_LEFT = "no descriptor is left; raise RLIMIT_NOFILE (ulimit -n) or close some"
 GONE = (
@@ -50,9 +51,19 @@ class Sent(Protocol):
         """The descriptor, in the process where it arrived."""
 
 
-@functools.cache
 def enable(kind: type, reduce: Callable[[Any], object]) -> None:
-    """Let ``multiprocessing``, and no other pickler, pickle objects of this class."""
+    """Let ``multiprocessing``, and no other pickler, pickle objects of this class.
+
+    Where it cannot be loaded, as no descriptor is left or a sandbox hides the standard library,
+    the objects do all else, and the next one tries again.
+    """
+    with contextlib.suppress(ImportError, OSError):
+        register(kind, reduce)
+
+
+@functools.cache
+def register(kind: type, reduce: Callable[[Any], object]) -> None:
+    """Tell ``multiprocessing``'s pickler, once."""
     from multiprocessing.reduction import ForkingPickler  # noqa: PLC0415  takes milliseconds
 
     ForkingPickler.register(kind, reduce)  # type: ignore[arg-type]
@@ -82,7 +93,7 @@ def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             vmm.send_handle(ours, handle)
-            return carry(theirs), os.fstat(theirs.fileno()).st_ino
+            return carry(theirs.fileno()), os.fstat(theirs.fileno()).st_ino
     except VmmError as problem:
         raise error(problem.rc, "pickle", problem.message, problem.errno) from None
     except OSError as problem:
@@ -96,14 +107,14 @@ def is_shortage(problem: BaseException) -> bool:
     return isinstance(problem, OSError) and problem.errno in {errno.EMFILE, errno.ENFILE}
 
 
-def carry(sock: socket.socket) -> Sent:
-    """Have ``multiprocessing`` carry a socket, which the caller may close then."""
+def carry(descriptor: int) -> Sent:
+    """Have ``multiprocessing`` carry a descriptor, which the caller may close then."""
     from multiprocessing import context, reduction  # noqa: PLC0415  takes milliseconds
 
     popen: Any = context.get_spawning_popen()
     if popen is None:
         # To a process that runs: a thread of multiprocessing's waits until it comes for it.
-        sent: Sent = reduction.DupFd(sock.fileno())
+        sent: Sent = reduction.DupFd(descriptor)
         return sent
     # To a process that is being started, which inherits it from here: it must stay open until
     # then, and nobody tells when that was.
@@ -112,7 +123,7 @@ def carry(sock: socket.socket) -> Sent:
         if starting is None or hasattr(starting[0], "pid"):
             parked()
             PARKED.discard(parked)
-    fd = os.dup(sock.fileno())
+    fd = os.dup(descriptor)
     parked = weakref.finalize(popen, os.close, fd)
     parked.atexit = False
     PARKED.add(parked)

@@ -19,6 +19,8 @@ NAMES = {
     "close some",
     errno.ENFILE: "no descriptor is left on this machine; raise fs.file-max",
     errno.EAGAIN: "more memory than may be locked; raise RLIMIT_MEMLOCK (ulimit -l)",
+    errno.EBUSY: "another process holds a lease on the memory (fcntl(2) F_SETLEASE), which the "
+    "kernel ends after fs.lease-break-time seconds",
     errno.EFAULT: "the memory is not there any more: something outside this package unmapped or "
     "protected it",
 }

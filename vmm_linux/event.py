@@ -17,7 +17,6 @@ import contextlib
 import errno
 import fcntl
 import math
-import operator
 import os
 import select
 import socket
@@ -27,9 +26,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NoReturn, Protocol, Self, SupportsFloat, SupportsIndex
+from typing import Final, NoReturn, Self, SupportsFloat, SupportsIndex
 
-from vmm_linux import _syscalls, transfer
+from vmm_linux import _pickling, _syscalls, transfer
+from vmm_linux._arguments import index
 from vmm_linux.errors import (
     RETCODES,
     Fail,
@@ -52,13 +52,6 @@ EVENTFD: Final = "anon_inode:[eventfd]"
 """What the kernel calls an eventfd. The name of a file begins with a slash."""
 LONGEST_POLL: Final = 86_400_000
 """Milliseconds of one poll(2), which knows no more than 24 days; longer waits take several."""
-
-
-class Duplicate(Protocol):
-    """A descriptor on its way through multiprocessing."""
-
-    def detach(self) -> int:
-        """The descriptor, in the process where it arrived."""
 
 
 class Descriptor:
@@ -111,7 +104,7 @@ class Event:
         except OSError as problem:
             raise refused("Event", problem) from None
         self._descriptor = Descriptor(fd)
-        teach_multiprocessing(type(self))
+        _pickling.enable(type(self), reduce)
 
     @classmethod
     def from_fd(cls, fd: SupportsIndex) -> Self:
@@ -127,14 +120,17 @@ class Event:
         Source: fcntl(2) F_DUPFD_CLOEXEC.
         """
         method = "Event.from_fd"
-        if isinstance(fd, bool) or not isinstance(fd, SupportsIndex):
-            raise InvalidArgument(method, f"fd is a {type(fd).__name__}, not a descriptor")
-        number = operator.index(fd)
-        check_eventfd(method, number)
+        number = index(method, "fd", fd)
+        if not 0 <= number <= transfer.MOST_FD:
+            raise InvalidArgument(method, f"descriptor {number} is not open: no such number")
         try:
+            # The duplicate is looked at, so that what was checked is what is used.
             descriptor = Descriptor(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0))
         except OSError as problem:
+            if problem.errno == errno.EBADF:
+                raise InvalidArgument(method, f"descriptor {number} is not open") from None
             raise refused(method, problem) from None
+        check_eventfd(method, descriptor.number)
         return cls._of(descriptor)
 
     @classmethod
@@ -173,7 +169,7 @@ class Event:
         keep_from_blocking(descriptor.number)
         event = cls.__new__(cls)
         event._descriptor = descriptor  # noqa: SLF001  its own
-        teach_multiprocessing(cls)
+        _pickling.enable(cls, reduce)
         return event
 
     def _open(self, method: str) -> Descriptor:
@@ -377,8 +373,8 @@ def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
         )
     try:
         number = float(timeout)
-    except (OverflowError, TypeError, ValueError) as problem:
-        raise InvalidArgument(f"Event.{method}", f"timeout: {problem}") from None
+    except Exception as problem:  # what turns it into a float may raise anything
+        raise InvalidArgument(f"Event.{method}", f"timeout: {problem}") from problem
     if not number >= 0:
         raise InvalidArgument(f"Event.{method}", f"timeout is {number}; 0 or more is expected")
     return number
@@ -428,34 +424,20 @@ def refused(method: str, problem: OSError) -> VmmError:
     return error(rc, method, f"{problem.strerror}{advice}", code)
 
 
-def teach_multiprocessing(kind: type[Event]) -> None:
-    """Tell multiprocessing's pickler, and no other, how an event goes to another process.
-
-    It has to know before it meets the first one.
-    """
-    from multiprocessing.reduction import ForkingPickler  # noqa: PLC0415  not loaded by import
-
-    ForkingPickler.register(kind, reduce)
-
-
 def reduce(
     event: Event,
-) -> tuple[Callable[[type[Event], Duplicate], Event], tuple[type[Event], Duplicate]]:
+) -> tuple[Callable[[type[Event], _pickling.Sent], Event], tuple[type[Event], _pickling.Sent]]:
     """What multiprocessing sends of an event."""
-    from multiprocessing.reduction import DupFd  # noqa: PLC0415  loaded already
-
     descriptor = event._open("__reduce__")  # noqa: SLF001
-    return restore, (type(event), DupFd(descriptor.number))
+    return restore, (type(event), _pickling.carry(descriptor.number))
 
 
-def restore(kind: type[Event], duplicate: Duplicate) -> Event:
+def restore(kind: type[Event], sent: _pickling.Sent) -> Event:
     """The event that multiprocessing brought."""
-    method = "Event"
+    number = _pickling.arrived(sent)
     try:
-        descriptor = Descriptor(duplicate.detach())
-    except (OSError, EOFError) as problem:
-        raise ResourceNotFound(
-            method, f"the process that sent it does not hold it any more ({problem!r})"
-        ) from None
-    check_eventfd(method, descriptor.number)
-    return kind._of(descriptor)  # noqa: SLF001
+        check_eventfd("unpickle", number)
+    except InvalidArgument:
+        # A number that names something else by now, which is not this function's to close.
+        raise ResourceNotFound("unpickle", _pickling.GONE) from None
+    return kind._of(Descriptor(number))  # noqa: SLF001

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
-from vmm_linux import _arrays, _pickling, _span
+from vmm_linux import _arrays, _pickling, _span, _syscalls
 from vmm_linux._own_vmm import own_vmm
-from vmm_linux.errors import VmmError
+from vmm_linux.errors import NoCapability, VmmError
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region
 
@@ -171,9 +171,20 @@ class Mdl:
             A ``Region``, which outlives this object.
         """
         start, size = _span.inside("mdl_map", offset, length, self.size, "buffer")
-        if prot is None:
-            prot = self._most()
-        return Region(self._vmm, self._vmm.mdl_map(self._handle, start, size, hint, prot), size)
+        if prot is not None:
+            return self._mapped(start, size, hint, prot)
+        most = self._most()
+        try:
+            return self._mapped(start, size, hint, most)
+        except NoCapability:
+            # A seal that the buffer as a whole does not have: of some segments, or just put on.
+            if VmmFlags.WRITE not in most:
+                raise
+            return self._mapped(start, size, hint, VmmFlags.READ)
+
+    def _mapped(self, offset: int, size: int, hint: SupportsIndex, prot: SupportsIndex) -> Region:
+        """Map a part that is inside the buffer."""
+        return Region(self._vmm, self._vmm.mdl_map(self._handle, offset, size, hint, prot), size)
 
     def _most(self) -> VmmFlags:
         """READ, and WRITE where the handle and the seals allow it."""
@@ -246,13 +257,16 @@ class Mdl:
             if kept != made:  # another thread was faster
                 os.close(made)
             return kept
+        # One that was made before is no way around the handle's end.
+        self._vmm.mdl_get_size(self._handle)
         return made
 
     def close(self) -> None:
         """Close the handle and the descriptor. Mappings and arrays live on; twice is fine."""
         descriptor = self._descriptor.pop("fd", None)
         if descriptor is not None:
-            os.close(descriptor)
+            # Whoever took it for his own may have closed it: the handle is to be closed anyway.
+            _syscalls.close(descriptor)
         if not self.closed:
             self._closed = True
             self._vmm.handle_close(self._handle)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["VMM"]
 
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
+RESERVE = int(VmmFlags.RESERVE)
+"""As a plain int: an ``IntFlag`` makes a flag of a negative number, which is none."""
 
 
 class VMM(_vmm.VMM):
@@ -56,7 +58,7 @@ class VMM(_vmm.VMM):
 
         Source: Allocate.
         """
-        bits = index("allocate", "flags", flags) | VmmFlags.RESERVE
+        bits = index("allocate", "flags", flags) | RESERVE
         length = index("allocate", "size", size)
         return Region(self, self.allocate(addr, length, bits), length)
 

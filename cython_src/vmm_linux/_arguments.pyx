@@ -29,14 +29,20 @@ cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFF
 
 
 def index(method, name, value):
-    """The int that a value stands for: whatever has ``__index__``, but no bool."""
-    if not isinstance(value, bool):
-        try:
-            return int(operator.index(value))
-        except Exception as problem:
-            raise InvalidArgument(
-                method, f"{name} is {describe(value)}, not an integer") from problem
-    raise InvalidArgument(method, f"{name} is {value}, not an integer")
+    """The int that a value stands for: whatever has ``__index__``, but no bool.
+
+    At most 128 bits, which is more than anything here has, and fits in a message.
+    """
+    if isinstance(value, bool):
+        raise InvalidArgument(method, f"{name} is {value}, not an integer")
+    try:
+        result = int(operator.index(value))
+    except Exception as problem:
+        raise InvalidArgument(
+            method, f"{name} is {describe(value)}, not an integer") from problem
+    if result.bit_length() > 128:
+        raise InvalidArgument(method, f"{name} is a number of more than 128 bits")
+    return result
 
 
 cdef str describe(object value):

@@ -1,10 +1,13 @@
 """The buffer protocol for a Python class: Python 3.11 has it in C alone."""
 
 cimport cython
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
-
-cdef extern from "Python.h":
-    Py_buffer *PyMemoryView_GET_BUFFER(object)
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBUF_WRITABLE,
+    PyBuffer_FillInfo,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
 
 
 # Without garbage collection of its own, as memory that somebody looks at is no garbage: a cycle
@@ -18,17 +21,20 @@ cdef class Holder:
     """
 
     cdef object owner
-    cdef object view
+    # Taken as any consumer takes it: whatever ``view`` is, these bytes are there and stay.
+    cdef Py_buffer whole
+    cdef bint taken
 
     def __cinit__(self, owner, view):
         self.owner = owner
-        self.view = view
+        PyObject_GetBuffer(view, &self.whole, PyBUF_SIMPLE)
+        self.taken = True
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        cdef Py_buffer *whole = PyMemoryView_GET_BUFFER(self.view)
-        if whole.readonly and flags & PyBUF_WRITABLE:
+        if self.whole.readonly and flags & PyBUF_WRITABLE:
             raise BufferError("the memory is read-only, and a writable buffer was asked for")
-        PyBuffer_FillInfo(buffer, self, whole.buf, whole.len, whole.readonly, flags)
+        PyBuffer_FillInfo(
+            buffer, self, self.whole.buf, self.whole.len, self.whole.readonly, flags)
 
     def __releasebuffer__(self, Py_buffer *buffer):
         # Nothing to release: NumPy keeps the exporter alive only if this method exists.
@@ -36,7 +42,8 @@ cdef class Holder:
 
     def __dealloc__(self):
         # The pin goes before the owner can: the owner frees the pages.
-        self.view = None
+        if self.taken:
+            PyBuffer_Release(&self.whole)
 
 
 cdef class Exporter:

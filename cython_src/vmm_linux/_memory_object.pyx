@@ -1,6 +1,6 @@
 """Memory objects (see ``_memory_object.pxd``)."""
 
-from libc.errno cimport EFAULT, EINTR, EMFILE, ENOMEM
+from libc.errno cimport EAGAIN, EBUSY, EFAULT, EINTR, EMFILE, ENOMEM
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 
@@ -20,6 +20,7 @@ from vmm_linux._syscalls cimport (
     MFD_EXEC,
     MFD_NOEXEC_SEAL,
     O_CLOEXEC,
+    O_NONBLOCK,
     O_RDONLY,
 )
 from vmm_linux._vocabulary cimport SEAL_FREEZE, SEAL_PUBLISH
@@ -250,7 +251,8 @@ cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
                                   bint writable) noexcept nogil:
     """A descriptor of a segment, borrowed, or -errno.
 
-    The read-only one is opened when first needed: descriptors are scarce.
+    The read-only one is opened when first needed: descriptors are scarce. Whoever made the memory
+    can hold a lease on it, and would let an open(2) that blocks wait for it, 45 seconds at a time.
     """
     cdef char path[32]
     cdef int fd
@@ -258,9 +260,9 @@ cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
         return segment.fd
     if segment.read_only_fd < 0:
         snprintf(path, sizeof(path), b"/proc/self/fd/%d", segment.fd)
-        fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC)
+        fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         if fd < 0:
-            return fd
+            return -EBUSY if fd == -EAGAIN else fd
         segment.read_only_fd = fd
         self.root.descriptions += 1
         segment.described = self.root.descriptions

@@ -84,6 +84,7 @@ cdef extern from "<fcntl.h>" nogil:
         O_RDONLY
         O_RDWR
         O_CLOEXEC
+        O_NONBLOCK
 
 cdef extern from *:
     """

@@ -221,6 +221,7 @@ cdef class VMM(MemoryMethods):
                 protection, other flags, FIXED with 0; no handle of this VMM.
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
             NO_CAPABILITY: the handle's rights do not cover ``prot``; WRITE of a sealed buffer.
+            BUSY: another process holds a lease on the memory, which is to be opened for reading.
             ALREADY_EXISTS: FIXED, and something is mapped there.
             OUT_OF_MEMORY: address space, map count, or memory for LOCKED is short.
             QUOTA_EXCEEDED: RLIMIT_AS; RLIMIT_NOFILE for a segment's first mapping without WRITE.
@@ -404,6 +405,7 @@ cdef class VMM(MemoryMethods):
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
             NO_CAPABILITY: the handle lacks TRANSFER or one of the rights.
             INVALID_OPERATION: more segments than a message carries descriptors, 253.
+            BUSY: another process holds a lease on the memory, which is to be opened for reading.
             QUOTA_EXCEEDED: RLIMIT_NOFILE.
 
         Source: sendmsg(2), unix(7) SCM_RIGHTS.
@@ -471,6 +473,7 @@ cdef class VMM(MemoryMethods):
             INVALID_OPERATION: a clone, whose descriptor would name the whole memory; a buffer in
                 segments, which has several.
             NO_CAPABILITY: the handle lacks TRANSFER or one of the rights.
+            BUSY: another process holds a lease on the memory, which is to be opened for reading.
             QUOTA_EXCEEDED: RLIMIT_NOFILE.
 
         Source: fcntl(2) F_DUPFD_CLOEXEC.
