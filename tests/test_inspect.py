@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import mmap
 import os
@@ -26,7 +27,7 @@ from forked import in_child
 from kernel_oracle import PAGE, USER_SPACE_END
 from test_smaps import FORMS, HEADS
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmError, VmmFlags, inspect
-from vmm_linux._features import Feature, available, without
+from vmm_linux._features import Feature, available, huge_page_size, without
 from vmm_linux._inspect import read_mappings, read_pages
 from vmm_linux.inspect import Mapping, PageFlags, PageRun, Snapshot
 
@@ -37,7 +38,7 @@ READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 RESERVE = VmmFlags.RESERVE | READ_WRITE
 COMMIT = RESERVE | VmmFlags.COMMIT
 PR_SET_PDEATHSIG = 1
-MADV_GUARD_INSTALL = 102
+MADV_HUGEPAGE, MADV_GUARD_INSTALL = 14, 102
 
 kernel.libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
@@ -522,6 +523,59 @@ def test_pages_of_zeros_are_told_and_present_is_what_mincore_says() -> None:
         with stopped_child():
             shared = page_by_page(inspect.pages(base, PAGE, exclusive=True))
             assert PageFlags.EXCLUSIVE not in shared[0]
+
+
+def test_huge_pages_are_as_many_as_smaps_tells() -> None:
+    size = 4 * huge_page_size()
+    if not available(Feature.TRANSPARENT_HUGE_PAGES) or not size:
+        pytest.skip("no transparent huge pages here")
+    base = kernel.libc.mmap(None, size, 3, 0x22, -1, 0)
+    try:
+        kernel.libc.madvise(base, size, MADV_HUGEPAGE)
+        ctypes.memset(base, 1, size)
+        runs = inspect.pages(base, size)
+        mapping = inspect.snapshot().at(base)
+        assert mapping is not None
+        huge = sum(run.end - run.start for run in runs if PageFlags.HUGE in run.flags)
+        if PageFlags.HUGE in inspect.page_flags_told():
+            assert huge == mapping.anon_huge_pages
+    finally:
+        kernel.libc.munmap(base, size)
+
+
+USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+UFFD_USER_MODE_ONLY, UFFDIO_REGISTER_MODE_WP, UFFDIO_WRITEPROTECT_MODE_WP = 1, 2, 1
+UFFDIO_API, UFFDIO_REGISTER, UFFDIO_WRITEPROTECT = 0xC018AA3F, 0xC020AA00, 0xC018AA06
+
+
+def userfaultfd() -> int:
+    """A descriptor with which pages can be write-protected."""
+    number = USERFAULTFD.get(os.uname().machine, -1)
+    fd: int = kernel.libc.syscall(number, os.O_CLOEXEC | UFFD_USER_MODE_ONLY)
+    if fd < 0:
+        pytest.skip("no userfaultfd here")
+    fcntl.ioctl(fd, UFFDIO_API, bytearray(struct.pack("3Q", 0xAA, 0, 0)))
+    return fd
+
+
+@pytest.mark.usefixtures("ways_to_pages")
+def test_pages_that_are_write_protected_are_told() -> None:
+    fd = userfaultfd()
+    base = kernel.libc.mmap(None, 8 * PAGE, 3, 0x22, -1, 0)
+    try:
+        ctypes.memset(base, 1, 6 * PAGE)
+        wanted = struct.pack("4Q", base, 8 * PAGE, UFFDIO_REGISTER_MODE_WP, 0)
+        fcntl.ioctl(fd, UFFDIO_REGISTER, bytearray(wanted))
+        protect = struct.pack("3Q", base + PAGE, 2 * PAGE, UFFDIO_WRITEPROTECT_MODE_WP)
+        fcntl.ioctl(fd, UFFDIO_WRITEPROTECT, bytearray(protect))
+        found = page_by_page(inspect.pages(base, 8 * PAGE))
+        assert [PageFlags.WRITE_PROTECTED in flags for flags in found] == [
+            page in (1, 2) for page in range(8)
+        ]
+        assert all(PageFlags.PRESENT in flags for flags in found[:6])
+    finally:
+        os.close(fd)
+        kernel.libc.munmap(base, 8 * PAGE)
 
 
 @pytest.mark.usefixtures("ways_to_pages")
