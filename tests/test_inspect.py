@@ -407,9 +407,18 @@ def test_regions_that_lie_side_by_side_are_told_apart(vmm: VMM) -> None:
     assert inspect.at(base) is not None
 
 
+def neighbours(vmm: VMM) -> tuple[int, int]:
+    """Two regions of eight reserved pages, of which the kernel makes one mapping."""
+    base = vmm.allocate(0, 16 * PAGE, RESERVE)
+    vmm.free(base, 16 * PAGE)
+    first, second = (
+        vmm.allocate(va, 8 * PAGE, RESERVE | VmmFlags.FIXED) for va in (base, base + 8 * PAGE)
+    )
+    return first, second
+
+
 def test_a_part_has_only_the_figures_that_hold_for_it(vmm: VMM) -> None:
-    base = vmm.allocate(0, 8 * PAGE, RESERVE)
-    vmm.allocate(base - 8 * PAGE, 8 * PAGE, RESERVE)
+    base, _ = neighbours(vmm)
     snapshot = inspect.snapshot()
     part = snapshot.at(base)
     assert part is not None
@@ -657,8 +666,7 @@ def within(snapshot: Snapshot, base: int) -> list[Mapping]:
 
 
 def test_mappings_are_pickled_and_go_through_json_whole(vmm: VMM) -> None:
-    base = vmm.allocate(0, 8 * PAGE, RESERVE)
-    vmm.allocate(base - 8 * PAGE, 8 * PAGE, RESERVE)
+    base, _ = neighbours(vmm)
     vmm.commit(base + PAGE, PAGE)
     handle = vmm.mdl_create(PAGE, READ_WRITE)
     vmm.mdl_map(handle, 0, PAGE, 0, READ_WRITE)
