@@ -769,16 +769,19 @@ def look_at_another_users(pid: int) -> None:
             question(pid)
         except inspect.AccessDenied as reason:
             print(type(reason).__name__, isinstance(reason, PermissionError))
-    print(len(inspect.snapshot()) > 10, inspect.rollup().rss)
+    va = inspect.snapshot()[0].start
+    print(len(inspect.maps()) > 10, inspect.at(va) is not None, inspect.rollup().start == va)
+    print(inspect.pages(va, 4096, exclusive=True)[0].start == va)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user's process to show")
 def test_another_users_process() -> None:
     child = run_child(look_at_another_users, os.getpid(), nobody=True)
     assert child.returncode == 0, child.stderr
-    *refused, own = child.stdout.splitlines()
+    *refused, own, pages = child.stdout.splitlines()
     assert refused == ["AccessDenied True"] * 5
-    assert own.startswith("True ")
+    assert own == "True True True"
+    assert pages == "True"
 
 
 @pytest.mark.parametrize("name", ["snapshot", "maps"])
@@ -916,7 +919,9 @@ def test_snapshots_are_taken_while_other_threads_allocate_and_close() -> None:
     try:
         for _ in range(40):
             snapshot = inspect.maps()
-            assert all(a.end <= b.start for a, b in pairwise(snapshot))
+            # A mapping that grows while the kernel tells of it can be told twice.
+            told_twice = [a for a, b in pairwise(snapshot) if a.end > b.start]
+            assert len(told_twice) <= len(threads)
             for mapping in snapshot:
                 inspect.at(min(mapping.start, USER_SPACE_END - 1))
                 assert mapping.whole.start <= mapping.start < mapping.end <= mapping.whole.end
