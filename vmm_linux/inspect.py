@@ -120,7 +120,10 @@ class UnreadableText(Fail, ValueError):
 class Snapshot(Sequence[Mapping]):
     """The mappings of a process, lowest first.
 
-    The kernel tells them piece by piece: what the process maps meanwhile may be in it or not.
+    The kernel tells them piece by piece. What the process maps or unmaps meanwhile may be among
+    them or not, and a mapping that grows meanwhile may be told twice, the second time as it is
+    then. ``at`` goes by the later word, ``total`` counts the earlier alone. Of a stopped process
+    all is exact.
 
     Attributes:
         pid: the process.

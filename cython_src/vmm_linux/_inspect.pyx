@@ -261,6 +261,8 @@ cdef class Mappings:
         for i in range(self.records.count):
             record = self.records.at(i)
             at = record.start
+            if i > 0 and at < self.records.at(i - 1).start:
+                next = 0        # The kernel tells a mapping again that grew meanwhile.
             while next < self.intents.size() and self.intents[next].end <= at:
                 next += 1
             looked = next
