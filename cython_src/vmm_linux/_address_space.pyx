@@ -25,10 +25,14 @@ from vmm_linux._answer cimport (
     DECOMMIT,
     DONE,
     FREE,
+    HANDLE_CLOSE,
+    HANDLE_REVOKE,
     INHERITED,
     IS_MDL,
     LIMIT_AS,
     LIMIT_DATA,
+    MDL_SEAL,
+    Method,
     NO_ACCESS,
     NO_BACKING_MEMORY,
     NO_HUGE_PAGES,
@@ -143,7 +147,7 @@ cdef class AddressSpace:
     cdef Answer perform(self, const Request *request):
         """Carry out one call under the mutex; the GIL is released where the call can be long."""
         cdef Answer answer
-        if request.size <= KEEP_GIL_UP_TO and request.method != CLOSE:
+        if request.size <= KEEP_GIL_UP_TO and not is_of_unknown_length(request.method):
             self.enter()
             answer = self.dispatch(request)
             self.leave()
@@ -595,6 +599,14 @@ cdef class AddressSpace:
             if refusal == 0:
                 return 0
         return refusal
+
+cdef bint is_of_unknown_length(Method method) noexcept nogil:
+    """Whether a call may take or give back memory of which its request says nothing.
+
+    A handle can be the last of a buffer; a seal waits for whoever changes the memory's size.
+    """
+    return method in (CLOSE, HANDLE_CLOSE, HANDLE_REVOKE, MDL_SEAL)
+
 
 cdef uint32_t limits_on(Runs.iterator run) noexcept nogil:
     """The limits that have a say when these pages become writable."""
