@@ -408,6 +408,14 @@ class Case:
         """The kernel writes a record of every mapping below."""
         self.vmm.query(self.locked)
 
+    def prepare_handle_close(self) -> None:
+        """Make the buffer whose only handle the call closes."""
+        self.handle = self.vmm.mdl_create(LONG, RW | LOCKED)
+
+    def call_handle_close(self) -> None:
+        """Every page loses its memory, of which the handle alone tells."""
+        self.vmm.handle_close(self.handle)
+
     def prepare_close(self) -> None:
         """Make what the call closes."""
         self.vmm.close()
@@ -460,7 +468,18 @@ def another_thread_runs_meanwhile(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["allocate", "commit", "decommit", "free", "read", "write", "query", "close"]
+    "method",
+    [
+        "allocate",
+        "commit",
+        "decommit",
+        "free",
+        "read",
+        "write",
+        "query",
+        "handle_close",
+        "close",
+    ],
 )
 def test_other_threads_run_during_a_call_that_can_be_long(method: str) -> None:
     in_own_process(another_thread_runs_meanwhile, method)

@@ -24,7 +24,7 @@ from vmm_linux._vocabulary cimport (
 )
 
 from vmm_linux._smaps import parse_smaps
-from vmm_linux.errors import RETCODES, InvalidOperation, Retcode, error
+from vmm_linux.errors import RETCODES, InvalidOperation, OutOfMemory, Retcode, error
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState
 
@@ -186,6 +186,14 @@ cdef int put_together(PageInfo info, const Location &where, const Span &span,
     return 0
 
 
+cdef object record_in(const Text &smaps):
+    """The one record in this text."""
+    try:
+        return parse_smaps(smaps.data[:smaps.length])[0]
+    except MemoryError:
+        raise OutOfMemory("query", "no memory for the record of smaps") from None
+
+
 cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint smaps):
     """What is known of the page that includes ``va``, with its smaps record if asked."""
     cdef PageInfo info = PageInfo.__new__(PageInfo)
@@ -209,7 +217,7 @@ cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint s
                 RETCODES.get(-result, Retcode.FAIL), "query",
                 "the kernel did not tell about this process's memory (/proc/self)", -result)
         if found.smaps.length != 0:
-            info.smaps = parse_smaps(found.smaps.data[:found.smaps.length])[0]
+            info.smaps = record_in(found.smaps)
     finally:
         free_text(&found.smaps)
     info.va = page
