@@ -312,7 +312,7 @@ def test_a_descriptor_that_somebody_else_closed_is_told() -> None:
     event = Event()
     with Event() as spare:
         os.close(event.fileno())
-        for call in (event.set, event.is_set, event.wait):
+        for call in (event.set, event.is_set, event.wait, event.clear):
             with pytest.raises(InvalidOperation, match="closed by somebody else"):
                 call()
         assert repr(event).endswith("lost>")

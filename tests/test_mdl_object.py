@@ -219,6 +219,14 @@ def test_bytes_make_a_frozen_buffer_and_with_write_another(vmm: VMM) -> None:
             Mdl.from_bytes(data, vmm=vmm)  # type: ignore[arg-type]
 
 
+def test_what_is_no_vmm_is_refused(vmm: VMM) -> None:
+    for wrong in (5, VMM, "vmm", vmm.endpoint):
+        with pytest.raises(InvalidArgument, match="not a VMM"):
+            Mdl.from_bytes(b"data", vmm=wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="not a VMM"):
+            Mdl.from_fd(0, vmm=wrong)  # type: ignore[arg-type]
+
+
 # ---- its end ---------------------------------------------------------------------------------
 
 

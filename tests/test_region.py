@@ -7,7 +7,7 @@ import ctypes
 import gc
 import importlib.util
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import pytest
@@ -574,3 +574,38 @@ def test_numbers_too_long_for_a_message_are_refused(number: int, vmm: VMM) -> No
     for call in calls:
         with pytest.raises(InvalidArgument, match="128 bits"):
             call()
+
+
+def test_a_region_that_is_being_freed_is_not_freed_once_more() -> None:
+    """Otherwise the second of two threads could free what somebody else has there by then."""
+
+    class Meanwhile(VMM):
+        """Somebody frees the region in the middle of its being freed."""
+
+        def free(self, va: SupportsIndex, size: SupportsIndex) -> None:
+            with pytest.raises(ResourceNotFound, match="was freed"):
+                region.free()
+            super().free(va, size)
+
+    with Meanwhile() as vmm:
+        region = vmm.region(SIZE)
+        base = region.base
+        region.free(2 * PAGE)
+        assert region.size == 2 * PAGE
+        assert (is_mapped(base), is_mapped(base + 2 * PAGE)) == (True, False)
+        region.free()
+        assert not is_mapped(base)
+
+
+def test_a_region_whose_freeing_is_refused_can_be_freed_later(vmm: VMM) -> None:
+    region = vmm.region(SIZE, COMMITTED)
+    view = region.view()
+    for offset in (0, PAGE):
+        with pytest.raises(Busy):
+            region.free(offset)
+        with pytest.raises(InvalidArgument):
+            region.free(SIZE)
+        assert region.size == SIZE
+    del view
+    region.free()
+    assert region.freed

@@ -220,6 +220,8 @@ class Event:
         except BlockingIOError:
             return 0
         except OSError as problem:
+            if problem.errno == errno.EBADF:
+                raise lost("Event.clear", descriptor.number) from None
             if problem.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE, errno.EPERM}:
                 raise refused("Event.clear", problem) from None
             return clear_by_read(descriptor.number)
@@ -344,8 +346,13 @@ def ready(method: str, fd: int, asked: int, milliseconds: float) -> bool:
     poll.register(fd, asked)
     found = poll.poll(milliseconds)
     if found and found[0][1] & select.POLLNVAL:
-        raise InvalidOperation(method, f"descriptor {fd} of the event was closed by somebody else")
+        raise lost(method, fd)
     return bool(found and found[0][1] & asked)
+
+
+def lost(method: str, fd: int) -> VmmError:
+    """The exception for a descriptor that is not open any more."""
+    return InvalidOperation(method, f"descriptor {fd} of the event was closed by somebody else")
 
 
 def keep_from_blocking(fd: int) -> None:

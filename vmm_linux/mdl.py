@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
 from vmm_linux import _arrays, _pickling, _span, _syscalls
 from vmm_linux._own_vmm import own_vmm
-from vmm_linux.errors import NoCapability, VmmError
+from vmm_linux._vmm import VMM
+from vmm_linux.errors import InvalidArgument, NoCapability, VmmError
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Buffer
 
-    from vmm_linux._vmm import VMM
     from vmm_linux.handles import Handle
 
 __all__ = ["Mdl"]
@@ -72,7 +72,7 @@ class Mdl:
         Errors:
             As of ``VMM.mdl_create_from_buf``.
         """
-        vmm = own_vmm() if vmm is None else vmm
+        vmm = given_or_own("mdl_create_from_buf", vmm)
         return cls(vmm, vmm.mdl_create_from_buf(data, prot))
 
     @classmethod
@@ -95,7 +95,7 @@ class Mdl:
         Errors:
             As of ``VMM.handle_from_fd``.
         """
-        vmm = own_vmm() if vmm is None else vmm
+        vmm = given_or_own("handle_from_fd", vmm)
         return cls(vmm, vmm.handle_from_fd(fd, require, max_size))
 
     # ---- what it is ---------------------------------------------------------------------------
@@ -292,6 +292,15 @@ class Mdl:
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:  # noqa: ANN401
         raise _pickling.refusal()
+
+
+def given_or_own(method: str, vmm: VMM | None) -> VMM:
+    """The VMM that a caller gave, or the package's own."""
+    if vmm is None:
+        return own_vmm()
+    if not isinstance(vmm, VMM):
+        raise InvalidArgument(method, f"vmm is a {type(vmm).__name__}, not a VMM or None")
+    return vmm
 
 
 def _reduce(mdl: Mdl) -> tuple[Any, tuple[_pickling.Sent, int]]:

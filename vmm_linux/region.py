@@ -37,7 +37,7 @@ class Region(Exporter):
     and dropping it frees the child's alone.
     """
 
-    __slots__ = ("__weakref__", "_base", "_size", "_vmm")
+    __slots__ = ("__weakref__", "_base", "_sizes", "_vmm")
 
     def __init__(self, vmm: VMM, base: int, size: int) -> None:
         """Take charge of a region that ``vmm`` made.
@@ -49,7 +49,8 @@ class Region(Exporter):
         """
         self._vmm = vmm
         self._base = base
-        self._size = size
+        # One size or none: who takes it out, which is one step, is the only one to free.
+        self._sizes = [size]
 
     @property
     def vmm(self) -> VMM:
@@ -64,7 +65,8 @@ class Region(Exporter):
     @property
     def size(self) -> int:
         """Bytes; 0 when freed."""
-        return 0 if self._vmm.closed else self._size
+        sizes = self._sizes[:]
+        return sizes[0] if sizes and not self._vmm.closed else 0
 
     @property
     def freed(self) -> bool:
@@ -209,16 +211,24 @@ class Region(Exporter):
         Errors:
             As ``VMM.free``: BUSY while something holds the memory.
         """
-        va, length = self._inside("free", offset, None)
-        kept, size = va - self._base, self._size
-        # Before the call: an interrupt between the two must not have this object free the
+        self._inside("free", 0, None)
+        # Before the call: neither an interrupt nor another thread must have this object free the
         # addresses once more, when somebody else has them.
-        self._size = kept
         try:
-            self._vmm.free(va, length)
+            size = self._sizes.pop()
+        except IndexError:
+            raise ResourceNotFound("free", "this region was freed") from None
+        kept = size
+        try:
+            start, length = _span.inside("free", offset, None, size, "region")
+            kept = start
+            self._vmm.free(self._base + start, length)
         except VmmError:
-            self._size = size
+            kept = size
             raise
+        finally:
+            if kept:
+                self._sizes.append(kept)
 
     def _pinned(self) -> memoryview:
         return self._vmm.view(*self._inside("view", 0, None))
