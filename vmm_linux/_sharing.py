@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from vmm_linux._descriptors import (
     DELETED,
     IN_MEMORY,
+    TOO_LONG,
     Descriptor,
     Facts,
     Mount,
@@ -312,6 +313,8 @@ def collect(
 def note(channel: Found, kind: Kind, name: str, deleted: bool) -> None:
     """Write down what an end says of its channel."""
     channel.kinds.add(kind)
+    if name == TOO_LONG and channel.name:
+        return  # a mapping told it, however long
     channel.name = plain_name(kind, name.removesuffix(DELETED) if deleted else name)
     channel.deleted = deleted and kind in {Kind.DELETED, Kind.DEV_SHM, Kind.TMPFS}
 
