@@ -930,3 +930,36 @@ def test_snapshots_are_taken_while_other_threads_allocate_and_close() -> None:
         for thread in threads:
             thread.join()
     assert not failures
+
+
+def test_a_snapshot_can_be_pickled_with_the_parts_of_regions(vmm: VMM) -> None:
+    va = vmm.allocate(0, 4 * PAGE, RESERVE)
+    vmm.commit(va, PAGE)
+    before = inspect.snapshot()
+    after = pickle.loads(pickle.dumps(before))  # noqa: S301 (of our own)
+    assert list(after) == list(before)
+    assert [each.whole for each in after] == [each.whole for each in before]
+    assert after.pid == before.pid
+
+
+def test_mappings_that_nobody_read_are_none() -> None:
+    done = run_child(look_at_no_mappings)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 []\n", "")
+
+
+def look_at_no_mappings() -> None:
+    """Make the container by hand, which has read nothing."""
+    import sys
+    from pathlib import Path
+
+    from vmm_linux._inspect import read_mappings
+
+    with Path("/proc/self/maps").open("rb") as file:
+        kind = type(read_mappings(file.fileno(), False, False))
+    empty = kind.__new__(kind)
+    sys.stdout.write(f"{len(empty)} {list(empty)}\n")
+    try:
+        empty[0]
+    except IndexError:
+        return
+    sys.exit(1)
