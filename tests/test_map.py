@@ -611,6 +611,13 @@ def test_whose_rights_a_file_ran_with_are_not_taken_over(tmp_path: Path) -> None
     assert place.stat().st_mode & 0o7777 == 0o751
 
 
+def test_a_process_of_thousands_of_digits_is_no_process() -> None:
+    for arguments in (("map", "1" * 5000), ("query", "1" * 5000, "0x1000")):
+        child = run(*arguments)
+        assert (child.returncode, child.stdout) == (2, "")
+        assert "is no process id" in child.stderr
+
+
 def test_errno_of_a_full_disk_is_told() -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123  a device
         child = subprocess.run(
