@@ -524,6 +524,39 @@ def share_beside_odd_mount(top: str) -> None:
 
 
 @needs_root
+def test_a_file_system_that_was_taken_away_hides_nothing(tmp_path: Path) -> None:
+    done = run_child(share_without_mount, str(tmp_path))
+    if done.returncode == CANNOT_MOUNT:
+        pytest.skip("this process may not mount")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "detached file /kept\n", "")
+
+
+def share_without_mount(point: str) -> None:
+    """Map a file of a tmpfs, take the mount away, and look at this process; 77 if it may not."""
+    import ctypes
+    import mmap
+    import os
+    import sys
+    from pathlib import Path
+
+    from vmm_linux.inspect import sharing
+
+    libc = ctypes.CDLL(None)
+    if libc.unshare(0x20000) or libc.mount(None, b"/", None, 0x44000, None):
+        sys.exit(77)
+    if libc.mount(b"x", os.fsencode(point), b"tmpfs", 0, None):
+        sys.exit(77)
+    with Path(point, "kept").open("w+b") as file:
+        file.truncate(4096)
+        mapped = mmap.mmap(file.fileno(), 4096)
+    if libc.umount2(os.fsencode(point), 2):
+        sys.exit(77)
+    channels = [each for each in sharing(all=True).channels if each.name == "/kept"]
+    sys.stdout.write("".join(f"{each.kind} {each.name}\n" for each in channels))
+    mapped.close()
+
+
+@needs_root
 def test_processes_of_which_nothing_is_told_are_counted_too() -> None:
     done = run_child(look_with_hidden_processes)
     if done.returncode == CANNOT_MOUNT:

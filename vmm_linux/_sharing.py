@@ -62,6 +62,7 @@ class Kind(StrEnum):
     DEV_SHM = "/dev/shm"  # noqa: S108 (as above)
     DELETED = "deleted file"
     TMPFS = "tmpfs file"
+    DETACHED = "detached file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ class Found:
 
     def is_memory(self) -> bool:
         """Whether it is a channel by itself, or at least mapped as one."""
-        by_itself = self.kind not in {Kind.DELETED, Kind.TMPFS}
+        by_itself = self.kind not in {Kind.DELETED, Kind.TMPFS, Kind.DETACHED}
         return by_itself or any("s" in record.permissions for _, record in self.mapped)
 
     def is_shared(self) -> bool:
@@ -366,6 +367,7 @@ class Kinds:
         self.internal = {mount.device for mount in internal.values()}
         self.in_memory = {m.device for m in mounts.values() if m.filesystem in IN_MEMORY}
         self.shm = {m.device for m in mounts.values() if m.point.endswith(SHM)} & self.in_memory
+        self.mounted = {m.device for number, m in mounts.items() if number not in internal}
         self.namespace = namespace
 
     def of(self, device: str, name: str, deleted: bool) -> Kind | None:
@@ -378,7 +380,17 @@ class Kinds:
             return Kind.DEV_SHM
         if deleted:
             return Kind.DELETED
-        return Kind.TMPFS if device in self.in_memory else None
+        if device in self.in_memory:
+            return Kind.TMPFS
+        return Kind.DETACHED if self.is_detached(device, name) else None
+
+    def is_detached(self, device: str, name: str) -> bool:
+        """Whether a file lies in no file system that the process sees, nor on a block device.
+
+        A tmpfs that was taken away lives on in its files, which keep a path that leads nowhere.
+        """
+        unseen = bool(self.mounted) and device not in self.mounted
+        return unseen and device.startswith("00:") and name.startswith("/")
 
     def key(self, kind: Kind, device: str, inode: int) -> Key:
         """What tells it from others."""

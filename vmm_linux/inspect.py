@@ -559,15 +559,17 @@ def _ended(method: str, pid: int | None) -> ProcessExited:
 def sharing(*, all: bool = False) -> Sharing:  # noqa: A002 (what people call it)
     """Every shared-memory channel between processes on this machine.
 
-    Memfds, files of /dev/shm, System V segments, shared anonymous memory; also deleted files and
-    files of any tmpfs that somebody maps shared. A channel is found by any of its ends: a
+    Memfds, files of /dev/shm, System V segments, shared anonymous memory; also deleted files,
+    files of any tmpfs, and files of a file system without a device that the process has no mount
+    of (any more), if somebody maps them shared. A channel is found by any of its ends: a
     descriptor that nobody maps, a mapping whose descriptor was closed. Nothing is changed: no page
     is touched, and no file opened but memfds, for their seals.
 
     Processes may come and go meanwhile: what ended before it was looked through is missing. Not
-    seen are descriptors on their way in a socket, memory of devices, dma-bufs and io_uring, pages
-    copied on write after fork, ordinary files (they have a name and rights), and other processes
-    that ``/proc`` does not show here (``hidepid``, another PID namespace).
+    seen are descriptors of what has no mount and is not mapped, descriptors on their way in a
+    socket, memory of devices, dma-bufs and io_uring, pages copied on write after fork, ordinary
+    files (they have a name and rights), and other processes that ``/proc`` does not show here
+    (``hidepid``, another PID namespace).
 
     Args:
         all: also what only one process has, or none: a memfd with one end, a file in /dev/shm that
