@@ -963,3 +963,37 @@ def look_at_no_mappings() -> None:
     except IndexError:
         return
     sys.exit(1)
+
+
+def test_a_process_whose_first_thread_has_ended_sees_itself() -> None:
+    done = run_child(look_without_first_thread)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True True True\n", "")
+
+
+def look_without_first_thread() -> None:
+    """End the first thread alone, and look from another one."""
+    import ctypes
+    import os
+    import platform
+    import sys
+    import threading
+    from pathlib import Path
+
+    from vmm_linux import inspect
+
+    def look() -> None:
+        while "Z" not in Path("/proc/self/stat").read_text("ascii").rpartition(")")[2]:
+            pass
+        found = inspect.snapshot()
+        first = found[0]
+        here = inspect.pages(first.start, first.end - first.start)
+        fd = os.memfd_create("seen")
+        names = [each.name for each in inspect.sharing(all=True).channels]
+        told = (len(found) > 10, bool(inspect.rollup().rss), bool(here), "seen" in names)
+        sys.stdout.write(f"{' '.join(map(str, told))}\n")
+        sys.stdout.flush()
+        os.close(fd)
+        os._exit(0)
+
+    threading.Thread(target=look).start()
+    ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)

@@ -173,7 +173,7 @@ def internal_mounts() -> dict[int, Mount]:
             fd = os.memfd_create("vmm_linux sharing", flags | os.MFD_CLOEXEC)
             try:
                 device = os.fstat(fd).st_dev
-                number = int(fdinfo(f"self/fdinfo/{fd}")["mnt_id"])
+                number = int(fdinfo(f"thread-self/fdinfo/{fd}")["mnt_id"])
                 found[number] = Mount(device_text(device), "", filesystem)
             finally:
                 os.close(fd)
@@ -188,11 +188,15 @@ def huge_page_flags() -> Iterator[int]:
             yield MFD_HUGETLB | size.bit_length() - 1 << MFD_HUGE_SHIFT
 
 
-def mounts_of(pid: int) -> dict[int, Mount]:
-    """The mounts that a process sees, by number; OSError when it cannot be read."""
+def mounts_of(thread: str) -> dict[int, Mount]:
+    """The mounts that a thread sees, by number; OSError when it cannot be read.
+
+    Args:
+        thread: its folder under ``/proc``.
+    """
     found = {}
     # Of what else ends a line or a word elsewhere, as a carriage return, a path may have any.
-    for line in (PROC / str(pid) / "mountinfo").read_bytes().split(b"\n")[:-1]:
+    for line in (PROC / thread / "mountinfo").read_bytes().split(b"\n")[:-1]:
         ours, _, theirs = line.partition(b" - ")
         number, _, device, _, point = ours.split(b" ")[:5]
         major, minor = map(int, device.split(b":"))
@@ -311,7 +315,7 @@ def look_at(path: str, inode: int, mounts: dict[int, Mount]) -> Facts | None:
     except OSError:
         return None
     try:
-        mount = mounts.get(int(fdinfo(f"self/fdinfo/{held}")["mnt_id"]))
+        mount = mounts.get(int(fdinfo(f"thread-self/fdinfo/{held}")["mnt_id"]))
         if mount is None or mount.filesystem not in OWN_FILESYSTEMS:
             return None
         found = os.fstat(held)
@@ -327,7 +331,7 @@ def look_at(path: str, inode: int, mounts: dict[int, Mount]) -> Facts | None:
 def seals_of(held: int) -> int | None:
     """The seals of a memory file that is held by its name; None where it cannot be read."""
     try:
-        fd = os.open(PROC / f"self/fd/{held}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(PROC / f"thread-self/fd/{held}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:

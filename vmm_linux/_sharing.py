@@ -284,7 +284,7 @@ def collect(
         PermissionError: it may not be read.
     """
     tids = threads_of(process)
-    mounts = {**mounts_seen_by(process), **internal}
+    mounts = {**mounts_seen_by(process, tids), **internal}
     records = mappings_of(maps, tids)
     descriptors = descriptors_of(process, tids, mounts)
     namespace = ipc_namespace(process)
@@ -331,12 +331,15 @@ def plain_name(kind: Kind, name: str) -> str:
     return name
 
 
-def mounts_seen_by(process: Process) -> dict[int, Mount]:
-    """Its mounts; none where they may not be read: what has no path is recognized all the same."""
-    try:
-        return mounts_of(process.pid)
-    except OSError:
-        return {}
+def mounts_seen_by(process: Process, tids: list[int]) -> dict[int, Mount]:
+    """Its mounts; none where they may not be read: what has no path is recognized all the same.
+
+    Where its first thread has ended, another one tells.
+    """
+    for tid in tids:
+        with contextlib.suppress(OSError):
+            return mounts_of(f"{process.pid}/task/{tid}")
+    return {}
 
 
 def mappings_of(maps: Callable[[int], Iterable[Record]], tids: list[int]) -> list[Record]:
@@ -351,7 +354,7 @@ def mappings_of(maps: Callable[[int], Iterable[Record]], tids: list[int]) -> lis
 
 def ipc_namespace(process: Process | None) -> str:
     """The namespace whose System V segments it sees; empty where that is not told."""
-    whose = "self" if process is None else str(process.pid)
+    whose = "thread-self" if process is None else str(process.pid)
     try:
         return os.readlink(f"/proc/{whose}/ns/ipc")  # noqa: PTH115 (not a path)
     except OSError:
@@ -426,7 +429,7 @@ def system_v_segments() -> Iterator[dict[str, int]]:
 def add_dev_shm(found: dict[Key, Found]) -> None:
     """Add the files of /dev/shm that nobody need have open."""
     # What is mounted there can have a server behind it that keeps us waiting.
-    mounted = {mount.point for mount in mounts_of(os.getpid()).values()}
+    mounted = {mount.point for mount in mounts_of("thread-self").values()}
     for folder, folders, names in os.walk(SHM):
         folders[:] = [name for name in folders if f"{folder}/{name}" not in mounted]
         for path in {f"{folder}/{name}" for name in names} - mounted:

@@ -487,7 +487,7 @@ def _opened(method: str, pid: int | None, name: str) -> Generator[int]:
     """A file of ``/proc/PID``, open for reading; what the kernel refuses as one of our errors."""
     fd = None
     try:
-        fd = os.open(f"/proc/{pid or 'self'}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{pid or 'thread-self'}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         yield fd
     except VmmError:
         raise
@@ -516,7 +516,7 @@ def _refused(method: str, pid: int | None, reason: OSError, *, opened: bool = Fa
             "(ptrace(2), CAP_SYS_PTRACE)",
             number,
         )
-    if number == errno.ENOENT and Path(f"/proc/{pid or 'self'}").exists():
+    if number == errno.ENOENT and Path(f"/proc/{pid or 'thread-self'}").exists():
         return Unimplemented(method, f"this kernel has no {reason.filename}", number)
     if pid is not None and number in (errno.ENOENT, errno.ESRCH):
         return _without_memory(method, pid, opened=opened)
@@ -531,7 +531,7 @@ def _refused(method: str, pid: int | None, reason: OSError, *, opened: bool = Fa
 def _without_memory(method: str, pid: int | None, *, opened: bool) -> VmmError:
     """Why a process has nothing to tell; ``opened``: it was there a moment ago."""
     try:
-        stat = Path(f"/proc/{pid or 'self'}/stat").read_bytes()
+        stat = Path(f"/proc/{pid or 'thread-self'}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         stat = b""
     # The program's name is in parentheses, and may have some.
