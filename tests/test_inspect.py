@@ -930,3 +930,70 @@ def test_snapshots_are_taken_while_other_threads_allocate_and_close() -> None:
         for thread in threads:
             thread.join()
     assert not failures
+
+
+def test_a_snapshot_can_be_pickled_with_the_parts_of_regions(vmm: VMM) -> None:
+    va = vmm.allocate(0, 4 * PAGE, RESERVE)
+    vmm.commit(va, PAGE)
+    before = inspect.snapshot()
+    after = pickle.loads(pickle.dumps(before))  # noqa: S301 (of our own)
+    assert list(after) == list(before)
+    assert [each.whole for each in after] == [each.whole for each in before]
+    assert after.pid == before.pid
+
+
+def test_mappings_that_nobody_read_are_none() -> None:
+    done = run_child(look_at_no_mappings)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 []\n", "")
+
+
+def look_at_no_mappings() -> None:
+    """Make the container by hand, which has read nothing."""
+    import sys
+    from pathlib import Path
+
+    from vmm_linux._inspect import read_mappings
+
+    with Path("/proc/self/maps").open("rb") as file:
+        kind = type(read_mappings(file.fileno(), False, False))
+    empty = kind.__new__(kind)
+    sys.stdout.write(f"{len(empty)} {list(empty)}\n")
+    try:
+        empty[0]
+    except IndexError:
+        return
+    sys.exit(1)
+
+
+def test_a_process_whose_first_thread_has_ended_sees_itself() -> None:
+    done = run_child(look_without_first_thread)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True True True\n", "")
+
+
+def look_without_first_thread() -> None:
+    """End the first thread alone, and look from another one."""
+    import ctypes
+    import os
+    import platform
+    import sys
+    import threading
+    from pathlib import Path
+
+    from vmm_linux import inspect
+
+    def look() -> None:
+        while "Z" not in Path("/proc/self/stat").read_text("ascii").rpartition(")")[2]:
+            pass
+        found = inspect.snapshot()
+        first = found[0]
+        here = inspect.pages(first.start, first.end - first.start)
+        fd = os.memfd_create("seen")
+        names = [each.name for each in inspect.sharing(all=True).channels]
+        told = (len(found) > 10, bool(inspect.rollup().rss), bool(here), "seen" in names)
+        sys.stdout.write(f"{' '.join(map(str, told))}\n")
+        sys.stdout.flush()
+        os.close(fd)
+        os._exit(0)
+
+    threading.Thread(target=look).start()
+    ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)

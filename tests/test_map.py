@@ -587,6 +587,37 @@ def test_what_does_not_go_together_is_told_so(arguments: tuple[str, ...], compla
     assert complaint in child.stderr
 
 
+def test_one_place_under_two_names_is_refused_and_nothing_left_there(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    child = run("map", "--json", f"{tmp_path}/file", "--csv", f"{tmp_path}/link")
+    assert (child.returncode, child.stdout) == (2, "")
+    assert "two outputs to one place" in child.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_link_to_itself_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    child = run("map", "--json", f"{tmp_path}/loop")
+    assert (child.returncode, child.stdout) == (2, "")
+    assert os.strerror(errno.ELOOP) in child.stderr
+    assert [each.is_symlink() for each in tmp_path.iterdir()] == [True]
+
+
+def test_whose_rights_a_file_ran_with_are_not_taken_over(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.touch()
+    place.chmod(0o4751)
+    assert run("map", "--json", str(place)).returncode == 0
+    assert place.stat().st_mode & 0o7777 == 0o751
+
+
+def test_a_process_of_thousands_of_digits_is_no_process() -> None:
+    for arguments in (("map", "1" * 5000), ("query", "1" * 5000, "0x1000")):
+        child = run(*arguments)
+        assert (child.returncode, child.stdout) == (2, "")
+        assert "is no process id" in child.stderr
+
+
 def test_errno_of_a_full_disk_is_told() -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123  a device
         child = subprocess.run(

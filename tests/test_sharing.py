@@ -12,6 +12,7 @@ import platform
 import signal
 import socket
 import struct
+import subprocess
 import tempfile
 import threading
 import uuid
@@ -35,6 +36,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 IPC_CREAT, IPC_RMID, CLONE_FILES, IN_OPEN = 0o1000, 0, 0x400, 0x20
 #: exit(2) of one thread alone.
 SYS_EXIT = {"x86_64": 60, "aarch64": 93}.get(platform.machine())
+#: What a child answers that may not do what its test needs.
+CANNOT_MOUNT = 77
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs another user's processes")
 
 
@@ -445,6 +448,141 @@ def test_processes_that_come_and_go_disturb_nobody() -> None:
         for _ in range(20):
             assert {os.getpid(), third.pid} <= {e.pid for e in channel_of(fd).holders}
         os.kill(other.pid, signal.SIGKILL)
+
+
+# ---- what somebody does so as not to be seen -----------------------------------------------------
+
+
+def map_in_deep_folder(sock: socket.socket, top: Path, depth: int, *, close: bool) -> object:
+    """Share a file whose path has more characters than a system call would take."""
+    os.chdir(top)
+    for _ in range(depth):
+        os.mkdir("d" * 200)  # noqa: PTH102 (the path is too long for anything else)
+        os.chdir("d" * 200)
+    fd = os.open("file", os.O_RDWR | os.O_CREAT, 0o600)
+    os.truncate(fd, PAGE)
+    sock.sendall(os.fstat(fd).st_ino.to_bytes(8, "little"))
+    mapped = mmap.mmap(fd, PAGE)
+    if close:
+        os.close(fd)
+    return mapped
+
+
+@contextlib.contextmanager
+def folder_in_memory() -> Iterator[Path]:
+    folder = tempfile.mkdtemp(dir="/dev/shm")
+    try:
+        yield Path(folder)
+    finally:  # shutil.rmtree goes by recursion
+        subprocess.run(["/bin/rm", "-rf", folder], check=True)
+
+
+@pytest.mark.parametrize("depth", [30, 400])
+def test_a_path_of_any_length_hides_nothing(depth: int) -> None:
+    with (
+        folder_in_memory() as top,
+        partner(lambda sock: map_in_deep_folder(sock, top, depth, close=False)) as other,
+    ):
+        inode = int.from_bytes(other.sock.recv(8), "little")
+        other.wait_until_ready()
+        (channel,) = [e for e in sharing(all=True).channels if e.inode == inode]
+        assert channel.name == f"{top}{'/' + 'd' * 200}" + f"/{'d' * 200}" * (depth - 1) + "/file"
+        assert holder(channel, other.pid).access == "rw"
+        assert mapper(channel, other.pid).size == PAGE
+        assert [e.pathname for e in snapshot(other.pid) if e.inode == inode] == [channel.name]
+
+
+@needs_root
+def test_a_carriage_return_in_the_name_of_a_mount_hides_nothing(tmp_path: Path) -> None:
+    done = run_child(share_beside_odd_mount, str(tmp_path))
+    if done.returncode == CANNOT_MOUNT:
+        pytest.skip("this process may not mount")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "seen\n", "")
+
+
+def share_beside_odd_mount(top: str) -> None:
+    """Look at this process, which has mounts of its own; 77 if it may not."""
+    import ctypes
+    import os
+    import sys
+    from pathlib import Path
+
+    from vmm_linux.doctor import diagnose
+    from vmm_linux.inspect import sharing
+
+    libc = ctypes.CDLL(None)
+    point = f"{top}/a\r b\x0bc\u2028d"
+    Path(point).mkdir()
+    if libc.unshare(0x20000) or libc.mount(None, b"/", None, 0x44000, None):
+        sys.exit(77)
+    if libc.mount(b"x", os.fsencode(point), b"tmpfs", 0, None):
+        sys.exit(77)
+    fd = os.memfd_create("seen")
+    sys.stdout.write("".join(f"{e.name}\n" for e in sharing(all=True).channels if e.name == "seen"))
+    os.close(fd)
+    diagnose()
+
+
+@needs_root
+def test_a_file_system_that_was_taken_away_hides_nothing(tmp_path: Path) -> None:
+    done = run_child(share_without_mount, str(tmp_path))
+    if done.returncode == CANNOT_MOUNT:
+        pytest.skip("this process may not mount")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "detached file /kept\n", "")
+
+
+def share_without_mount(point: str) -> None:
+    """Map a file of a tmpfs, take the mount away, and look at this process; 77 if it may not."""
+    import ctypes
+    import mmap
+    import os
+    import sys
+    from pathlib import Path
+
+    from vmm_linux.inspect import sharing
+
+    libc = ctypes.CDLL(None)
+    if libc.unshare(0x20000) or libc.mount(None, b"/", None, 0x44000, None):
+        sys.exit(77)
+    if libc.mount(b"x", os.fsencode(point), b"tmpfs", 0, None):
+        sys.exit(77)
+    with Path(point, "kept").open("w+b") as file:
+        file.truncate(4096)
+        mapped = mmap.mmap(file.fileno(), 4096)
+    if libc.umount2(os.fsencode(point), 2):
+        sys.exit(77)
+    channels = [each for each in sharing(all=True).channels if each.name == "/kept"]
+    sys.stdout.write("".join(f"{each.kind} {each.name}\n" for each in channels))
+    mapped.close()
+
+
+@needs_root
+def test_processes_of_which_nothing_is_told_are_counted_too() -> None:
+    done = run_child(look_with_hidden_processes)
+    if done.returncode == CANNOT_MOUNT:
+        pytest.skip("this process may not mount")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def look_with_hidden_processes() -> None:
+    """Look as a user to whom /proc tells no more than that processes are there (hidepid=1)."""
+    import ctypes
+    import os
+    import sys
+
+    from vmm_linux.inspect import sharing
+
+    libc = ctypes.CDLL(None)
+    if libc.unshare(0x20000) or libc.mount(None, b"/", None, 0x44000, None):
+        sys.exit(77)
+    if libc.mount(b"proc", b"/proc", b"proc", 0, b"hidepid=1"):
+        sys.exit(77)
+    parent = os.getppid()
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    libc.prctl(4, 1, 0, 0, 0)
+    sys.stdout.write(f"{parent in [each.pid for each in sharing().unread]}\n")
 
 
 # ---- what may not be read -----------------------------------------------------------------------

@@ -8,6 +8,7 @@ something, and a file of a user's own file system could keep us waiting for ever
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DELETED",
     "IN_MEMORY",
+    "TOO_LONG",
     "Descriptor",
     "Facts",
     "File",
@@ -46,6 +48,8 @@ IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 #: File systems that answer by themselves, without a server that could keep us waiting.
 OWN_FILESYSTEMS = frozenset({*IN_MEMORY, "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
 DELETED = " (deleted)"
+#: For a path that the kernel does not tell, since it has more than a page of characters.
+TOO_LONG = "/..."
 #: In /proc/PID/mountinfo: a byte that would end a field.
 OCTAL = re.compile(rb"\\([0-7]{3})")
 #: Of open(2): a descriptor that is a name of the file and no more.
@@ -57,9 +61,10 @@ class Process(NamedTuple):
 
     Attributes:
         pid: its number.
-        name: its command, as it calls itself.
+        name: its command, as it calls itself; empty where that is not told.
         uid: the user whose it is.
-        started: when, in ticks: another process with the same number has another one.
+        started: when, in ticks: another process with the same number has another one; 0 where that
+            is not told.
     """
 
     pid: int
@@ -126,8 +131,11 @@ def process_of(pid: int) -> Process | None:
     """A process by its number; None where there is none, and for a thread of the kernel."""
     folder = PROC / str(pid)
     try:
-        text = (folder / "stat").read_bytes()
         uid = folder.stat().st_uid
+        try:
+            text = (folder / "stat").read_bytes()
+        except PermissionError:  # hidepid=1: that it is there is all that is told
+            return Process(pid, "", uid, 0)
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name is in parentheses and may hold any byte, parentheses and blanks too.
@@ -160,11 +168,12 @@ def internal_mounts() -> dict[int, Mount]:
     found = {}
     kinds = [(0, "tmpfs"), *((flags, "hugetlbfs") for flags in huge_page_flags())]
     for flags, filesystem in kinds:
-        with contextlib.suppress(OSError):  # without huge pages there are no such files
+        # Without huge pages there are no such files. Without the others nothing could be found.
+        with contextlib.suppress(OSError) if flags else contextlib.nullcontext():
             fd = os.memfd_create("vmm_linux sharing", flags | os.MFD_CLOEXEC)
             try:
                 device = os.fstat(fd).st_dev
-                number = int(fdinfo(f"self/fdinfo/{fd}")["mnt_id"])
+                number = int(fdinfo(f"thread-self/fdinfo/{fd}")["mnt_id"])
                 found[number] = Mount(device_text(device), "", filesystem)
             finally:
                 os.close(fd)
@@ -179,18 +188,23 @@ def huge_page_flags() -> Iterator[int]:
             yield MFD_HUGETLB | size.bit_length() - 1 << MFD_HUGE_SHIFT
 
 
-def mounts_of(pid: int) -> dict[int, Mount]:
-    """The mounts that a process sees, by number; OSError when it cannot be read."""
+def mounts_of(thread: str) -> dict[int, Mount]:
+    """The mounts that a thread sees, by number; OSError when it cannot be read.
+
+    Args:
+        thread: its folder under ``/proc``.
+    """
     found = {}
-    for line in (PROC / str(pid) / "mountinfo").read_bytes().splitlines():
+    # Of what else ends a line or a word elsewhere, as a carriage return, a path may have any.
+    for line in (PROC / thread / "mountinfo").read_bytes().split(b"\n")[:-1]:
         ours, _, theirs = line.partition(b" - ")
-        number, _, device, _, point = ours.split()[:5]
+        number, _, device, _, point = ours.split(b" ")[:5]
         major, minor = map(int, device.split(b":"))
         point = OCTAL.sub(lambda escaped: bytes([int(escaped[1], 8)]), point)
         found[int(number)] = Mount(
             device_text(os.makedev(major, minor)),
             os.fsdecode(point),
-            os.fsdecode(theirs.split()[0]),
+            os.fsdecode(theirs.split(b" ")[0]),
         )
     return found
 
@@ -215,7 +229,7 @@ def descriptors_of(process: Process, tids: list[int], mounts: dict[int, Mount]) 
     for tid in tids:
         folder = f"{process.pid}/task/{tid}"
         for number, link in links_in(PROC / folder / "fd"):
-            if (number, link) in seen and not link.endswith(DELETED):
+            if (number, link) in seen and not link.endswith((DELETED, TOO_LONG)):
                 continue
             seen.add((number, link))
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
@@ -235,9 +249,19 @@ def links_in(folder: Path) -> Iterator[tuple[int, str]]:
         return
     for each in listed:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            link = os.readlink(each)  # noqa: PTH115 (no path: what it names may be gone)
+            link = link_of(each)
             if link.startswith("/"):
                 yield int(each.name), link
+
+
+def link_of(descriptor: Path) -> str:
+    """What a descriptor is said to be."""
+    try:
+        return os.readlink(descriptor)  # noqa: PTH115 (no path: what it names may be gone)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return TOO_LONG
 
 
 def described(folder: str, number: int, link: str, mounts: dict[int, Mount]) -> Descriptor | None:
@@ -266,7 +290,8 @@ def access_of(flags: int) -> str:
 
 def fdinfo(path: str) -> dict[str, str]:
     """What the kernel tells of a descriptor."""
-    pairs = (line.partition(":") for line in (PROC / path).read_text("utf-8").splitlines())
+    text = os.fsdecode((PROC / path).read_bytes())  # a dma-buf has a name there, of any bytes
+    pairs = (line.partition(":") for line in text.split("\n"))
     return {label: value.strip() for label, _, value in pairs}
 
 
@@ -290,7 +315,7 @@ def look_at(path: str, inode: int, mounts: dict[int, Mount]) -> Facts | None:
     except OSError:
         return None
     try:
-        mount = mounts.get(int(fdinfo(f"self/fdinfo/{held}")["mnt_id"]))
+        mount = mounts.get(int(fdinfo(f"thread-self/fdinfo/{held}")["mnt_id"]))
         if mount is None or mount.filesystem not in OWN_FILESYSTEMS:
             return None
         found = os.fstat(held)
@@ -306,7 +331,7 @@ def look_at(path: str, inode: int, mounts: dict[int, Mount]) -> Facts | None:
 def seals_of(held: int) -> int | None:
     """The seals of a memory file that is held by its name; None where it cannot be read."""
     try:
-        fd = os.open(PROC / f"self/fd/{held}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(PROC / f"thread-self/fd/{held}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:

@@ -108,7 +108,8 @@ def check(made: argparse.ArgumentParser, asked: argparse.Namespace, wanted: dict
 
 def process_id(text: str) -> int:
     """A process's id."""
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+    # A number of a thousand digits is none that int() takes, nor any process's.
+    if not (text.isascii() and text.isdecimal() and len(text) < 100 and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{escaped(text)!r} is no process id, a number above 0")
     return int(text)
 

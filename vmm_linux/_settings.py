@@ -281,7 +281,7 @@ def settings_of(group: Group) -> Iterator[Setting]:
 
 def memory_group() -> Group | None:
     """The cgroup that counts this process's memory; None where none does."""
-    groups = [line.split(":", 2) for line in (text_of("/proc/self/cgroup") or "").splitlines()]
+    groups = [line.split(":", 2) for line in lines_of("/proc/self/cgroup")]
     for _, controllers, path in groups:
         if "memory" in controllers.split(","):
             place = place_of("cgroup", "memory", path)
@@ -296,10 +296,10 @@ def memory_group() -> Group | None:
 
 def place_of(filesystem: str, option: str, path: str) -> tuple[Path, str] | None:
     """Where such a hierarchy is mounted, and the path below that."""
-    for line in (text_of("/proc/self/mountinfo") or "").splitlines():
+    for line in lines_of("/proc/self/mountinfo"):
         mount, _, source = line.partition(" - ")
-        root, point = mount.split()[3:5]
-        kind, *_, options = source.split()
+        root, point = mount.split(" ")[3:5]
+        kind, *_, options = source.split(" ")
         if kind == filesystem and (not option or option in options.split(",")):
             return Path(point), os.path.relpath(path, root) if path.startswith(root) else "."
     return None
@@ -311,9 +311,14 @@ def place_of(filesystem: str, option: str, path: str) -> tuple[Path, str] | None
 def text_of(path: str | Path) -> str | None:
     """What a file of the kernel says, or None where it does not."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape").strip()
+        return os.fsdecode(Path(path).read_bytes()).strip()
     except OSError:
         return None
+
+
+def lines_of(path: str) -> list[str]:
+    """The lines of a file of the kernel: a path in one may have all that ends lines elsewhere."""
+    return [line for line in (text_of(path) or "").split("\n") if line]
 
 
 def number(path: str | Path) -> int | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from vmm_linux._descriptors import (
     DELETED,
     IN_MEMORY,
+    TOO_LONG,
     Descriptor,
     Facts,
     Mount,
@@ -61,6 +62,7 @@ class Kind(StrEnum):
     DEV_SHM = "/dev/shm"  # noqa: S108 (as above)
     DELETED = "deleted file"
     TMPFS = "tmpfs file"
+    DETACHED = "detached file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,7 @@ class Found:
 
     def is_memory(self) -> bool:
         """Whether it is a channel by itself, or at least mapped as one."""
-        by_itself = self.kind not in {Kind.DELETED, Kind.TMPFS}
+        by_itself = self.kind not in {Kind.DELETED, Kind.TMPFS, Kind.DETACHED}
         return by_itself or any("s" in record.permissions for _, record in self.mapped)
 
     def is_shared(self) -> bool:
@@ -282,7 +284,7 @@ def collect(
         PermissionError: it may not be read.
     """
     tids = threads_of(process)
-    mounts = {**mounts_seen_by(process), **internal}
+    mounts = {**mounts_seen_by(process, tids), **internal}
     records = mappings_of(maps, tids)
     descriptors = descriptors_of(process, tids, mounts)
     namespace = ipc_namespace(process)
@@ -312,6 +314,8 @@ def collect(
 def note(channel: Found, kind: Kind, name: str, deleted: bool) -> None:
     """Write down what an end says of its channel."""
     channel.kinds.add(kind)
+    if name == TOO_LONG and channel.name:
+        return  # a mapping told it, however long
     channel.name = plain_name(kind, name.removesuffix(DELETED) if deleted else name)
     channel.deleted = deleted and kind in {Kind.DELETED, Kind.DEV_SHM, Kind.TMPFS}
 
@@ -327,12 +331,15 @@ def plain_name(kind: Kind, name: str) -> str:
     return name
 
 
-def mounts_seen_by(process: Process) -> dict[int, Mount]:
-    """Its mounts; none where they may not be read: what has no path is recognized all the same."""
-    try:
-        return mounts_of(process.pid)
-    except OSError:
-        return {}
+def mounts_seen_by(process: Process, tids: list[int]) -> dict[int, Mount]:
+    """Its mounts; none where they may not be read: what has no path is recognized all the same.
+
+    Where its first thread has ended, another one tells.
+    """
+    for tid in tids:
+        with contextlib.suppress(OSError):
+            return mounts_of(f"{process.pid}/task/{tid}")
+    return {}
 
 
 def mappings_of(maps: Callable[[int], Iterable[Record]], tids: list[int]) -> list[Record]:
@@ -347,7 +354,7 @@ def mappings_of(maps: Callable[[int], Iterable[Record]], tids: list[int]) -> lis
 
 def ipc_namespace(process: Process | None) -> str:
     """The namespace whose System V segments it sees; empty where that is not told."""
-    whose = "self" if process is None else str(process.pid)
+    whose = "thread-self" if process is None else str(process.pid)
     try:
         return os.readlink(f"/proc/{whose}/ns/ipc")  # noqa: PTH115 (not a path)
     except OSError:
@@ -363,6 +370,7 @@ class Kinds:
         self.internal = {mount.device for mount in internal.values()}
         self.in_memory = {m.device for m in mounts.values() if m.filesystem in IN_MEMORY}
         self.shm = {m.device for m in mounts.values() if m.point.endswith(SHM)} & self.in_memory
+        self.mounted = {m.device for number, m in mounts.items() if number not in internal}
         self.namespace = namespace
 
     def of(self, device: str, name: str, deleted: bool) -> Kind | None:
@@ -375,7 +383,17 @@ class Kinds:
             return Kind.DEV_SHM
         if deleted:
             return Kind.DELETED
-        return Kind.TMPFS if device in self.in_memory else None
+        if device in self.in_memory:
+            return Kind.TMPFS
+        return Kind.DETACHED if self.is_detached(device, name) else None
+
+    def is_detached(self, device: str, name: str) -> bool:
+        """Whether a file lies in no file system that the process sees, nor on a block device.
+
+        A tmpfs that was taken away lives on in its files, which keep a path that leads nowhere.
+        """
+        unseen = bool(self.mounted) and device not in self.mounted
+        return unseen and device.startswith("00:") and name.startswith("/")
 
     def key(self, kind: Kind, device: str, inode: int) -> Key:
         """What tells it from others."""
@@ -411,7 +429,7 @@ def system_v_segments() -> Iterator[dict[str, int]]:
 def add_dev_shm(found: dict[Key, Found]) -> None:
     """Add the files of /dev/shm that nobody need have open."""
     # What is mounted there can have a server behind it that keeps us waiting.
-    mounted = {mount.point for mount in mounts_of(os.getpid()).values()}
+    mounted = {mount.point for mount in mounts_of("thread-self").values()}
     for folder, folders, names in os.walk(SHM):
         folders[:] = [name for name in folders if f"{folder}/{name}" not in mounted]
         for path in {f"{folder}/{name}" for name in names} - mounted:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vmm_linux._report import human
+from vmm_linux import VmmError
+from vmm_linux._report import human, printable
 from vmm_linux._tables import Table, choose_printer, print_line
 from vmm_linux.inspect import sharing
 
@@ -24,7 +26,7 @@ NAMED = 20
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command: always 0, what could not be read is said."""
+    """Run the command: 0 if it could be looked, 2 if not. What may not be read is said."""
     parser = argparse.ArgumentParser(
         prog="vmm-linux sharing",
         description="Find the memory that processes of this machine share: memfds, files of "
@@ -37,7 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     asked = parser.parse_args(arguments)
-    found = sharing(all=asked.all)
+    try:
+        found = sharing(all=asked.all)
+    except VmmError as error:
+        sys.stderr.write(f"vmm-linux sharing: {printable(str(error))}\n")
+        return 2
     if asked.json:
         print_line(json.dumps(as_object(found), indent=2))
     else:

@@ -30,6 +30,8 @@ def write_whole(contents: Mapping[str, bytes]) -> None:
         for name, content in contents.items():
             if name not in special:
                 place = Path(os.path.realpath(name))
+                if place in ready:
+                    raise FileExistsError(errno.EEXIST, "two outputs to one place", name)
                 ready[place] = written_beside(place, name, content)
         for name in special:
             with naming(name):
@@ -56,6 +58,8 @@ def written_beside(place: Path, name: str, content: bytes) -> str:
     """The name of a new file in the folder of ``place`` that holds the content."""
     if not name or place.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if place.is_symlink():  # it leads to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
     with naming(name):
         number, temporary = tempfile.mkstemp(prefix=f".{place.name[:40]}.", dir=place.parent)
         try:
@@ -81,9 +85,12 @@ def naming(name: str) -> Iterator[None]:
 
 
 def mode_for(place: Path) -> int:
-    """The permissions of what is replaced, or those that a new file would get."""
+    """The permissions of what is replaced, or those that a new file would get.
+
+    Not whose rights it ran with (set-user-ID): what is replaced may have been another user's.
+    """
     with contextlib.suppress(OSError):
-        return stat.S_IMODE(place.stat().st_mode)
+        return place.stat().st_mode & 0o777
     mask = os.umask(0o077)
     os.umask(mask)
     return 0o666 & ~mask

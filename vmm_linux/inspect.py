@@ -487,7 +487,7 @@ def _opened(method: str, pid: int | None, name: str) -> Generator[int]:
     """A file of ``/proc/PID``, open for reading; what the kernel refuses as one of our errors."""
     fd = None
     try:
-        fd = os.open(f"/proc/{pid or 'self'}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{pid or 'thread-self'}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         yield fd
     except VmmError:
         raise
@@ -516,7 +516,7 @@ def _refused(method: str, pid: int | None, reason: OSError, *, opened: bool = Fa
             "(ptrace(2), CAP_SYS_PTRACE)",
             number,
         )
-    if number == errno.ENOENT and Path(f"/proc/{pid or 'self'}").exists():
+    if number == errno.ENOENT and Path(f"/proc/{pid or 'thread-self'}").exists():
         return Unimplemented(method, f"this kernel has no {reason.filename}", number)
     if pid is not None and number in (errno.ENOENT, errno.ESRCH):
         return _without_memory(method, pid, opened=opened)
@@ -531,7 +531,7 @@ def _refused(method: str, pid: int | None, reason: OSError, *, opened: bool = Fa
 def _without_memory(method: str, pid: int | None, *, opened: bool) -> VmmError:
     """Why a process has nothing to tell; ``opened``: it was there a moment ago."""
     try:
-        stat = Path(f"/proc/{pid or 'self'}/stat").read_bytes()
+        stat = Path(f"/proc/{pid or 'thread-self'}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         stat = b""
     # The program's name is in parentheses, and may have some.
@@ -559,15 +559,17 @@ def _ended(method: str, pid: int | None) -> ProcessExited:
 def sharing(*, all: bool = False) -> Sharing:  # noqa: A002 (what people call it)
     """Every shared-memory channel between processes on this machine.
 
-    Memfds, files of /dev/shm, System V segments, shared anonymous memory; also deleted files and
-    files of any tmpfs that somebody maps shared. A channel is found by any of its ends: a
+    Memfds, files of /dev/shm, System V segments, shared anonymous memory; also deleted files,
+    files of any tmpfs, and files of a file system without a device that the process has no mount
+    of (any more), if somebody maps them shared. A channel is found by any of its ends: a
     descriptor that nobody maps, a mapping whose descriptor was closed. Nothing is changed: no page
     is touched, and no file opened but memfds, for their seals.
 
     Processes may come and go meanwhile: what ended before it was looked through is missing. Not
-    seen are descriptors on their way in a socket, memory of devices, dma-bufs and io_uring, pages
-    copied on write after fork, ordinary files (they have a name and rights), and other processes
-    that ``/proc`` does not show here (``hidepid``, another PID namespace).
+    seen are descriptors of what has no mount and is not mapped, descriptors on their way in a
+    socket, memory of devices, dma-bufs and io_uring, pages copied on write after fork, ordinary
+    files (they have a name and rights), and other processes that ``/proc`` does not show here
+    (``hidepid``, another PID namespace).
 
     Args:
         all: also what only one process has, or none: a memfd with one end, a file in /dev/shm that

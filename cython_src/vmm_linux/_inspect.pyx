@@ -201,8 +201,14 @@ cdef class Mappings:
     cdef size_t cut_last        # the record whose whole this is
     cdef Mapping whole
 
+    def __cinit__(self):
+        self.records = Records.__new__(Records)
+
     def __init__(self):
         raise TypeError("read_mappings() makes them")
+
+    def __reduce__(self):
+        return tuple, (tuple(self),)
 
     def __len__(self):
         return self.records.count if self.parts.empty() else self.parts.size()
@@ -294,7 +300,6 @@ def read_mappings(int fd, bint figures, bint ours):
     fails; ValueError, with the line, where one cannot be read.
     """
     cdef Mappings made = Mappings.__new__(Mappings)
-    made.records = Records.__new__(Records)
     check(read_records(made.records, fd, figures))
     if ours:
         add_intents_of_all(&made.intents)

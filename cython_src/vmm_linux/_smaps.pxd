@@ -67,6 +67,7 @@ cdef struct Source:
     const char *at
     const char *end
     char *piece                 # of what is read from fd
+    size_t room                 # bytes of that
 
 cdef class Records:
     cdef Record **chunks

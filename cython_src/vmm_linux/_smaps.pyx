@@ -729,6 +729,7 @@ cdef class Records:
         """Takes all of the text: WHOLE, NEW_LABEL (then call again), or ``-errno``."""
         cdef intptr_t length
         cdef size_t left
+        cdef char *larger
         cdef int result
         while True:
             result = self.parse_some(source)
@@ -737,11 +738,16 @@ cdef class Records:
             if source.fd < 0:
                 break
             left = source.end - source.at
-            if left == PIECE:
-                return self.refuse(b"a line too long", source.at, source.end)
+            if left == source.room:
+                # A path has no greatest length: a folder can be moved into another again and again.
+                larger = <char *>self.take(2 * source.room)
+                if larger == NULL:
+                    return -ENOMEM
+                source.piece = larger
+                source.room *= 2
             memmove(source.piece, source.at, left)
             source.at = source.piece
-            length = _syscalls.read(source.fd, source.piece + left, PIECE - left)
+            length = _syscalls.read(source.fd, source.piece + left, source.room - left)
             source.end = source.at + left + (length if length > 0 else 0)
             if length < 0:
                 return <int>length
@@ -800,6 +806,7 @@ cdef int read_records(Records records, int fd, bint with_figures) except? -1:
     cdef Source source
     source.fd = fd
     source.piece = source.at = source.end = piece
+    source.room = PIECE
     records.with_figures = with_figures
     return records.drive(&source)
 
