@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench_harness import US, Contestant, at_most, benchmark, faster, loop
 from bench_memory import SIZE
-from bench_queries import AMONG_MANY, MANY, SOME, line_of_maps, mappings_up_to
+from bench_queries import AMONG_MANY, MANY, SOME, among_few_and_many, mappings_up_to
 from vmm_linux import inspect
 from vmm_linux._smaps import parse_smaps
 
@@ -94,21 +94,7 @@ def mapping_at_address(stage: Stage) -> dict[str, Contestant]:
         for _ in range(count):
             at(va)
 
-    def among_many(contestant: Contestant) -> Contestant:
-        def measure(count: int) -> float:
-            with mappings_up_to(MANY, stage.baseline):
-                return contestant.measure(count)
-
-        return Contestant(measure)
-
-    in_c = stage.in_c("query_mapping", va)
-    return {
-        "C": in_c,
-        US: loop(ours),
-        f"C{AMONG_MANY}": among_many(in_c),
-        f"{US}{AMONG_MANY}": among_many(loop(ours)),
-        "Python reading maps": again(lambda: line_of_maps(va)),
-    }
+    return among_few_and_many(stage, va, loop(ours))
 
 
 @benchmark("pages() over 1 GiB", at_most(1.2), rarely=3)
