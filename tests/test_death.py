@@ -130,6 +130,8 @@ def create(side: Side) -> None:
             vmm.send_handle(side.sock, handle)
             side.step()
             vmm.handle_close(handle)
+        # What the receiver writes is a beginning of its data only once it writes no more.
+        assert side.sock.recv(1) == b""
     side.check(lambda plan: plan.creators, lambda plan: plan.receivers)
 
 
