@@ -233,7 +233,7 @@ def close_under_queries(rounds: int) -> None:
 
 
 def test_a_query_that_meets_a_close_leaves_no_descriptor() -> None:
-    in_own_process(close_under_queries, 200)
+    in_own_process(close_under_queries, 60)
 
 
 def drop_views_and_close(rounds: int) -> None:
