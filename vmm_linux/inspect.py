@@ -473,6 +473,9 @@ def _mappings(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
     process = _process(method, pid)
     with _opened(method, process, name) as fd:
         found = read_mappings(fd, name == "smaps", process is None)
+        if found.backslashes:
+            with contextlib.suppress(VmmError), _opened(method, process, "maps") as again:
+                found.settle_names(again)
         # A process that ends or starts another program is told up to there, as if that were all.
         # The file still stands for what it was opened for, and has nothing to tell any more.
         if process is not None and not found:
