@@ -685,6 +685,14 @@ def test_mappings_are_pickled_and_go_through_json_whole(vmm: VMM) -> None:
     assert rebuilt.total("rss") == Snapshot(2, rebuilt).total("rss") > 0
 
 
+NO_REGION = {
+    **dict.fromkeys(("base", "size", "flags", "protection"), 0),
+    "state": 1,
+    "kind": 1,
+    "sid": None,
+}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -698,13 +706,71 @@ def test_mappings_are_pickled_and_go_through_json_whole(vmm: VMM) -> None:
         {"figures": {"rss": "much"}},
         {"region": {}},
         {"vm_flags": 5},
+        {"vm_flags": [5]},
         {"offset": None},
+        {"inode": True},
+        {"pathname": b"/a"},
+        {"device": 5},
+        {"permissions": None},
+        {"figures": None},
+        {"figures": {5: 5}},
+        {"whole": []},
+        {"whole": {}},
+        {"region": {**NO_REGION, "state": 77}},
+        {"region": {**NO_REGION, "kind": True}},
+        {"region": {**NO_REGION, "flags": "READ"}},
+        {"region": {**NO_REGION, "flags": 1 << 63}},
+        {"region": {**NO_REGION, "sid": -1}},
     ],
 )
 def test_a_dict_that_tells_no_mapping_is_refused(change: dict[str, object]) -> None:
     values = inspect.snapshot()[0].as_dict()
-    with pytest.raises((KeyError, TypeError, ValueError, OverflowError)):
+    (name,) = {*change} - {"end"}
+    with pytest.raises(VmmError, match=rf"Mapping.from_dict: .*\b{name}") as caught:
         Mapping.from_dict(values | change)
+    assert caught.value.rc is Retcode.INVALID_ARGUMENT
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_dict_without_a_part_and_what_is_no_dict_are_refused() -> None:
+    values = inspect.snapshot()[0].as_dict()
+    for name in values:
+        with pytest.raises(VmmError, match=rf"\b{name} is missing"):
+            Mapping.from_dict({key: value for key, value in values.items() if key != name})
+    for other in (None, 5, "text", [values], [*values.items()]):
+        with pytest.raises(VmmError, match=f"type {type(other).__name__}; expected a dict"):
+            Mapping.from_dict(other)  # type: ignore[arg-type]
+    with pytest.raises(VmmError, match=r"whole\.whole"):
+        Mapping.from_dict(values | {"whole": values | {"whole": values}})
+
+
+def test_a_snapshot_and_a_difference_refuse_what_they_do_not_know() -> None:
+    found = inspect.snapshot()
+    for address in ("x", None, 1.5, True):
+        with pytest.raises(VmmError, match=r"Snapshot\.at: va is ") as caught:
+            found.at(address)  # type: ignore[arg-type]
+        assert caught.value.rc is Retcode.INVALID_ARGUMENT
+    assert found.at(-1) is None
+    assert found.at(1 << 70) is None
+    for before, after, name in ((None, found, "before"), (found, 5, "after"), ("x", found, "str")):
+        with pytest.raises(VmmError, match=rf"diff: .*\b{name}") as caught:
+            inspect.diff(before, after)  # type: ignore[arg-type]
+        assert caught.value.rc is Retcode.INVALID_ARGUMENT
+    assert not inspect.diff([], ())
+
+
+def test_a_figure_that_nobody_knows_is_no_zero() -> None:
+    found = inspect.snapshot()
+    for name, hint in (("rsss", "'rss'"), ("privat_dirty", "'private_dirty'"), ("%", "swap_pss")):
+        with pytest.raises(VmmError, match=hint) as caught:
+            found.total(name)
+        assert caught.value.rc is Retcode.INVALID_ARGUMENT
+    for other in (None, 5, ["rss"]):
+        with pytest.raises(VmmError, match="expected a name"):
+            found.total(other)  # type: ignore[arg-type]
+    # What this kernel does not tell is a figure all the same.
+    assert found.total("ksm") >= 0
+    assert inspect.maps().total("rss") == 0
 
 
 # ---- what goes wrong
@@ -1095,7 +1161,11 @@ def test_names_with_a_newline_and_names_with_its_escape_are_told_apart(tmp_path:
                     with without(Feature.PROCMAP_QUERY):
                         assert told(look, pid) == escaped
         kernel.libc.mmap(
-            start, size, kernel.PROT_READ | kernel.PROT_WRITE,
-            MAP_FIXED | kernel.MAP_PRIVATE | kernel.MAP_ANONYMOUS, -1, 0,
+            start,
+            size,
+            kernel.PROT_READ | kernel.PROT_WRITE,
+            MAP_FIXED | kernel.MAP_PRIVATE | kernel.MAP_ANONYMOUS,
+            -1,
+            0,
         )
         del buffer

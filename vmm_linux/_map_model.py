@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
-
-import psutil
+from pathlib import Path
 
 from vmm_linux import inspect
+from vmm_linux._descriptors import process_of
 from vmm_linux.inspect import Mapping, PageFlags
 from vmm_linux.states import PageKind, PageState
 
@@ -177,12 +177,12 @@ def take(pid: int | None) -> Picture:
 
 def words_of(pid: int) -> tuple[str, str]:
     """Name and command line of a process, empty where they cannot be read."""
-    program = command = ""
-    with contextlib.suppress(psutil.Error, OSError):
-        process = psutil.Process(pid)
-        program = process.name()
-        command = " ".join(word for word in process.cmdline() if word)
-    return program, command
+    process = process_of(pid)
+    words = b""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    command = b" ".join(filter(None, words.split(b"\0")))
+    return process.name if process is not None else "", os.fsdecode(command)
 
 
 # ---- groups -------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from vmm_linux._smaps cimport (
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState
 from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
+from vmm_linux._mapping_dict import check_told
 
 cdef extern from "Python.h":
     object PyUnicode_DecodeFSDefaultAndSize(const char *, Py_ssize_t)
@@ -126,20 +127,16 @@ cdef class Mapping(SmapsRecord):
             values: the dict.
 
         Errors:
-            KeyError, TypeError and ValueError where it is not one of ``as_dict``.
+            INVALID_ARGUMENT: it is not one of ``as_dict``; the message names the part.
         """
+        check_told(values)
         major, minor = values["device"].split(":")
         letters = values["permissions"]
-        if len(letters) != 4 or any(
-                letter not in pair for letter, pair in zip(letters, ("r-", "w-", "x-", "sp"))):
-            raise ValueError(f"no permissions: {letters!r}")
         permissions = sum(
             bit for letter, wanted, bit in zip(letters, "rwxs", (1, 2, 4, 8)) if letter == wanted)
         vm_flags = values["vm_flags"]
         region = values["region"]
         whole = values["whole"]
-        if not 0 <= values["start"] <= values["end"] < 1 << 64:
-            raise ValueError("no range of addresses: it begins after its end")
         if region is not None:
             region = RegionRun(
                 region["base"], region["size"], PageState(region["state"]),
