@@ -14,6 +14,10 @@
  *   fault_spare(name)           let calls of this name pass by from now on; "" for none
  *   fault_disarm()              stop counting; returns how many calls were seen
  *   fault_name()                the name of the call that was made to fail, or ""
+ *   fault_answer_names(error)   be the kernel to whoever names memory (PR_SET_VMA) from now on: it
+ *                               is done (error 0), or errno = error; both without doing anything
+ *   fault_named(i, range)       the i-th that was named since: its name, and where and how long
+ *                               it is; NULL where there were not so many
  *
  * n = 0 counts without failing anything.
  *
@@ -30,6 +34,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysinfo.h>
@@ -37,6 +42,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#ifndef PR_SET_VMA
+#define PR_SET_VMA 0x53564d41       /* Linux 5.17 */
+#endif
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434          /* Linux 5.3 */
 #endif
@@ -88,6 +96,39 @@ EXPORTED long fault_disarm(void)
 EXPORTED const char *fault_name(void)
 {
     return failed;
+}
+
+/* What was named, while this library is the kernel to who does it. */
+static int answers_names, answer_to_names;
+static struct { unsigned long start, length; char name[80]; } named[64];
+static size_t names;
+
+EXPORTED void fault_answer_names(int error)
+{
+    answers_names = 1;
+    answer_to_names = error;
+    names = 0;
+}
+
+EXPORTED const char *fault_named(size_t i, unsigned long range[2])
+{
+    if (i >= names)
+        return NULL;
+    range[0] = named[i].start;
+    range[1] = named[i].length;
+    return named[i].name;
+}
+
+static int answer_name(unsigned long start, unsigned long length, const char *name)
+{
+    if (names < sizeof named / sizeof *named) {
+        named[names].start = start;
+        named[names].length = length;
+        strncpy(named[names].name, name, sizeof named->name - 1);
+        ++names;
+    }
+    errno = answer_to_names;
+    return answer_to_names ? -1 : 0;
 }
 
 /* Whether an object lies in a folder named vmm_linux or is the C++ library. */
@@ -267,6 +308,23 @@ EXPORTED int mincore(void *address, size_t length, unsigned char *vector)
     if (FAIL_HERE("mincore", EAGAIN))
         return -1;
     return real(address, length, vector);
+}
+
+EXPORTED int prctl(int option, ...)
+{
+    va_list rest;
+    unsigned long a[4];
+    int i;
+    REAL(prctl);
+    va_start(rest, option);
+    for (i = 0; i < 4; ++i)
+        a[i] = va_arg(rest, unsigned long);
+    va_end(rest);
+    if (option == PR_SET_VMA && FAIL_HERE("prctl", ENOMEM))
+        return -1;
+    if (option == PR_SET_VMA && answers_names)
+        return answer_name(a[1], a[2], (const char *)a[3]);
+    return real(option, a[0], a[1], a[2], a[3]);
 }
 
 EXPORTED int memfd_create(const char *name, unsigned int flags)

@@ -120,6 +120,19 @@ class Faults:
         finally:
             self._library.fault_disarm()
 
+    def answer_names(self, error: int) -> None:
+        """Be the kernel to whoever names memory from now on; 0 for what names it, else an errno."""
+        self._library.fault_answer_names(error)
+
+    def named(self) -> list[tuple[int, int, str]]:
+        """What was named since, in order: where, bytes, the name."""
+        self._library.fault_named.restype = ctypes.c_char_p
+        place = (ctypes.c_ulong * 2)()
+        found: list[tuple[int, int, str]] = []
+        while (name := self._library.fault_named(ctypes.c_size_t(len(found)), place)) is not None:
+            found.append((place[0], place[1], name.decode()))
+        return found
+
     @property
     def name(self) -> str:
         """The last call that was made to fail, ``""`` if there were fewer calls than that."""
@@ -489,9 +502,10 @@ def all_but_permissions(picture: Picture) -> object:
 
 
 #: Closing gives the descriptor back whatever it says; without a figure of the free memory, or of
-#: the holes in a file, the package looks for another or takes the highest.
+#: the holes in a file, the package looks for another or takes the highest. Memory without a name is
+#: as good.
 HARMLESS: Mapping[str, Callable[[Picture], object]] = {
-    **dict.fromkeys(("close", "sysinfo", "fstat"), everything),
+    **dict.fromkeys(("close", "sysinfo", "fstat", "prctl"), everything),
     "fchmod": all_but_permissions,
 }
 LOCKS = {**HARMLESS, "mlock": all_but_locks}

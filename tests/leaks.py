@@ -5,7 +5,8 @@ C library, Python and the dynamic linker make some, keep them, and the kernel me
 So mappings are compared as ranges of addresses with the same permissions and the same backing,
 and what a test may leave behind is narrowed down to little:
 
-* Mappings with a name (heap, stack, files that are not memfds) belong to others.
+* Mappings with a name (heap, stack, files that are not memfds) belong to others, unless the name
+  is the one that this package gives.
 * ``quieten_libc`` keeps the C library's memory in its one heap, so that it makes no mapping of
   its own but thread stacks, which it keeps for later threads.
 * Thread stacks have a size that nobody else uses, below which lies a guard page.
@@ -73,7 +74,8 @@ class Mapping(NamedTuple):
     def is_foreign(self) -> bool:
         """Whether it cannot be ours: the heap, a library, the kernel's own."""
         shared = self.permissions.endswith("s")
-        return not shared and self.backing != "" and "/memfd:" not in self.backing
+        ours = "/memfd:" in self.backing or self.backing.endswith("[anon:vmm_linux region]")
+        return not shared and self.backing != "" and not ours
 
 
 def read_mappings() -> list[Mapping]:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import vmm_linux
-from children import ROOT
+from children import ROOT, run_child
 from commands import SCRIPT, environment, run
 from vmm_linux.cli import COMMANDS
 
@@ -73,6 +73,52 @@ def test_a_full_disk_is_told_in_one_line() -> None:
         child = subprocess.run([SCRIPT, "demo"], check=False, stdout=full, stderr=subprocess.PIPE)
     assert child.returncode == 2
     assert child.stderr == b"vmm-linux demo: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["map", "--help"]])
+def test_help_that_does_not_arrive_is_no_success(arguments: list[str], unbuffered: str) -> None:
+    with open("/dev/full", "wb") as full:  # noqa: PTH123  a device
+        child = subprocess.run(
+            [SCRIPT, *arguments],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment({"PYTHONUNBUFFERED": unbuffered}),
+        )
+    assert child.returncode == 2
+    assert child.stderr.endswith(b": [Errno 28] No space left on device\n")
+    assert child.stderr.count(b"\n") == 1
+
+
+def run_with_few_descriptors(command: str, most: int) -> None:
+    """Run a command with so many descriptors, of which it has three."""
+    import os
+    import resource
+    import sys
+
+    import vmm_linux.cli
+
+    os.closerange(3, 100)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    sys.exit(vmm_linux.cli.main([command]))
+
+
+@pytest.mark.parametrize("most", [3, 4])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_too_few_descriptors_are_told_in_a_line(command: str, most: int) -> None:
+    child = run_child(run_with_few_descriptors, command, most)
+    if child.returncode == 1:
+        assert command == "doctor"
+        assert "CANNOT do its work" in child.stdout
+        assert child.stderr == ""
+    else:
+        assert child.returncode == 2
+        *_, line = child.stderr.splitlines()
+        assert line.startswith("vmm-linux")
+        assert "Traceback" not in child.stderr
+        if command not in {"query", "diff"}:  # whose arguments are missing, which takes two lines
+            assert child.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])

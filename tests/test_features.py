@@ -29,6 +29,7 @@ PAGEMAP_SCAN = 3 << 30 | 96 << 16 | ord("f") << 8 | 16
 AT_EMPTY_PATH, SYS_PROCESS_MADVISE = 0x1000, 440
 MADV_HUGEPAGE, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL = 14, 24, 102
 MFD_NOEXEC_SEAL = 8
+PR_SET_VMA = 0x53564D41
 
 Bytes = ctypes.c_char * PAGE
 
@@ -117,6 +118,17 @@ def names_its_files() -> bool:
     return bool(done == 0)
 
 
+def names_memory() -> bool:
+    """``prctl(2)`` with PR_SET_VMA_ANON_NAME, for a spare page."""
+    address = kernel.libc.mmap(None, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    try:
+        numbers = (PR_SET_VMA, 0, address, PAGE)
+        done = kernel.libc.prctl(*map(ctypes.c_ulong, numbers), b"a name")
+        return bool(done == 0)
+    finally:
+        kernel.unmap(address, PAGE)
+
+
 TRIALS: dict[Feature, Callable[[], bool]] = {
     Feature.PROCMAP_QUERY: lambda: accepts(
         "/proc/self/maps", PROCMAP_QUERY, [104, 0x10, *[0] * 11]
@@ -133,6 +145,7 @@ TRIALS: dict[Feature, Callable[[], bool]] = {
     Feature.TRANSPARENT_HUGE_PAGES: lambda: takes_advice(MADV_HUGEPAGE),
     Feature.FILE_HANDLES: names_its_files,
     Feature.VECTORED_GUARDS: guards_by_vector,
+    Feature.ANONYMOUS_NAMES: names_memory,
 }
 
 every_feature = pytest.mark.parametrize("feature", list(Feature), ids=lambda feature: feature.name)

@@ -39,6 +39,7 @@ RESERVE = VmmFlags.RESERVE | READ_WRITE
 COMMIT = RESERVE | VmmFlags.COMMIT
 PR_SET_PDEATHSIG = 1
 MADV_HUGEPAGE, MADV_GUARD_INSTALL = 14, 102
+MAP_FIXED = 0x10
 
 kernel.libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
@@ -684,6 +685,14 @@ def test_mappings_are_pickled_and_go_through_json_whole(vmm: VMM) -> None:
     assert rebuilt.total("rss") == Snapshot(2, rebuilt).total("rss") > 0
 
 
+NO_REGION = {
+    **dict.fromkeys(("base", "size", "flags", "protection"), 0),
+    "state": 1,
+    "kind": 1,
+    "sid": None,
+}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -697,13 +706,71 @@ def test_mappings_are_pickled_and_go_through_json_whole(vmm: VMM) -> None:
         {"figures": {"rss": "much"}},
         {"region": {}},
         {"vm_flags": 5},
+        {"vm_flags": [5]},
         {"offset": None},
+        {"inode": True},
+        {"pathname": b"/a"},
+        {"device": 5},
+        {"permissions": None},
+        {"figures": None},
+        {"figures": {5: 5}},
+        {"whole": []},
+        {"whole": {}},
+        {"region": {**NO_REGION, "state": 77}},
+        {"region": {**NO_REGION, "kind": True}},
+        {"region": {**NO_REGION, "flags": "READ"}},
+        {"region": {**NO_REGION, "flags": 1 << 63}},
+        {"region": {**NO_REGION, "sid": -1}},
     ],
 )
 def test_a_dict_that_tells_no_mapping_is_refused(change: dict[str, object]) -> None:
     values = inspect.snapshot()[0].as_dict()
-    with pytest.raises((KeyError, TypeError, ValueError, OverflowError)):
+    (name,) = {*change} - {"end"}
+    with pytest.raises(VmmError, match=rf"Mapping.from_dict: .*\b{name}") as caught:
         Mapping.from_dict(values | change)
+    assert caught.value.rc is Retcode.INVALID_ARGUMENT
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_dict_without_a_part_and_what_is_no_dict_are_refused() -> None:
+    values = inspect.snapshot()[0].as_dict()
+    for name in values:
+        with pytest.raises(VmmError, match=rf"\b{name} is missing"):
+            Mapping.from_dict({key: value for key, value in values.items() if key != name})
+    for other in (None, 5, "text", [values], [*values.items()]):
+        with pytest.raises(VmmError, match=f"type {type(other).__name__}; expected a dict"):
+            Mapping.from_dict(other)  # type: ignore[arg-type]
+    with pytest.raises(VmmError, match=r"whole\.whole"):
+        Mapping.from_dict(values | {"whole": values | {"whole": values}})
+
+
+def test_a_snapshot_and_a_difference_refuse_what_they_do_not_know() -> None:
+    found = inspect.snapshot()
+    for address in ("x", None, 1.5, True):
+        with pytest.raises(VmmError, match=r"Snapshot\.at: va is ") as caught:
+            found.at(address)  # type: ignore[arg-type]
+        assert caught.value.rc is Retcode.INVALID_ARGUMENT
+    assert found.at(-1) is None
+    assert found.at(1 << 70) is None
+    for before, after, name in ((None, found, "before"), (found, 5, "after"), ("x", found, "str")):
+        with pytest.raises(VmmError, match=rf"diff: .*\b{name}") as caught:
+            inspect.diff(before, after)  # type: ignore[arg-type]
+        assert caught.value.rc is Retcode.INVALID_ARGUMENT
+    assert not inspect.diff([], ())
+
+
+def test_a_figure_that_nobody_knows_is_no_zero() -> None:
+    found = inspect.snapshot()
+    for name, hint in (("rsss", "'rss'"), ("privat_dirty", "'private_dirty'"), ("%", "swap_pss")):
+        with pytest.raises(VmmError, match=hint) as caught:
+            found.total(name)
+        assert caught.value.rc is Retcode.INVALID_ARGUMENT
+    for other in (None, 5, ["rss"]):
+        with pytest.raises(VmmError, match="expected a name"):
+            found.total(other)  # type: ignore[arg-type]
+    # What this kernel does not tell is a figure all the same.
+    assert found.total("ksm") >= 0
+    assert inspect.maps().total("rss") == 0
 
 
 # ---- what goes wrong
@@ -997,3 +1064,108 @@ def look_without_first_thread() -> None:
 
     threading.Thread(target=look).start()
     ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+
+
+@pytest.mark.parametrize("without", ["", "PROCMAP_QUERY", "PROCMAP_QUERY,PAGEMAP_SCAN"])
+def test_a_process_whose_first_thread_has_ended_is_asked_about_addresses(without: str) -> None:
+    done = run_child(ask_without_first_thread, environment={"VMM_LINUX_WITHOUT": without})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "asked\n", "")
+
+
+def ask_without_first_thread() -> None:
+    """End the first thread alone; others ask, and end too."""
+    import ctypes
+    import os
+    import platform
+    import sys
+    import threading
+    from pathlib import Path
+
+    from vmm_linux import VMM, PageKind, PageState, VmmFlags, _features, inspect
+
+    read_write = VmmFlags.READ | VmmFlags.WRITE
+    page = os.sysconf("SC_PAGE_SIZE")
+
+    def ask(vmm: VMM, va: int) -> None:
+        found = vmm.query(va)
+        assert (found.kind, found.state) == (PageKind.PRIVATE, PageState.COMMITTED)
+        assert found.resident is True
+        assert found.smaps is not None
+        assert vmm.query(0).state is PageState.FREE
+        mapping = inspect.at(va)
+        assert mapping is not None
+        assert mapping.region is not None
+        assert inspect.at(0) is None
+
+    def look() -> None:
+        while "Z" not in Path("/proc/self/stat").read_text("ascii").rpartition(")")[2]:
+            pass
+        with VMM() as vmm:
+            va = vmm.allocate(0, 4 * page, VmmFlags.RESERVE | VmmFlags.COMMIT | read_write)
+            vmm.write(va, b"x")
+            # Each is the one that opens for the next, which finds that it has ended.
+            for _ in range(3):
+                thread = threading.Thread(target=ask, args=(vmm, va))
+                thread.start()
+                thread.join()
+            ask(vmm, va)
+            handle = vmm.mdl_create_from_vm(va, page, read_write)
+            vmm.mdl_map(handle, 0, page, 0, VmmFlags.READ)
+            assert vmm.read(va, 1) == b"x"
+        assert _features.available(_features.Feature.PAGEMAP)
+        sys.stdout.write("asked\n")
+        sys.stdout.flush()
+        inspect.close_files()
+        os._exit(0)
+
+    def look_or_tell() -> None:
+        try:
+            look()
+        finally:
+            sys.excepthook(*sys.exc_info()) if sys.exc_info()[0] else None
+            os._exit(1)
+
+    threading.Thread(target=look_or_tell).start()
+    ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+
+
+def test_names_with_a_newline_and_names_with_its_escape_are_told_apart(tmp_path: Path) -> None:
+    names = ["a\\012b", "a\nb", "a\\012b", "a\\b", "\\012\n\xff", "a\nb"]
+    size = (len(names) + 1) * PAGE
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as room:
+        buffer = (ctypes.c_char * size).from_buffer(room)
+        start = ctypes.addressof(buffer)
+        for at, name in enumerate(names):
+            path = tmp_path / name
+            path.write_bytes(bytes(PAGE))
+            fd = os.open(path, os.O_RDONLY)
+            shown = kernel.libc.mmap(
+                start + at * PAGE, PAGE, kernel.PROT_READ, MAP_FIXED | kernel.MAP_PRIVATE, fd, 0
+            )
+            os.close(fd)
+            assert shown == start + at * PAGE
+        escaped = [str(tmp_path / name).replace("\\012", "\n") for name in names]
+        plain = [str(tmp_path / name) for name in names]
+
+        def told(look: Callable[[int | None], Snapshot], pid: int | None) -> list[str | None]:
+            return [look(pid)[i].pathname for i in indices(look(pid))]
+
+        def indices(found: Snapshot) -> list[int]:
+            return [i for i, each in enumerate(found) if start <= each.start < start + size - PAGE]
+
+        with stopped_child() as child:
+            for look in (inspect.snapshot, inspect.maps):
+                for pid in (None, child):
+                    expected = plain if available(Feature.PROCMAP_QUERY) else escaped
+                    assert told(look, pid) == expected
+                    with without(Feature.PROCMAP_QUERY):
+                        assert told(look, pid) == escaped
+        kernel.libc.mmap(
+            start,
+            size,
+            kernel.PROT_READ | kernel.PROT_WRITE,
+            MAP_FIXED | kernel.MAP_PRIVATE | kernel.MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+        del buffer

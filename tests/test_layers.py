@@ -84,6 +84,7 @@ LAYERS = {
     "_trials": 8.0,
     "_descriptors": 8.0,
     "_inspect_types": 8.0,
+    "_mapping_dict": 8.0,
     "_tables": 8.1,
     "_sharing": 8.1,
     "_inspect": 8.1,

@@ -225,3 +225,19 @@ def test_a_test_that_leaks_ends_in_an_error_and_one_that_fails_just_fails(tmp_pa
         "ERROR test_them.py::test_leaking - Failed: left behind by this test:",
         "FAILED test_them.py::test_failing - AssertionError",
     ]
+
+
+@pytest.mark.parametrize(
+    ("backing", "foreign"),
+    [
+        ("00:00 0 [anon:vmm_linux region]", False),
+        ("00:00 0 [anon: glibc: malloc]", True),
+        ("00:01 7 /memfd:vmm_linux (deleted)", False),
+        ("00:00 0 [heap]", True),
+        ("", False),
+    ],
+)
+def test_memory_with_the_packages_name_is_looked_at_and_others_is_not(
+    backing: str, foreign: bool
+) -> None:
+    assert Mapping(Span(PAGE, 2 * PAGE), "rw-p", backing).is_foreign is foreign

@@ -555,6 +555,8 @@ def test_a_thread_of_the_kernel_has_no_memory_of_its_own() -> None:
 
 def look_at(pid: int) -> None:
     """Ask for the map of a process; the exit code says how it went."""
+    import locale  # noqa: F401  argparse does later, when the library may not be read any more
+
     from vmm_linux._map_command import main
 
     sys.exit(main([str(pid)]))
@@ -593,6 +595,37 @@ def test_one_place_under_two_names_is_refused_and_nothing_left_there(tmp_path: P
     assert (child.returncode, child.stdout) == (2, "")
     assert "two outputs to one place" in child.stderr
     assert [each.name for each in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.mark.parametrize("end", ["/", "//", "/.", "/.."])
+@pytest.mark.parametrize("there", [None, "file", "folder", "pipe"])
+def test_the_name_of_a_folder_is_no_files(tmp_path: Path, end: str, there: str | None) -> None:
+    place = tmp_path / "place"
+    if there == "file":
+        place.touch()
+    elif there == "folder":
+        place.mkdir()
+    elif there == "pipe":
+        os.mkfifo(place)
+    before = [(each.name, each.stat().st_size) for each in tmp_path.iterdir()]
+    child = run("map", "--json", f"{place}{end}")
+    assert (child.returncode, child.stdout) == (2, "")
+    assert child.stderr == f"vmm-linux map: {place}{end}: Is a directory\n"
+    assert [(each.name, each.stat().st_size) for each in tmp_path.iterdir()] == before
+
+
+def test_words_of_a_process_that_are_no_text_are_shown_as_they_are() -> None:
+    code = (
+        "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'od\\xffd) (', 0, 0, 0); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    command = [os.fsencode(sys.executable), b"-c", code.encode(), b"\xff", b"a b", b"", b"\x1b[1m"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        cast("IO[bytes]", process.stdout).readline()
+        found = map_of(str(process.pid))
+        process.communicate()
+    assert os.fsencode(found["program"]) == b"od\xffd) ("
+    assert os.fsencode(found["command"]) == b" ".join(filter(None, command))
 
 
 def test_a_link_to_itself_stays_one(tmp_path: Path) -> None:

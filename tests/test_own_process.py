@@ -10,6 +10,7 @@ import ctypes
 import os
 import random
 import re
+import threading
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ import kernel_oracle as kernel
 from children import run_child
 from forked import in_child
 from kernel_oracle import ARENA, MAP_FIXED_NOREPLACE, MAP_SHARED, PAGE, USER_SPACE_END
+from vmm_linux import VMM
 from vmm_linux._features import Feature, available, without
 from vmm_linux._own_process import OwnProcess
 
@@ -235,7 +237,7 @@ def proc_files() -> dict[int, str]:
     return {
         fd: target
         for fd, target in kernel.descriptors().items()
-        if re.fullmatch(r"/proc/\d+/(maps|smaps|pagemap)", target)
+        if re.fullmatch(r"/proc/\d+/task/\d+/(maps|smaps|pagemap)", target)
     }
 
 
@@ -244,12 +246,13 @@ def test_files_are_opened_when_needed_kept_and_closed() -> None:
     assert proc_files() == {}
     for _ in range(3):
         process.span(ARENA)
-    assert list(proc_files().values()) == [f"/proc/{os.getpid()}/maps"]
+    folder = f"/proc/{os.getpid()}/task/{threading.get_native_id()}"
+    assert list(proc_files().values()) == [f"{folder}/maps"]
     for _ in range(3):
         process.page(ARENA)
         process.record(ARENA)
     assert sorted(proc_files().values()) == [
-        f"/proc/{os.getpid()}/{name}" for name in ("maps", "pagemap", "smaps")
+        f"{folder}/{name}" for name in ("maps", "pagemap", "smaps")
     ]
     assert not any(os.get_inheritable(fd) for fd in proc_files())
     process.close()
@@ -626,15 +629,25 @@ def test_the_path_of_a_mapped_file_is_the_files(
         assert record.deleted
 
 
-def test_a_backslash_and_012_in_a_name_cannot_be_told_from_a_newline(
-    own: OwnProcess, tmp_path: Path
+@pytest.mark.parametrize("name", ["a\\012b", "a\nb", "a\\012b\n\\012", "\\012 (deleted)"])
+def test_a_backslash_and_012_in_a_name_is_told_from_a_newline_where_the_kernel_can(
+    own: OwnProcess, tmp_path: Path, name: str
 ) -> None:
-    path = tmp_path / "a\\012b"
+    path = tmp_path / name
     path.write_bytes(bytes(PAGE))
     with path.open("r+b") as file, mapped(ARENA, PAGE, READ, file.fileno()):
-        record = own.record(ARENA)
-        assert record is not None
-        assert record.pathname == str(tmp_path / "a\nb")
+
+        def names() -> list[str | None]:
+            with VMM() as vmm:
+                records = [own.record(ARENA), own.record(ARENA + PAGE - 1), vmm.query(ARENA).smaps]
+            return [record.pathname for record in records if record is not None]
+
+        told = str(path) if available(Feature.PROCMAP_QUERY) else str(path).replace("\\012", "\n")
+        assert names() == [told] * 3
+        with without(Feature.PROCMAP_QUERY):
+            assert names() == [str(path).replace("\\012", "\n")] * 3
+        path.unlink()
+        assert names() == [f"{told} (deleted)"] * 3
 
 
 def test_another_file_under_the_name_of_a_deleted_one_is_not_taken_for_it(

@@ -14,6 +14,7 @@ class Feature(IntEnum):
     TRANSPARENT_HUGE_PAGES = 8
     FILE_HANDLES = 9
     VECTORED_GUARDS = 10
+    ANONYMOUS_NAMES = 11
 
 def available(feature: int) -> bool: ...
 def state(feature: int) -> Literal["present", "absent", "switched off", "unknown"]: ...

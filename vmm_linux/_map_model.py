@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
-
-import psutil
+from pathlib import Path
 
 from vmm_linux import inspect
+from vmm_linux._descriptors import process_of
 from vmm_linux.inspect import Mapping, PageFlags
 from vmm_linux.states import PageKind, PageState
 
@@ -34,6 +34,8 @@ GROUPS = {
 
 #: What the kernel puts into every process.
 OF_THE_KERNEL = re.compile(r"\[(vdso|vvar.*|vsyscall|uprobes|vectors|sigpage)\]")
+#: What the memory of regions is called by the kernel, where it gives names.
+OF_A_REGION = "[anon:vmm_linux region]"
 #: Stacks that have a name: the first thread's, and where a program names those of others.
 NAMED_STACK = re.compile(r"\[stack(:\d+)?\]|\[anon:.*stack.*\]", re.IGNORECASE)
 #: Names of heaps: the program's own, and those of allocators that name what they take.
@@ -175,12 +177,12 @@ def take(pid: int | None) -> Picture:
 
 def words_of(pid: int) -> tuple[str, str]:
     """Name and command line of a process, empty where they cannot be read."""
-    program = command = ""
-    with contextlib.suppress(psutil.Error, OSError):
-        process = psutil.Process(pid)
-        program = process.name()
-        command = " ".join(word for word in process.cmdline() if word)
-    return program, command
+    process = process_of(pid)
+    words = b""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    command = b" ".join(filter(None, words.split(b"\0")))
+    return process.name if process is not None else "", os.fsdecode(command)
 
 
 # ---- groups -------------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ def group_of(mapping: Mapping, programs: set[str | None], stacks: set[int]) -> s
     name = mapping.pathname or ""
     is_shared = mapping.permissions[3] == "s" and not is_read_only_file(mapping)
     answers = {
-        "ours": mapping.region is not None,
+        "ours": mapping.region is not None or name == OF_A_REGION,
         "kernel": OF_THE_KERNEL.fullmatch(name),
         "shared": is_shared,
         "heap": NAMED_HEAP.fullmatch(name),
@@ -220,8 +222,8 @@ def group_of(mapping: Mapping, programs: set[str | None], stacks: set[int]) -> s
 
 
 def is_file(mapping: Mapping) -> bool:
-    """Whether it shows a file."""
-    return mapping.inode != 0
+    """Whether it shows a file: shared anonymous memory has an inode too, and can have a name."""
+    return mapping.inode != 0 and not (mapping.pathname or "").startswith("[anon_shmem:")
 
 
 def is_read_only_file(mapping: Mapping) -> bool:

@@ -44,7 +44,7 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
     """
     try:
         mapped, now = _look_through(va or 0, va + size if va is not None else 0)
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        status = Path("/proc/thread-self/status").read_text(encoding="utf-8")
         most = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="utf-8"))
     except OSError as unreadable:
         return Retcode.OUT_OF_MEMORY, f"no memory; the cause could not be looked up: {unreadable}"
@@ -85,7 +85,7 @@ def _look_through(start: int, end: int) -> tuple[bool, int]:
     Line by line: memory may be just what is short.
     """
     count = 0
-    with Path("/proc/self/maps").open("rb", buffering=4096) as lines:
+    with Path("/proc/thread-self/maps").open("rb", buffering=4096) as lines:
         for line in lines:
             count += 1
             low, _, high = line.partition(b" ")[0].partition(b"-")

@@ -11,6 +11,10 @@ from pathlib import Path
 __all__ = ["write_whole"]
 
 
+#: Last parts of a name that name no file.
+NO_FILES = {"", ".", ".."}
+
+
 def write_whole(contents: Mapping[str, bytes]) -> None:
     """Write files: all of them are complete, or nothing has changed.
 
@@ -24,6 +28,10 @@ def write_whole(contents: Mapping[str, bytes]) -> None:
     Errors:
         OSError of the first that cannot be written, with its name.
     """
+    for name in contents:
+        # "folder/" and "folder/." name a folder, whether there is one or not.
+        if os.path.basename(name) in NO_FILES:  # noqa: PTH119 (a Path has lost the slash)
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     special = {name for name in contents if is_special(name)}
     ready: dict[Path, str] = {}
     try:
@@ -56,7 +64,7 @@ def is_special(name: str) -> bool:
 
 def written_beside(place: Path, name: str, content: bytes) -> str:
     """The name of a new file in the folder of ``place`` that holds the content."""
-    if not name or place.is_dir():
+    if place.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     if place.is_symlink():  # it leads to itself
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)

@@ -47,21 +47,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; those of this process if left out.
     """
     prepare_output()
-    asked = parser().parse_args(arguments)
+    name = "vmm-linux"
     try:
+        asked = parser().parse_args(arguments)
+        name += f" {asked.command}"
         command = importlib.import_module(COMMANDS[asked.command].module)
         code = int(command.main(asked.arguments))
         sys.stdout.flush()
-    except BrokenPipeError:
-        drop_output()
-        return PIPE_CLOSED
     except OSError as error:
-        drop_output()
-        sys.stderr.write(f"vmm-linux {asked.command}: {error}\n")
-        return CANNOT_TRY
+        return cannot_try(name, error)
+    except SystemExit:
+        # argparse has printed the help, and does not look whether it arrived.
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            return cannot_try(name, error)
+        raise
     except KeyboardInterrupt:
         return INTERRUPTED
     return code
+
+
+def cannot_try(name: str, error: OSError) -> int:
+    """Say in a line what the system refused; but to have no reader any more is no error."""
+    drop_output()
+    if isinstance(error, BrokenPipeError):
+        return PIPE_CLOSED
+    sys.stderr.write(f"{name}: {error}\n")
+    return CANNOT_TRY
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,7 +98,12 @@ def parser() -> argparse.ArgumentParser:
 
 def drop_output() -> None:
     """Python flushes standard output once more at its end, which must not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    number = sys.stdout.fileno()
+    os.close(number)  # first: there may be no other descriptor to be had
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 def prepare_output() -> None:
@@ -95,7 +113,9 @@ def prepare_output() -> None:
         if stream is None:  # closed by whoever started this process
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            # Kept back until it is flushed, under PYTHONUNBUFFERED too: argparse takes no notice
+            # of a write that fails.
+            stream.reconfigure(errors="backslashreplace", write_through=False)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,10 @@ FEATURES: dict[Feature, tuple[str | None, str]] = {
         "6.13",
         "commit_ranges and decommit_ranges ask the kernel once for each range",
     ),
+    Feature.ANONYMOUS_NAMES: (
+        "5.17",
+        "other tools show the memory of regions without a name; this package knows it all the same",
+    ),
 }
 """For each feature, the Linux that brought it, and what the package does without it."""
 

@@ -15,8 +15,9 @@ import contextlib
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
@@ -35,6 +36,7 @@ from vmm_linux._inspect import (
 )
 from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
 from vmm_linux._sharing import Channel, Holder, Kind, Mapper, Sharing, Unread
+from vmm_linux._smaps import NAMES
 from vmm_linux.errors import (
     RETCODES,
     Fail,
@@ -49,7 +51,7 @@ from vmm_linux.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterator
     from typing import SupportsIndex
 
 __all__ = [
@@ -149,12 +151,16 @@ class Snapshot(Sequence[Mapping]):
     def __repr__(self) -> str:
         return f"<Snapshot of process {self.pid}, {len(self)} mappings>"
 
-    def at(self, va: int) -> Mapping | None:
+    def at(self, va: SupportsIndex) -> Mapping | None:
         """The mapping that holds an address, None where nothing is mapped.
 
         Args:
             va: the address.
+
+        Errors:
+            INVALID_ARGUMENT: ``va`` is no integer.
         """
+        va = _number("Snapshot.at", "va", va)
         place = bisect_right(self, va, key=lambda mapping: mapping.start)
         mapping = self[place - 1] if place else None
         return mapping if mapping is not None and va < mapping.end else None
@@ -176,8 +182,26 @@ class Snapshot(Sequence[Mapping]):
 
         Returns:
             Bytes.
+
+        Errors:
+            INVALID_ARGUMENT: no mapping has such a figure, and no kernel that this package knows.
         """
-        return sum(whole.figures.get(figure, 0) for whole in self.wholes())
+        if not isinstance(figure, str):
+            raise InvalidArgument(
+                "Snapshot.total",
+                f"figure is of type {type(figure).__name__}; expected a name as 'rss'",
+            )
+        told = [whole.figures[figure] for whole in self.wholes() if figure in whole.figures]
+        if not told and figure not in NAMES:
+            raise InvalidArgument("Snapshot.total", self._no_figure(figure))
+        return sum(told)
+
+    def _no_figure(self, figure: str) -> str:
+        """What is wrong with the name of a figure, and which may have been meant."""
+        names = sorted({*NAMES}.union(*(whole.figures for whole in self.wholes())))
+        near = get_close_matches(figure, names, 1)
+        meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+        return f"figure is {figure!r}, of which no mapping tells; {meant}"
 
 
 class Change(NamedTuple):
@@ -356,8 +380,11 @@ def diff(before: Iterable[Mapping], after: Iterable[Mapping]) -> Difference:
 
     Returns:
         The ``Difference``; each of its parts by address.
+
+    Errors:
+        INVALID_ARGUMENT: one of them is something else.
     """
-    old, new = _by_address(before), _by_address(after)
+    old, new = _by_address("before", before), _by_address("after", after)
     changed = []
     for key in (_begin, _finish):
         earlier = {key(mapping): mapping for mapping in old.values()}
@@ -370,8 +397,18 @@ def diff(before: Iterable[Mapping], after: Iterable[Mapping]) -> Difference:
     return Difference(tuple(new.values()), tuple(old.values()), tuple(changed))
 
 
-def _by_address(mappings: Iterable[Mapping]) -> dict[int, Mapping]:
-    return {mapping.start: mapping for mapping in mappings}
+def _by_address(name: str, mappings: Iterable[Mapping]) -> dict[int, Mapping]:
+    if not isinstance(mappings, Iterable):
+        raise InvalidArgument(
+            "diff", f"{name} is of type {type(mappings).__name__}; expected a Snapshot or mappings"
+        )
+    found = list(mappings)
+    for each in found:
+        if not isinstance(each, Mapping):
+            raise InvalidArgument(
+                "diff", f"{name} has something of type {type(each).__name__}; expected mappings"
+            )
+    return {mapping.start: mapping for mapping in found}
 
 
 def _begin(mapping: Mapping) -> tuple[object, ...]:
@@ -473,6 +510,9 @@ def _mappings(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
     process = _process(method, pid)
     with _opened(method, process, name) as fd:
         found = read_mappings(fd, name == "smaps", process is None)
+        if found.backslashes:
+            with contextlib.suppress(VmmError), _opened(method, process, "maps") as again:
+                found.settle_names(again)
         # A process that ends or starts another program is told up to there, as if that were all.
         # The file still stands for what it was opened for, and has nothing to tell any more.
         if process is not None and not found:

@@ -124,7 +124,7 @@ cdef int copy_to(Ledger ledger, uintptr_t start, uintptr_t end,
     cdef uint64_t wanted = 0
     cdef int result
     if _features.has(_features.FEATURE_PAGEMAP):
-        pagemap = _syscalls.openat(b"/proc/self/pagemap", O_RDONLY | O_CLOEXEC)
+        pagemap = _syscalls.openat(b"/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC)
         if pagemap < 0:
             return pagemap
     result = walk(ledger, start, end, pagemap, NULL, &wanted)

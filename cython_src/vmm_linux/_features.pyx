@@ -47,6 +47,8 @@ class Feature(IntEnum):
     FILE_HANDLES = FEATURE_FILE_HANDLES
     #: ``process_madvise`` on oneself with guards (6.13).
     VECTORED_GUARDS = FEATURE_VECTORED_GUARDS
+    #: ``prctl`` with PR_SET_VMA_ANON_NAME, where CONFIG_ANON_VMA_NAME is set (5.17).
+    ANONYMOUS_NAMES = FEATURE_ANONYMOUS_NAMES
 
 
 cdef enum Answer:
@@ -119,6 +121,8 @@ cdef Answer probe(int feature) noexcept nogil:
         return probe_file_handles()
     if feature == FEATURE_VECTORED_GUARDS:
         return probe_vectored_guards()
+    if feature == FEATURE_ANONYMOUS_NAMES:
+        return probe_anonymous_names()
     return probe_advice(_syscalls.MADV_HUGEPAGE)
 
 
@@ -169,7 +173,8 @@ cdef Answer probe_advice(int advice) noexcept nogil:
 cdef Answer probe_procmap_query() noexcept nogil:
     cdef _syscalls.ProcmapQuery query
     cdef int result
-    cdef int fd = _syscalls.openat(b"/proc/self/maps", _syscalls.O_RDONLY | _syscalls.O_CLOEXEC)
+    cdef int fd = _syscalls.openat(
+        b"/proc/thread-self/maps", _syscalls.O_RDONLY | _syscalls.O_CLOEXEC)
     if fd < 0:
         return verdict(fd)
     memset(&query, 0, sizeof(query))
@@ -181,7 +186,7 @@ cdef Answer probe_procmap_query() noexcept nogil:
 
 
 cdef int open_pagemap() noexcept nogil:
-    return _syscalls.openat(b"/proc/self/pagemap", _syscalls.O_RDONLY | _syscalls.O_CLOEXEC)
+    return _syscalls.openat(b"/proc/thread-self/pagemap", _syscalls.O_RDONLY | _syscalls.O_CLOEXEC)
 
 
 cdef Answer probe_pagemap_scan() noexcept nogil:
@@ -277,6 +282,16 @@ cdef Answer probe_vectored_guards() noexcept nogil:
     result = _syscalls.process_madvise(pidfd, &range, 1, _syscalls.MADV_GUARD_INSTALL)
     _syscalls.munmap(<uintptr_t>address, page)
     _syscalls.close(pidfd)
+    return verdict(result)
+
+
+cdef Answer probe_anonymous_names() noexcept nogil:
+    cdef int result
+    cdef intptr_t address = spare_page()
+    if failed(address):
+        return UNKNOWN
+    result = _syscalls.name_memory(<uintptr_t>address, page, b"vmm_linux probe")
+    _syscalls.munmap(<uintptr_t>address, page)
     return verdict(result)
 
 

@@ -16,7 +16,8 @@ from libcpp.vector cimport vector
 from vmm_linux cimport _features, _syscalls
 from vmm_linux._client cimport add_intents_of_all, intent_of_any
 from vmm_linux._location cimport Intent
-from vmm_linux._own_process cimport OwnProcess, query_with_name
+from vmm_linux._own_process cimport (
+    NAME_ROOM, OwnProcess, can_mean_two, query_with_name, settled_name)
 from vmm_linux._page_map cimport PagesFound, find_pages, flags_told, is_alive
 from vmm_linux._smaps cimport (
     FIGURE_KERNEL_PAGE_SIZE, FIGURE_MMU_PAGE_SIZE, FIGURE_PROTECTION_KEY, FIGURE_SIZE, Record,
@@ -25,12 +26,10 @@ from vmm_linux._smaps cimport (
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState
 from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
+from vmm_linux._mapping_dict import check_told
 
 cdef extern from "Python.h":
     object PyUnicode_DecodeFSDefaultAndSize(const char *, Py_ssize_t)
-
-cdef enum:
-    NAME_ROOM = 4096            # what the kernel has for a name itself
 
 cdef tuple STATES = tuple(PageState)
 cdef tuple KINDS = tuple(PageKind)
@@ -128,20 +127,16 @@ cdef class Mapping(SmapsRecord):
             values: the dict.
 
         Errors:
-            KeyError, TypeError and ValueError where it is not one of ``as_dict``.
+            INVALID_ARGUMENT: it is not one of ``as_dict``; the message names the part.
         """
+        check_told(values)
         major, minor = values["device"].split(":")
         letters = values["permissions"]
-        if len(letters) != 4 or any(
-                letter not in pair for letter, pair in zip(letters, ("r-", "w-", "x-", "sp"))):
-            raise ValueError(f"no permissions: {letters!r}")
         permissions = sum(
             bit for letter, wanted, bit in zip(letters, "rwxs", (1, 2, 4, 8)) if letter == wanted)
         vm_flags = values["vm_flags"]
         region = values["region"]
         whole = values["whole"]
-        if not 0 <= values["start"] <= values["end"] < 1 << 64:
-            raise ValueError("no range of addresses: it begins after its end")
         if region is not None:
             region = RegionRun(
                 region["base"], region["size"], PageState(region["state"]),
@@ -252,6 +247,26 @@ cdef class Mappings:
         cdef Mapping made = Mapping.__new__(Mapping)
         self.records.fill(made, index)
         return made
+
+    @property
+    def backslashes(self):
+        """Whether a name has one, so that some may need :meth:`settle_names`."""
+        return bool(self.records.backslashes)
+
+    def settle_names(self, int fd):
+        """Asks the process's open maps for the names of which the text can mean two."""
+        cdef _syscalls.ProcmapQuery query
+        cdef char name[NAME_ROOM]
+        cdef const Record *record
+        cdef size_t i
+        for i in range(self.records.count):
+            record = self.records.at(i)
+            pathname = self.records.pathname_at(record)
+            if (can_mean_two(pathname)
+                    and query_with_name(fd, record.start, &query, name, NAME_ROOM) == 0):
+                # Its place in memory is its own, since it has a backslash.
+                self.records.strings[<uintptr_t>record.path] = settled_name(
+                    pathname, record.start, &query, name)
 
     cdef int cut_at_regions(self) except -1:
         """Divides the kernel's mappings among the regions of this process's VMMs."""

@@ -254,12 +254,12 @@ cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
     The read-only one is opened when first needed: descriptors are scarce. Whoever made the memory
     can hold a lease on it, and would let an open(2) that blocks wait for it, 45 seconds at a time.
     """
-    cdef char path[32]
+    cdef char path[40]
     cdef int fd
     if writable:
         return segment.fd
     if segment.read_only_fd < 0:
-        snprintf(path, sizeof(path), b"/proc/self/fd/%d", segment.fd)
+        snprintf(path, sizeof(path), b"/proc/thread-self/fd/%d", segment.fd)
         fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         if fd < 0:
             return -EBUSY if fd == -EAGAIN else fd

@@ -20,6 +20,9 @@ cdef struct Span:
     uint32_t device_major
     uint32_t device_minor
 
+cdef enum:
+    NAME_ROOM = 4096            # what the kernel has for a name itself
+
 cdef struct PageFacts:
     # 1, 0, or -1 where this kernel does not tell.
     int8_t present              # has memory, in this process's page table
@@ -53,8 +56,13 @@ cdef class OwnProcess:
     cdef int span_by_query(self, uintptr_t va, Span *span) noexcept nogil
     cdef int hole_by_query(self, uintptr_t va, Span *span) noexcept nogil
     cdef int span_by_text(self, uintptr_t va, Span *span) noexcept nogil
+    cdef int read_span(self, uintptr_t va, Span *span) noexcept nogil
+    cdef int read_smaps(self, uintptr_t va, Text *text) noexcept nogil
     cdef int facts_by_scan(self, uintptr_t va, PageFacts *facts) noexcept nogil
     cdef int facts_by_pagemap(self, uintptr_t va, PageFacts *facts) noexcept nogil
 
+cdef bint can_mean_two(object pathname) except -1
+cdef object settled_name(object pathname, uintptr_t start, const _syscalls.ProcmapQuery *query,
+                         const char *name)
 cdef int query_with_name(int fd, uintptr_t va, _syscalls.ProcmapQuery *query, char *name,
                          size_t room) noexcept nogil

@@ -9,7 +9,7 @@ import os
 
 from cython cimport final
 from libc.errno cimport (
-    EACCES, EBADF, EBADMSG, EBUSY, EINVAL, ENOENT, ENOMEM, ENOTTY, EPERM)
+    EACCES, EBADF, EBADMSG, EBUSY, EINVAL, ENOENT, ENOMEM, ENOTTY, EPERM, ESRCH)
 from libc.stdint cimport intptr_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, memset
 
@@ -17,7 +17,7 @@ from vmm_linux cimport _features, _fork, _syscalls
 from vmm_linux._maps_text cimport (
     SPAN_EXECUTE, SPAN_READ, SPAN_SHARED, SPAN_WRITE, Line, Reader, free_text, next_line,
     scan_mapping, start_reading, starts_mapping)
-from vmm_linux._smaps cimport device_text, record_from
+from vmm_linux._smaps cimport SmapsRecord, device_text, record_from
 
 cdef enum:
     # See hole_by_query.
@@ -85,6 +85,10 @@ cdef class OwnProcess:
 
     A file is opened when first needed and kept. After a fork the parent's are closed and
     the child's own opened. ``close()`` closes them; a later question opens them again.
+
+    They are those of the calling thread's folder, ``/proc/thread-self``, which tell the same: the
+    process's own have nothing to tell once its first thread has ended. With the thread that
+    opened it a text ends too (ESRCH), and is opened anew then; the ioctls go on.
     """
 
     def __cinit__(self):
@@ -133,7 +137,7 @@ cdef class OwnProcess:
 
     cdef int span_by_query(self, uintptr_t va, Span *span) noexcept nogil:
         cdef _syscalls.ProcmapQuery query
-        cdef int result = ensure_open(&self.maps, b"/proc/self/maps")
+        cdef int result = ensure_open(&self.maps, b"/proc/thread-self/maps")
         if result < 0:
             return result
         result = query_mapping(self.maps.fd, va, &query)
@@ -199,12 +203,20 @@ cdef class OwnProcess:
 
     cdef int span_by_text(self, uintptr_t va, Span *span) noexcept nogil:
         """:meth:`span_at` by reading ``/proc/self/maps`` as far as needed."""
+        cdef int result = self.read_span(va, span)
+        if result == -ESRCH:
+            forget(&self.maps)
+            result = self.read_span(va, span)
+        return result
+
+    cdef int read_span(self, uintptr_t va, Span *span) noexcept nogil:
+        """:meth:`span_by_text` of the file that is open."""
         cdef Reader reader
         cdef Line line
         cdef const char *text
         cdef const char *end
         cdef uintptr_t before = 0
-        cdef int result = ensure_ours(&self.maps, b"/proc/self/maps")
+        cdef int result = ensure_ours(&self.maps, b"/proc/thread-self/maps")
         if result < 0:
             return result
         start_reading(&reader, result, &self.lines)
@@ -240,12 +252,12 @@ cdef class OwnProcess:
         """:func:`query_with_name` for this process."""
         cdef int result
         self.notice_fork()
-        result = ensure_open(&self.maps, b"/proc/self/maps")
+        result = ensure_open(&self.maps, b"/proc/thread-self/maps")
         if result >= 0:
             result = query_with_name(result, va, query, name, room)
             if result == -ENOTTY or result == -EBADF:
                 self.maps.fd = -1
-                result = ensure_open(&self.maps, b"/proc/self/maps")
+                result = ensure_open(&self.maps, b"/proc/thread-self/maps")
                 if result >= 0:
                     result = query_with_name(result, va, query, name, room)
         return result
@@ -293,7 +305,7 @@ cdef class OwnProcess:
         cdef _syscalls.ScanArgument scan
         cdef _syscalls.PageRegion region
         cdef bint guards_told = _features.has(_features.FEATURE_PAGEMAP_GUARD)
-        cdef int result = ensure_open(&self.pagemap, b"/proc/self/pagemap")
+        cdef int result = ensure_open(&self.pagemap, b"/proc/thread-self/pagemap")
         if result < 0:
             return result
         memset(&scan, 0, sizeof(scan))
@@ -333,7 +345,7 @@ cdef class OwnProcess:
     cdef int facts_by_pagemap(self, uintptr_t page, PageFacts *facts) noexcept nogil:
         cdef uint64_t entry = 0
         cdef intptr_t length
-        cdef int result = ensure_ours(&self.pagemap, b"/proc/self/pagemap")
+        cdef int result = ensure_ours(&self.pagemap, b"/proc/thread-self/pagemap")
         if result < 0:
             return result
         length = _syscalls.pread(self.pagemap.fd, &entry, PAGEMAP_ENTRY,
@@ -355,6 +367,14 @@ cdef class OwnProcess:
 
         The time grows with the number of mappings below. -EINVAL beyond user space.
         """
+        cdef int result = self.read_smaps(va, text)
+        if result == -ESRCH:
+            forget(&self.smaps)
+            result = self.read_smaps(va, text)
+        return result
+
+    cdef int read_smaps(self, uintptr_t va, Text *text) noexcept nogil:
+        """:meth:`smaps_text_at` of the file that is open."""
         cdef Reader reader
         cdef Line line
         cdef const char *begin
@@ -366,7 +386,7 @@ cdef class OwnProcess:
         if va >= _features.user_space_end():
             return -EINVAL
         self.notice_fork()
-        result = ensure_ours(&self.smaps, b"/proc/self/smaps")
+        result = ensure_ours(&self.smaps, b"/proc/thread-self/smaps")
         if result < 0:
             return result
         start_reading(&reader, result, text)
@@ -423,9 +443,17 @@ cdef class OwnProcess:
     def record(self, uintptr_t va):
         """The :class:`SmapsRecord` of the mapping that ``va`` lies in, or None for a hole."""
         cdef Text text = [NULL, 0, 0]
+        cdef _syscalls.ProcmapQuery query
+        cdef char name[NAME_ROOM]
+        cdef SmapsRecord made
         try:
             check(self.smaps_text_at(va, &text))
-            return record_from(text.data, text.length) if text.length else None
+            if text.length == 0:
+                return None
+            made = record_from(text.data, text.length)
+            if can_mean_two(made.pathname) and self.name_at(va, &query, name, NAME_ROOM) == 0:
+                made.pathname = settled_name(made.pathname, made.range_start, &query, name)
+            return made
         finally:
             free_text(&text)
 
@@ -453,6 +481,28 @@ cdef int query_with_name(int fd, uintptr_t va, _syscalls.ProcmapQuery *query, ch
     query.vma_name_addr = <uint64_t>name
     query.vma_name_size = <uint32_t>room
     return _syscalls.procmap_query(fd, query)
+
+
+cdef bint can_mean_two(object pathname) except -1:
+    """Whether a name read in the text of maps can be another one, and the kernel can tell.
+
+    The text has ``\\012`` for a newline, and for these four characters too.
+    """
+    return (pathname is not None and "\n" in pathname
+            and _features.has(_features.FEATURE_PROCMAP_QUERY))
+
+
+cdef object settled_name(object pathname, uintptr_t start, const _syscalls.ProcmapQuery *query,
+                         const char *name):
+    """The name that PROCMAP_QUERY gave, if the text has it as ``pathname``; else that one.
+
+    Between the two looks another mapping can have taken the place.
+    """
+    cdef bytes told = name[:query.vma_name_size - 1] if query.vma_name_size else b""
+    cdef bytes read = os.fsencode(pathname)
+    if query.vma_start != start or told.replace(b"\n", b"\\012") != read.replace(b"\n", b"\\012"):
+        return pathname
+    return os.fsdecode(told)
 
 
 cdef inline void tell_guard_from_swap(PageFacts *facts) noexcept nogil:

@@ -4,7 +4,7 @@ from libc.stdint cimport uintptr_t
 
 from vmm_linux cimport _features, _syscalls
 from vmm_linux._answer cimport OUTSIDE, TOO_LARGE, done, refused
-from vmm_linux._plan cimport unmap
+from vmm_linux._plan cimport reserve, unmap
 from vmm_linux._syscalls cimport (
     MADV_HUGEPAGE,
     MAP_ANONYMOUS,
@@ -78,7 +78,7 @@ cdef Py_ssize_t map_region(const Request *request, int fd, uint64_t offset,
     if fd >= 0 and total == request.size:
         base = _syscalls.mmap(hint, total, protection, MAP_SHARED | fixed, fd, offset)
     else:
-        base = _syscalls.mmap(hint, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0)
+        base = reserve(hint, total, fixed)
     if base < 0:
         return base
     if fd >= 0 and total != request.size:

@@ -54,5 +54,6 @@ cdef int do_step(const Step &this) noexcept nogil
 cdef int carry_out(const Plan &plan, uint64_t *mappings) noexcept nogil
 cdef int populate_pages(uintptr_t start, size_t size, int protection) noexcept nogil
 cdef void lock_what_fits(uintptr_t start, size_t size) noexcept nogil
+cdef Py_ssize_t reserve(uintptr_t start, size_t size, int fixed) noexcept nogil
 cdef int reserve_afresh(uintptr_t start, size_t size) noexcept nogil
 cdef int unmap(uintptr_t start, size_t size) noexcept nogil

@@ -3,7 +3,7 @@
 from cython.operator cimport dereference, preincrement
 from libc.errno cimport EAGAIN, ENOMEM, EPERM
 
-from vmm_linux cimport _room, _syscalls
+from vmm_linux cimport _features, _room, _syscalls
 from vmm_linux._containers cimport append_or_fail
 from vmm_linux._ledger cimport Run, Runs
 from vmm_linux._memory_object cimport (
@@ -193,10 +193,25 @@ cdef int unmap(uintptr_t start, size_t size) noexcept nogil:
     return _syscalls.munmap(start, size)
 
 
+cdef Py_ssize_t reserve(uintptr_t start, size_t size, int fixed) noexcept nogil:
+    """Map private reserved memory: its address, or -errno. ``fixed``: MAP_FIXED and its like.
+
+    The one place that makes private memory for regions, so that all of it has one name where the
+    kernel has names: mappings with different ones never merge. Without its name memory is as good.
+    The kernel names a mapping that is all its own without cutting any, at the map-count wall too.
+    One that it merged with a stranger's it would have to cut off first; where it has no room for
+    that, and no memory for a name, it changes nothing.
+    """
+    cdef Py_ssize_t address = _syscalls.mmap(
+        start, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0)
+    if address >= 0 and _features.has(_features.FEATURE_ANONYMOUS_NAMES):
+        _syscalls.name_memory(address, size, b"vmm_linux region")
+    return address
+
+
 cdef int reserve_afresh(uintptr_t start, size_t size) noexcept nogil:
     """Fresh PROT_NONE memory in place of private pages: 0 or -errno."""
-    return <int>min(0, _syscalls.mmap(
-        start, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0))
+    return <int>min(0, reserve(start, size, MAP_FIXED))
 
 
 cdef void lock_what_fits(uintptr_t start, size_t size) noexcept nogil:

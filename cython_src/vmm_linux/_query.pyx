@@ -12,7 +12,9 @@ from vmm_linux cimport _features
 from vmm_linux._location cimport Location, locate
 from vmm_linux._memory_object cimport memory_object_sid
 from vmm_linux._maps_text cimport Text, free_text
-from vmm_linux._own_process cimport Span
+from vmm_linux._own_process cimport NAME_ROOM, Span, can_mean_two, settled_name
+from vmm_linux._smaps cimport SmapsRecord
+from vmm_linux._syscalls cimport ProcmapQuery
 from vmm_linux._vocabulary cimport (
     FLAG_RWX_MASK,
     KIND_FOREIGN,
@@ -194,6 +196,21 @@ cdef object record_in(const Text &smaps):
         raise OutOfMemory("query", "no memory for the record of smaps") from None
 
 
+cdef int settle(AddressSpace space, OwnProcess process, SmapsRecord record) except -1:
+    """Have a name that can mean two be the mapping's."""
+    cdef ProcmapQuery found
+    cdef char name[NAME_ROOM]
+    cdef int result = -1
+    if can_mean_two(record.pathname):
+        space.enter()
+        if not space.closed:
+            result = process.name_at(record.range_start, &found, name, NAME_ROOM)
+        space.leave()
+        if result == 0:
+            record.pathname = settled_name(record.pathname, record.range_start, &found, name)
+    return 0
+
+
 cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint smaps):
     """What is known of the page that includes ``va``, with its smaps record if asked."""
     cdef PageInfo info = PageInfo.__new__(PageInfo)
@@ -218,6 +235,7 @@ cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint s
                 "the kernel did not tell about this process's memory (/proc/self)", -result)
         if found.smaps.length != 0:
             info.smaps = record_in(found.smaps)
+            settle(space, process, info.smaps)
     finally:
         free_text(&found.smaps)
     info.va = page

@@ -51,7 +51,7 @@ cdef uint64_t mappings() noexcept nogil:
     cdef char text[4096]
     cdef uint64_t lines = 0
     cdef Py_ssize_t length, i
-    cdef int fd = _syscalls.openat(b"/proc/self/maps", O_RDONLY | O_CLOEXEC)
+    cdef int fd = _syscalls.openat(b"/proc/thread-self/maps", O_RDONLY | O_CLOEXEC)
     if fd < 0:
         return 0
     length = _syscalls.read(fd, text, sizeof(text))

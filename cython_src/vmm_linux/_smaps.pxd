@@ -78,6 +78,7 @@ cdef class Records:
     cdef dict flag_sets         # sets of flags by their place in memory, and by their text
     # Of the parser:
     cdef bint with_figures
+    cdef bint backslashes       # some path has one: see decoded_path
     cdef Record *latest         # to which figures are added
     cdef int before             # the figure added last; FIGURES: none
     cdef int following[FIGURES + 1]     # figure by the one before it; FIGURES: the first

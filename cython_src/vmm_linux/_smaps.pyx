@@ -552,12 +552,16 @@ cdef class Records:
         if line.path_length == 0:
             pass
         elif (before != NULL and before.path_length == line.path_length
-                and memcmp(before.path, line.path, line.path_length) == 0):
+                and memcmp(before.path, line.path, line.path_length) == 0
+                and not (self.backslashes and has_backslash(line.path, line.path_length))):
             record.path = before.path
         else:
+            # A path with a backslash has its own place, as what is written alike can be different.
             record.path = self.keep(line.path, line.path_length)
             if record.path == NULL:
                 return -ENOMEM
+            if has_backslash(line.path, line.path_length):
+                self.backslashes = True
         self.latest = record
         self.before = FIGURES
         return 0
@@ -819,11 +823,16 @@ cdef object unreadable(str problem, bytes line):
 
 cdef str decoded_path(const char *path, size_t length):
     """A path of the kernel's text as Python has paths."""
-    if memchr(path, c'\\', length) == NULL:
+    if not has_backslash(path, length):
         return PyUnicode_DecodeFSDefaultAndSize(path, length)
     # The kernel writes a newline like this and nothing else, a backslash neither: a name with
-    # these four characters cannot be told from one with a newline.
+    # these four characters cannot be told from one with a newline. Who can asks the kernel once
+    # more: see settled_name in _own_process.
     return os.fsdecode(PyBytes_FromStringAndSize(path, length).replace(b"\\012", b"\n"))
+
+
+cdef inline bint has_backslash(const char *path, size_t length) noexcept nogil:
+    return memchr(path, c'\\', length) != NULL
 
 
 cdef inline bint has_label(const char *line, const char *end, int i) noexcept nogil:

@@ -58,6 +58,11 @@ cdef extern from *:
     #ifndef MFD_EXEC
     #define MFD_EXEC 0x10U              /* Linux 6.3 */
     #endif
+    #include <sys/prctl.h>
+    #ifndef PR_SET_VMA
+    #define PR_SET_VMA 0x53564d41       /* Linux 5.17 */
+    #define PR_SET_VMA_ANON_NAME 0
+    #endif
     """
     enum:
         MADV_POPULATE_READ
@@ -159,6 +164,7 @@ cpdef int madvise(uintptr_t address, size_t length, int advice) noexcept nogil
 cpdef int mlock(uintptr_t address, size_t length) noexcept nogil
 cpdef int munlock(uintptr_t address, size_t length) noexcept nogil
 cpdef int msync(uintptr_t address, size_t length, int flags) noexcept nogil
+cdef int name_memory(uintptr_t address, size_t length, const char *name) noexcept nogil
 cdef int mincore(uintptr_t address, size_t length, unsigned char *vector) noexcept nogil
 
 # Memory files

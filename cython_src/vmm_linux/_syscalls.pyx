@@ -15,6 +15,11 @@ cdef extern from "<sys/mman.h>" nogil:
     int c_mincore "mincore"(void *, size_t, unsigned char *)
     int c_memfd_create "memfd_create"(const char *, unsigned int)
 
+cdef extern from "<sys/prctl.h>" nogil:
+    int c_prctl "prctl"(int, ...)
+    int PR_SET_VMA
+    unsigned long PR_SET_VMA_ANON_NAME
+
 cdef extern from "<fcntl.h>" nogil:
     int c_fallocate "fallocate"(int, int, long, long)
     int c_fcntl "fcntl"(int, int, ...)
@@ -156,6 +161,12 @@ cpdef int msync(uintptr_t address, size_t length, int flags) noexcept nogil:
 cdef int mincore(uintptr_t address, size_t length, unsigned char *vector) noexcept nogil:
     """``mincore(2)``."""
     return <int>answer(c_mincore(<void *>address, length, vector))
+
+
+cdef int name_memory(uintptr_t address, size_t length, const char *name) noexcept nogil:
+    """``prctl(2)`` with PR_SET_VMA_ANON_NAME: what maps calls private anonymous memory."""
+    return <int>answer(c_prctl(
+        PR_SET_VMA, PR_SET_VMA_ANON_NAME, <unsigned long>address, <unsigned long>length, name))
 
 
 cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil:
