@@ -21,6 +21,7 @@ cheap, and the two ways are even at twelve.
 from cython.operator cimport dereference, predecrement, preincrement
 
 from vmm_linux cimport _features, _syscalls
+from vmm_linux._features cimport PAGE_SIZE
 from vmm_linux._ledger cimport Regions, Run, Runs, is_closed
 from vmm_linux._plan cimport (
     ACCESS,
@@ -62,7 +63,7 @@ def set_rule(size_t in_chunk=CROWDED, size_t in_vmm=FRAGMENTED):
 
 cdef size_t chunk_size() noexcept nogil:
     """Bytes that one page of page-table entries covers."""
-    return _features.page_size() // sizeof(void *) * _features.page_size()
+    return PAGE_SIZE // sizeof(void *) * PAGE_SIZE
 
 
 cdef Chunk chunks_around(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:

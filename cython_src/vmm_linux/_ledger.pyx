@@ -258,9 +258,10 @@ cdef class Ledger:
                                   uint8_t protection) noexcept nogil:
         """``set_protection`` from the run that starts there."""
         cdef Runs.iterator run = first
-        while run != self.runs.end() and dereference(run).first < end:
-            dereference(run).second.protection = protection
+        dereference(run).second.protection = protection
+        while dereference(run).second.end < end:
             preincrement(run)
+            dereference(run).second.protection = protection
         self.coalesce_from(first, end)
 
     cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,
