@@ -53,8 +53,11 @@ cdef extern from *:
     template <class Ranges>
     static inline void vmm_sort_ranges(Ranges &ranges) noexcept
     {
-        std::sort(ranges.begin(), ranges.end(),
-                  [](const auto &left, const auto &right) { return left.start < right.start; });
+        const auto below = [](const auto &left, const auto &right) {
+            return left.start < right.start;
+        };
+        if (!std::is_sorted(ranges.begin(), ranges.end(), below))
+            std::sort(ranges.begin(), ranges.end(), below);
     }
     """
     void sort_ranges "vmm_sort_ranges"(Ranges &) noexcept nogil
@@ -303,6 +306,7 @@ cdef void empty_shared(uintptr_t start, size_t size, MemoryObject *backing,
 
 cdef Answer unguard(AddressSpace space, Ranges *guarded) noexcept nogil:
     """Commit ranges whose reserved pages all lie behind guards."""
+    cdef Runs.iterator run = space.ledger.runs.end()
     cdef size_t taken
     cdef int result = 0
     if not isolate_all(space.ledger, guarded):
@@ -310,8 +314,9 @@ cdef Answer unguard(AddressSpace space, Ranges *guarded) noexcept nogil:
     taken = advise(guarded, MADV_GUARD_REMOVE, &result)
     if taken == guarded.size():
         for i in range(guarded.size()):
-            space.ledger.set_state(
-                dereference(guarded)[i].start, dereference(guarded)[i].end, STATE_COMMITTED)
+            run = space.ledger.run_near(run, dereference(guarded)[i].start)
+            run = space.ledger.set_state_from(
+                run, dereference(guarded)[i].end, STATE_COMMITTED)
         return done()
     guard_again(space.ledger, guarded)
     coalesce_all(space.ledger, guarded)
