@@ -65,8 +65,10 @@ class BuildExtensions(build_ext):
                 "boundscheck": False,
                 "wraparound": False,
                 "cdivision": True,
+                # Methods of a built-in type, which a call gets to without an object in between.
+                "binding": False,
                 "embedsignature": True,
-                "embedsignature.format": "python",
+                "embedsignature.format": "clinic",
             },
         )
         for module, made in zip(self.extensions, generated, strict=True):

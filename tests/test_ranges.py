@@ -185,6 +185,15 @@ def test_a_kernel_without_the_vectored_call_does_the_same(vmm: VMM) -> None:
         test_every_range_is_committed_and_decommitted(vmm)
 
 
+def test_ranges_that_make_a_chunk_crowded_open_it_before_the_first_is_committed() -> None:
+    crowd = (8, 1 << 40)
+    for islands, mappings in ((crowd[0], 2 * crowd[0]), (crowd[0] + 1, 1)):
+        with rule(*crowd), VMM() as vmm:
+            vmm.allocate(ARENA, CHUNK, RESERVE | RW)
+            vmm.commit_ranges(every_other(islands))
+            assert len(kernel.maps_between(ARENA, ARENA + CHUNK)) == mappings
+
+
 def test_a_closed_vmm_takes_no_ranges(vmm: VMM) -> None:
     vmm.close()
     for method in (vmm.commit_ranges, vmm.decommit_ranges):

@@ -213,7 +213,7 @@ COMMITS = [
         "HUGE",
         region(RW | HUGE, HUGE_SIZE),
         whole("commit", size=HUGE_SIZE),
-        "malloc mprotect madvise",
+        "mprotect madvise",
         size=HUGE_SIZE,
     ),
 ]
@@ -240,7 +240,7 @@ DECOMMITS = [
         # The way by guards gives up, and the other one needs as much once more.
         survives={**HARMLESS, "malloc": everything},
     ),
-    Scenario("all", with_hole(filled(GUARDS), 5, 2), whole("decommit"), "malloc mmap"),
+    Scenario("all", with_hole(filled(GUARDS), 5, 2), whole("decommit"), "mmap"),
     Scenario("locked", filled(LOCKED), over("decommit", 4, 8), "malloc mmap"),
     Scenario(
         "SHAREABLE runs",

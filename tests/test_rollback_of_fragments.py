@@ -142,8 +142,8 @@ COMMITS = [
         ("of all in an open chunk", opened, 0, HALF, "malloc madvise"),
         ("an open chunk and a closed one", opened, 4, 9, "malloc madvise mprotect"),
         ("of all in two open chunks", both_opened, 0, 16, "malloc madvise"),
-        ("another protection", to_be_mixed, 3, 2, "malloc madvise mprotect"),
-        ("no access", to_be_mixed, 5, 1, "malloc madvise mprotect"),
+        ("another protection", to_be_mixed, 3, 2, "madvise mprotect"),
+        ("no access", to_be_mixed, 5, 1, "madvise mprotect"),
         ("several protections", to_be_mixed, 0, 8, "malloc madvise mprotect"),
         ("several protections, not all open", to_be_mixed, 2, 9, "malloc madvise mprotect"),
         ("in runs of protections", mixed, 0, 8, "malloc madvise"),
@@ -166,12 +166,12 @@ DECOMMITS = [
     for name, prepare, first, pages, calls in (
         ("middle", with_hole, 4, 2, "malloc madvise"),
         ("around a hole", with_hole, 1, 4, "malloc madvise"),
-        ("the last page of a chunk", last_page, 3, 1, "malloc mmap"),
-        ("all of a chunk", with_hole, 0, 8, "malloc mmap"),
-        ("the last pages of two chunks", both_opened, 1, 14, "malloc mmap"),
+        ("the last page of a chunk", last_page, 3, 1, "mmap"),
+        ("all of a chunk", with_hole, 0, 8, "mmap"),
+        ("the last pages of two chunks", both_opened, 1, 14, "mmap"),
         ("a chunk's last pages and others", both_opened, 1, 9, "malloc"),
         ("runs", mixed, 1, 4, "madvise"),
-        ("without access", without_access, 0, 2, "malloc mmap"),
+        ("without access", without_access, 0, 2, "mmap"),
     )
 ]
 

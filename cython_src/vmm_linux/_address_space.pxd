@@ -14,8 +14,8 @@ cdef class AddressSpace:
     cdef readonly Ledger ledger
     cdef readonly bint closed
 
-    cdef Answer perform(self, const Request *request)
-    cdef object call(self, Request *request)
+    cdef Answer perform(self, const Request *request) noexcept
+    cdef uint64_t call(self, Request *request) except? 0xFFFFFFFFFFFFFFFF
     cdef void enter(self) noexcept
     cdef void wait(self) noexcept nogil
     cdef void leave(self) noexcept nogil

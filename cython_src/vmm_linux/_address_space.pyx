@@ -51,6 +51,7 @@ from vmm_linux._answer cimport (
     kernel_refused,
     refused,
 )
+from vmm_linux._features cimport PAGE_SIZE
 from vmm_linux._guards cimport (
     Chunk,
     can_be_guarded,
@@ -144,7 +145,7 @@ cdef class AddressSpace:
         """Let go of the mutex."""
         mutex_unlock(self.mutex)
 
-    cdef Answer perform(self, const Request *request):
+    cdef Answer perform(self, const Request *request) noexcept:
         """Carry out one call under the mutex; the GIL is released where the call can be long."""
         cdef Answer answer
         if request.size <= KEEP_GIL_UP_TO and not is_of_unknown_length(request.method):
@@ -158,7 +159,7 @@ cdef class AddressSpace:
                 self.leave()
         return answer
 
-    cdef object call(self, Request *request):
+    cdef uint64_t call(self, Request *request) except? 0xFFFFFFFFFFFFFFFF:
         """Carry out one call: its address, handle or count. Raise what went wrong."""
         cdef Answer answer = self.perform(request)
         if answer.reason != DONE:
@@ -405,13 +406,14 @@ cdef class AddressSpace:
                               uint32_t protection) noexcept nogil:
         """Whether pages may have this protection, from the run that includes ``va`` on."""
         cdef uintptr_t pinned = 0
-        while run != self.ledger.runs.end() and dereference(run).first < end:
+        while True:
             if protection & ~dereference(run).second.ceiling:
                 return refused(ABOVE_CEILING, max(va, dereference(run).first))
             if dereference(run).second.pins != 0 and pinned == 0:
                 pinned = max(va, dereference(run).first)
+            if dereference(run).second.end >= end:
+                return done() if pinned == 0 else refused(PINNED, pinned)
             preincrement(run)
-        return done() if pinned == 0 else refused(PINNED, pinned)
 
     cdef Answer free(self, Regions.iterator region, uintptr_t va, uintptr_t end) noexcept nogil:
         """Unmap a part of a region, or all of it; a guard goes with the page next to it."""
@@ -496,11 +498,11 @@ cdef class AddressSpace:
     cdef uintptr_t first_pinned(self, Runs.iterator run, uintptr_t start,
                                 uintptr_t end) noexcept nogil:
         """The first address that a view holds, from the run that includes ``start``, or 0."""
-        while run != self.ledger.runs.end() and dereference(run).first < end:
-            if dereference(run).second.pins != 0:
-                return max(start, dereference(run).first)
+        while dereference(run).second.pins == 0:
+            if dereference(run).second.end >= end:
+                return 0
             preincrement(run)
-        return 0
+        return max(start, dereference(run).first)
 
     cdef int forget(self, Regions.iterator region, Runs.iterator run,
                     uintptr_t end) noexcept nogil:
@@ -510,7 +512,6 @@ cdef class AddressSpace:
         A SHAREABLE part gives its memory back if nobody else can have it. Up to a region's end
         this needs no memory: a call that finds none goes back this way.
         """
-        cdef size_t page = _features.page_size()
         cdef uintptr_t base = dereference(region).first
         cdef uintptr_t region_end = dereference(region).second.end
         cdef uintptr_t start = dereference(run).first
@@ -518,9 +519,9 @@ cdef class AddressSpace:
         cdef uintptr_t high = end
         cdef int result
         if start == base and dereference(region).second.low_guard:
-            low -= page
+            low -= PAGE_SIZE
         if end == region_end and dereference(region).second.high_guard:
-            high += page
+            high += PAGE_SIZE
         if end < region_end and not self.ledger.split(end):
             return -ENOMEM
         result = unmap(low, high - low)
@@ -531,7 +532,7 @@ cdef class AddressSpace:
         self.release_backing(run, end)
         self.ledger.remove_from(region, run, end)
         if start > base:
-            self.close_chunk(start - page)
+            self.close_chunk(start - PAGE_SIZE)
         if end < region_end:
             self.close_chunk(end)
         return 0
@@ -560,7 +561,7 @@ cdef class AddressSpace:
         """Let go of the memory objects behind unmapped pages, from a run on."""
         cdef MemoryObject *backing
         cdef size_t length
-        while run != self.ledger.runs.end() and dereference(run).first < end:
+        while True:
             backing = <MemoryObject *>dereference(run).second.backing
             if backing != NULL:
                 length = dereference(run).second.end - dereference(run).first
@@ -568,6 +569,8 @@ cdef class AddressSpace:
                         and memory_object_is_exclusive(backing)):
                     memory_object_punch(backing, dereference(run).second.offset, length)
                 memory_object_release(backing, length // _features.page_size())
+            if dereference(run).second.end >= end:
+                return
             preincrement(run)
 
     cdef int unmap_unpinned(self) noexcept nogil:

@@ -31,9 +31,7 @@ from vmm_linux._vocabulary cimport (
 cdef extern from "Python.h":
     bint PyLong_Check(object)
     bint PyBool_Check(object)
-    uint64_t as_unsigned "PyLong_AsUnsignedLongLong"(object)
-    void *PyErr_Occurred()
-    void PyErr_Clear()
+    long long PyLong_AsLongLongAndOverflow(object, int *)
 
 cdef enum:
     REGION_FLAGS = (
@@ -45,7 +43,7 @@ cdef enum:
 cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF
 cdef str describe(object value)
 cdef object iterate(str method, object ranges)
-cdef tuple pair(str method, object item)
+cdef tuple other_pair(str method, object item)
 cdef int check_multiple(str method, str name, uint64_t value) except -1
 cdef int refuse_bytes(str method, str name, uint64_t va, uint64_t size, str size_name) except -1
 cdef int refuse_pages(str method, str name, uint64_t va, uint64_t size, str size_name) except -1
@@ -58,13 +56,20 @@ cdef int check_fixed(str method, str name, uint64_t flags, uint64_t addr) except
 
 cdef inline uint64_t number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
     """A 64-bit number: an int or whatever has ``__index__``, but no bool."""
-    cdef uint64_t result
+    cdef long long result
+    cdef int overflow
     if PyLong_Check(value) and not PyBool_Check(value):
-        result = as_unsigned(value)
-        if result != 0xFFFFFFFFFFFFFFFF or PyErr_Occurred() == NULL:
+        result = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if result >= 0:
             return result
-        PyErr_Clear()
     return other_number(method, name, value)
+
+
+cdef inline tuple pair(str method, object item):
+    """The two values of a range."""
+    if type(item) is tuple and len(<tuple>item) == 2:
+        return item
+    return other_pair(method, item)
 
 
 cdef inline int check_bytes(str method, uint64_t va, uint64_t size) except -1:

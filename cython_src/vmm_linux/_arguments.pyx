@@ -18,7 +18,7 @@ cdef extern from "Python.h":
 
 
 cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
-    """``number`` of what is no plain int of 64 bits, or is no number at all."""
+    """``number`` of what is no plain int below 2**63, or is no number at all."""
     if not isinstance(value, int) or isinstance(value, bool):
         value = index(method, name, value)
     try:
@@ -64,10 +64,8 @@ cdef object iterate(str method, object ranges):
             method, f"ranges is {describe(ranges)}, not pairs (va, size)") from problem
 
 
-cdef tuple pair(str method, object item):
-    """The two values of a range."""
-    if type(item) is tuple and len(item) == 2:
-        return item
+cdef tuple other_pair(str method, object item):
+    """``pair`` of what is no plain tuple of two."""
     try:
         va, size = item
     except Exception as problem:

@@ -1,8 +1,36 @@
-"""Insertions into C++ containers that answer false, instead of throwing, when memory is short."""
+"""C++ containers, and insertions that answer false, instead of throwing, when memory is short."""
 
 cdef extern from *:
     """
+    #include <cstddef>
     #include <new>
+    #include <vector>
+
+    /* A vector of plain structures, the first few of which need no allocation: what malloc and
+       free cost after a system call is felt (see _arguments.pxd). */
+    template <class Value>
+    class ShortVector {
+        enum { FEW = 2 };
+        Value few[FEW];
+        std::vector<Value> others;
+        std::size_t count = 0;
+
+    public:
+        std::size_t size() const noexcept { return count; }
+        bool empty() const noexcept { return count == 0; }
+        const Value &operator[](std::size_t i) const noexcept
+        {
+            return i < FEW ? few[i] : others[i - FEW];
+        }
+        void push_back(const Value &value)
+        {
+            if (count < FEW)
+                few[count] = value;
+            else
+                others.push_back(value);
+            count++;
+        }
+    };
 
     template <class Map, class Key, class Value>
     static inline bool insert_or_fail(Map &into, const Key &key, const Value &value) noexcept
@@ -39,6 +67,11 @@ cdef extern from *:
         }
     }
     """
+    cppclass ShortVector[Value]:
+        size_t size() noexcept nogil
+        bint empty() noexcept nogil
+        const Value &operator[](size_t) noexcept nogil
+
     bint insert_or_fail[Map, Key, Value](Map &into, Key key, Value value) noexcept nogil
     bint insert_before_or_fail[Map, Place, Key, Value](
         Map &into, Place *place, Key key, Value value) noexcept nogil

@@ -9,8 +9,10 @@ cdef struct Chunk:
     uintptr_t start
     uintptr_t end
 
+cdef size_t crowded             # so many islands make a chunk worth opening
+
 cdef bint suits(Ledger ledger, uint32_t flags, Runs.iterator run, Chunk chunk,
-                uintptr_t start, uintptr_t end) noexcept nogil
+                uintptr_t start, uintptr_t end, size_t coming=*) noexcept nogil
 cdef Chunk chunks_around(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil
 cdef Chunk chunks_of(Regions.iterator region, uintptr_t start, uintptr_t end) noexcept nogil
 cdef uint32_t opening_access(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil

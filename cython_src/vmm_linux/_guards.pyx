@@ -7,10 +7,10 @@ pages in it are committed by taking guards away, and decommitted by putting them
 mapping for the chunk and its open neighbours. An open chunk is charged as a whole; with its last
 committed page it is closed, which gives the charge back.
 
-The rule: a change smaller than a chunk goes by guards where its chunk has ``CROWDED`` islands
-already, or is open, or where the VMM has ``FRAGMENTED`` runs; but not where pages are to be pinned
-(the kernel has no guards in pinned memory), huge or shared. Nothing outside this package's ledger
-shows which way was taken, but the charge.
+The rule: a change smaller than a chunk goes by guards where its chunk has ``CROWDED`` islands,
+those to come in the same call included, or is open, or where the VMM has ``FRAGMENTED`` runs; but
+not where pages are to be pinned (the kernel has no guards in pinned memory), huge or shared.
+Nothing outside this package's ledger shows which way was taken, but the charge.
 
 Measured (scripts/bench): to open a chunk of 2 MiB takes 9 µs, as much as six islands by mprotect;
 an island then takes 0.6 µs instead of 1.7 µs. One island a chunk takes 1.5 µs by mprotect and
@@ -21,6 +21,7 @@ cheap, and the two ways are even at twelve.
 from cython.operator cimport dereference, predecrement, preincrement
 
 from vmm_linux cimport _features, _syscalls
+from vmm_linux._features cimport PAGE_SIZE
 from vmm_linux._ledger cimport Regions, Run, Runs, is_closed
 from vmm_linux._plan cimport (
     ACCESS,
@@ -62,7 +63,7 @@ def set_rule(size_t in_chunk=CROWDED, size_t in_vmm=FRAGMENTED):
 
 cdef size_t chunk_size() noexcept nogil:
     """Bytes that one page of page-table entries covers."""
-    return _features.page_size() // sizeof(void *) * _features.page_size()
+    return PAGE_SIZE // sizeof(void *) * PAGE_SIZE
 
 
 cdef Chunk chunks_around(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
@@ -79,23 +80,24 @@ cdef Chunk chunks_of(Regions.iterator region, uintptr_t start, uintptr_t end) no
 
 
 cdef bint suits(Ledger ledger, uint32_t flags, Runs.iterator run, Chunk chunk,
-                uintptr_t start, uintptr_t end) noexcept nogil:
+                uintptr_t start, uintptr_t end, size_t coming=0) noexcept nogil:
     """Whether a change of ``[start, end)``, from a run on, is one for guards.
 
+    ``coming``: how many more islands the same call is to make in the chunk.
     Only the kernel's guards, which it may not have, are worth more than a look at neighbours.
     """
     return (
         end - start < chunk_size()
         and not flags & (FLAG_LOCKED | FLAG_HUGE | FLAG_SHAREABLE)
-        and (ledger.runs.size() >= fragmented or is_crowded(ledger, run, chunk))
+        and (ledger.runs.size() >= fragmented or is_crowded(ledger, run, chunk, coming))
         and _features.has(_features.FEATURE_GUARD_REGIONS)
     )
 
 
-cdef bint is_crowded(Ledger ledger, Runs.iterator run, Chunk chunk) noexcept nogil:
-    """Whether the chunk around a run is open, or has many islands."""
+cdef bint is_crowded(Ledger ledger, Runs.iterator run, Chunk chunk,
+                     size_t islands) noexcept nogil:
+    """Whether the chunk around a run is open, or has many islands beside ``islands``."""
     cdef Runs.iterator at = run
-    cdef size_t islands = 0
     while (islands < crowded and at != ledger.runs.end()
             and dereference(at).first < chunk.end):
         if dereference(at).second.opened != 0:

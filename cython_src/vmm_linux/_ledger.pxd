@@ -69,7 +69,7 @@ cdef class Ledger:
     cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,
                            uintptr_t end) noexcept nogil
     cdef bint cut_run(self, Runs.iterator *run, uintptr_t at) noexcept nogil
-    cdef void coalesce_from(self, Runs.iterator left, uintptr_t end) noexcept nogil
+    cdef Runs.iterator coalesce_from(self, Runs.iterator left, uintptr_t end) noexcept nogil
     cpdef void coalesce(self, uintptr_t start, uintptr_t end) noexcept nogil
     cpdef bint split(self, uintptr_t at) noexcept nogil
     cpdef void join(self, uintptr_t at) noexcept nogil
@@ -77,8 +77,8 @@ cdef class Ledger:
     cdef void remove_from(self, Regions.iterator region, Runs.iterator run,
                           uintptr_t end) noexcept nogil
     cpdef void set_state(self, uintptr_t start, uintptr_t end, uint8_t state) noexcept nogil
-    cdef void set_state_from(self, Runs.iterator first, uintptr_t end,
-                             uint8_t state) noexcept nogil
+    cdef Runs.iterator set_state_from(self, Runs.iterator first, uintptr_t end,
+                                      uint8_t state) noexcept nogil
     cdef void set_guarded(self, Runs.iterator first, uintptr_t end) noexcept nogil
     cdef void set_opened(self, uintptr_t start, uintptr_t end, uint8_t access) noexcept nogil
     cpdef void set_protection(self, uintptr_t start, uintptr_t end,

@@ -148,13 +148,13 @@ cdef class Ledger:
         """Join the runs in and around ``[start, end)`` that are alike."""
         self.coalesce_from(self.runs.lower_bound(start), end)
 
-    cdef void coalesce_from(self, Runs.iterator left, uintptr_t end) noexcept nogil:
-        """``coalesce`` from the run that starts there, and the one before it."""
+    cdef Runs.iterator coalesce_from(self, Runs.iterator left, uintptr_t end) noexcept nogil:
+        """``coalesce`` from the run that starts there, and the one before it: the last one seen."""
         cdef Runs.iterator right
         if left != self.runs.begin():
             predecrement(left)
         if left == self.runs.end():
-            return
+            return left
         right = left
         preincrement(right)
         while right != self.runs.end() and dereference(right).first <= end:
@@ -169,6 +169,7 @@ cdef class Ledger:
             else:
                 left = right
                 preincrement(right)
+        return left
 
     cpdef bint split(self, uintptr_t at) noexcept nogil:
         """Make two regions of one at ``at``, which is inside it; false when memory is short."""
@@ -220,15 +221,15 @@ cdef class Ledger:
         """Set the state of isolated pages; no guards hold them back then."""
         self.set_state_from(self.runs.lower_bound(start), end, state)
 
-    cdef void set_state_from(self, Runs.iterator first, uintptr_t end,
-                             uint8_t state) noexcept nogil:
-        """``set_state`` from the run that starts there."""
+    cdef Runs.iterator set_state_from(self, Runs.iterator first, uintptr_t end,
+                                      uint8_t state) noexcept nogil:
+        """``set_state`` from the run that starts there: the last run that was looked at."""
         cdef Runs.iterator run = first
         while run != self.runs.end() and dereference(run).first < end:
             dereference(run).second.state = state
             dereference(run).second.opened = 0
             preincrement(run)
-        self.coalesce_from(first, end)
+        return self.coalesce_from(first, end)
 
     cdef void set_guarded(self, Runs.iterator first, uintptr_t end) noexcept nogil:
         """Reserve isolated pages whose mappings keep the access that they had when committed."""
@@ -258,9 +259,10 @@ cdef class Ledger:
                                   uint8_t protection) noexcept nogil:
         """``set_protection`` from the run that starts there."""
         cdef Runs.iterator run = first
-        while run != self.runs.end() and dereference(run).first < end:
-            dereference(run).second.protection = protection
+        dereference(run).second.protection = protection
+        while dereference(run).second.end < end:
             preincrement(run)
+            dereference(run).second.protection = protection
         self.coalesce_from(first, end)
 
     cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,

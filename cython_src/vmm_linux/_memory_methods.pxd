@@ -7,4 +7,5 @@ from vmm_linux._client cimport Client
 
 cdef class MemoryMethods(Client):
     cdef object change_ranges(self, Method method, str name, object ranges)
-    cdef object change(self, Method method, str name, object va, object size, uint64_t flags)
+    cdef int change(self, Method method, str name, object va, object size,
+                    uint64_t flags) except -1

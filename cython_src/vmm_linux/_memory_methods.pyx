@@ -79,7 +79,8 @@ cdef class MemoryMethods(Client):
         request = request_of(ALLOCATE, base, length, bits)
         return self.space.call(&request)
 
-    cdef object change(self, Method method, str name, object va, object size, uint64_t flags):
+    cdef int change(self, Method method, str name, object va, object size,
+                    uint64_t flags) except -1:
         """A call over whole pages of one region."""
         cdef uint64_t start, length
         cdef Request request
@@ -87,7 +88,8 @@ cdef class MemoryMethods(Client):
         length = number(name, "size", size)
         check_pages(name, "va", start, length, "size")
         request = request_of(method, start, length, flags)
-        return self.space.call(&request)
+        self.space.call(&request)
+        return 0
 
     def commit(self, va, size, flags=0):
         """Make reserved pages usable: zeroed, with the protection remembered for them.

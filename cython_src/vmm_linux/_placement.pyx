@@ -4,6 +4,7 @@ from libc.stdint cimport uintptr_t
 
 from vmm_linux cimport _features, _syscalls
 from vmm_linux._answer cimport OUTSIDE, TOO_LARGE, done, refused
+from vmm_linux._features cimport PAGE_SIZE
 from vmm_linux._plan cimport reserve, unmap
 from vmm_linux._syscalls cimport (
     MADV_HUGEPAGE,
@@ -25,12 +26,12 @@ from vmm_linux._vocabulary cimport (
 
 cdef size_t guard_below(uint32_t flags) noexcept nogil:
     """Bytes of the guard below a region with these flags."""
-    return _features.page_size() if flags & FLAG_LOW_GUARD else 0
+    return PAGE_SIZE if flags & FLAG_LOW_GUARD else 0
 
 
 cdef size_t guard_above(uint32_t flags) noexcept nogil:
     """Bytes of the guard above a region with these flags."""
-    return _features.page_size() if flags & FLAG_HIGH_GUARD else 0
+    return PAGE_SIZE if flags & FLAG_HIGH_GUARD else 0
 
 
 cdef Answer check_place(const Request *request) noexcept nogil:

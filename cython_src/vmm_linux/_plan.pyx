@@ -20,32 +20,17 @@ from vmm_linux._syscalls cimport (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_PRIVATE,
-    PROT_EXEC,
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
 )
 from vmm_linux._vocabulary cimport (
-    FLAG_EXECUTE,
     FLAG_HUGE,
     FLAG_LOCKED,
-    FLAG_READ,
-    FLAG_WRITE,
     STATE_COMMITTED,
     STATE_RESERVED,
     round_down,
 )
-
-
-cdef int page_access(uint32_t state, uint32_t protection) noexcept nogil:
-    """The PROT_* bits that a page's state and protection mean: the one place that decides."""
-    if state != STATE_COMMITTED:
-        return PROT_NONE
-    return (
-        (PROT_READ if protection & FLAG_READ else 0)
-        | (PROT_WRITE if protection & FLAG_WRITE else 0)
-        | (PROT_EXEC if protection & FLAG_EXECUTE else 0)
-    )
 
 
 cdef Step step(StepKind kind, uintptr_t start, uintptr_t end) noexcept nogil:
@@ -116,13 +101,14 @@ cdef bint plan_commit_of_run(uint32_t flags, uintptr_t start, const Run &run,
 cdef bint plan_commit(Ledger ledger, uint32_t flags, Runs.iterator run, uintptr_t end,
                       Plan &plan) noexcept nogil:
     """Commit isolated reserved pages from a run on; false when memory is short."""
-    while run != ledger.runs.end() and dereference(run).first < end:
+    while True:
         if dereference(run).second.state == STATE_RESERVED:
             if not plan_commit_of_run(
                     flags, dereference(run).first, dereference(run).second, plan):
                 return False
+        if dereference(run).second.end >= end:
+            return True
         preincrement(run)
-    return True
 
 
 cdef bint plan_decommit(Ledger ledger, uint32_t flags, Runs.iterator run, uintptr_t end,
@@ -168,14 +154,15 @@ cdef bint plan_protect(Ledger ledger, Runs.iterator run, uintptr_t end, uint32_t
                        Plan &plan) noexcept nogil:
     """Change the protection of isolated committed pages from a run on; false: short of memory."""
     cdef int before, after
-    while run != ledger.runs.end() and dereference(run).first < end:
+    while True:
         before = page_access(dereference(run).second.state, dereference(run).second.protection)
         after = page_access(dereference(run).second.state, protection)
         if before != after and not append_or_fail(plan, step_over(
                 PROTECT, dereference(run).first, dereference(run).second, after, before)):
             return False
+        if dereference(run).second.end >= end:
+            return True
         preincrement(run)
-    return True
 
 
 cdef bint plan_residence(uintptr_t start, size_t size, uint32_t protection,
@@ -186,11 +173,6 @@ cdef bint plan_residence(uintptr_t start, size_t size, uint32_t protection,
     populate.backing = backing
     return append_or_fail(plan, populate) and append_or_fail(
         plan, step(LOCK, start, start + size))
-
-
-cdef int unmap(uintptr_t start, size_t size) noexcept nogil:
-    """Give addresses back: the one place that calls munmap(2)."""
-    return _syscalls.munmap(start, size)
 
 
 cdef Py_ssize_t reserve(uintptr_t start, size_t size, int fixed) noexcept nogil:

@@ -18,7 +18,15 @@ from vmm_linux._answer cimport (
     refused,
 )
 from vmm_linux._containers cimport append_or_fail
-from vmm_linux._guards cimport Chunk, can_be_guarded, chunks_of, guard, opening_access, suits
+from vmm_linux._guards cimport (
+    Chunk,
+    can_be_guarded,
+    chunks_of,
+    crowded,
+    guard,
+    opening_access,
+    suits,
+)
 from vmm_linux._ledger cimport Ledger, Regions, Runs
 from vmm_linux._memory_object cimport (
     MemoryObject,
@@ -53,8 +61,11 @@ cdef extern from *:
     template <class Ranges>
     static inline void vmm_sort_ranges(Ranges &ranges) noexcept
     {
-        std::sort(ranges.begin(), ranges.end(),
-                  [](const auto &left, const auto &right) { return left.start < right.start; });
+        const auto below = [](const auto &left, const auto &right) {
+            return left.start < right.start;
+        };
+        if (!std::is_sorted(ranges.begin(), ranges.end(), below))
+            std::sort(ranges.begin(), ranges.end(), below);
     }
     """
     void sort_ranges "vmm_sort_ranges"(Ranges &) noexcept nogil
@@ -189,7 +200,7 @@ cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
                 answer = refused(NO_LEDGER_MEMORY)
         else:
             run = space.ledger.runs.end()
-            answer = commit_one(space, dereference(ranges)[i], &held, &saved)
+            answer = commit_one(space, ranges, i, &held, &saved)
         answer = about(answer, dereference(ranges)[i])
     if answer.reason == DONE:
         answer = unguard(space, &guarded)
@@ -212,33 +223,46 @@ cdef bint all_guarded(Ledger ledger, Runs.iterator run, uintptr_t end) noexcept 
         preincrement(run)
 
 
-cdef Answer commit_one(AddressSpace space, const Range &this, Ranges *held,
+cdef Answer commit_one(AddressSpace space, Ranges *ranges, size_t i, Ranges *held,
                        SavedRuns *saved) noexcept nogil:
-    """Commit a range so that it can be undone."""
-    if not hold(space.ledger, this, held, saved):
+    """Commit the i-th range so that it can be undone."""
+    cdef Range this = dereference(ranges)[i]
+    cdef Regions.iterator region = space.ledger.region_at(this.start)
+    cdef Chunk around = chunks_of(region, this.start, this.end)
+    cdef bint opening = (
+        suits(space.ledger, dereference(region).second.flags, space.ledger.run_at(this.start),
+              around, this.start, this.end, islands_to_come(ranges, i, around.end))
+        and opening_access(space.ledger, this.start, this.end) != 0)
+    if not opening:
+        around.start = this.start
+        around.end = this.end
+    if not hold(space.ledger, this, around, held, saved):
         return refused(NO_LEDGER_MEMORY)
-    return space.commit(space.ledger.region_at(this.start), this.start, this.end)
+    if opening and space.commit_by_guards(around, this.start, this.end):
+        return done()
+    return space.commit(region, this.start, this.end)
 
 
-cdef bint hold(Ledger ledger, const Range &this, Ranges *held, SavedRuns *saved) noexcept nogil:
-    """Note what a commit of a range can change; false when memory is short.
+cdef size_t islands_to_come(Ranges *ranges, size_t i, uintptr_t end) noexcept nogil:
+    """How many ranges after the i-th start below ``end``, up to as many as make a crowd."""
+    cdef size_t count = 0
+    while (count < crowded and i + count + 1 < ranges.size()
+            and dereference(ranges)[i + count + 1].start < end):
+        count += 1
+    return count
+
+
+cdef bint hold(Ledger ledger, const Range &this, Chunk around, Ranges *held,
+               SavedRuns *saved) noexcept nogil:
+    """Note what a commit of a range can change, in its chunk; false when memory is short.
 
     These runs are pinned meanwhile: as they stay apart, the way back needs no memory.
     """
-    cdef Regions.iterator region = ledger.region_at(this.start)
-    cdef Chunk around = chunks_of(region, this.start, this.end)
     cdef Runs.iterator run
     cdef SavedRun added
-    if not hold_range(ledger, held, this.start, this.end):
+    if not (hold_range(ledger, held, this.start, this.end)
+            and hold_range(ledger, held, around.start, around.end)):
         return False
-    if (suits(ledger, dereference(region).second.flags, ledger.run_at(this.start), around,
-              this.start, this.end)
-            and opening_access(ledger, this.start, this.end) != 0):
-        if not hold_range(ledger, held, around.start, around.end):
-            return False
-    else:
-        around.start = this.start
-        around.end = this.end
     run = ledger.runs.lower_bound(around.start)
     while run != ledger.runs.end() and dereference(run).first < around.end:
         if dereference(run).second.state == STATE_RESERVED:
@@ -303,6 +327,7 @@ cdef void empty_shared(uintptr_t start, size_t size, MemoryObject *backing,
 
 cdef Answer unguard(AddressSpace space, Ranges *guarded) noexcept nogil:
     """Commit ranges whose reserved pages all lie behind guards."""
+    cdef Runs.iterator run = space.ledger.runs.end()
     cdef size_t taken
     cdef int result = 0
     if not isolate_all(space.ledger, guarded):
@@ -310,8 +335,9 @@ cdef Answer unguard(AddressSpace space, Ranges *guarded) noexcept nogil:
     taken = advise(guarded, MADV_GUARD_REMOVE, &result)
     if taken == guarded.size():
         for i in range(guarded.size()):
-            space.ledger.set_state(
-                dereference(guarded)[i].start, dereference(guarded)[i].end, STATE_COMMITTED)
+            run = space.ledger.run_near(run, dereference(guarded)[i].start)
+            run = space.ledger.set_state_from(
+                run, dereference(guarded)[i].end, STATE_COMMITTED)
         return done()
     guard_again(space.ledger, guarded)
     coalesce_all(space.ledger, guarded)
