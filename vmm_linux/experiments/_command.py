@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
             return show_catalogue(as_object=asked.json)
         experiments = wanted(asked)
         outputs = {name: getattr(asked, name, None) for name in ("json", "csv", "plot", "output")}
-        check({name: place for name, place in outputs.items() if place is not None}, experiments)
+        check({name: place for name, place in outputs.items() if place is not None})
         return run(experiments, order_of(asked), outputs)
     except (CannotTryError, UnfitError, NoMatplotlibError) as error:
         return complain(str(error))
@@ -159,6 +159,9 @@ def size(text: str) -> int:
 
 def wanted(asked: argparse.Namespace) -> list[Experiment]:
     """The experiments that are to be run."""
+    file = getattr(asked, "json", None)
+    if file in {each.name for each in catalogue()}:
+        raise CannotTryError(f"--json {file}: that is an experiment; give --json last, or ./{file}")
     if asked.names and asked.all:
         raise CannotTryError("either names or --all")
     if not asked.names and not asked.all and asked.action == "run":
@@ -168,14 +171,8 @@ def wanted(asked: argparse.Namespace) -> list[Experiment]:
     return chosen(asked.names) if asked.names else catalogue()
 
 
-def check(outputs: dict[str, str], experiments: Sequence[Experiment]) -> None:
+def check(outputs: dict[str, str]) -> None:
     """Refuse before measuring what could not be written after it."""
-    del experiments
-    names = {each.name for each in catalogue()}
-    if outputs.get("json") in names:
-        raise CannotTryError(
-            f"--json {outputs['json']}: that is an experiment; give --json last, or --json=FILE"
-        )
     if "plot" in outputs or "output" in outputs:
         need_matplotlib()
     for name, place in outputs.items():

@@ -13,13 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_linux._whole_file import is_special
 from vmm_linux.experiments._plots import picture_of
-from vmm_linux.experiments._words import CLAIM_COLUMNS, claim_cells
+from vmm_linux.experiments._results import Expected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vmm_linux.experiments._laboratory import Result
-    from vmm_linux.experiments._results import Table
+    from vmm_linux.experiments._results import Claim, Table, Value
+
+CLAIM_COLUMNS = (
+    "experiment",
+    "kind",
+    "prediction",
+    "outcome",
+    "measured",
+    "least measured",
+    "largest measured",
+    "least expected",
+    "largest expected",
+    "unit",
+    "reason",
+)
 
 __all__ = ["as_csv", "as_json", "as_plots", "check_file", "check_folder"]
 
@@ -38,13 +52,20 @@ def as_csv(results: Sequence[Result], folder: str) -> dict[str, bytes]:
         for number, table in enumerate(result.findings.tables, 1)
     }
     claims = [
-        (result.experiment.name, claim.kind, *claim_cells(claim))
+        (result.experiment.name, *claim_as_row(claim))
         for result in results
         for claim in result.findings.claims
     ]
-    head = ("experiment", "kind", *CLAIM_COLUMNS)
-    files[str(Path(folder, "claims.csv"))] = written([head, *claims])
+    files[str(Path(folder, "claims.csv"))] = written([CLAIM_COLUMNS, *claims])
     return files
+
+
+def claim_as_row(claim: Claim) -> list[Value]:
+    """A claim, its values as they were measured."""
+    expected = claim.expected or Expected(None, None)
+    low, high = claim.spread or (None, None)
+    values = [claim.measured, low, high, expected.low, expected.high, claim.unit]
+    return [claim.kind, claim.statement, claim.outcome, *values, claim.reason]
 
 
 def table_as_csv(table: Table) -> bytes:
@@ -54,9 +75,10 @@ def table_as_csv(table: Table) -> bytes:
     ]
     if not table.spread:
         return written([head, *table.rows])
-    bounds = [f"{name} {bound}" for name in head for bound in ("least", "largest")]
+    measured = [n for n in range(len(head)) if any(row[n] is not None for row in table.spread)]
+    bounds = [f"{head[n]} {bound}" for n in measured for bound in ("least", "largest")]
     rows = [
-        [*row, *(each for pair in spread for each in pair or ("", ""))]
+        [*row, *(each for n in measured for each in spread[n] or ("", ""))]
         for row, spread in zip(table.rows, table.spread, strict=True)
     ]
     return written([[*head, *bounds], *rows])

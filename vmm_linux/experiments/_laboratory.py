@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vmm_linux
+from vmm_linux import experiments
 from vmm_linux.experiments._results import Claim, Findings, Kind, Outcome, findings_from, merged
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def one_run(name: str, order: Order, seed: int, progress: Callable[..., None]) -
         request = {
             "parent": os.getpid(),
             "answers": theirs,
+            "folders": list(experiments.__path__),
             "name": name,
             "quick": order.quick,
             "seed": seed,

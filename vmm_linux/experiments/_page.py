@@ -90,10 +90,15 @@ def drawn(
     """A table; ``classes`` are of the last cell of each row."""
     head = "".join(f"<th>{escape(name)}</th>" for name in headings)
     body = []
+
+    def written(cell: str) -> str:
+        # A value and its unit stay on one line.
+        return escape(cell).replace(" ", "&nbsp;") if len(cell) < 12 else escape(cell)
+
     names = iter(classes) if classes is not None else None
     for row in rows:
         last = f' class="{next(names)}"' if names is not None else ""
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[:-1])
+        cells = "".join(f"<td>{written(cell)}</td>" for cell in row[:-1])
         body.append(f"<tr>{cells}<td{last}>{escape(row[-1])}</td></tr>")
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'

@@ -6,7 +6,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from vmm_linux._report import human
+from vmm_linux.experiments._words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,6 +97,8 @@ def figure_of(plot: Plot) -> Figure:
     names = [place for place in plot.series[0].x if isinstance(place, str)] if plot.series else []
     (draw_bars if names else draw_lines)(axes, plot)
     axes.set_title(plot.title, loc="left", fontweight="bold", fontsize=11)
+    if not plot.y.log:
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     set_axis(axes.yaxis, plot.y)
     if not names:
         set_axis(axes.xaxis, plot.x)
@@ -106,7 +108,8 @@ def figure_of(plot: Plot) -> Figure:
     axes.set_axisbelow(True)
     axes.grid(axis="both" if not names else "y", linewidth=0.6)
     if len(plot.series) > 1:
-        axes.legend(frameon=False, fontsize=9)
+        columns = min(len(plot.series), 4)
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 
@@ -163,15 +166,19 @@ def base_of(axis: Axis) -> int:
 
 
 def set_axis(drawn: DrawnAxis, axis: Axis) -> None:
-    """Have sizes written as sizes."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator  # noqa: PLC0415
+    """Have sizes written as sizes, and at round ones; and powers as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, MultipleLocator, NullLocator  # noqa: PLC0415
 
     if axis.unit == "B":
-        drawn.set_major_formatter(FuncFormatter(lambda size, _: human(int(size))))
+        drawn.set_major_formatter(FuncFormatter(lambda size, _: shown(int(size), "B")))
         if axis.log:
             drawn.set_minor_locator(NullLocator())
         else:
-            drawn.set_major_locator(MaxNLocator(steps=[1, 2, 4, 8]))
+            low, high = drawn.get_view_interval()
+            drawn.set_major_locator(MultipleLocator(1 << int((high - low) / 5).bit_length()))
+    elif axis.log:
+        drawn.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        drawn.set_minor_formatter("")
 
 
 def label_of(axis: Axis) -> str:

@@ -344,6 +344,13 @@ def are_numbers(values: Sequence[object]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
+def middle(values: Sequence[Number]) -> Number:
+    """The median: a whole number where it is one of whole numbers."""
+    found = median(values)
+    whole = all(isinstance(value, int) for value in values) and found == int(found)
+    return int(found) if whole else found
+
+
 def merged_table(tables: list[Table]) -> Table:
     """One table of several runs."""
     first = tables[0]
@@ -353,7 +360,7 @@ def merged_table(tables: list[Table]) -> Table:
     spread: list[list[list[Number] | None]] = []
     for same in zip(*(table.rows for table in tables), strict=True):
         cells: list[list[Any]] = [list(cell) for cell in zip(*same, strict=True)]
-        rows.append([median(c) if are_numbers(c) else c[0] for c in cells])
+        rows.append([middle(c) if are_numbers(c) else c[0] for c in cells])
         spread.append([[min(c), max(c)] if are_numbers(c) else None for c in cells])
     return Table(first.title, first.columns, rows, spread)
 
@@ -385,8 +392,8 @@ def merged_series(runs: list[Series]) -> Series:
     y = [run.y for run in runs]
     return Series(
         runs[0].label,
-        each_place(lambda place: median(place) if are_numbers(place) else place[0], x),
-        each_place(median, y),
+        each_place(lambda place: middle(place) if are_numbers(place) else place[0], x),
+        each_place(middle, y),
         each_place(min, y),
         each_place(max, y),
     )
@@ -410,5 +417,5 @@ def merged_claim(claims: list[Claim]) -> Claim:
     ]
     if not values or not are_numbers(values):
         return worst
-    measured = worst.measured if worst.outcome is Outcome.FAILED else median(values)
+    measured = worst.measured if worst.outcome is Outcome.FAILED else middle(values)
     return Claim(**{**vars(worst), "measured": measured, "spread": [min(values), max(values)]})

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm_linux import VMM
+from vmm_linux import VMM, experiments
 from vmm_linux.experiments import NotObservable, Run
 from vmm_linux.experiments._catalogue import chosen
 from vmm_linux.experiments._run import die_with_parent
@@ -37,6 +37,7 @@ def main() -> None:
     order = json.load(sys.stdin)
     die_with_parent(order["parent"])
     confine(order["memory"])
+    experiments.__path__[:] = order["folders"]  # look where the parent looks
     with os.fdopen(order["answers"], "w", encoding="utf-8") as answers:
         os.set_inheritable(answers.fileno(), False)
         tell(answers, measured(order, answers))
