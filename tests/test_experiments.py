@@ -222,6 +222,16 @@ def test_what_cannot_be_observed_is_a_result(add: Callable[..., Result]) -> None
     assert result.ok
 
 
+def test_what_a_limit_of_the_user_forbids_is_not_observable(add: Callable[..., Result]) -> None:
+    result = add(
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
+        "run.vmm.region(64 << 30)"
+    )
+    assert result.status == "not observable"
+    assert "RLIMIT_AS" in result.findings.reason
+
+
 def test_a_part_that_cannot_be_observed_leaves_the_rest(add: Callable[..., Result]) -> None:
     result = add(
         "with run.part('huge pages'): need(False, 'there are none')\n"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm_linux import VMM, experiments
+from vmm_linux.errors import QuotaExceeded
 from vmm_linux.experiments import NotObservable, Run
 from vmm_linux.experiments._catalogue import chosen
 from vmm_linux.experiments._run import die_with_parent
@@ -87,7 +88,7 @@ def measured(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
             )
             try:
                 experiment.measure(run)
-            except NotObservable as answer:
+            except (NotObservable, QuotaExceeded) as answer:  # a limit that the user set, too
                 run.findings.reason = str(answer)
     except Exception as problem:  # noqa: BLE001 (whatever it is, the parent says it)
         traceback.print_exc()
