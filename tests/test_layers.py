@@ -107,6 +107,7 @@ LAYERS = {
     "cli": 8.9,
     # 8: the laboratory; experiments themselves see nothing of it but "experiments"
     "experiments._results": 8.3,
+    "experiments._code": 8.305,
     "experiments._run": 8.31,
     "experiments": 8.32,
     "experiments.*": 8.33,

@@ -34,10 +34,13 @@ It has five texts and one function::
   or the part that ``with run.part("name")`` surrounds.
 * ``run.steps(sequence)`` goes through a sequence and shows progress. ``run.random`` is seeded.
   ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks.
+* What must not be measured through an interpreter is done by a few instructions of the machine's
+  own: ``machine_code``.
 * Each experiment has a process of its own, which ends after a time and with its parent. With
   ``run.quick`` it should take no more than two seconds.
 """
 
+from vmm_linux.experiments._code import machine_code
 from vmm_linux.experiments._results import (
     Axis,
     Column,
@@ -48,7 +51,7 @@ from vmm_linux.experiments._results import (
     equal,
     need,
 )
-from vmm_linux.experiments._run import Child, Run, minor_faults, resident, timed, touch
+from vmm_linux.experiments._run import Child, Run, minor_faults, resident, status, timed, touch
 
 __all__ = [
     "Axis",
@@ -60,9 +63,11 @@ __all__ = [
     "at_most",
     "between",
     "equal",
+    "machine_code",
     "minor_faults",
     "need",
     "resident",
+    "status",
     "timed",
     "touch",
 ]

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from multiprocessing import Pipe
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vmm_linux import VMM, inspect
@@ -40,7 +41,16 @@ if TYPE_CHECKING:
 
     from vmm_linux import Region
 
-__all__ = ["Child", "Run", "die_with_parent", "minor_faults", "resident", "timed", "touch"]
+__all__ = [
+    "Child",
+    "Run",
+    "die_with_parent",
+    "minor_faults",
+    "resident",
+    "status",
+    "timed",
+    "touch",
+]
 
 PR_SET_PDEATHSIG = 1
 
@@ -295,6 +305,15 @@ def touch(region: Region | memoryview, step: int = 0) -> None:
 def minor_faults() -> int:
     """The minor page faults of this process so far, by getrusage(2)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def status(figure: str) -> int:
+    """A figure of this process in /proc/self/status, as "VmPTE", in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        label, _, value = line.partition(":")
+        if label == figure:
+            return int(value.removesuffix("kB")) << 10
+    raise NotObservable(f"this kernel does not tell {figure}")
 
 
 def resident(va: int, size: int, pid: int | None = None) -> int:
