@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import NamedTuple
 
 from vmm_linux import Region, VmmFlags
@@ -44,21 +44,21 @@ EXPLANATION = """
     are; a page that was never touched is in no TLB. A right that is given back could go without: a
     core that knows of too few rights would fault and look again; yet where the kernel changes the
     page's entry at once, it tells the others too. A program with many threads should therefore
-    change protection seldom, and of many pages at once. On a busy machine the threads are on their
-    cores only now and then, and the figures are lower.
+    change protection seldom, and of many pages at once. What is told
+    are the moments at which the threads were really on their cores.
 """
 
 READ, WRITE = VmmFlags.READ, VmmFlags.WRITE
-PAGES = 256
-#: Interrupts for a page: below that, nobody was interrupted on account of it.
-FEW = 0.01
+PAGES = 64
+#: Interrupts for a page: fewer are on account of other processes.
+FEW = 0.2
 NOBODY, PROCESSES = "nobody", "processes"
 
 Company = dict[str, contextlib.AbstractContextManager[object]]
 
 
 class Cost(NamedTuple):
-    """Of one change of one page, on average."""
+    """Of one change of one page."""
 
     microseconds: float
     interrupts: float | None
@@ -88,12 +88,13 @@ def costs_of(run: Run, *, touched: bool) -> list[Cost]:
     taken, given = [], []
     with run.vmm.region(PAGES * run.page) as region:
         region.commit()
-        for _ in range(run.choose(quick=40, full=600)):
+        end = time.monotonic() + run.choose(quick=0.15, full=2)
+        while time.monotonic() < end:
             if touched:
                 touch(region)
             taken.append(change(region, READ, run.page))
             given.append(change(region, READ | WRITE, run.page))
-    return [average(taken), average(given)]
+    return [in_company(taken), in_company(given)]
 
 
 def change(region: Region, rights: VmmFlags, page: int) -> Cost:
@@ -108,10 +109,16 @@ def change(region: Region, rights: VmmFlags, page: int) -> Cost:
     return Cost(nanoseconds / 1e3 / PAGES, interrupts)
 
 
-def average(costs: list[Cost]) -> Cost:
-    """The median time, for this core did something else now and then; the mean of what is rare."""
-    counts = [cost.interrupts for cost in costs if cost.interrupts is not None]
-    return Cost(median(cost.microseconds for cost in costs), fmean(counts) if counts else None)
+def in_company(costs: list[Cost]) -> Cost:
+    """The medians of those times at which others were interrupted, if there were any.
+
+    On a busy machine a thread is on its core only now and then.
+    """
+    counts = [cost.interrupts or 0 for cost in costs]
+    enough = max(counts) / 2 if max(counts) >= FEW else 0
+    kept = [cost for cost, count in zip(costs, counts, strict=True) if count >= enough]
+    told = [cost.interrupts for cost in kept if cost.interrupts is not None]
+    return Cost(median(cost.microseconds for cost in kept), median(told) if told else None)
 
 
 def shootdowns() -> int | None:
