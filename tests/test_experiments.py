@@ -232,6 +232,30 @@ def test_what_a_limit_of_the_user_forbids_is_not_observable(add: Callable[..., R
     assert "RLIMIT_AS" in result.findings.reason
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("machine_code(run.vmm, {'vax': '00'})", "there is none for"),
+        ("status('VmNothing')", "this kernel does not tell VmNothing"),
+    ],
+)
+def test_what_this_machine_lacks_is_not_observable(
+    add: Callable[..., Result], body: str, reason: str
+) -> None:
+    result = add(body)
+    assert result.status == "not observable"
+    assert reason in result.findings.reason
+
+
+def test_code_that_must_not_be_executed_is_not_observable(add: Callable[..., Result]) -> None:
+    result = add(
+        "need(ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0, 'this kernel has no PR_SET_MDWE')\n"
+        "machine_code(run.vmm, {os.uname().machine: '00'})"
+    )
+    assert result.status == "not observable"
+    assert re.search("nothing that was written may be executed|no PR_SET_MDWE", str(result))
+
+
 def test_a_part_that_cannot_be_observed_leaves_the_rest(add: Callable[..., Result]) -> None:
     result = add(
         "with run.part('huge pages'): need(False, 'there are none')\n"

@@ -44,8 +44,8 @@ EXPLANATION = """
     are; a page that was never touched is in no TLB. A right that is given back could go without: a
     core that knows of too few rights would fault and look again; yet where the kernel changes the
     page's entry at once, it tells the others too. A program with many threads should therefore
-    change protection seldom, and of many pages at once. What is told
-    are the moments at which the threads were really on their cores.
+    change protection seldom, and of many pages at once. The times are those of the moments when
+    the threads were on their cores.
 """
 
 READ, WRITE = VmmFlags.READ, VmmFlags.WRITE
@@ -135,7 +135,8 @@ def shootdowns() -> int | None:
 
 def company_on(run: Run, cores: list[int]) -> Company:
     """Who can be on other cores: processes of their own, and 1, 2, 4, ... threads of this one."""
-    counts = {1 << n for n in range(len(cores).bit_length())} | {len(cores)}
+    powers = {1 << n for n in range(len(cores).bit_length())}
+    counts = run.choose(quick={1}, full=powers) | {len(cores)}
     return {
         PROCESSES: processes_on(run, cores),
         **{f"threads: {count}": threads_on(cores[:count]) for count in sorted(counts)},
