@@ -61,7 +61,8 @@ def measure(run: Run) -> None:
     """Let stacks overflow, and count what guards take."""
     with run.part("A stack that overflows"):
         overflows(run)
-    costs(run)
+    with run.part("What guards cost"):
+        costs(run)
 
 
 # ---- overflow -----------------------------------------------------------------------------------

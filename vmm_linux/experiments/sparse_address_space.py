@@ -53,8 +53,8 @@ def measure(run: Run) -> None:
     reach = run.page * (run.page // 8)  # of a table of the lowest level: an entry has 8 bytes
     next_reach = reach * (run.page // 8)
     distances = [run.page, 16 * run.page, reach // 8, reach, 8 * reach, next_reach]
-    found = {}
-    for distance in run.steps(distances, "distances"):
+    found = {run.page: found_at(run, count, run.page)}
+    for distance in run.steps(distances[1:], "distances"):
         with run.part(f"Pages {distance >> 10} KiB apart"):
             found[distance] = found_at(run, count, distance)
     show(run, count, found)
