@@ -91,7 +91,9 @@ def test_a_wheel_has_the_package_its_stubs_and_its_modules_and_nothing_else(
     assert packed == {
         "vmm_linux/_map_page.html",
         "vmm_linux/py.typed",
+        "vmm_linux/experiments/_page.html",
         *(f"vmm_linux/{path.name}" for path in package.glob("*.py*") if path.is_file()),
+        *(f"vmm_linux/experiments/{path.name}" for path in (package / "experiments").glob("*.py")),
         *(f"vmm_linux/{module}{suffix}" for module in MODULES),
     }
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]

@@ -13,6 +13,7 @@ from vmm_linux import VMM, Handle, Retcode, Rights, Seal, VmmFlags
 from vmm_linux.cli import COMMANDS
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import EXCEPTIONS
+from vmm_linux.experiments._catalogue import catalogue
 from vmm_linux.transfer import MAGIC, MESSAGE, VERSION
 
 if TYPE_CHECKING:
@@ -146,6 +147,12 @@ def test_every_command_and_script_that_is_named_exists() -> None:
     scripts = re.findall(r"scripts/[\w-]+", README)
     assert scripts
     assert all((ROOT / script).is_file() for script in scripts)
+
+
+def test_every_experiment_that_is_named_exists() -> None:
+    named = re.findall(r"experiment run ([a-z][\w-]*)", section("Laboratory"))
+    assert named
+    assert set(named) <= {each.name for each in catalogue()}
 
 
 def test_every_extra_is_described() -> None:

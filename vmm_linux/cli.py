@@ -36,6 +36,9 @@ COMMANDS = {
     "sharing": Command(
         "vmm_linux._sharing_command", "which memory processes share with each other"
     ),
+    "experiment": Command(
+        "vmm_linux.experiments._command", "experiments on how this machine treats memory"
+    ),
     "doctor": Command("vmm_linux.doctor", "what this kernel and these limits give, and advice"),
 }
 

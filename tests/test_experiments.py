@@ -1,0 +1,616 @@
+"""The laboratory: every experiment, what runs it, and what becomes of its results."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import io
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from browser import CHROMIUM, chromium
+from children import ROOT, run_child
+from commands import SCRIPT, environment, run, run_on_terminal
+from vmm_linux import experiments
+from vmm_linux.experiments import (
+    Axis,
+    Column,
+    NotObservable,
+    at_least,
+    at_most,
+    between,
+    equal,
+)
+from vmm_linux.experiments._catalogue import UnfitError, catalogue, chosen
+from vmm_linux.experiments._files import as_csv, as_json
+from vmm_linux.experiments._laboratory import Order, Result, carry_out
+from vmm_linux.experiments._plots import figure_of
+from vmm_linux.experiments._results import (
+    Claim,
+    Findings,
+    Kind,
+    Outcome,
+    Plot,
+    Table,
+    findings_from,
+    merged,
+)
+from vmm_linux.experiments._run import nobody_watches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MIB = 1 << 20
+NAMES = [each.name for each in catalogue()]
+QUICK = Order(quick=True, seed=1, repeat=1, memory=512 * MIB)
+#: A command line that acts as if matplotlib were not installed.
+HIDDEN = "import sys; sys.modules['matplotlib'] = None"
+WITHOUT_MATPLOTLIB = (
+    sys.executable,
+    "-c",
+    HIDDEN + "; from vmm_linux.cli import main; sys.exit(main())",
+)
+
+
+@functools.cache
+def result_of(name: str) -> Result:
+    """What came of an experiment, which is run once for all tests."""
+    (experiment,) = chosen([name])
+    return carry_out(experiment, QUICK, nobody_watches)
+
+
+def names_in(folder: Path) -> set[str]:
+    """What is in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+# ---- every experiment ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_kernels_figures_must_say_they_say(name: str) -> None:
+    result = result_of(name)
+    assert not result.problem
+    assert result.broken == []
+    assert result.findings.claims or result.findings.reason
+    assert all(
+        claim.reason for claim in result.findings.claims if claim.outcome is Outcome.NOT_OBSERVABLE
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_shows_what_it_measured(name: str) -> None:
+    found = result_of(name).findings
+    assert found.tables or found.reason
+    assert all(table.rows for table in found.tables)
+    assert all(plot.series for plot in found.plots)
+    statements = [claim.statement for claim in found.claims]
+    assert len(set(statements)) == len(statements), "two claims that nobody can tell apart"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_texts_of_an_experiment_are_sentences(name: str) -> None:
+    (experiment,) = chosen([name])
+    assert experiment.question.endswith("?")
+    assert experiment.prediction.endswith(".")
+    assert experiment.explanation.endswith(".")
+    assert not experiment.title.endswith(".")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_json_of_an_experiment_is_complete(name: str) -> None:
+    result = result_of(name)
+    (told,) = json.loads(as_json([result], {}))["experiments"]
+    texts = ("name", "title", "question", "prediction", "explanation", "status", "problem")
+    assert all(isinstance(told[text], str) for text in texts)
+    assert (told["seed"], told["repeat"], told["quick"]) == (1, 1, True)
+    assert findings_from({key: told[key] for key in result.findings.as_dict()}) == result.findings
+    for table in told["tables"]:
+        assert {len(row) for row in table["rows"]} == {len(table["columns"])}
+    for plot in told["plots"]:
+        assert all(len(series["x"]) == len(series["y"]) > 0 for series in plot["series"])
+    for claim in told["claims"]:
+        assert claim["kind"] in {"physical", "timing"}
+        assert claim["outcome"] in {"held", "did not hold", "not observable"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_csv_of_an_experiment_has_every_cell(name: str) -> None:
+    result = result_of(name)
+    files = as_csv([result], "folder")
+    claims = list(csv.reader(io.StringIO(files.pop("folder/claims.csv").decode())))
+    assert [row[2] for row in claims[1:]] == [each.statement for each in result.findings.claims]
+    for table, content in zip(result.findings.tables, files.values(), strict=True):
+        rows = list(csv.reader(io.StringIO(content.decode())))
+        assert len(rows[0]) == len(table.columns)
+        assert rows[1:] == [
+            ["" if cell is None else str(cell) for cell in row] for row in table.rows
+        ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plots_of_an_experiment_have_every_point_and_labelled_axes(name: str) -> None:
+    for plot in result_of(name).findings.plots:
+        (axes,) = figure_of(plot).axes
+        assert axes.get_xlabel().startswith(plot.x.label)
+        assert axes.get_ylabel().startswith(plot.y.label)
+        assert plot.y.unit in axes.get_ylabel() or plot.y.unit == "B"
+        points = [np.size(line.get_xdata()) for line in axes.lines]
+        assert sum([*points, len(axes.patches)]) == sum(len(series.x) for series in plot.series)
+        scales = ["log" if axis.log else "linear" for axis in (plot.x, plot.y)]
+        assert [axes.get_xscale(), axes.get_yscale()] == scales
+
+
+# ---- adding one ---------------------------------------------------------------------------------
+
+
+EXPERIMENT = """
+import ctypes, os, signal, sys
+from vmm_linux.experiments import *
+ORDER, TITLE, QUESTION, PREDICTION = 1, "Added", "Is it found?", "Yes."
+EXPLANATION = "It is."
+def measure(run):
+"""
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Result]]:
+    """Adds a file with an experiment that does this, and tells what came of it."""
+    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    # A file that is written twice in a second would be taken for the first of them.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+
+    def added(body: str, order: Order = QUICK) -> Result:
+        (tmp_path / "just_added.py").write_text(EXPERIMENT + textwrap.indent(body, "    "))
+        (experiment,) = chosen(["just-added"])
+        return carry_out(experiment, order, nobody_watches)
+
+    yield added
+    sys.modules.pop("vmm_linux.experiments.just_added", None)
+
+
+def test_the_list_has_every_file_and_nothing_else() -> None:
+    files = {path.stem.replace("_", "-") for path in Path(*experiments.__path__).glob("[a-z]*.py")}
+    assert set(NAMES) == files
+    child = run("experiment", "list", "--json")
+    assert (child.returncode, child.stderr) == (0, "")
+    assert [each["name"] for each in json.loads(child.stdout)["experiments"]] == NAMES
+    assert set(NAMES) <= set(run("experiment", "list").stdout.split())
+
+
+def test_one_more_file_is_one_more_experiment(add: Callable[..., Result]) -> None:
+    result = add("run.physical('It is so', run.page, equal(run.page), 'B')")
+    assert result.experiment.name == "just-added"
+    assert "just-added" in [each.name for each in catalogue()]
+    assert (result.status, [claim.outcome for claim in result.findings.claims]) == (
+        "done",
+        ["held"],
+    )
+
+
+def test_a_file_that_is_no_experiment_is_named_with_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "__path__", [str(tmp_path)])
+    (tmp_path / "unfit.py").write_text("TITLE = 'Unfit'\nORDER = 1\n")
+    with pytest.raises(UnfitError, match=r"unfit\.py is no experiment: it lacks QUESTION.*measure"):
+        catalogue()
+    del sys.modules["vmm_linux.experiments.unfit"]
+
+
+# ---- how one is run -----------------------------------------------------------------------------
+
+
+def test_what_cannot_be_observed_is_a_result(add: Callable[..., Result]) -> None:
+    result = add("need(False, 'there is one core')")
+    assert (result.status, result.findings.reason) == ("not observable", "there is one core")
+    assert result.ok
+
+
+def test_what_a_limit_of_the_user_forbids_is_not_observable(add: Callable[..., Result]) -> None:
+    result = add(
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
+        "run.vmm.region(64 << 30)"
+    )
+    assert result.status == "not observable"
+    assert "RLIMIT_AS" in result.findings.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("machine_code(run.vmm, {'vax': '00'})", "there is none for"),
+        ("status('VmNothing')", "this kernel does not tell VmNothing"),
+    ],
+)
+def test_what_this_machine_lacks_is_not_observable(
+    add: Callable[..., Result], body: str, reason: str
+) -> None:
+    result = add(body)
+    assert result.status == "not observable"
+    assert reason in result.findings.reason
+
+
+def test_code_that_must_not_be_executed_is_not_observable(add: Callable[..., Result]) -> None:
+    result = add(
+        "need(ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0, 'this kernel has no PR_SET_MDWE')\n"
+        "machine_code(run.vmm, {os.uname().machine: '00'})"
+    )
+    assert result.status == "not observable"
+    assert re.search("nothing that was written may be executed|no PR_SET_MDWE", str(result))
+
+
+def test_a_part_that_cannot_be_observed_leaves_the_rest(add: Callable[..., Result]) -> None:
+    result = add(
+        "with run.part('huge pages'): need(False, 'there are none')\n"
+        "run.physical('The rest', 1, at_least(1))"
+    )
+    assert [(claim.outcome, claim.reason) for claim in result.findings.claims] == [
+        (Outcome.NOT_OBSERVABLE, "there are none"),
+        (Outcome.HELD, ""),
+    ]
+    assert result.ok
+
+
+def test_a_physical_claim_that_does_not_hold_is_a_failure_and_a_timing_is_none(
+    add: Callable[..., Result],
+) -> None:
+    assert not add("run.physical('So many', 1, at_least(2))").ok
+    assert add("run.timing('So fast', 1, at_least(2))").ok
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("raise ValueError('that is why')", "ValueError: that is why\nTraceback"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "without a result, by SIGSEGV"),
+        ("os._exit(3)", "without a result, with exit code 3"),
+        ("run.physical('No number', float('nan'), equal(1))", "is no measured number"),
+        ("bytearray(4 << 30)", "MemoryError"),
+        ("run.table('Table', Column('a')).add(1, 2)", "2 cells, where 1 are expected"),
+    ],
+)
+def test_an_experiment_that_fails_is_told_with_its_reason(
+    add: Callable[..., Result], body: str, problem: str
+) -> None:
+    result = add(body)
+    assert (result.ok, result.status) == (False, "failed")
+    assert problem in result.problem
+
+
+def test_an_experiment_that_does_not_end_is_ended_with_its_children(
+    add: Callable[..., Result], tmp_path: Path
+) -> None:
+    file = tmp_path / "child"
+    result = add(
+        f"child = run.child(lambda connection: (connection.send(1), signal.pause()))\n"
+        f"child.receive(); open({str(file)!r}, 'w').write(str(child.pid)); signal.pause()",
+        Order(quick=True, seed=1, repeat=1, memory=64 * MIB, deadline=2),
+    )
+    assert result.problem == "stopped: it took more than 2 seconds"
+    wait_until(lambda: state_of(int(file.read_text())) in {"", "Z"})
+
+
+def test_a_child_of_an_experiment_answers_and_tells_how_it_ended(
+    add: Callable[..., Result],
+) -> None:
+    result = add(
+        "with run.child(lambda pipe, more: pipe.send(pipe.recv() + more), 2) as child:\n"
+        "    child.send(40); run.physical('Sum', child.receive(), equal(42))\n"
+        "    run.physical('Code', child.wait(), equal(0))\n"
+        "with run.child(lambda pipe: ctypes.string_at(0)) as child:\n"
+        "    run.physical('Signal', child.wait(), equal(-signal.SIGSEGV))"
+    )
+    assert (result.problem, [claim.measured for claim in result.findings.claims]) == (
+        "",
+        [42, 0, -signal.SIGSEGV],
+    )
+
+
+def test_the_same_seed_gives_the_same_and_each_repetition_another(
+    add: Callable[..., Result],
+) -> None:
+    body = "run.table('T', Column('n')).add(run.random.getrandbits(20))"
+    first, second = (add(body).findings.tables[0].rows[0][0] for _ in range(2))
+    assert first == second
+    several = add(body, Order(quick=True, seed=1, repeat=3, memory=64 * MIB)).findings.tables[0]
+    (bounds,) = several.spread[0]
+    assert bounds is not None
+    assert bounds[0] < several.rows[0][0] < bounds[1]  # type: ignore[operator]
+    assert first in {*bounds, several.rows[0][0]}
+
+
+def test_several_runs_give_medians_and_bounds() -> None:
+    def found(value: int, outcome: Outcome) -> Findings:
+        table = Table("T", [Column("name"), Column("value")])
+        table.add("a", value)
+        plot = Plot("P", Axis("x"), Axis("y"))
+        plot.add("s", [1, 2], [value, 2 * value])
+        claim = Claim("C", Kind.PHYSICAL, outcome, value, at_most(2))
+        return Findings([table], [plot], [claim])
+
+    held, failed, unseen = Outcome.HELD, Outcome.FAILED, Outcome.NOT_OBSERVABLE
+    whole = merged([found(1, held), found(3, failed), found(2, unseen)])
+    assert whole.tables[0].rows == [["a", 2]]
+    assert whole.tables[0].spread == [[None, [1, 3]]]
+    series = whole.plots[0].series[0]
+    assert (series.y, series.low, series.high) == ([2, 4], [1, 2], [3, 6])
+    assert (whole.claims[0].outcome, whole.claims[0].measured) == (failed, 3)
+    assert findings_from(json.loads(json.dumps(whole.as_dict()))) == whole
+
+
+@pytest.mark.parametrize(
+    ("expected", "yes", "no"),
+    [
+        (equal("ENOMEM"), "ENOMEM", "EINVAL"),
+        (equal(0), 0, 1),
+        (equal(value=True), True, False),
+        (at_least(2), 2, 1.9),
+        (at_most(2), 2, 2.1),
+        (between(1, 2), 1.5, 3),
+    ],
+)
+def test_a_value_is_as_expected_or_not(expected: Any, yes: Any, no: Any) -> None:  # noqa: ANN401
+    assert expected.admits(yes)
+    assert not expected.admits(no)
+    assert not expected.admits(None)
+
+
+def test_what_cannot_be_observed_is_not_caught_as_an_error_of_the_system() -> None:
+    assert not issubclass(NotObservable, OSError)
+
+
+# ---- pictures and pages -------------------------------------------------------------------------
+
+
+def draw_bars() -> None:
+    """Draw a plot of bars in every way: matplotlib keeps files of letters open."""
+    import re
+    import xml.etree.ElementTree as ET
+
+    from vmm_linux.experiments import Axis
+    from vmm_linux.experiments._plots import inline, picture_of
+    from vmm_linux.experiments._results import Plot
+
+    plot = Plot("Bars $1_2$", Axis("way"), Axis("memory", "B"))
+    plot.add("before", ["a", "b"], [1 << 20, 3 << 20])
+    plot.add("after", ["a", "b"], [1 << 19, 0])
+    assert picture_of(plot, "png").startswith(b"\x89PNG")
+    assert b"<svg" in picture_of(plot, "svg")
+    drawn = inline(plot, "prefix-")
+    root = ET.fromstring(drawn)  # noqa: S314 (our own)
+    words = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"before", "after", "Bars $1_2$", "way", "memory (bytes)", "2 MiB"} <= words
+    assert all(name.startswith("prefix-") for name in re.findall(r'\bid="([^"]*)"', drawn))
+    assert set(re.findall(r"#prefix-[\w-]+", drawn))
+
+
+def test_a_plot_of_bars_is_drawn_as_png_and_as_svg() -> None:
+    child = run_child(draw_bars)
+    assert (child.returncode, child.stderr) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the command writes, of the first two experiments, twice run."""
+    folder = tmp_path_factory.mktemp("written")
+    common = [*NAMES[:2], "--quick", "--repeat", "2", "--seed", "7"]
+    child = run(
+        "experiment", "run", *common, f"--json={folder / 'all.json'}", f"--csv={folder / 'csv'}",
+        f"--plot={folder / 'plots'}",
+    )  # fmt: skip
+    assert (child.returncode, child.stderr) == (0, ""), child.stdout
+    (folder / "terminal").write_text(child.stdout)
+    child = run("experiment", "report", *common, "--output", str(folder / "page.html"))
+    assert (child.returncode, child.stderr) == (0, "")
+    return folder
+
+
+def test_the_command_writes_what_it_is_asked_for(written: Path) -> None:
+    whole = json.loads((written / "all.json").read_text())
+    assert [each["name"] for each in whole["experiments"]] == NAMES[:2]
+    assert {each["seed"] for each in whole["experiments"]} == {7}
+    assert whole["machine"]["facts"]["page"] == os.sysconf("SC_PAGE_SIZE")
+    tables = [f"{each['name']}-{n + 1}.csv" for each in whole["experiments"]
+              for n in range(len(each["tables"]))]  # fmt: skip
+    assert names_in(written / "csv") == {*tables, "claims.csv"}
+    plots = [f"{each['name']}-{n + 1}.{kind}" for each in whole["experiments"]
+             for n in range(len(each["plots"])) for kind in ("png", "svg")]  # fmt: skip
+    assert names_in(written / "plots") == set(plots)
+    assert names_in(written) == {"all.json", "csv", "plots", "page.html", "terminal"}
+
+
+def test_the_command_shows_question_prediction_outcome_and_explanation(written: Path) -> None:
+    text = (written / "terminal").read_text()
+    for experiment in chosen(NAMES[:2]):
+        for words in ("title", "question", "prediction", "explanation"):
+            assert " ".join(getattr(experiment, words).split()[:6]) in " ".join(text.split())
+    assert "What came of the prediction" in text
+    assert " … " in text
+
+
+def test_json_on_the_standard_output_stands_alone() -> None:
+    child = run("experiment", "run", NAMES[0], "--quick", "--json")
+    assert (child.returncode, child.stderr) == (0, "")
+    assert json.loads(child.stdout)["experiments"][0]["status"] == "done"
+
+
+def test_the_page_has_every_experiment_and_loads_nothing(written: Path) -> None:
+    page = (written / "page.html").read_text()
+    for experiment in chosen(NAMES[:2]):
+        assert f'<section id="{experiment.name}">' in page
+        assert f'href="#{experiment.name}"' in page
+    assert "@BODY@" not in page
+    assert "<script" not in page
+    names = re.findall(r'\bid="([^"]*)"', page)
+    assert len(set(names)) == len(names)
+    assert set(re.findall(r'href="#([^"]*)"', page)) <= set(names)
+    assert re.findall(r'(?:src|href)="(?!#|data:)', page) == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: apt-get install chromium")
+def test_the_page_opens_in_a_browser_without_complaints(written: Path, tmp_path: Path) -> None:
+    with chromium(tmp_path) as page:
+        page.open(written / "page.html")
+        backgrounds = set()
+        for scheme in ("light", "dark"):
+            page.prefer(scheme)
+            backgrounds.add(page.run("getComputedStyle(document.body).backgroundColor"))
+        assert len(backgrounds) == 2
+        assert page.run("document.querySelectorAll('figure svg path').length") > 20
+        assert "What came of the prediction" in page.run("document.body.innerText")
+        assert page.complaints() == []
+        asked_for = [url for url in page.requests() if not url.startswith("data:")]
+        assert asked_for == [(written / "page.html").as_uri()]
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("run", "decomit"), "no experiment is called 'decomit'; did you mean decommit?"),
+        (("run", "\x1b[31m"), r"no experiment is called '\x1b[31m'"),
+        (("run",), "nothing to run: give names or --all"),
+        (("run", "decommit", "--all"), "either names or --all"),
+        (("run", "--all", "--seed", "-1"), "-1 is no number from 0 to 4294967295"),
+        (("run", "--all", "--seed", "1" * 30), "is no number from 0 to 4294967295"),
+        (("run", "--all", "--repeat", "0"), "0 is no number from 1 to 1000"),
+        (("run", "--all", "--repeat", "many"), "many is no number from 1 to 1000"),
+        (("run", "--all", "--memory", "1"), "--memory 1 is out of range: from 67108864 to"),
+        (("run", "--all", "--memory", "9999999G"), "which this machine has available"),
+        (("run", "--all", "--memory", "lots"), "lots is no size, as 512M or 2G"),
+        (("run", "--json", "decommit"), "that is an experiment"),
+        (("run", "--all", "--json", "/nowhere/file"), "/nowhere/file: No such file or directory"),
+        (("run", "--all", "--json", "/proc"), "/proc: Is a directory"),
+        (("run", "--all", "--json", "/proc/file"), "/proc/file: "),
+        (("run", "--all", "--csv", "/nowhere/folder"), "/nowhere/folder: Not a directory"),
+        (("run", "--all", "--csv", "/dev/null"), "/dev/null: Not a directory"),
+        (("run", "--all", "--plot", ""), ": Not a directory"),
+        (("report", "--output", "/nowhere/page"), "/nowhere/page: No such file or directory"),
+        (("report",), "the following arguments are required: --output"),
+        (("measure",), "invalid choice: 'measure'"),
+    ],
+)
+def test_what_cannot_be_tried_is_told_before_anything_is(
+    arguments: tuple[str, ...], complaint: str
+) -> None:
+    child = run("experiment", *arguments)
+    assert (child.returncode, child.stdout) == (2, "")
+    line = child.stderr.splitlines()[-1]
+    assert line.startswith("vmm-linux experiment")
+    assert complaint in line
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "--all", "--plot", "."), ("report", "--output", "page.html")]
+)
+def test_without_matplotlib_it_says_which_extra(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    child = subprocess.run(
+        [*WITHOUT_MATPLOTLIB, "experiment", *arguments],
+        check=False,
+        cwd=tmp_path,
+        env=environment({"PYTHONPATH": str(ROOT)}),
+        capture_output=True,
+        text=True,
+    )
+    assert (child.returncode, child.stdout) == (2, "")
+    expected = "plots need matplotlib: pip install 'vmm-linux[plot]'"
+    assert child.stderr == f"vmm-linux experiment: {expected}\n"
+    assert names_in(tmp_path) == set()
+
+
+def test_a_file_that_cannot_be_written_is_told_before_measuring(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        place = Path("/sys/kernel/mm")  # where not even root makes files
+    else:
+        place = tmp_path
+        place.chmod(0o500)
+    child = run("experiment", "run", "--all", "--quick", f"--csv={place}")
+    assert (child.returncode, child.stdout) == (2, "")
+    assert str(place) in child.stderr
+
+
+# ---- on a terminal, and Ctrl-C ------------------------------------------------------------------
+
+
+def test_on_a_terminal_tables_are_drawn_and_progress_is_cleaned_up() -> None:
+    shown = run_on_terminal(100, SCRIPT, "experiment", "run", NAMES[0], "--quick")
+    assert shown.returncode == 0
+    assert "─" in shown.text
+    assert "\x1b[2K" in shown.text
+
+
+def state_of(pid: int) -> str:
+    """The state of a process as one letter, "" where there is none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what the kernel does by itself, soon."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def processes_with(mark: str) -> list[str]:
+    """The processes that have this in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_ctrl_c_leaves_no_process_and_no_unfinished_file(number: int, tmp_path: Path) -> None:
+    after = random.Random(number).randrange(1, 600 * (number + 1) ** 2)  # noqa: S311
+    mark = f"VMM_LINUX_TEST_{uuid.uuid4().hex}"
+    ours, its = os.openpty()
+    with open(ours, "rb", buffering=0) as screen:  # noqa: PTH123  a descriptor is no path
+        files = [f"--json={tmp_path / 'json'}", f"--csv={tmp_path / 'csv'}"]
+        process = subprocess.Popen(
+            [SCRIPT, "experiment", "run", *NAMES[:2], "--quick", *files],
+            stdin=subprocess.DEVNULL,
+            stdout=its,
+            stderr=its,
+            env=environment({mark: "1"}),
+        )
+        os.close(its)
+        text = b""
+        with contextlib.suppress(OSError):  # it has ended
+            while len(text) < after:
+                text += screen.read(after - len(text))
+            process.send_signal(signal.SIGINT)
+            while True:
+                text += screen.read(1 << 16)
+        code = process.wait(timeout=60)
+    assert code in {0, 130, -signal.SIGINT}, text.decode()
+    assert b"Traceback" not in text or code != 130
+    left = names_in(tmp_path)
+    assert left in (set(), {"json", "csv"})
+    if left:
+        assert len(json.loads((tmp_path / "json").read_text())["experiments"]) == 2
+    wait_until(lambda: processes_with(mark) == [])

@@ -1,0 +1,73 @@
+"""The laboratory: experiments on how this machine treats memory.
+
+``vmm-linux experiment`` lists and runs them. Each asks a question, predicts the answer, measures
+it here, and says what held.
+
+How to add an experiment
+------------------------
+Put one file into this folder; nothing else is to be changed. The file's name is the experiment's
+(``page_faults.py`` is ``page-faults``); names that begin with an underscore are the framework's.
+It has five texts and one function::
+
+    ORDER = 30                  # where it stands in the list
+    TITLE = "Page faults"
+    QUESTION = "What does the first touch of a page cost?"
+    PREDICTION = "One minor fault for each page. Written down before measuring."
+    EXPLANATION = "What is seen and why, for a class."
+
+    def measure(run: Run) -> None:
+        size = run.choose(quick=4 * MIB, full=64 * MIB)
+        table = run.table("Faults", Column("pages"), Column("faults"), Column("time", "µs"))
+        with run.vmm.region(size) as region:
+            region.commit()
+            before = minor_faults()
+            seconds = timed(touch, region)
+            faults = minor_faults() - before
+        table.add(size // run.page, faults, seconds * 1e6)
+        run.physical("Each page faults once", faults, at_least(size // run.page))
+
+* Memory is made with ``run.vmm`` (a ``VMM``), by its public methods. Other mechanisms, where
+  they are what is compared, by the standard library.
+* ``run.physical`` states what the kernel's own figures must say: one that does not hold is a
+  failure. ``run.timing`` states what a clock should say: it may disagree.
+* What a machine cannot show is no failure: ``need(condition, "why not")`` leaves the experiment,
+  or the part that ``with run.part("name")`` surrounds.
+* ``run.steps(sequence)`` goes through a sequence and shows progress. ``run.random`` is seeded.
+  ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks.
+* What must not be measured through an interpreter is done by a few instructions of the machine's
+  own: ``machine_code``.
+* Each experiment has a process of its own, which ends after a time and with its parent. With
+  ``run.quick`` it should take no more than two seconds.
+"""
+
+from vmm_linux.experiments._code import machine_code
+from vmm_linux.experiments._results import (
+    Axis,
+    Column,
+    NotObservable,
+    at_least,
+    at_most,
+    between,
+    equal,
+    need,
+)
+from vmm_linux.experiments._run import Child, Run, minor_faults, resident, status, timed, touch
+
+__all__ = [
+    "Axis",
+    "Child",
+    "Column",
+    "NotObservable",
+    "Run",
+    "at_least",
+    "at_most",
+    "between",
+    "equal",
+    "machine_code",
+    "minor_faults",
+    "need",
+    "resident",
+    "status",
+    "timed",
+    "touch",
+]

@@ -1,0 +1,96 @@
+"""Which experiments there are: the modules of this folder whose names have no underscore first."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm_linux import experiments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm_linux.experiments import Run
+
+__all__ = ["Experiment", "UnfitError", "catalogue", "chosen"]
+
+TEXTS = ("TITLE", "QUESTION", "PREDICTION", "EXPLANATION")
+
+
+class UnfitError(Exception):
+    """No experiment has this name, or a module is none; the text says which."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment as its module states it.
+
+    Attributes:
+        name: the module's, with hyphens.
+        order: where it stands in the list.
+        title: what it is about.
+        question: what it asks.
+        prediction: what it expects, written before measuring.
+        explanation: what is seen, and why.
+        measure: what measures it.
+    """
+
+    name: str
+    order: int
+    title: str
+    question: str
+    prediction: str
+    explanation: str
+    measure: Callable[[Run], None]
+
+
+def catalogue() -> list[Experiment]:
+    """All experiments, in their order.
+
+    Errors:
+        UnfitError: a module lacks something that an experiment has.
+    """
+    names = [found.name for found in pkgutil.iter_modules(experiments.__path__)]
+    made = [experiment(name) for name in names if not name.startswith("_")]
+    return sorted(made, key=lambda each: (each.order, each.name))
+
+
+def experiment(module_name: str) -> Experiment:
+    """The experiment that a module of this folder states."""
+    module = importlib.import_module(f"{experiments.__name__}.{module_name}")
+    texts = [getattr(module, text, None) for text in TEXTS]
+    order, measure = getattr(module, "ORDER", None), getattr(module, "measure", None)
+    lacking = [
+        name
+        for name, fit in (
+            ("ORDER, a number", isinstance(order, int)),
+            *((f"{name}, a text", bool(text)) for name, text in zip(TEXTS, texts, strict=True)),
+            ("measure, a function", callable(measure)),
+        )
+        if not fit
+    ]
+    if order is None or measure is None or lacking:
+        raise UnfitError(f"{module.__file__} is no experiment: it lacks {'; '.join(lacking)}")
+    title, question, prediction, explanation = (" ".join(str(text).split()) for text in texts)
+    name = module_name.replace("_", "-")
+    return Experiment(name, order, title, question, prediction, explanation, measure)
+
+
+def chosen(names: Sequence[str]) -> list[Experiment]:
+    """The experiments with these names, each once, in the order given.
+
+    Errors:
+        UnfitError: there is none of that name; the text has the nearest one.
+    """
+    known = {each.name: each for each in catalogue()}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name.lower().replace("_", "-"), known, 1, 0.4)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise UnfitError(
+                f"no experiment is called {name!a}{meant} ('vmm-linux experiment list' has all)"
+            )
+    return [known[name] for name in dict.fromkeys(names)]

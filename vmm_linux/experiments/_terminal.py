@@ -1,0 +1,91 @@
+"""Experiments on a terminal or in a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+from vmm_linux._report import printable
+from vmm_linux._tables import Table, choose_printer, print_line
+from vmm_linux.experiments._run import nobody_watches
+from vmm_linux.experiments._words import (
+    CLAIM_COLUMNS,
+    cells_of,
+    claim_cells,
+    headings_of,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from vmm_linux.experiments._catalogue import Experiment
+    from vmm_linux.experiments._laboratory import Result
+
+__all__ = ["progress_of", "show", "show_list"]
+
+WIDEST = 100
+
+
+def show_list(experiments: Sequence[Experiment]) -> None:
+    """Every experiment and its question."""
+    rows = [(each.name, each.question) for each in experiments]
+    choose_printer()(Table("Experiments", ("name", "question"), rows))
+
+
+def show(result: Result) -> None:
+    """One experiment: what was asked, predicted and found, and why it is so."""
+    experiment, print_table = result.experiment, choose_printer()
+    print_line(f"{experiment.title} ({experiment.name})")
+    print_line("=" * len(f"{experiment.title} ({experiment.name})"))
+    paragraph("Question", experiment.question)
+    paragraph("Prediction", experiment.prediction)
+    print_line()
+    for table in result.findings.tables:
+        rows = [tuple(row) for row in cells_of(table)]
+        print_table(Table(table.title, tuple(headings_of(table)), rows))
+    claims = [claim_cells(claim) for claim in result.findings.claims]
+    if claims:
+        print_table(Table("What came of the prediction", CLAIM_COLUMNS, claims))
+    for line in verdict(result).splitlines():
+        print_line(printable(line) if line else "")
+    if not result.problem:
+        paragraph("Explanation", experiment.explanation)
+    print_line()
+    sys.stdout.flush()
+
+
+def paragraph(name: str, text: str) -> None:
+    """A text with what it is, as wide as the terminal."""
+    width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
+    for line in textwrap.wrap(f"{name}: {text}", max(20, width)):
+        print_line(line)
+
+
+@contextlib.contextmanager
+def progress_of(name: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show how far an experiment is, where standard error is a terminal that has rich."""
+    try:
+        from rich.console import Console  # noqa: PLC0415 (nobody else needs it)
+        from rich.progress import Progress  # noqa: PLC0415 (as above)
+    except ModuleNotFoundError:
+        yield nobody_watches
+        return
+    if not sys.stderr.isatty():
+        yield nobody_watches
+        return
+    # Drawn when there is something new, and not by a thread: nothing else is to run meanwhile.
+    console = Console(file=sys.stderr, highlight=False)
+    with Progress(console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task(name, total=None)
+        bar.refresh()
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.update(
+                task, completed=done, total=total, description=f"{name}: {what}", refresh=True
+            )
+
+        yield progress

@@ -1,0 +1,201 @@
+"""What a read costs, by how much memory is read in turn: caches, and the TLB."""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+from vmm_linux import Region, VmmFlags
+from vmm_linux.experiments import (
+    Axis,
+    Column,
+    Run,
+    at_least,
+    at_most,
+    equal,
+    machine_code,
+    minor_faults,
+    need,
+    resident,
+    touch,
+)
+
+ORDER = 130
+TITLE = "Cold and hot"
+QUESTION = "What does a read cost, when more and more memory is read in turn?"
+PREDICTION = """
+    As long as all of it fits into a cache, a read takes as long as that cache needs, and a step
+    upwards comes where it no longer fits: at the sizes of which the kernel tells. The main memory
+    takes at least ten times as long as the first cache. In small pages the TLB gives up too, so
+    that large amounts take longer than the same in huge pages. None of it is a page fault.
+"""
+EXPLANATION = """
+    Each read says where the next one is, in random order: so nothing can be fetched in advance,
+    and the time of a read is what it takes to get one line of 64 bytes. The loop is three
+    instructions of the machine's own. A core looks into its first cache, then into larger
+    and slower ones, then into memory. It needs the physical address for it: the TLB keeps that
+    of some thousand pages, else the page table must be read, which lies in the caches or in
+    memory itself; in a virtual machine there are two to be read. A huge page needs one entry
+    for what otherwise needs hundreds. The steps are round, for a cache that is a little too small
+    still has part of it; and a cache that other cores or other guests use has less to offer than
+    the kernel tells.
+"""
+
+KIB, MIB = 1 << 10, 1 << 20
+LINE = 64
+READ_WRITE = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT
+#: ``hops(base, offset, count)``: go from a place to the one that it names, so often.
+HOPS = {
+    "x86_64": "488b3437"  # again: mov rsi, [rdi + rsi]
+    "48ffca 75f7"  # dec rdx; jnz again
+    "4889f0 c3",  # mov rax, rsi; ret
+    "aarch64": "016861f8"  # again: ldr x1, [x0, x1]
+    "420400f1 c1ffff54"  # subs x2, x2, 1; b.ne again
+    "e00301aa c0035fd6",  # mov x0, x1; ret
+}
+Hops = Callable[[int, int, int], int]
+SMALL, HUGE = "small pages", "huge pages"
+
+
+def measure(run: Run) -> None:
+    """Read through ever more memory, in small pages and in huge ones."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the caches are that core's
+    most = run.choose(quick=64 * MIB, full=512 * MIB)
+    while most * 5 // 2 > run.memory:
+        most //= 2
+    sizes = [size for n in range(40) if 16 * KIB <= (size := 1 << n) <= most]
+    code = machine_code(run.vmm, HOPS)
+    hops: Hops = ctypes.CFUNCTYPE(*[ctypes.c_size_t] * 4)(code.base)
+    with contextlib.ExitStack() as regions:
+        memory = {}
+        for kind in (SMALL, HUGE):
+            with run.part(f"Reading in {kind}"):
+                memory[kind] = regions.enter_context(memory_in(run, kind, most))
+        times = times_in(run, memory, hops, sizes)
+    show(run, sizes, times)
+    claim(run, sizes, times)
+
+
+def memory_in(run: Run, kind: str, size: int) -> Region:
+    """Memory in pages of this kind, touched."""
+    if kind == HUGE:
+        run.need_feature("TRANSPARENT_HUGE_PAGES")
+        region = run.vmm.region(size, READ_WRITE | VmmFlags.HUGE)
+        touch(region)
+        record = region.query().smaps
+        huge = record.figures.get("anon_huge_pages", 0) if record else 0
+        need(huge >= size * 9 // 10, "the kernel gave too few of them (see vmm-linux doctor)")
+    else:
+        region = run.vmm.region(size, READ_WRITE)
+        # Where it would give huge pages to all; a kernel without them refuses, which is as well.
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(region.base), ctypes.c_size_t(size), mmap.MADV_NOHUGEPAGE
+        )
+        touch(region)
+    return region
+
+
+def times_in(
+    run: Run, memory: dict[str, Region], hops: Hops, sizes: list[int]
+) -> dict[str, list[float]]:
+    """The nanoseconds of a read in pages of each kind, for each amount of memory."""
+    times: dict[str, list[float]] = {kind: [] for kind in memory}
+    count = run.choose(quick=1 << 16, full=1 << 18)
+    tries = 5
+    faults = 0
+    for size in run.steps(sizes, "sizes"):
+        for kind, region in memory.items():
+            link(run, region, size)
+            place, took = 0, []
+            before = minor_faults()
+            for _ in range(tries):
+                begin = time.perf_counter_ns()
+                place = hops(region.base, place, count)  # goes on where the last ones ended
+                took.append((time.perf_counter_ns() - begin) / count)
+            faults += minor_faults() - before
+            times[kind].append(min(took))
+    with run.part("What is read is in memory"):
+        whole = [resident(region.base, len(region)) == len(region) for region in memory.values()]
+        run.physical("All that is read is resident", all(whole), equal(value=True))
+    reads = len(memory) * len(sizes) * tries * count
+    run.physical("Reading faults no page", faults / reads, at_most(0.001), "faults a read")
+    return times
+
+
+def link(run: Run, region: Region, size: int) -> None:
+    """Have each line of the first so many bytes name the next one, all of them in one round.
+
+    The order is that of a linear congruential generator, which goes through all numbers below a
+    power of two before any comes again, and has no pattern that a processor would see.
+    """
+    factor, start = run.random.randrange(size) // 8 * 8 + 5, run.random.randrange(size) | 1
+    lines = size // LINE
+    following = range(LINE * start, LINE * (start + factor * lines), LINE * factor)
+    with region.view(0, size) as view, view.cast("Q") as words:
+        words[:: LINE // 8] = memoryview(array("Q", (place % size for place in following)))
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+def show(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
+    """The table and the plot."""
+    table = run.table(
+        "A read, each at a place that the last one told",
+        Column("memory read in turn", "B"),
+        *(Column(kind, "ns") for kind in times),
+    )
+    for row in zip(sizes, *times.values(), strict=True):
+        table.add(*row)
+    plot = run.plot(
+        "What a read costs",
+        Axis("memory read in turn", "B", log=True),
+        Axis("time of a read", "ns", log=True),
+    )
+    for kind, series in times.items():
+        plot.add(kind, sizes, series)
+
+
+def claim(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
+    """Compare with what the kernel tells of the caches."""
+    small = times[SMALL]
+    best = dict(zip(sizes, times.get(HUGE, small), strict=True))  # without the TLB's part
+    table = run.table(
+        "Caches as the kernel tells, and a read within and beyond",
+        Column("level"),
+        Column("size", "B"),
+        Column("within", "ns"),
+        Column("beyond", "ns"),
+    )
+    caches = told_caches()
+    for level in (1, 2, 3):
+        with run.part(f"The cache of level {level}"):
+            need(level in caches, "the kernel tells of none")
+            size = caches[level]
+            within = [best[each] for each in sizes if each <= size * 3 // 4]
+            beyond = [best[each] for each in sizes if each >= size * 2]
+            need(within and beyond, f"as {size >> 10} KiB it is outside of what is read")
+            table.add(level, size, within[-1], beyond[0])
+            statement = f"Beyond the cache of level {level} a read takes longer"
+            run.timing(statement, beyond[0] / within[-1], at_least(1.5), "times")
+    statement = "Memory takes far longer than the first cache"
+    run.timing(statement, small[-1] / small[0], at_least(10), "times")
+    with run.part("The TLB"):
+        need(HUGE in times, "there are no huge pages to compare with")
+        statement = "In small pages the largest amount takes longer than in huge pages"
+        run.timing(statement, small[-1] / times[HUGE][-1], at_least(1.2), "times")
+
+
+def told_caches() -> dict[int, int]:
+    """The caches for data of the core that this runs on: level and bytes."""
+    (core,) = os.sched_getaffinity(0)
+    found = {}
+    for folder in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
+        if (folder / "type").read_text().strip() in {"Data", "Unified"}:
+            size = (folder / "size").read_text().strip()  # as "48K"
+            found[int((folder / "level").read_text())] = int(size.removesuffix("K")) << 10
+    return found
