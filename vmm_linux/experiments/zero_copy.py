@@ -78,9 +78,8 @@ class Cost(NamedTuple):
 def measure(run: Run) -> None:
     """Send messages of many sizes in each way."""
     largest = run.choose(quick=4 * MIB, full=64 * MIB)
-    run.need_memory(2 * largest)
     sizes = [64]
-    while sizes[-1] < largest:
+    while sizes[-1] < min(largest, run.memory // 8):
         sizes.append(sizes[-1] * run.choose(quick=16, full=4))
     costs = [
         [cost_of(run, size, *way) for way in WAYS.values()] for size in run.steps(sizes, "sizes")
