@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterable
 from mmap import MAP_PRIVATE, MAP_SHARED, PAGESIZE, PROT_READ, PROT_WRITE
@@ -43,7 +44,7 @@ TEXT, MARK = b"the sender's own", b"the attacker was here"
 NOBODY = 65534
 RW = VmmFlags.READ | VmmFlags.WRITE
 READ_ONLY = ~Rights(0) & ~Rights.MAP_EXECUTE & ~Rights.MAP_WRITE
-PR_SET_DUMPABLE = 4
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 MADV_REMOVE, MREMAP_MAYMOVE = 9, 1
 SYS_PIDFD_GETFD = 438
@@ -216,7 +217,9 @@ def become(user: int) -> None:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
+    # Another user takes both away: that others of this user may look, and to die with the parent.
     system("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
+    system("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def withstand(

@@ -36,13 +36,14 @@ PREDICTION = """
 EXPLANATION = """
     Each time is that of a message and its answer: the sender writes to every page, the receiver
     looks at every page, and a byte comes back. Through the pipe both processes copy the message,
-    by the 64 KiB that it holds. Of the buffer that both hold, a byte through a socket says that it
-    is filled, and nothing else moves. A fresh buffer is made, filled with a fault and a cleared
-    page at a time, sent as a descriptor, mapped and unmapped by both: it saves two copies, and
-    spends as much or more on getting memory, on virtual machines above all, so that its line may
-    meet the pipe's late or never. It is using memory again that makes sharing fast: a ring of
-    buffers, not a buffer a message. Beyond the size of the caches copying is dearer, and the gain
-    larger. With one core, each message costs two switches between the processes in any way.
+    as much at a time as the pipe holds (64 KiB as a rule). Of the buffer that both hold, a byte
+    through a socket says that it is filled, and nothing else moves. A fresh buffer is made, filled
+    with a fault and a cleared page at a time, sent as a descriptor, mapped and unmapped by both: it
+    saves two copies, and spends as much or more on getting memory, on virtual machines above all,
+    so that its line may meet the pipe's late or never. It is using memory again that makes sharing
+    fast: a ring of buffers, not a buffer a message. Beyond the size of the caches copying is
+    dearer, and the gain larger. With one core, each message costs two switches between the
+    processes in any way.
 """
 
 KIB, MIB = 1 << 10, 1 << 20
