@@ -1,0 +1,308 @@
+"""What a process that is killed leaves behind."""
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+from vmm_linux import VMM
+from vmm_linux.experiments import Axis, Column, Run, equal, need, touch
+from vmm_linux.inspect import Kind, sharing
+
+ORDER = 140
+TITLE = "What kill -9 leaves behind"
+QUESTION = "Whose memory stays when its process is killed: memfd, /dev/shm, System V?"
+PREDICTION = """
+    SIGKILL gives nobody time to clean up. An MDL buffer, which is a memfd and has no name, goes
+    with the last process that has it: at once, or when another one ends that was sent it. A file in
+    /dev/shm and a System V segment stay, with all their memory, until somebody removes them or the
+    machine is started anew. If the name was taken away while they were in use (unlink(), IPC_RMID),
+    they go as the buffer does.
+"""
+EXPLANATION = """
+    The kernel keeps memory as long as something leads to it. Descriptors and mappings are a
+    process's, and the kernel takes them away however it ends; a name in a directory and a key in
+    the table of segments are nobody's. What has a name needs somebody to remove it, and a crash is
+    when nobody does. To take the name away early helps, once all who need it have come; what is
+    passed on as a descriptor never needs one ("MDL, held" is what another process was sent, which
+    ends last). This experiment has a process of its own that outlives all others, even if they are
+    killed, and removes what they made: /dev/shm and ipcs -m show nothing of it.
+"""
+
+MIB = 1 << 20
+SHM = Path("/dev/shm")  # noqa: S108 (it is what is measured)
+RMID_FORCED = Path("/proc/sys/kernel/shm_rmid_forced")
+IPC_CREAT, IPC_EXCL, IPC_RMID = 0o1000, 0o2000, 0
+PR_SET_PDEATHSIG = 1
+
+
+class Means(NamedTuple):
+    """What a way to make memory may need: a file's name, a segment's key, somebody to send to."""
+
+    file: Path
+    key: int
+    sock: socket.socket
+
+
+class Made(NamedTuple):
+    """What kind of memory was made, its number among its kind, and what keeps it."""
+
+    kind: Kind
+    number: int
+    keeps: object = None
+
+
+class Way(NamedTuple):
+    """A way to make memory that can be shared, and how much of it kill -9 should leave."""
+
+    make: Callable[[int, Means], Made]
+    left: int
+
+
+MOMENTS = ("alive", "after kill -9", "cleaned up")
+
+
+class Looks(NamedTuple):
+    """What was found at each moment: bytes by way, and what the machine had more than before."""
+
+    found: list[dict[str, int]]
+    growth: list[int]
+
+
+def measure(run: Run) -> None:
+    """Make memory in each way in a process of its own, kill them all, and look."""
+    size = run.choose(quick=8 * MIB, full=32 * MIB)
+    while len(WAYS) * size > run.memory:
+        size //= 2
+    need(SHM.is_dir(), "there is no /dev/shm")
+    ours, its = socket.socketpair()
+    with ours, its:
+        means = {
+            way: Means(SHM / f"vmm-linux-{secrets.token_hex(8)}", free_key(), ours) for way in WAYS
+        }
+        with cleaner(run, list(means.values())) as clean:
+            looks = make_kill_and_look(run, size, means, its, clean)
+    tabulate(run, size, looks)
+    claim(run, size, looks)
+
+
+def make_kill_and_look(
+    run: Run, size: int, means: dict[str, Means], sock: socket.socket, clean: Callable[[], None]
+) -> Looks:
+    """All at once, for each look goes through all processes of the machine."""
+    before, looks = machine_shmem(), Looks([], [])
+    places: dict[str, Made] = {}
+    victims = []
+
+    def look() -> None:
+        looks.found.append(sizes_of(places))
+        looks.growth.append(machine_shmem() - before)
+
+    with contextlib.ExitStack() as at_end:
+        holder = at_end.enter_context(run.child(hold, sock))
+        for way in run.steps(list(WAYS), "making memory"):
+            with run.part(way):
+                victims.append(at_end.enter_context(run.child(live_on, way, size, means[way])))
+                made = victims[-1].receive()
+                need(isinstance(made, Made), f"making it failed: {made}")
+                places[way] = made
+        if HELD in places:
+            holder.receive()
+        look()
+        for victim in victims:
+            victim.kill()
+        look()
+        holder.kill()
+        clean()
+        look()
+    return looks
+
+
+def tabulate(run: Run, size: int, looks: Looks) -> None:
+    """Show what was found."""
+    columns = [Column(moment, "B") for moment in MOMENTS]
+    table = run.table(f"{size // MIB} MiB each", Column("way"), *columns)
+    plot = run.plot("Shared memory of a process that is killed", Axis("way"), Axis("memory", "B"))
+    ways = list(looks.found[0])
+    for way in ways:
+        table.add(way, *(each[way] for each in looks.found))
+    for moment in MOMENTS:
+        plot.add(moment, ways, table.column(moment))
+    title = "All together, and all shared memory of the machine (Shmem of /proc/meminfo)"
+    names = ("found of ours", "Shmem, more than before")
+    table = run.table(title, Column("moment"), *(Column(name, "B") for name in names))
+    for moment, found, growth in zip(MOMENTS, *looks, strict=True):
+        table.add(moment, sum(found.values()), growth)
+
+
+def claim(run: Run, size: int, looks: Looks) -> None:
+    """Compare with the prediction."""
+    alive, killed, cleaned = looks.found
+    run.physical("Alive, all of it is there", sum(alive.values()), equal(len(alive) * size), "B")
+    for way, left in killed.items():
+        with run.part(way):
+            forced = way == "System V" and is_forced()
+            need(not forced, "kernel.shm_rmid_forced has the kernel remove what is left")
+            statement = f"{way}: left after kill -9"
+            run.physical(statement, left / size, equal(WAYS[way].left), "of it")
+    run.physical("In the end nothing is left", sum(cleaned.values()), equal(0), "B")
+
+
+def sizes_of(places: dict[str, Made]) -> dict[str, int]:
+    """The bytes that there are of each, whoever has them."""
+    channels = {(each.kind, each.inode): each for each in sharing(all=True).channels}
+    there = {way: channels.get((made.kind, made.number)) for way, made in places.items()}
+    return {way: (channel.resident or 0) if channel else 0 for way, channel in there.items()}
+
+
+def is_forced() -> bool:
+    """Whether the kernel destroys segments that nobody has attached."""
+    return RMID_FORCED.exists() and int(RMID_FORCED.read_text()) != 0
+
+
+def machine_shmem() -> int:
+    """The bytes of shared memory and of tmpfs files in the whole machine."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Shmem:"))
+
+
+# ---- processes ----------------------------------------------------------------------------------
+
+
+def live_on(connection: Connection, way: str, size: int, means: Means) -> None:
+    """Be killed: make memory, say which, and wait for the end."""
+    try:
+        made = WAYS[way].make(size, means)
+    except OSError as refusal:
+        connection.send(str(refusal))
+    else:
+        connection.send(made._replace(keeps=None))
+        connection.recv()
+
+
+def hold(connection: Connection, sock: socket.socket) -> None:
+    """Be another process that has a buffer."""
+    with VMM() as vmm:
+        vmm.recv_handle(sock)
+        connection.send("has it")
+        connection.recv()
+
+
+@contextlib.contextmanager
+def cleaner(run: Run, means: Sequence[Means]) -> Iterator[Callable[[], None]]:
+    """Have a process remove what has a name when it is told to, or when this one was killed."""
+    with run.child(clean_up, means) as child:
+        child.receive()
+
+        def clean() -> None:
+            with contextlib.suppress(OSError, EOFError):
+                child.send("now")
+                child.receive()
+
+        try:
+            yield clean
+        finally:
+            clean()
+
+
+def clean_up(connection: Connection, means: Sequence[Means]) -> None:
+    """Remove every name, as soon as this process is told to or is the last one of all."""
+    # Neither with its parent nor with its group: there would be nobody left to do it.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    os.setpgid(0, 0)
+    connection.send("ready")
+    with contextlib.suppress(EOFError):  # all who could have made something have ended
+        connection.recv()
+    for each in means:
+        each.file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            system_v("shmctl", system_v("shmget", each.key, 0, 0), IPC_RMID, 0)
+    with contextlib.suppress(OSError):
+        connection.send("done")
+
+
+# ---- the ways -----------------------------------------------------------------------------------
+
+
+def buffer(size: int, means: Means) -> Made:
+    """An MDL buffer, mapped."""
+    del means
+    mdl = VMM().mdl(size)
+    region = mdl.map()
+    touch(region)
+    return Made(Kind.MEMFD, os.fstat(mdl.fileno()).st_ino, (mdl, region))
+
+
+def held_buffer(size: int, means: Means) -> Made:
+    """The same, which another process has too."""
+    mdl = VMM().mdl(size)
+    touch(mdl.map())
+    mdl.vmm.send_handle(means.sock, mdl.handle)
+    return Made(Kind.MEMFD, os.fstat(mdl.fileno()).st_ino, mdl)
+
+
+def file(size: int, means: Means) -> Made:
+    """A file in /dev/shm, as shm_open(3) makes it, mapped."""
+    fd = os.open(means.file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.posix_fallocate(fd, 0, size)
+    return Made(Kind.DEV_SHM, os.fstat(fd).st_ino, mmap.mmap(fd, size))
+
+
+def unlinked_file(size: int, means: Means) -> Made:
+    """The same without its name."""
+    made = file(size, means)
+    means.file.unlink()
+    return made
+
+
+def segment(size: int, means: Means) -> Made:
+    """A System V segment, attached."""
+    number = system_v("shmget", means.key, size, IPC_CREAT | IPC_EXCL | 0o600)
+    ctypes.memset(system_v("shmat", number, 0, 0), 1, size)
+    return Made(Kind.SYSTEM_V, number)
+
+
+def removed_segment(size: int, means: Means) -> Made:
+    """The same, to be destroyed when nobody has it attached."""
+    made = segment(size, means)
+    system_v("shmctl", made.number, IPC_RMID, 0)
+    return made
+
+
+def system_v(name: str, *arguments: int) -> int:
+    """Call the C library."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    function.restype = ctypes.c_long if name == "shmat" else ctypes.c_int
+    result = int(function(*map(ctypes.c_long, arguments)))
+    if result == -1:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def free_key() -> int:
+    """A key that no segment has."""
+    while True:
+        key = 1 + secrets.randbelow((1 << 31) - 1)
+        try:
+            system_v("shmget", key, 0, 0)
+        except OSError as refusal:
+            if refusal.errno != errno.EACCES:
+                return key
+
+
+HELD = "MDL, held"
+WAYS = {
+    "MDL": Way(buffer, left=0),
+    HELD: Way(held_buffer, left=1),
+    str(SHM): Way(file, left=1),
+    f"{SHM}, unlinked": Way(unlinked_file, left=0),
+    "System V": Way(segment, left=1),
+    "System V, removed": Way(removed_segment, left=0),
+}
