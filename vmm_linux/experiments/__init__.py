@@ -34,6 +34,7 @@ It has five texts and one function::
   or the part that ``with run.part("name")`` surrounds.
 * ``run.steps(sequence)`` goes through a sequence and shows progress. ``run.random`` is seeded.
   ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks.
+* Where pages or faults are counted, ``with small_pages()`` keeps huge ones away.
 * Each experiment has a process of its own, which ends after a time and with its parent. With
   ``run.quick`` it should take no more than two seconds.
 """
@@ -48,7 +49,16 @@ from vmm_linux.experiments._results import (
     equal,
     need,
 )
-from vmm_linux.experiments._run import Child, Run, minor_faults, resident, timed, touch
+from vmm_linux.experiments._run import (
+    Child,
+    Run,
+    in_huge_pages,
+    minor_faults,
+    resident,
+    small_pages,
+    timed,
+    touch,
+)
 
 __all__ = [
     "Axis",
@@ -60,9 +70,11 @@ __all__ = [
     "at_most",
     "between",
     "equal",
+    "in_huge_pages",
     "minor_faults",
     "need",
     "resident",
+    "small_pages",
     "timed",
     "touch",
 ]

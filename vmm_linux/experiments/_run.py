@@ -40,9 +40,20 @@ if TYPE_CHECKING:
 
     from vmm_linux import Region
 
-__all__ = ["Child", "Run", "die_with_parent", "minor_faults", "resident", "timed", "touch"]
+__all__ = [
+    "Child",
+    "Run",
+    "die_with_parent",
+    "in_huge_pages",
+    "minor_faults",
+    "resident",
+    "small_pages",
+    "timed",
+    "touch",
+]
 
 PR_SET_PDEATHSIG = 1
+PR_SET_THP_DISABLE = 41
 
 Item = TypeVar("Item")
 
@@ -317,3 +328,20 @@ def resident(va: int, size: int, pid: int | None = None) -> int:
         for run in inspect.pages(va, size, pid)
         if run.flags & PageFlags.PRESENT and not run.flags & PageFlags.ZERO
     )
+
+
+def in_huge_pages(va: int) -> int:
+    """The bytes in huge pages of the private mapping that holds an address of this process."""
+    mapping = inspect.snapshot().at(va)
+    return mapping.figures.get("anon_huge_pages", 0) if mapping else 0
+
+
+@contextlib.contextmanager
+def small_pages() -> Iterator[None]:
+    """Inside, memory gets no huge pages in this process, whatever the machine's setting is."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)

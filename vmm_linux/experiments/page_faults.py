@@ -1,7 +1,6 @@
 """What the first touch of a page costs, by the order of touching and by whose memory it is."""
 
 import contextlib
-import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -18,6 +17,7 @@ from vmm_linux.experiments import (
     minor_faults,
     need,
     resident,
+    small_pages,
     timed,
     touch,
 )
@@ -41,7 +41,6 @@ EXPLANATION = """
 """
 
 MIB = 1 << 20
-PR_SET_THP_DISABLE = 41
 SHARED_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 #: So much a kernel maps around a page that is read, unless it is told otherwise.
 FAULT_AROUND = 64 << 10
@@ -59,11 +58,11 @@ class Touched(NamedTuple):
 
 def measure(run: Run) -> None:
     """Touch private memory in every order, then shared memory."""
-    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # one fault is to be one page
-    private(run)
-    with run.part("Fault-around"):
-        need(run.page < FAULT_AROUND, "a page is as large as what the kernel would map around it")
-        shared(run, run.choose(quick=16 * MIB, full=128 * MIB))
+    with small_pages():
+        private(run)
+        with run.part("Fault-around"):
+            need(run.page < FAULT_AROUND, "a page is as large as what the kernel maps around it")
+            shared(run, run.choose(quick=16 * MIB, full=128 * MIB))
 
 
 def write(view: memoryview, offsets: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ from vmm_linux.experiments import (
     equal,
     minor_faults,
     resident,
+    small_pages,
     timed,
     touch,
 )
@@ -40,7 +41,6 @@ EXPLANATION = """
 """
 
 MIB = 1 << 20
-PR_SET_THP_DISABLE = 41
 MADV_POPULATE_WRITE = 23
 LIBC = ctypes.CDLL(None)
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
@@ -49,11 +49,11 @@ MOST_THREADS = 8
 
 def measure(run: Run) -> None:
     """Populate memory each way, then with more and more threads."""
-    LIBC.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # one fault is to be one page
     size = run.choose(quick=16 * MIB, full=128 * MIB)
     run.need_memory(size)
-    ahead(run, size, run.choose(quick=3, full=15))
-    with run.part("Populating in parallel"):
+    with small_pages():
+        ahead(run, size, run.choose(quick=3, full=15))
+    with small_pages(), run.part("Populating in parallel"):
         run.need_cores(2)
         in_parallel(run, size, run.choose(quick=5, full=15))
 
@@ -126,7 +126,7 @@ def in_parallel(run: Run, size: int, tries: int) -> None:
         found = [by_threads(run, size, count) for _ in range(tries)]
         table.add(count, *(median(values) for values in zip(*found, strict=True)))
     times = table.column("time")
-    run.plot(title, Axis("threads"), Axis("time", "µs")).add("time", counts, times)
+    run.plot(title, Axis("threads"), Axis("time", "µs")).add("time", [*map(str, counts)], times)
     there = min(table.column("resident")) / size
     run.physical("However many threads, all of it is there", there, equal(1), "of it")
     run.timing("Two threads are faster than one", times[0] / times[1], at_least(1.2), "times")
