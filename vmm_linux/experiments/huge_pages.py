@@ -91,7 +91,7 @@ def at_first_touch(run: Run, count: int) -> None:
             tries = [touched(run, size) for _ in range(run.choose(quick=3, full=9))]
             faults, there, touching, reading = map(median, zip(*tries, strict=True))
             table.add(name, faults, there, touching, touching / faults, reading, sparse(run, size))
-    for work, column in (("First touch", "touching"), ("Reading", "reading")):
+    for work, column in (("First touch", "touching"), ("Reading a byte a page", "reading")):
         plot = run.plot(f"{work} of {size // MIB} MiB", Axis("pages"), Axis("time", "µs"))
         plot.add(work, table.column("pages"), table.column(column))
     small, huge = table.column("in huge pages")
