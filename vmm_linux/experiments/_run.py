@@ -54,6 +54,7 @@ __all__ = [
 
 PR_SET_PDEATHSIG = 1
 PR_SET_THP_DISABLE = 41
+PR_GET_THP_DISABLE = 42
 
 Item = TypeVar("Item")
 
@@ -340,8 +341,9 @@ def in_huge_pages(va: int) -> int:
 def small_pages() -> Iterator[None]:
     """Inside, memory gets no huge pages in this process, whatever the machine's setting is."""
     libc = ctypes.CDLL(None)
+    before = libc.prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0)
     libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     try:
         yield
     finally:
-        libc.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
+        libc.prctl(PR_SET_THP_DISABLE, before, 0, 0, 0)

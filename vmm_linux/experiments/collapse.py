@@ -47,8 +47,8 @@ PATIENCE = 40
 def measure(run: Run) -> None:
     """Collapse memory now; wait until it is collapsed."""
     run.need_feature("TRANSPARENT_HUGE_PAGES")
-    count = run.choose(quick=8, full=64)
-    run.need_memory(count * run.huge_page)
+    run.need_memory(4 * run.huge_page)
+    count = min(run.memory // run.huge_page, run.choose(quick=8, full=64))
     with run.part("Collapsing at once"):
         at_once(run, count)
     with run.part("Collapsing by khugepaged"):

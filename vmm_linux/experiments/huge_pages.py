@@ -54,8 +54,8 @@ ONCE = between(1, 1.5)
 def measure(run: Run) -> None:
     """Touch memory with small and with huge pages, then at odd addresses."""
     run.need_feature("TRANSPARENT_HUGE_PAGES")
-    count = run.choose(quick=16, full=128)
-    run.need_memory(count * run.huge_page)
+    run.need_memory(4 * run.huge_page)
+    count = min(run.memory // run.huge_page, run.choose(quick=16, full=128))
     with run.vmm.region(run.huge_page, FLAGS) as region:
         region.commit()
         touch(region)

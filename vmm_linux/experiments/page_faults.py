@@ -62,7 +62,7 @@ def measure(run: Run) -> None:
         private(run)
         with run.part("Fault-around"):
             need(run.page < FAULT_AROUND, "a page is as large as what the kernel maps around it")
-            shared(run, run.choose(quick=16 * MIB, full=128 * MIB))
+            shared(run, min(run.memory, run.choose(quick=16 * MIB, full=128 * MIB)))
 
 
 def write(view: memoryview, offsets: Sequence[int]) -> None:
@@ -135,7 +135,6 @@ def in_fresh_memory(run: Run, offsets: Sequence[int]) -> Touched:
 
 def shared(run: Run, size: int) -> None:
     """Touch an MDL buffer that has all its memory, mapped anew for each access."""
-    run.need_memory(size)
     offsets = run.random.sample(range(0, size, run.page), size // run.page)
     found: dict[str, list[Touched]] = {"read": [], "write": []}
     with run.vmm.mdl(size) as mdl:

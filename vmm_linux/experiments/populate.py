@@ -49,8 +49,7 @@ MOST_THREADS = 8
 
 def measure(run: Run) -> None:
     """Populate memory each way, then with more and more threads."""
-    size = run.choose(quick=16 * MIB, full=128 * MIB)
-    run.need_memory(size)
+    size = min(run.memory, run.choose(quick=16 * MIB, full=128 * MIB))
     with small_pages():
         ahead(run, size, run.choose(quick=3, full=15))
     with small_pages(), run.part("Populating in parallel"):
