@@ -121,7 +121,7 @@ def touched(run: Run, size: int) -> tuple[float, ...]:
         faults = minor_faults() - faults
         # Not the same place in every page: those would all be in the same few sets of the cache.
         with region.view() as view:
-            reading = min(timed(bytes, view[:: run.page + 64]) for _ in range(3))
+            reading = min(timed(bytes, view[:: run.page + 64]) for _ in range(15))
         return faults, in_huge_pages(region.base), touching * 1e6, reading * 1e6
 
 
