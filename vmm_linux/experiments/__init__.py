@@ -36,6 +36,7 @@ It has five texts and one function::
   ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks.
 * What must not be measured through an interpreter is done by a few instructions of the machine's
   own: ``machine_code``.
+* Where pages or faults are counted, ``with small_pages()`` keeps huge ones away.
 * Each experiment has a process of its own, which ends after a time and with its parent. With
   ``run.quick`` it should take no more than two seconds.
 """
@@ -51,7 +52,17 @@ from vmm_linux.experiments._results import (
     equal,
     need,
 )
-from vmm_linux.experiments._run import Child, Run, minor_faults, resident, status, timed, touch
+from vmm_linux.experiments._run import (
+    Child,
+    Run,
+    in_huge_pages,
+    minor_faults,
+    resident,
+    small_pages,
+    status,
+    timed,
+    touch,
+)
 
 __all__ = [
     "Axis",
@@ -63,10 +74,12 @@ __all__ = [
     "at_most",
     "between",
     "equal",
+    "in_huge_pages",
     "machine_code",
     "minor_faults",
     "need",
     "resident",
+    "small_pages",
     "status",
     "timed",
     "touch",

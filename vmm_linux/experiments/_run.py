@@ -45,14 +45,18 @@ __all__ = [
     "Child",
     "Run",
     "die_with_parent",
+    "in_huge_pages",
     "minor_faults",
     "resident",
+    "small_pages",
     "status",
     "timed",
     "touch",
 ]
 
 PR_SET_PDEATHSIG = 1
+PR_SET_THP_DISABLE = 41
+PR_GET_THP_DISABLE = 42
 
 Item = TypeVar("Item")
 
@@ -336,3 +340,21 @@ def resident(va: int, size: int, pid: int | None = None) -> int:
         for run in inspect.pages(va, size, pid)
         if run.flags & PageFlags.PRESENT and not run.flags & PageFlags.ZERO
     )
+
+
+def in_huge_pages(va: int) -> int:
+    """The bytes in huge pages of the private mapping that holds an address of this process."""
+    mapping = inspect.snapshot().at(va)
+    return mapping.figures.get("anon_huge_pages", 0) if mapping else 0
+
+
+@contextlib.contextmanager
+def small_pages() -> Iterator[None]:
+    """Inside, memory gets no huge pages in this process, whatever the machine's setting is."""
+    libc = ctypes.CDLL(None)
+    before = libc.prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0)
+    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_THP_DISABLE, before, 0, 0, 0)

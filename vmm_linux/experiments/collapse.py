@@ -1,0 +1,109 @@
+"""Huge pages made later, of small ones: now, or whenever the kernel comes by."""
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vmm_linux import Region, VmmFlags
+from vmm_linux.experiments import (
+    Column,
+    Run,
+    at_least,
+    equal,
+    in_huge_pages,
+    need,
+    small_pages,
+    timed,
+    touch,
+)
+
+ORDER = 45
+TITLE = "Collapsing into huge pages"
+QUESTION = "What becomes of memory that should have huge pages and was touched without them?"
+PREDICTION = """
+    It can be collapsed: where a program demands it, at once, and the contents stay. That takes
+    longer than huge pages at first touch would have. Without being asked, the kernel does it as
+    well, but seconds later.
+"""
+EXPLANATION = """
+    To collapse is to find a free huge page, to stop all access to the small ones, to copy them and
+    to free them; at first touch there is nothing to copy, and one page to enter instead of
+    hundreds. MADV_COLLAPSE does it while the caller waits. Else the kernel's thread khugepaged
+    looks at some memory of some process, and sleeps; how long, and at how much, is in
+    /sys/kernel/mm/transparent_hugepage/khugepaged. A program that lives for less than a few seconds
+    has huge pages from the first touch on, or never.
+"""
+
+MIB = 1 << 20
+MADV_COLLAPSE = 25
+LIBC = ctypes.CDLL(None, use_errno=True)
+FLAGS = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.HUGE
+#: Seconds to wait for khugepaged.
+PATIENCE = 40
+
+
+def measure(run: Run) -> None:
+    """Collapse memory now; wait until it is collapsed."""
+    run.need_feature("TRANSPARENT_HUGE_PAGES")
+    run.need_memory(4 * run.huge_page)
+    count = min(run.memory // run.huge_page, run.choose(quick=8, full=64))
+    with run.part("Collapsing at once"):
+        at_once(run, count)
+    with run.part("Collapsing by khugepaged"):
+        need(not run.quick, "khugepaged sleeps for seconds, and quick mode does not wait for it")
+        by_khugepaged(run)
+
+
+@contextmanager
+def in_small_pages(run: Run, size: int) -> Iterator[Region]:
+    """Memory that may have huge pages, and was touched while it could not; every page differs."""
+    with run.vmm.region(size, FLAGS) as region:
+        region.commit()
+        with small_pages(), region.view() as view:
+            for number, offset in enumerate(range(0, size, run.page)):
+                view[offset] = number % 251
+            need(not in_huge_pages(region.base), "small pages cannot be had in this process")
+        yield region
+
+
+def at_once(run: Run, count: int) -> None:
+    """Have the kernel make huge pages of small ones while this process waits."""
+    size = count * run.huge_page
+    title = f"{size // MIB} MiB in huge pages"
+    table = run.table(title, Column("way"), Column("in huge pages", "B"), Column("time", "µs"))
+    with run.vmm.region(size, FLAGS) as region:
+        region.commit()
+        touching = timed(touch, region)
+        touched = in_huge_pages(region.base)
+    table.add("first touch", touched, touching * 1e6)
+    with in_small_pages(run, size) as region:
+        contents = region.read()
+        place, length = ctypes.c_void_p(region.base), ctypes.c_size_t(size)
+        begin = time.perf_counter()
+        refused = LIBC.madvise(place, length, MADV_COLLAPSE)
+        seconds = time.perf_counter() - begin
+        need(not refused, f"MADV_COLLAPSE is refused: {os.strerror(ctypes.get_errno())}")
+        there, same = in_huge_pages(region.base), region.read() == contents
+    table.add("MADV_COLLAPSE", there, seconds * 1e6)
+    run.physical("Collapsed, all of it is huge", there, equal(size), "B")
+    run.physical("The contents stay", same, equal(True))
+    with run.part("Collapsing against first touch"):
+        need(touched == size, "the kernel gave too few huge pages at first touch")
+        ratio = seconds / touching
+        run.timing("It takes longer than at first touch", ratio, at_least(1), "times")
+
+
+def by_khugepaged(run: Run) -> None:
+    """Wait until the kernel's thread has made a huge page of small ones."""
+    with in_small_pages(run, run.huge_page) as region:
+        begin = time.monotonic()
+        while not in_huge_pages(region.base) and time.monotonic() < begin + PATIENCE:
+            time.sleep(0.05)
+        seconds = time.monotonic() - begin
+        there = in_huge_pages(region.base)
+    need(there, f"khugepaged had not come by after {PATIENCE} seconds")
+    table = run.table("Collapsed by khugepaged", Column("in huge pages", "B"), Column("after", "s"))
+    table.add(there, seconds)
+    run.timing("khugepaged comes by after seconds", seconds, at_least(0.5), "s")

@@ -1,0 +1,270 @@
+"""Overcommit: what the kernel promises, what a process has, and who fails when."""
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from vmm_linux import Region, VmmFlags, inspect
+from vmm_linux.errors import OutOfMemory
+from vmm_linux.experiments import (
+    Axis,
+    Column,
+    NotObservable,
+    Run,
+    equal,
+    need,
+    resident,
+    small_pages,
+    touch,
+)
+
+ORDER = 60
+TITLE = "Overcommit"
+QUESTION = "Who may be promised more memory than there is, who is refused, and when?"
+PREDICTION = """
+    A promise takes no memory; touching does. Addresses, read-only memory and MDL buffers are no
+    promise, and to be had at any size. In mode 0, the usual, twice the memory of the machine is
+    refused at once and granted piece by piece; fork() then fails if the pieces have become one
+    mapping, not if they are several, and posix_spawn() does not. In mode 1 nothing is refused. In
+    mode 2 whatever passes CommitLimit is refused: Commit, and Protect that makes pages writable.
+"""
+EXPLANATION = """
+    Private writable memory is charged when it is committed, for each page may need memory of its
+    own one day. vm.overcommit_memory says how strictly. Mode 0 asks of each request alone whether
+    it is more than all memory and swap, and keeps no account. fork() makes the request again for
+    every mapping, so a large program may be unable to start a small one, unless by posix_spawn(),
+    which copies nothing. Mode 2 keeps the account: all promises together stay below CommitLimit, so
+    the one that is too much fails in Commit, whosever the others are. Where promises can be broken,
+    it shows at a touch that finds no memory: the kernel then ends some process, and no call fails.
+    Memory of files (MDL buffers) is charged only at that touch.
+"""
+
+MIB = 1 << 20
+READ = VmmFlags.READ
+READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
+MODE = Path("/proc/sys/vm/overcommit_memory")
+PIECES = 8
+
+
+class Answer(NamedTuple):
+    """What came of a request: "OK" or an error's name, and bytes as the kernel counts them."""
+
+    outcome: str
+    charged: int | None = None
+    resident: int | None = None
+
+
+def measure(run: Run) -> None:
+    """Ask for twice what the machine has, in many ways, and touch next to nothing of it."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+    mode = int(MODE.read_text(encoding="utf-8"))
+    need(mode in MODES, f"vm.overcommit_memory is {mode}, which this experiment does not know")
+    told = meminfo()
+    # In some containers /proc/meminfo is not the kernel's word.
+    memory = max(told["MemTotal"], os.sysconf("SC_PHYS_PAGES") * run.page) + told["SwapTotal"]
+    least = max(memory, told["CommitLimit"] if mode == 2 else 0)
+    size = 2 * least // (PIECES * run.page) * (PIECES * run.page)
+    machine = run.table(
+        "The machine, and what it is asked for",
+        Column("vm.overcommit_memory"),
+        Column("memory and swap", "B"),
+        Column("CommitLimit", "B"),
+        Column("Committed_AS", "B"),
+        Column("asked for", "B"),
+    )
+    machine.add(mode, memory, told["CommitLimit"], told["Committed_AS"], size)
+    table = run.table(
+        "Requests",
+        Column("request"),
+        Column("outcome"),
+        Column("charged", "B"),
+        Column("resident", "B"),
+    )
+    for name, (request, *expected) in run.steps(list(REQUESTS.items()), "asking"):
+        with run.part(name):
+            due = expected[mode]
+            need(due, "in mode 2 it would take what all other processes may be promised")
+            answer = request(run, size)
+            table.add(name, *answer)
+            run.physical(f"In mode {mode}: {name}", answer.outcome, equal(due))
+    with run.part("Promise and possession"):
+        need(mode != 2, "in mode 2 it would take what all other processes may be promised")
+        possession(run, size, memory)
+    for other in (each for each in MODES if each != mode):
+        with run.part(f"Mode {other}"):
+            raise NotObservable(
+                f"vm.overcommit_memory is {mode}; it belongs to the whole machine, and to its "
+                "administrator"
+            )
+    with run.part("A touch that finds no memory"):
+        raise NotObservable("it would take all memory, and the kernel would end some process")
+
+
+def meminfo() -> dict[str, int]:
+    """The machine's figures, in bytes."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    fields = (line.split() for line in lines)
+    return {name.rstrip(":"): int(number) * 1024 for name, number, *_ in fields}
+
+
+def outcome(call: Callable[..., object], *arguments: object) -> str:
+    """OK, or the name of what it failed with for lack of memory."""
+    try:
+        call(*arguments)
+    except OutOfMemory as refusal:
+        return refusal.rc.name
+    except OSError as refusal:
+        return errno.errorcode.get(refusal.errno or 0, "?")
+    return "OK"
+
+
+def charged(region: Region) -> int:
+    """The bytes of a region that count as promised (``ac`` in smaps)."""
+    end = region.base + region.size
+    return sum(
+        min(mapping.end, end) - max(mapping.start, region.base)
+        for mapping in inspect.snapshot()
+        if mapping.end > region.base and mapping.start < end and "ac" in (mapping.vm_flags or ())
+    )
+
+
+def seen(said: str, region: Region) -> Answer:
+    """An outcome, and what the kernel says of the region then."""
+    there = None
+    with contextlib.suppress(NotObservable):  # the outcome is worth having without it
+        there = resident(region.base, region.size)
+    return Answer(said, charged(region), there)
+
+
+# ---- the requests -------------------------------------------------------------------------------
+
+
+def reserve(run: Run, size: int) -> Answer:
+    """Addresses alone."""
+    with run.vmm.region(size) as region:
+        return seen("OK", region)
+
+
+def commit(run: Run, size: int) -> Answer:
+    """All of it in one call."""
+    with run.vmm.region(size) as region:
+        return seen(outcome(region.commit), region)
+
+
+def commit_in_pieces(run: Run, size: int) -> Answer:
+    """All of it in calls for a part each."""
+    with run.vmm.region(size) as region:
+        return seen(outcome(pieces, region, size // PIECES), region)
+
+
+def pieces(region: Region, each: int, gap: int = 0) -> None:
+    """Commit pieces of this size, so far apart."""
+    for number in range(PIECES):
+        region.commit(number * (each + gap), each)
+
+
+def commit_read_only(run: Run, size: int) -> Answer:
+    """All of it, but nobody may write to it."""
+    with run.vmm.region(size, READ) as region:
+        return seen(outcome(region.commit), region)
+
+
+def make_writable(run: Run, size: int) -> Answer:
+    """Committed as read-only, and then somebody may."""
+    with run.vmm.region(size, READ) as region:
+        region.commit()
+        return seen(outcome(region.protect, READ_WRITE), region)
+
+
+def share(run: Run, size: int) -> Answer:
+    """An MDL buffer, mapped."""
+    with run.vmm.mdl(size) as mdl, mdl.map() as region:
+        return seen("OK", region)
+
+
+def fork_one(run: Run, size: int) -> Answer:
+    """A child of a process with that much in one mapping."""
+    with run.vmm.region(size) as region:
+        pieces(region, size // PIECES)
+        return seen(outcome(fork, run), region)
+
+
+def fork_several(run: Run, size: int) -> Answer:
+    """A child of a process with that much in mappings that cannot become one."""
+    with run.vmm.region(size + PIECES * run.page) as region:
+        pieces(region, size // PIECES, run.page)
+        return seen(outcome(fork, run), region)
+
+
+def fork(run: Run) -> None:
+    """Make a child, which ends at once."""
+    with run.child(lambda _: None) as child:
+        child.wait()
+
+
+def spawn(run: Run, size: int) -> Answer:
+    """Another program, from a process with that much in one mapping."""
+    program = shutil.which("true")
+    need(program, "there is no program named true")
+    with run.vmm.region(size) as region:
+        pieces(region, size // PIECES)
+
+        def start() -> None:
+            os.waitpid(os.posix_spawn(str(program), ["true"], os.environ), 0)
+
+        return seen(outcome(start), region)
+
+
+NO_MEMORY = "OUT_OF_MEMORY"
+NOT_TRIED = ""
+#: What is asked for, and what is expected in the modes 0, 1 and 2.
+REQUESTS: dict[str, tuple[Callable[[Run, int], Answer], str, str, str]] = {
+    "Reserve": (reserve, "OK", "OK", "OK"),
+    "Commit, at once": (commit, NO_MEMORY, "OK", NO_MEMORY),
+    "Commit, piece by piece": (commit_in_pieces, "OK", "OK", NOT_TRIED),
+    "Commit, read-only": (commit_read_only, "OK", "OK", "OK"),
+    "Protect, making that writable": (make_writable, NO_MEMORY, "OK", NO_MEMORY),
+    "MdlCreate and MdlMap": (share, "OK", "OK", "OK"),
+    "fork(), all in one mapping": (fork_one, "ENOMEM", "OK", NOT_TRIED),
+    "fork(), in several mappings": (fork_several, "OK", "OK", NOT_TRIED),
+    "posix_spawn(), all in one mapping": (spawn, "OK", "OK", NOT_TRIED),
+}
+MODES = (0, 1, 2)
+
+
+# ---- promise and possession ---------------------------------------------------------------------
+
+
+def possession(run: Run, size: int, memory: int) -> None:
+    """Commit piece by piece, then touch a little, and look after each step."""
+    each, few = size // PIECES, 16 * MIB
+    table = run.table(
+        "Promise and possession",
+        Column("promised", "B"),
+        Column("touched", "B"),
+        Column("charged", "B"),
+        Column("resident", "B"),
+    )
+    with run.vmm.region(size) as region, small_pages():
+        need(seen("", region).resident is not None, "/proc/self/pagemap may not be read")
+        table.add(0, 0, *seen("", region)[1:])
+        for number in range(PIECES):
+            region.commit(number * each, each)
+            table.add((number + 1) * each, 0, *seen("", region)[1:])
+        promise = table.rows[-1]
+        with region.view(0, few) as view:
+            touch(view)
+        table.add(size, few, *seen("", region)[1:])
+    plot = run.plot("Promise and possession", Axis("promised", "B"), Axis("memory", "B"))
+    for name in ("charged", "resident"):
+        plot.add(name, table.column("promised"), table.column(name))
+    plot.add("memory and swap", [0, size], [memory, memory])
+    run.physical("All that is promised is charged", promise[2], equal(size), "B")
+    run.physical("A promise takes no memory", promise[3], equal(0), "B")
+    run.physical("Touching takes just what is touched", table.rows[-1][3], equal(few), "B")

@@ -1,0 +1,173 @@
+"""What the first touch of a page costs, by the order of touching and by whose memory it is."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from vmm_linux import Region
+from vmm_linux.experiments import (
+    Axis,
+    Column,
+    Run,
+    at_least,
+    at_most,
+    between,
+    minor_faults,
+    need,
+    resident,
+    small_pages,
+    timed,
+    touch,
+)
+
+ORDER = 30
+TITLE = "Page faults"
+QUESTION = "What does the first touch of a page cost, and does it matter which page was before?"
+PREDICTION = """
+    Each page of private memory faults once, in whatever order pages are touched. The order hardly
+    matters for the time of a fault, unless pages are so far apart that each needs a page table of
+    its own. Reading shared memory that is filled already faults far less than once a page, for the
+    kernel maps the neighbours too. Writing to it faults once a page.
+"""
+EXPLANATION = """
+    A committed page has no memory. The first access traps into the kernel, which finds a page,
+    clears it and enters it into the page table: a minor fault, for nothing is read from a disk.
+    Most of the time goes into the trap and the clearing, and neither asks which page was touched
+    before. Far apart, the kernel must make and clear a page of page table for every fault besides.
+    Pages of a memory file that is filled need only be entered, so the kernel enters a window of
+    them at each read (fault-around, usually 64 KiB). A write concerns one page alone.
+"""
+
+MIB = 1 << 20
+SHARED_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+#: So much a kernel maps around a page that is read, unless it is told otherwise.
+FAULT_AROUND = 64 << 10
+#: Pages to touch in every order: a gigabyte of addresses where they are far apart.
+COUNT = 512
+
+
+class Touched(NamedTuple):
+    """Pages that were touched twice: how many faulted, and the seconds of both times."""
+
+    faults: int
+    first: float
+    again: float
+
+
+def measure(run: Run) -> None:
+    """Touch private memory in every order, then shared memory."""
+    with small_pages():
+        private(run)
+        with run.part("Fault-around"):
+            need(run.page < FAULT_AROUND, "a page is as large as what the kernel maps around it")
+            shared(run, min(run.memory, run.choose(quick=16 * MIB, full=128 * MIB)))
+
+
+def write(view: memoryview, offsets: Sequence[int]) -> None:
+    """Write a byte at each of these."""
+    for offset in offsets:
+        view[offset] = 1
+
+
+def read(view: memoryview, offsets: Sequence[int]) -> None:
+    """Read a byte at each of these."""
+    for offset in offsets:
+        view[offset]
+
+
+def touched(region: Region, offsets: Sequence[int], *, access: str = "write") -> Touched:
+    """Touch pages twice; only the first time can fault."""
+    go = {"write": write, "read": read}[access]
+    with region.view() as view:
+        before = minor_faults()
+        first = timed(go, view, offsets)
+        faults = minor_faults() - before
+        return Touched(faults, first, timed(go, view, offsets))
+
+
+def private(run: Run) -> None:
+    """As many pages of private memory, touched in four orders."""
+    pages = list(range(0, COUNT * run.page, run.page))
+    orders = {
+        "upwards": pages,
+        "downwards": pages[::-1],
+        "at random": run.random.sample(pages, COUNT),
+    }
+    reach = run.page * (run.page // 8)  # of one page of page-table entries, 8 bytes each
+    if reach <= 2 * MIB:  # where pages are larger, it would take too many addresses
+        orders["far apart"] = list(range(0, COUNT * reach, reach))
+    times = [Column("a first touch", "µs"), Column("a later one", "µs"), Column("a fault", "µs")]
+    table = run.table(f"{COUNT} private pages", Column("order"), Column("faults"), *times)
+    tries: dict[str, list[Touched]] = {order: [] for order in orders}
+    for _ in run.steps(range(run.choose(quick=15, full=199)), "orders"):
+        for order, offsets in orders.items():
+            tries[order].append(in_fresh_memory(run, offsets))
+    fault = {}
+    for order, found in tries.items():
+        first = median(each.first for each in found) / COUNT * 1e6
+        again = median(each.again for each in found) / COUNT * 1e6
+        fault[order] = first - again
+        faults = median(each.faults for each in found)
+        table.add(order, faults, first, again, fault[order])
+        run.physical(f"Touched {order}, each page faults once", faults / COUNT, ONCE, PER_PAGE)
+    plot = run.plot("Time of a minor page fault", Axis("order"), Axis("time", "µs"))
+    plot.add("fault", list(fault), list(fault.values()))
+    ratio = fault["at random"] / fault["upwards"]
+    run.timing("At random a fault takes about as long as in order", ratio, at_most(1.25), "times")
+    if "far apart" in fault:
+        ratio = fault["far apart"] / fault["upwards"]
+        run.timing("Far apart it takes longer", ratio, at_least(1.25), "times")
+
+
+#: The interpreter itself may touch something new meanwhile.
+ONCE = between(1, 1.05)
+PER_PAGE = "faults a page"
+
+
+def in_fresh_memory(run: Run, offsets: Sequence[int]) -> Touched:
+    """Touch these pages of new private memory."""
+    with run.vmm.region(max(offsets) + run.page) as region:
+        region.commit()
+        return touched(region, offsets)
+
+
+def shared(run: Run, size: int) -> None:
+    """Touch an MDL buffer that has all its memory, mapped anew for each access."""
+    offsets = run.random.sample(range(0, size, run.page), size // run.page)
+    found: dict[str, list[Touched]] = {"read": [], "write": []}
+    with run.vmm.mdl(size) as mdl:
+        with mdl.map() as filled:
+            touch(filled)
+        with mdl.map() as fresh:
+            touched(fresh, [size // 2], access="read")
+            window = resident(fresh.base, size) // run.page
+        for access in run.steps(list(found) * run.choose(quick=3, full=9), "shared memory"):
+            with mdl.map() as fresh:
+                found[access].append(touched(fresh, offsets, access=access))
+    table = run.table(
+        f"{len(offsets)} shared pages that are filled, touched at random",
+        Column("access"),
+        Column("faults"),
+        Column("a first touch", "µs"),
+        Column("a later one", "µs"),
+    )
+    per_page = {}
+    for access, tries in found.items():
+        faults, *times = (median(values) for values in zip(*tries, strict=True))
+        per_page[access] = faults / len(offsets)
+        table.add(access, faults, *(seconds / len(offsets) * 1e6 for seconds in times))
+    run.physical("One read maps several pages", window, at_least(2), "pages")
+    run.physical("Reading faults less than once a page", per_page["read"], at_most(0.75), PER_PAGE)
+    with run.part("Writing to shared memory"):
+        need(shared_pages_are_small(), "this kernel gives shared memory huge pages")
+        run.physical("Writing faults once a page", per_page["write"], ONCE, PER_PAGE)
+
+
+def shared_pages_are_small() -> bool:
+    """Whether a memory file gets one page at each fault."""
+    with contextlib.suppress(OSError):
+        mode = SHARED_HUGE_PAGES.read_text(encoding="utf-8")
+        return any(word in mode for word in ("[never]", "[deny]", "[advise]"))
+    return True

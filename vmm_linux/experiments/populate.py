@@ -1,0 +1,150 @@
+"""Paying for many pages at once: populating, and doing so in several threads."""
+
+import ctypes
+import itertools
+import threading
+from collections.abc import Callable
+from statistics import median
+
+from vmm_linux import VmmFlags
+from vmm_linux.experiments import (
+    Axis,
+    Column,
+    Run,
+    at_least,
+    at_most,
+    equal,
+    minor_faults,
+    resident,
+    small_pages,
+    timed,
+    touch,
+)
+
+ORDER = 35
+TITLE = "Populating memory"
+QUESTION = "Can a program pay for its page faults ahead, and does it pay less for many at once?"
+PREDICTION = """
+    Populated memory is resident before it is touched, and never faults. The kernel counts a fault
+    for each page all the same, for it goes the same way, but without a trap for each: populating
+    takes less time than touching. LOCKED memory is populated when it is committed. Two threads,
+    each with a half of the memory, take less time than one.
+"""
+EXPLANATION = """
+    Where all of some memory will be needed, its faults can be had in one system call, at a moment
+    of one's own choosing: Commit of a LOCKED region, or madvise(2) with MADV_POPULATE_WRITE. What
+    remains is the work for each page, to find and to clear it; the traps are saved. LOCKED pins the
+    pages besides, which has a price of its own. Threads populate in parallel, for page tables of
+    different ranges are different pages, as far as cores are free and memory is fast enough to be
+    cleared by several at once. On a virtual machine the host may have to find the memory first,
+    and then it is the host that is measured.
+"""
+
+MIB = 1 << 20
+MADV_POPULATE_WRITE = 23
+LIBC = ctypes.CDLL(None)
+READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
+MOST_THREADS = 8
+
+
+def measure(run: Run) -> None:
+    """Populate memory each way, then with more and more threads."""
+    size = min(run.memory, run.choose(quick=16 * MIB, full=128 * MIB))
+    with small_pages():
+        ahead(run, size, run.choose(quick=3, full=15))
+    with small_pages(), run.part("Populating in parallel"):
+        run.need_cores(2)
+        in_parallel(run, size, run.choose(quick=5, full=15))
+
+
+def populate(start: int, size: int) -> None:
+    """Have the kernel give memory to these pages, as the first write to each would."""
+    LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_POPULATE_WRITE)
+
+
+def nothing(start: int, size: int) -> None:
+    """Leave it to the first touch, or to Commit."""
+
+
+Way = tuple[VmmFlags, Callable[[int, int], object]]
+WAYS: dict[str, Way] = {
+    "touched": (READ_WRITE, nothing),
+    "populated": (READ_WRITE, populate),
+    "LOCKED": (READ_WRITE | VmmFlags.LOCKED, nothing),
+}
+
+
+def ahead(run: Run, size: int, tries: int) -> None:
+    """Commit memory and touch all of it, with and without populating it between."""
+    table = run.table(
+        f"{size // MIB} MiB of private memory, all of it needed",
+        Column("way"),
+        Column("faults ahead"),
+        Column("resident ahead", "B"),
+        Column("time ahead", "µs"),
+        Column("faults when touched"),
+        Column("time of touching", "µs"),
+        Column("time in all", "µs"),
+    )
+    for name, way in run.steps(list(WAYS.items()), "populating"):
+        found = [prepared(run, size, way) for _ in range(tries)]
+        table.add(name, *(median(values) for values in zip(*found, strict=True)))
+    lazy, populated, locked = table.column("resident ahead")
+    pages = size // run.page
+    run.physical("Memory is not there before it is touched", lazy, equal(0), "B")
+    run.physical("Populated memory is there", populated / size, equal(1), "of it")
+    run.physical("LOCKED memory is there", locked / size, equal(1), "of it")
+    faults = max(table.column("faults when touched")[1:])
+    run.physical("It does not fault any more", faults / pages, at_most(0.01), "faults a page")
+    faults = table.column("faults ahead")[1]
+    run.physical("Populating counts faults too", faults / pages, at_least(1), "faults a page")
+    lazy, populated, _ = table.column("time in all")
+    run.timing("It takes less time than touching", populated / lazy, at_most(1), "times")
+
+
+def prepared(run: Run, size: int, way: Way) -> tuple[float, ...]:
+    """Commit, prepare and touch memory: a row of the table without its name."""
+    flags, prepare = way
+    with run.vmm.region(size, flags) as region:
+        begin = minor_faults()
+        before = (timed(region.commit) + timed(prepare, region.base, size)) * 1e6
+        ahead = minor_faults() - begin
+        there = resident(region.base, size)
+        begin = minor_faults()
+        touching = timed(touch, region) * 1e6
+        return ahead, there, before, minor_faults() - begin, touching, before + touching
+
+
+def in_parallel(run: Run, size: int, tries: int) -> None:
+    """The same memory, populated by more and more threads."""
+    most = min(run.cores, MOST_THREADS)
+    counts = [*itertools.takewhile(lambda count: count < most, (1, 2, 4)), most]
+    title = f"{size // MIB} MiB populated by threads"
+    table = run.table(title, Column("threads"), Column("time", "µs"), Column("resident", "B"))
+    for count in run.steps(counts, "threads"):
+        found = [by_threads(run, size, count) for _ in range(tries)]
+        table.add(count, *(median(values) for values in zip(*found, strict=True)))
+    times = table.column("time")
+    run.plot(title, Axis("threads"), Axis("time", "µs")).add("time", [*map(str, counts)], times)
+    there = min(table.column("resident")) / size
+    run.physical("However many threads, all of it is there", there, equal(1), "of it")
+    run.timing("Two threads are faster than one", times[0] / times[1], at_least(1.2), "times")
+
+
+def by_threads(run: Run, size: int, threads: int) -> tuple[float, int]:
+    """Populate new memory, each thread its part: microseconds, and the bytes resident then."""
+    cuts = [size // run.page * number // threads * run.page for number in range(threads + 1)]
+    with run.vmm.region(size) as region:
+        region.commit()
+        workers = [
+            threading.Thread(target=populate, args=(region.base + low, high - low))
+            for low, high in itertools.pairwise(cuts)
+        ]
+
+        def work() -> None:
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+
+        return timed(work) * 1e6, resident(region.base, size)
