@@ -1,6 +1,5 @@
 """What fork() copies, and when the rest is copied."""
 
-import ctypes
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,16 +11,17 @@ from vmm_linux.experiments import (
     Child,
     Column,
     Run,
+    Table,
     at_least,
     at_most,
     between,
     equal,
     minor_faults,
     need,
+    small_pages,
     timed,
     touch,
 )
-from vmm_linux.experiments._results import Table
 
 ORDER = 70
 TITLE = "Copy on write"
@@ -46,7 +46,6 @@ EXPLANATION = """
 MIB = 1 << 20
 #: Guards keep the kernel from making the region one mapping with its neighbours.
 FLAGS = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-PR_SET_THP_DISABLE = 41
 #: Of an entry of a page table.
 ENTRY = 8
 FIGURES = {"PSS": "pss", "private dirty": "private_dirty", "shared dirty": "shared_dirty"}
@@ -57,9 +56,7 @@ def measure(run: Run) -> None:
     size = run.choose(quick=16 * MIB, full=256 * MIB)
     while 2 * size > run.memory:
         size //= 2
-    # Pages of one size, so that a figure is a number of pages.
-    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
-    with run.vmm.region(size, FLAGS) as region:
+    with small_pages(), run.vmm.region(size, FLAGS) as region:
         region.commit()
         fork_with_more(run, region)
         write_after_fork(run, region)
