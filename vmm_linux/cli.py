@@ -36,6 +36,7 @@ COMMANDS = {
     "sharing": Command(
         "vmm_linux._sharing_command", "which memory processes share with each other"
     ),
+    "audit": Command("vmm_linux._audit_command", "a buffer's way through processes"),
     "doctor": Command("vmm_linux.doctor", "what this kernel and these limits give, and advice"),
 }
 
