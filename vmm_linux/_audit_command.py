@@ -121,9 +121,10 @@ def what_of(entry: Entry, sid: int) -> str:
     method = record["method"]
     if method == "mdl_clone":
         return cloned(record, sid)
-    words: str = WORDS.get(method, method)
+    if method not in WORDS:
+        return str(method)
     arguments = numbers_of(record)
-    return words.format(
+    return WORDS[method].format(
         data=size_of(arguments, "size", "data", "length"),
         prot=names(VmmFlags, arguments.get("prot")),
         seals=names(Seal, arguments.get("seals")),

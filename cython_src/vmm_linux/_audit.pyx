@@ -24,10 +24,6 @@ from threading import get_ident, get_native_id
 
 from vmm_linux.errors import InvalidArgument, SecurityDisallow
 
-cdef extern from "Python.h":
-    int PyThreadState_SetAsyncExc(unsigned long thread, object exception)
-    unsigned long PyThread_get_thread_ident()
-
 FAILURES = ("deny", "continue")
 # Every line begins so: what follows half a line of a killed process is found by it.
 START = '{"v":1,'
@@ -240,7 +236,7 @@ cdef class Audit:
             "make room, or have failure='continue'", error)
 
     cdef int end(self, Record record) except -1:
-        """A call ended: write it down. Raises nothing."""
+        """A call ended: write it down. Raises nothing but what a signal handler raises."""
         cdef int error
         record.duration = now(CLOCK_MONOTONIC) - record.began
         try:
@@ -252,9 +248,6 @@ cdef class Audit:
             self.log(record)
         except Exception:
             PyErr_WriteUnraisable(self)
-        except BaseException as problem:
-            # A signal's, which is not to be lost: it comes up as soon as the caller goes on.
-            PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), type(problem))
         return 0
 
     cdef int log(self, Record record) except -1:
