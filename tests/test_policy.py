@@ -540,6 +540,32 @@ def test_a_call_from_inside_the_policy_is_denied_and_does_not_recur() -> None:
         vmm.allocate(0, PAGE, RESERVED)
 
 
+def test_a_subclass_has_no_say_in_its_usage() -> None:
+    told: list[object] = []
+
+    class Base(VMM):
+        """Stands for the package's own class."""
+
+        def usage(self) -> str:
+            """Tell what is so."""
+            return "so"
+
+    class Lying(Base):
+        """Tells something else."""
+
+        def usage(self) -> str:
+            """Tell what is not."""
+            return "not so"
+
+    def ask(question: Question) -> bool:
+        told.append(question.usage)
+        return True
+
+    with Lying(policy=Policy(ask=ask)) as vmm:
+        vmm.allocate(0, PAGE, RESERVED)
+    assert told == ["so"]
+
+
 def test_a_callable_can_ask_for_the_usage_only_when_it_wants_to() -> None:
     class Counting(VMM):
         """A VMM whose usage counts how often it is asked for."""
@@ -832,11 +858,13 @@ def test_a_file_says_all_that_rules_can(tmp_path: Path) -> None:
             2,
             "'no transfer to other users' says the opposite",
         ),
+        ("", None, "default is missing"),
+        ('ready = ["W^X"]', None, "default is missing"),
         ("[[rule]]\ndeny = '*'\nany_flags=['READ']\nany_seals=['FREEZE']", 1, "no method has all"),
     ],
 )
 def test_a_file_that_is_no_policy_is_refused_with_line_and_reason(
-    tmp_path: Path, text: str, line: int, words: str
+    tmp_path: Path, text: str, line: int | None, words: str
 ) -> None:
     path = write_policy(tmp_path, text)
     with pytest.raises(PolicyError) as caught:
@@ -844,7 +872,8 @@ def test_a_file_that_is_no_policy_is_refused_with_line_and_reason(
     problem = caught.value
     assert (problem.file, problem.line) == (str(path), line), problem
     assert words in problem.reason
-    assert str(problem) == f"Policy: {path}:{line}: {problem.reason}"
+    where = f"{path}:{line}" if line else str(path)
+    assert str(problem) == f"Policy: {where}: {problem.reason}"
     copy = pickle.loads(pickle.dumps(problem))  # noqa: S301
     assert (type(copy), str(copy), copy.line) == (PolicyError, str(problem), line)
 
@@ -859,6 +888,11 @@ def test_files_of_bytes_and_files_too_long_are_refused(tmp_path: Path) -> None:
         Policy.from_toml(path)
     with pytest.raises(FileNotFoundError):
         Policy.from_toml(tmp_path / "none.toml")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for odd in (pipe, tmp_path, Path("/dev/null")):
+        with pytest.raises(PolicyError, match="no ordinary file"):
+            Policy.from_toml(odd)
 
 
 @pytest.mark.parametrize(

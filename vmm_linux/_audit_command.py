@@ -58,10 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     trace.add_argument("files", metavar="FILE", nargs="+", help="audit files, in any order")
     trace.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     asked = parser.parse_args(arguments)
-    entries, problems = read(asked.files)
-    found = [
-        entry for entry in entries if asked.sid in (entry.record["sid"], entry.record["origin_sid"])
-    ]
+    found, problems = read(asked.files, asked.sid)
     for problem in problems:
         sys.stderr.write(
             f"vmm-linux audit: {printable(problem.file)}:{problem.line}: {problem.reason}\n"

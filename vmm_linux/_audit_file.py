@@ -64,10 +64,14 @@ class Problem(NamedTuple):
     killed: bool
 
 
-def read(paths: Iterable[str]) -> tuple[list[Entry], list[Problem]]:
-    """All that the files say of calls, in the order of time.
+def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[Entry], list[Problem]]:
+    """What the files say of calls, in the order of time.
 
     A call whose end is written down is told once.
+
+    Args:
+        paths: of the files.
+        sid: the buffer that is asked about, itself or as an origin; None for all calls.
 
     Errors:
         OSError: a file cannot be read.
@@ -77,7 +81,8 @@ def read(paths: Iterable[str]) -> tuple[list[Entry], list[Problem]]:
     for path in dict.fromkeys(paths):
         for found in lines_of(path):
             if isinstance(found, Entry):
-                entries.append(found)
+                if sid is None or sid in (found.record["sid"], found.record["origin_sid"]):
+                    entries.append(found)
             else:
                 problems.append(found)
     ended = {key_of(entry) for entry in entries if entry.record["event"] == "end"}

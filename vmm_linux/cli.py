@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vmm_linux import __version__
+from vmm_linux import VmmError, __version__
 
 __all__ = ["main"]
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         drop_output()
         return PIPE_CLOSED
-    except OSError as error:
+    except (OSError, VmmError) as error:
         drop_output()
         sys.stderr.write(f"vmm-linux {asked.command}: {error}\n")
         return CANNOT_TRY

@@ -11,8 +11,9 @@ Native code and ``ctypes`` in the same process go past it.
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from vmm_linux._calls import METHODS, Kind, Question
@@ -21,7 +22,6 @@ from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import Rights, Seal, VmmFlags
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from enum import IntFlag
 
@@ -315,10 +315,11 @@ class Policy(RuleTable):
         """Read a policy from a file.
 
         The keys ``default``, ``ready`` and ``audit_failure`` are those of this class; each
-        ``[[rule]]`` has the keys of ``Rule``.
+        ``[[rule]]`` has the keys of ``Rule``. ``default`` has to be there: a file that lost its
+        contents is not to allow everything.
 
         Args:
-            path: of a file in TOML, in UTF-8, of at most 1 MiB.
+            path: of an ordinary file in TOML, in UTF-8, of at most 1 MiB.
 
         Errors:
             INVALID_ARGUMENT (``PolicyError``): it does not parse, or is no policy; file, line and
@@ -327,20 +328,18 @@ class Policy(RuleTable):
         """
         from vmm_linux import _toml_lines  # noqa: PLC0415  tomllib is loaded where it is used
 
-        with Path(path).open("rb") as file:
-            data = file.read(LONGEST_FILE + 1)
-        if len(data) > LONGEST_FILE:
-            raise PolicyError(f"longer than {LONGEST_FILE} bytes", str(path))
+        file = os.fsdecode(path)
+        data = contents_of(file)
         try:
             text, table = _toml_lines.parse(data)
         except _toml_lines.SyntaxProblem as problem:
-            raise PolicyError(problem.reason, str(path), problem.line) from None
+            raise PolicyError(problem.reason, file, problem.line) from None
         made = cls.__new__(cls)
         try:
             made._take_table(table)  # noqa: SLF001  its own
         except FlawError as flaw:
             line = _toml_lines.line_of(text, flaw.path)
-            raise PolicyError(flaw.reason, str(path), line) from None
+            raise PolicyError(flaw.reason, file, line) from None
         return made
 
     def _take_table(self, table: Mapping[str, object]) -> None:
@@ -367,9 +366,25 @@ class Policy(RuleTable):
             None,
             table.get("audit_failure"),
         )
+        if "default" not in table:
+            raise FlawError("default is missing: 'allow' or 'deny'", "default")
 
 
 # ---- checks -------------------------------------------------------------------------------------
+
+
+def contents_of(path: str) -> bytes:
+    """What is in a file, if it is one for policies."""
+    # A pipe that nobody writes is not to be waited for, nor taken for an empty file.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise PolicyError("no ordinary file", path)
+    with open(fd, "rb") as file:  # noqa: PTH123  a descriptor is no path
+        data = file.read(LONGEST_FILE + 1)
+    if len(data) > LONGEST_FILE:
+        raise PolicyError(f"longer than {LONGEST_FILE} bytes", path)
+    return data
 
 
 def compiled_ready(ready: list[str]) -> list[Compiled]:

@@ -156,7 +156,11 @@ def duplicate(method: str, sock: socket.socket) -> socket.socket:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if own < 0:
         raise QuotaExceeded(method, "no descriptor is left; raise RLIMIT_NOFILE", -own)
-    plain = socket.socket(AF_UNIX, socket.SocketType.type.__get__(sock), 0, own)
+    try:
+        plain = socket.socket(AF_UNIX, socket.SocketType.type.__get__(sock), 0, own)
+    except BaseException:
+        os.close(own)
+        raise
     timeout = socket.SocketType.gettimeout(sock)
     if plain.gettimeout() != timeout:
         plain.settimeout(timeout)

@@ -107,7 +107,7 @@ cdef class Watched:
             raise
         record.rc = Retcode.OK
         if isinstance(result, int):
-            record.result = result
+            record.result = int(result)     # a handle without its class
         if isinstance(result, Handle):
             self.look_at_handle(result, NULL, record)
         self.audit.end(record)
