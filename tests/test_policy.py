@@ -440,10 +440,51 @@ def own_vmm_of_a_child(way: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["fork", "spawn"])
-def test_an_unpickled_buffer_comes_under_the_policy_of_the_environment(way: str) -> None:
-    child = run_child(own_vmm_of_a_child, way, 'default = "deny"\n')
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ('default = "deny"\n', "SecurityDisallow unpickle"),
+        ('default = "allow"\nready = ["no transfer to other users"]\n', "<Mdl of 65536 bytes"),
+        ('default = "allow"\n[[rule]]\ndeny = ["recv_handle"]\n', "SecurityDisallow unpickle"),
+    ],
+)
+def test_an_unpickled_buffer_comes_under_the_policy_of_the_environment(
+    way: str, text: str, outcome: str
+) -> None:
+    child = run_child(own_vmm_of_a_child, way, text)
     assert (child.returncode, child.stderr) == (0, "")
-    assert child.stdout.startswith("SecurityDisallow unpickle")
+    assert child.stdout.startswith(outcome)
+
+
+def obey_a_policy_of_the_environment() -> None:
+    """Make a VMM under the policy of a file that this process wrote, and say what is denied."""
+    import difflib  # noqa: F401  before the library is out of reach
+    import os
+    import socket
+    import tempfile
+    from pathlib import Path
+
+    from vmm_linux import VMM, _toml_lines, policy
+
+    assert _toml_lines.parse(b"") == ("", {})
+    assert policy.READY
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "policy.toml")
+        path.write_text('default = "allow"\nready = ["W^X", "no transfer to other users"]\n')
+        os.environ["VMM_LINUX_POLICY"] = str(path)
+        ours, theirs = socket.socketpair()
+        with ours, theirs, VMM() as vmm:
+            handle = vmm.mdl_create(1 << 16, 1)
+            vmm.send_handle(ours, handle)
+            print(vmm.mdl_get_size(vmm.recv_handle(theirs)))
+            print(vmm.endpoint.MdlCreate(1 << 16, 7)[1].name)
+
+
+@pytest.mark.parametrize("nobody", [False, True])
+def test_every_user_can_have_a_policy(nobody: bool) -> None:
+    child = run_child(obey_a_policy_of_the_environment, nobody=nobody)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout == "65536\nSECURITY_DISALLOW\n"
 
 
 def test_in_a_forked_child_the_policy_is_the_same() -> None:
