@@ -21,7 +21,7 @@ import pytest
 from children import ROOT, run_child
 from commands import run
 from forked import in_child
-from vmm_linux import VMM, Retcode, Rights, VmmError, VmmFlags
+from vmm_linux import VMM, PageState, Retcode, Rights, VmmError, VmmFlags
 from vmm_linux._audit_file import read
 from vmm_linux.audit import Audit, Record
 from vmm_linux.errors import InvalidArgument, InvalidOperation, SecurityDisallow
@@ -329,6 +329,35 @@ def test_half_a_line_that_a_full_disk_left_spoils_no_other(tmp_path: Path) -> No
     entries, problems = read([str(path)])
     assert [entry.record["method"] for entry in entries] == ["query", "query", "query", "close"]
     assert [(problem.line, problem.killed) for problem in problems] == [(2, False)]
+
+
+def test_a_disk_that_is_full_between_the_two_lines_leaves_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with VMM(audit=Audit(path)) as vmm:
+        va = vmm.allocate(0, PAGE, RESERVED)
+        vmm.commit(va, PAGE)
+        before = path.read_bytes().splitlines(keepends=True)[-2]
+        assert b'"begin"' in before
+        try:
+            room = path.stat().st_size + len(before) + 20
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+            with pytest.warns(RuntimeWarning, match="records are missing"):
+                vmm.decommit(va, PAGE)
+            with pytest.raises(SecurityDisallow, match="cannot be written"):
+                vmm.free(va, PAGE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert vmm.query(va, smaps=False).state is PageState.RESERVED
+    entries, _ = read([str(path)])
+    told = [(each.record["method"], each.record["event"]) for each in entries]
+    assert told == [
+        ("allocate", "end"),
+        ("commit", "end"),
+        ("decommit", "begin"),
+        ("query", "end"),
+        ("close", "end"),
+    ]
 
 
 def audit_on_small_and_read_only_disks() -> None:

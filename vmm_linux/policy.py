@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from vmm_linux._calls import METHODS, Kind, Question
@@ -119,55 +120,57 @@ ABOUT: Final = {
 """What a condition is about, by its key."""
 TOP_KEYS: Final = ("default", "ready", "audit_failure", "rule")
 
-READY: Final[Mapping[str, tuple[Rule, ...]]] = {
-    "W^X": (
-        Rule(
-            name="W^X",
-            deny=(
-                "allocate",
-                "protect",
-                "mdl_create",
-                "mdl_create_from_vm",
-                "mdl_create_from_buf",
-                "mdl_map",
-            ),
-            all_flags=(
-                "WRITE",
-                "EXECUTE",
-            ),
-        ),
-    ),
-    "no executable MDL": (
-        Rule(
-            name="no executable MDL",
-            deny=(
-                "mdl_create",
-                "mdl_create_from_vm",
-                "mdl_create_from_buf",
-                "mdl_map",
-            ),
-            any_flags=("EXECUTE",),
-        ),
-    ),
-    "no transfer to other users": (
-        Rule(name="no transfer to other users", deny=("send_handle",), other_user=True),
-        # Nobody can tell where a descriptor goes.
-        Rule(name="no transfer to other users", deny=("handle_fileno",)),
-    ),
-    "only frozen or published buffers leave": (
-        Rule(
-            name="only frozen or published buffers leave",
-            deny=(
-                "send_handle",
-                "handle_fileno",
-            ),
-            no_seals=(
-                "PUBLISH",
-                "FREEZE",
+READY: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
+    {
+        "W^X": (
+            Rule(
+                name="W^X",
+                deny=(
+                    "allocate",
+                    "protect",
+                    "mdl_create",
+                    "mdl_create_from_vm",
+                    "mdl_create_from_buf",
+                    "mdl_map",
+                ),
+                all_flags=(
+                    "WRITE",
+                    "EXECUTE",
+                ),
             ),
         ),
-    ),
-}
+        "no executable MDL": (
+            Rule(
+                name="no executable MDL",
+                deny=(
+                    "mdl_create",
+                    "mdl_create_from_vm",
+                    "mdl_create_from_buf",
+                    "mdl_map",
+                ),
+                any_flags=("EXECUTE",),
+            ),
+        ),
+        "no transfer to other users": (
+            Rule(name="no transfer to other users", deny=("send_handle",), other_user=True),
+            # Nobody can tell where a descriptor goes.
+            Rule(name="no transfer to other users", deny=("handle_fileno",)),
+        ),
+        "only frozen or published buffers leave": (
+            Rule(
+                name="only frozen or published buffers leave",
+                deny=(
+                    "send_handle",
+                    "handle_fileno",
+                ),
+                no_seals=(
+                    "PUBLISH",
+                    "FREEZE",
+                ),
+            ),
+        ),
+    }
+)
 """The ready rules, by name."""
 
 
