@@ -1,8 +1,9 @@
 """What is written down of calls: a ring in memory, a file of lines, the standard logging.
 
 A line is one write(2) to a file opened with O_APPEND, so that threads and processes share a file,
-and what a killed process wrote is whole lines. Between a call that was carried out and its caller
-no exception comes up from here: the caller would lose what the call made.
+and what a killed process wrote is whole lines, but for its last one at most. Between a call that
+was carried out and its caller no exception comes up from here: the caller would lose what the call
+made.
 """
 
 cimport cython

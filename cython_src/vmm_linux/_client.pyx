@@ -8,6 +8,7 @@ from vmm_linux._answer cimport CLOSE, Request
 from vmm_linux._arguments cimport request_of
 from vmm_linux._calls cimport CALL_CLOSE
 from vmm_linux._location cimport Intent, add_intents, intent_at
+from vmm_linux._mdl cimport BufferSpace
 from vmm_linux._own_process cimport OwnProcess
 from vmm_linux._watched cimport Watched
 
@@ -30,6 +31,7 @@ cdef class Client(Watched):
     _warns = True
 
     def __cinit__(self, *arguments, **keywords):
+        self.space = BufferSpace()
         self.process = OwnProcess()
         caller = sys._getframe()
         self.made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"

@@ -24,7 +24,7 @@ from vmm_linux._calls cimport (
     name_of,
     normalised,
 )
-from vmm_linux._mdl cimport BufferSpace, HandleFacts
+from vmm_linux._mdl cimport HandleFacts
 from vmm_linux._rules cimport NOBODY, RuleTable
 
 import os
@@ -46,10 +46,9 @@ cdef class Watched:
     """The base of every VMM: what its methods go through when somebody is to be asked or told."""
 
     def __cinit__(self, *arguments, **keywords):
-        # Until somebody says so, it is not known that nobody is to be asked.
+        # Until somebody says so, it is not known that nobody is to be asked. Nothing here may fail:
+        # the classes above are not there yet, and theirs is what would be called at the end.
         self.is_watched = True
-        self.deciding = set()
-        self.space = BufferSpace()
 
     cdef int settle(self, object policy, object audit) except -1:
         """Say once who is to be asked and told; who is not named comes from the environment."""
@@ -69,6 +68,7 @@ cdef class Watched:
             raise InvalidArgument("__init__", f"audit is a {type(audit).__name__}, not an Audit")
         if self.is_settled:         # by another thread, while files were read
             return 0
+        self.deciding = set()
         self.policy = policy
         self.audit = audit
         self.forbidden = self.policy.forbidden if policy is not None else 0
