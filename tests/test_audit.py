@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import faults
 from children import ROOT, run_child
 from commands import run
 from forked import in_child
@@ -35,6 +36,9 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 READ = VmmFlags.READ
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 RESERVED = VmmFlags.RESERVE | READ_WRITE
+
+
+library = pytest.fixture(scope="session")(faults.make_library)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -462,6 +466,45 @@ def test_a_vmm_that_names_no_audit_has_the_environments(
     monkeypatch.setenv("VMM_LINUX_AUDIT", str(tmp_path / "no" / "folder"))
     with pytest.raises(FileNotFoundError):
         VMM()
+
+
+def try_watched_calls() -> None:
+    """Let each call of a watched VMM fail at every place; runs in a child."""
+    import tempfile
+    from itertools import count
+    from pathlib import Path
+
+    from faults import Faults, Mode, surroundings
+    from kernel_oracle import PAGE
+    from vmm_linux import VMM, VmmError, VmmFlags
+    from vmm_linux.audit import Audit
+    from vmm_linux.policy import Policy
+
+    flags = VmmFlags.RESERVE | VmmFlags.COMMIT | VmmFlags.READ | VmmFlags.WRITE
+    library = Faults()
+    with tempfile.TemporaryDirectory() as folder:
+        policy = Policy(ready=["W^X"])
+        path = Path(folder, "calls.jsonl")
+        with VMM(policy=policy, audit=Audit(path, failure="continue")) as vmm:
+            vmm.free(vmm.allocate(0, PAGE, flags), PAGE)
+            for n in count(1):
+                before = surroundings()
+                va = 0
+                try:
+                    with library.armed(Mode.ALONE, n):
+                        va = vmm.allocate(0, PAGE, flags)
+                except (VmmError, MemoryError):
+                    assert surroundings() == before, library.name
+                if va:
+                    vmm.free(va, PAGE)
+                if not library.name:
+                    break
+        assert n > 3
+        assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_watched_call_that_fails_leaves_everything_as_it_was(library: Path) -> None:
+    faults.run(library, try_watched_calls)
 
 
 # ---- logging -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Nothing here runs under the VMM's mutex.
 """
 
 cimport cython
+from cpython.exc cimport PyErr_WriteUnraisable
 from libc.stdint cimport uint64_t
 from posix.unistd cimport getpid
 
@@ -105,11 +106,15 @@ cdef class Watched:
                 record.error = type(problem).__name__
             self.audit.end(record)
             raise
-        record.rc = Retcode.OK
-        if isinstance(result, int):
-            record.result = int(result)     # a handle without its class
-        if isinstance(result, Handle):
-            self.look_at_handle(result, NULL, record)
+        try:
+            record.rc = Retcode.OK
+            if isinstance(result, int):
+                record.result = int(result)     # a handle without its class
+            if isinstance(result, Handle):
+                self.look_at_handle(result, NULL, record)
+        except Exception:
+            # The caller is to get what the call made, even if no memory is left to tell of it.
+            PyErr_WriteUnraisable(self)
         self.audit.end(record)
         return result
 
