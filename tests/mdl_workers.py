@@ -36,6 +36,15 @@ def contexts(method: str) -> Any:  # noqa: ANN401
 # ---- in workers ------------------------------------------------------------------------------
 
 
+def receive_and_tell(connection: Connection) -> None:
+    """Take what comes, and tell what was raised instead."""
+    try:
+        outcome = repr(connection.recv())
+    except VmmError as problem:
+        outcome = f"{type(problem).__name__} {problem}"
+    connection.send(outcome)
+
+
 def answer(mdl: Mdl, connection: Connection) -> None:
     """Write what was asked for, if it is allowed, and tell of it."""
     region = mdl.map()

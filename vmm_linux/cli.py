@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vmm_linux import __version__
+from vmm_linux import VmmError, __version__
 
 __all__ = ["main"]
 
@@ -39,6 +39,7 @@ COMMANDS = {
     "experiment": Command(
         "vmm_linux.experiments._command", "experiments on how this machine treats memory"
     ),
+    "audit": Command("vmm_linux._audit_command", "a buffer's way through processes"),
     "doctor": Command("vmm_linux.doctor", "what this kernel and these limits give, and advice"),
 }
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = importlib.import_module(COMMANDS[asked.command].module)
         code = int(command.main(asked.arguments))
         sys.stdout.flush()
-    except OSError as error:
+    except (OSError, VmmError) as error:
         return cannot_try(name, error)
     except SystemExit:
         # argparse has printed the help, and does not look whether it arrived.
@@ -71,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def cannot_try(name: str, error: OSError) -> int:
-    """Say in a line what the system refused; but to have no reader any more is no error."""
+def cannot_try(name: str, error: OSError | VmmError) -> int:
+    """Say in a line what was refused; but to have no reader any more is no error."""
     drop_output()
     if isinstance(error, BrokenPipeError):
         return PIPE_CLOSED

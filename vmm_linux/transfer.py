@@ -51,7 +51,9 @@ __all__ = [
     "Parcel",
     "adopt",
     "check_socket",
+    "duplicate",
     "examine",
+    "peer_of",
     "read_message",
     "receive",
     "send",
@@ -145,6 +147,36 @@ def check_socket(method: str, sock: object) -> None:
         raise InvalidArgument(
             method, f"sock is of family {sock.family!r}; only AF_UNIX carries descriptors"
         )
+
+
+def duplicate(method: str, sock: socket.socket) -> socket.socket:
+    """A plain socket on a descriptor of its own, which waits as long as the given one does."""
+    own = _syscalls.fcntl(socket.SocketType.fileno(sock), fcntl.F_DUPFD_CLOEXEC, 0)
+    if own == -errno.EBADF:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    if own < 0:
+        raise QuotaExceeded(method, "no descriptor is left; raise RLIMIT_NOFILE", -own)
+    try:
+        plain = socket.socket(AF_UNIX, socket.SocketType.type.__get__(sock), 0, own)
+    except BaseException:
+        os.close(own)
+        raise
+    timeout = socket.SocketType.gettimeout(sock)
+    if plain.gettimeout() != timeout:
+        plain.settimeout(timeout)
+    return plain
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int, int] | None:
+    """The process, user and group that made the other end; None where the kernel does not tell."""
+    try:
+        credentials = socket.SocketType.getsockopt(
+            sock, SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size
+        )
+    except OSError:
+        return None
+    pid, uid, gid = CREDENTIALS.unpack(credentials)
+    return None if uid == NOBODY_KNOWN else (pid, uid, gid)
 
 
 def send(sock: socket.socket, parcel: Parcel) -> None:
@@ -398,12 +430,12 @@ def holds(require: int, seals: int) -> bool:
 
 def check_peer(sock: socket.socket, peer_uid: int) -> None:
     """Whether the other end was connected by this user."""
-    credentials = sock.getsockopt(SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    uid = CREDENTIALS.unpack(credentials)[1]
-    if uid == NOBODY_KNOWN:
+    peer = peer_of(sock)
+    if peer is None:
         raise SecurityDisallow(
             "recv_handle", "the socket does not tell who is at the other end; peer_uid needs that"
         )
+    uid = peer[1]
     if uid != peer_uid:
         raise SecurityDisallow(
             "recv_handle", f"user {uid} is at the other end; peer_uid is {peer_uid}"

@@ -30,7 +30,9 @@ class VMM(_vmm.VMM):
     interpreter exits, warns (``ResourceWarning``) and says where it was made.
 
     Every method raises a subclass of ``VmmError``, with the return code in ``.rc``, and then has
-    changed nothing. On a closed VMM every method but ``close`` is ``INVALID_OPERATION``. Integers
+    changed nothing. On a closed VMM every method but ``close`` is ``INVALID_OPERATION``. A VMM with
+    a policy (``vmm_linux.policy``) asks it before every method but ``close``, each of which can be
+    ``SECURITY_DISALLOW`` for that reason. Integers
     are ``int`` and whatever has ``__index__``, bools excepted; others are ``INVALID_ARGUMENT``.
     Methods may be called from any thread.
     """

@@ -41,6 +41,7 @@ cdef struct Request:
     void *buffer                # of READ, WRITE, MDL_CREATE_FROM_BUF; Parcel; HandleFacts; Ranges
     uint64_t handle
     uint64_t offset             # in the MDL buffer; of MDL_CREATE: the size of its segments
+    uint32_t forbidden          # of MDL_CREATE_FROM_VM: access that its pages must not have
 
 cdef struct Answer:
     int reason                  # 0, or why the call failed
@@ -79,6 +80,7 @@ cdef enum Reason:
     TOO_MANY_SEGMENTS
     OVERLAP
     NO_SINGLE_DESCRIPTOR
+    FORBIDDEN_OF_MDL
     KERNEL_REFUSED
 
 cdef enum:

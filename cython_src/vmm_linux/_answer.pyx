@@ -89,6 +89,10 @@ REASONS = {
         Retcode.INVALID_OPERATION,
         "the buffer is a clone or in segments, and no one descriptor is just its memory; "
         "send_handle sends it"),
+    FORBIDDEN_OF_MDL: (
+        Retcode.SECURITY_DISALLOW,
+        "the policy does not allow it (rule: no executable MDL): the page at 0x{value:x} is "
+        "executable; protect() changes that"),
     UNSEALABLE: (
         Retcode.NO_CAPABILITY,
         "the memory takes no more seals"),

@@ -44,6 +44,8 @@ cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFF
 cdef str describe(object value)
 cdef object iterate(str method, object ranges)
 cdef tuple other_pair(str method, object item)
+cdef object contiguous(str method, object data)
+cdef object tristate(str method, str name, object value)
 cdef int check_multiple(str method, str name, uint64_t value) except -1
 cdef int refuse_bytes(str method, str name, uint64_t va, uint64_t size, str size_name) except -1
 cdef int refuse_pages(str method, str name, uint64_t va, uint64_t size, str size_name) except -1
@@ -113,6 +115,7 @@ cdef inline Request request_of(Method method, uint64_t va, uint64_t size, uint64
     request.buffer = NULL
     request.handle = 0
     request.offset = 0
+    request.forbidden = 0
     return request
 
 

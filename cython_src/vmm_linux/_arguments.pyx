@@ -74,6 +74,25 @@ cdef tuple other_pair(str method, object item):
     return va, size
 
 
+cdef object contiguous(str method, object data):
+    """A memoryview of a buffer's bytes, which stay where they are as long as it lives."""
+    try:
+        view = memoryview(data)
+        if not view.c_contiguous:
+            raise BufferError("its bytes do not lie side by side")
+        return view.cast("B")
+    except Exception as problem:
+        raise InvalidArgument(
+            method, f"data is {describe(data)}, not a contiguous buffer") from problem
+
+
+cdef object tristate(str method, str name, object value):
+    """True, False or None."""
+    if value is None or isinstance(value, bool):
+        return value
+    raise InvalidArgument(method, f"{name} is {describe(value)}, not True, False or None")
+
+
 cdef int check_multiple(str method, str name, uint64_t value) except -1:
     """A page multiple."""
     if not is_multiple(value, PAGE_SIZE):

@@ -1,6 +1,6 @@
 """An address space whose pages can be an MDL buffer's (see ``_buffer_mappings.pyx``)."""
 
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport uint32_t, uintptr_t
 
 from vmm_linux._address_space cimport AddressSpace
 from vmm_linux._answer cimport Answer, Request
@@ -11,5 +11,6 @@ cdef class BufferMappings(AddressSpace):
     cdef Answer map_described(self, const Request *request, MemoryObject *buffer) noexcept nogil
     cdef Answer map_segments(self, const Request *request, MemoryObject *buffer) noexcept nogil
     cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil
-    cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef Answer check_convertible(self, uintptr_t va, uintptr_t end,
+                                  uint32_t forbidden) noexcept nogil
     cdef MemoryObject *whole_object(self, uintptr_t va, uintptr_t end) noexcept nogil

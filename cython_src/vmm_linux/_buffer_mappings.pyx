@@ -13,6 +13,7 @@ from vmm_linux._address_space cimport AddressSpace, run_of
 from vmm_linux._answer cimport (
     ALREADY_MDL,
     DONE,
+    FORBIDDEN_OF_MDL,
     LIMIT_AS,
     NO_LEDGER_MEMORY,
     NOT_COMMITTED,
@@ -133,7 +134,7 @@ cdef class BufferMappings(AddressSpace):
         cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
         cdef uint64_t mappings = 0
         cdef int result = 0
-        cdef Answer answer = self.check_convertible(va, end)
+        cdef Answer answer = self.check_convertible(va, end, request.forbidden)
         if answer.reason != DONE:
             return answer
         if not self.ledger.isolate(va, end):
@@ -151,11 +152,13 @@ cdef class BufferMappings(AddressSpace):
                 return kernel_refused(-result, LIMIT_AS, mappings)
             self.release_backing(self.ledger.runs.lower_bound(va), end)
             memory_object_acquire(buffer[0], request.size // _features.page_size())
-        self.ledger.set_backing(va, end, buffer[0], 0, KIND_MDL, FLAG_RWX_MASK)
+        self.ledger.set_backing(
+            va, end, buffer[0], 0, KIND_MDL, FLAG_RWX_MASK & ~request.forbidden)
         return answer
 
-    cdef Answer check_convertible(self, uintptr_t va, uintptr_t end) noexcept nogil:
-        """Whether every page is committed, private, and in no view."""
+    cdef Answer check_convertible(self, uintptr_t va, uintptr_t end,
+                                  uint32_t forbidden) noexcept nogil:
+        """Whether every page is committed, private, in no view, and gives no forbidden access."""
         cdef uintptr_t pinned
         cdef Runs.iterator run = self.ledger.run_at(va)
         while run != self.ledger.runs.end() and dereference(run).first < end:
@@ -163,6 +166,8 @@ cdef class BufferMappings(AddressSpace):
                 return refused(NOT_COMMITTED, max(va, dereference(run).first))
             if dereference(run).second.kind == KIND_MDL:
                 return refused(ALREADY_MDL, max(va, dereference(run).first))
+            if dereference(run).second.protection & forbidden:
+                return refused(FORBIDDEN_OF_MDL, max(va, dereference(run).first))
             preincrement(run)
         pinned = self.first_pinned(self.ledger.run_at(va), va, end)
         return done() if pinned == 0 else refused(PINNED, pinned)

@@ -4,11 +4,10 @@ from libc.stdint cimport uintptr_t
 from libcpp.vector cimport vector
 
 from vmm_linux._location cimport Intent
-from vmm_linux._mdl cimport BufferSpace
 from vmm_linux._own_process cimport OwnProcess
+from vmm_linux._watched cimport Watched
 
-cdef class Client:
-    cdef BufferSpace space
+cdef class Client(Watched):
     cdef OwnProcess process
     cdef object __weakref__
     cdef str made_at
@@ -17,6 +16,7 @@ cdef class Client:
 
     cdef int warn_if_open(self) except -1
 
+cdef object do_close(Client self)
 cdef int refuse_closed(str method) except -1
 cdef bint intent_of_any(uintptr_t va, Intent *intent) except -1
 cdef int add_intents_of_all(vector[Intent] *intents) except -1

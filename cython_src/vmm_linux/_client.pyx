@@ -6,9 +6,11 @@ from libcpp.vector cimport vector
 
 from vmm_linux._answer cimport CLOSE, Request
 from vmm_linux._arguments cimport request_of
+from vmm_linux._calls cimport CALL_CLOSE
 from vmm_linux._location cimport Intent, add_intents, intent_at
 from vmm_linux._mdl cimport BufferSpace
 from vmm_linux._own_process cimport OwnProcess
+from vmm_linux._watched cimport Watched
 
 import atexit
 import os
@@ -22,7 +24,7 @@ cdef extern from "Python.h":
     PyObject *PyWeakref_GetObject(object)
 
 
-cdef class Client:
+cdef class Client(Watched):
     """What every method needs: the address space, the open files of /proc, and whether it lives."""
 
     # Whether one that is never closed is a mistake of somebody's.
@@ -39,8 +41,25 @@ cdef class Client:
     def __dealloc__(self):
         ALL.pop(<uintptr_t><PyObject *>self, None)
 
-    def __init__(self):
-        """Make a VMM without regions. It asks the kernel for nothing yet."""
+    def __init__(self, *, policy=None, audit=None):
+        """Make a VMM without regions. It asks the kernel for nothing yet.
+
+        Args:
+            policy: a ``Policy``, which is asked before every call, or None for the one in the file
+                that ``VMM_LINUX_POLICY`` of the environment names, if it names one.
+            audit: an ``Audit``, which writes every call down, or None for one to the file that
+                ``VMM_LINUX_AUDIT`` names, if it names one.
+
+        Errors:
+            INVALID_ARGUMENT: another kind of object; a file of the environment that is no policy.
+            INVALID_OPERATION: this VMM has been made already, with others.
+            OSError: a file of the environment cannot be opened.
+        """
+        try:
+            self.settle(policy, audit)
+        except BaseException:
+            self.warned = True      # nobody gets it who could close it
+            raise
 
     def __del__(self):
         self.warn_if_open()
@@ -90,14 +109,41 @@ cdef class Client:
             OUT_OF_MEMORY: at the kernel's map count a region could not be unmapped; the VMM
                 stays open, and another call tries again.
         """
-        cdef Request request = request_of(CLOSE, 0, 0, 0)
         if self.space.closed:
             return
-        self.space.call(&request)
-        # No query opens these files again: the VMM is closed.
-        self.space.enter()
-        self.process.release()
-        self.space.leave()
+        if self.is_watched:
+            self.watch(CALL_CLOSE, ())
+        else:
+            do_close(self)
+
+    def history(self):
+        """The last calls that this VMM's audit wrote down, the oldest first.
+
+        A closed VMM has them too. An audit that several VMMs share has the calls of all.
+
+        Returns:
+            A tuple of ``vmm_linux.audit.Record``.
+
+        Errors:
+            INVALID_OPERATION: this VMM was made without an audit.
+        """
+        if self.audit is None:
+            raise InvalidOperation(
+                "history", "this VMM has no audit; make it with VMM(audit=Audit())")
+        return self.audit.history()
+
+
+cdef object do_close(Client self):
+    """See ``VMM.close``."""
+    cdef Request request = request_of(CLOSE, 0, 0, 0)
+    if self.space.closed:
+        return None
+    self.space.call(&request)
+    # No query opens these files again: the VMM is closed.
+    self.space.enter()
+    self.process.release()
+    self.space.leave()
+    return None
 
 
 cdef int refuse_closed(str method) except -1:

@@ -32,8 +32,22 @@ from vmm_linux._arguments cimport (
     number,
     pair,
     request_of,
+    tristate,
 )
-from vmm_linux._client cimport Client, check_open
+from vmm_linux._calls cimport (
+    CALL_ALLOCATE,
+    CALL_COMMIT,
+    CALL_COMMIT_RANGES,
+    CALL_DECOMMIT,
+    CALL_DECOMMIT_RANGES,
+    CALL_FREE,
+    CALL_PROTECT,
+    CALL_QUERY,
+    CALL_READ,
+    CALL_VIEW,
+    CALL_WRITE,
+)
+from vmm_linux._client cimport Client, check_open, do_close
 from vmm_linux._query cimport query
 from vmm_linux._ranges cimport Ranges, add_range
 from vmm_linux._views cimport pinned_view
@@ -68,16 +82,35 @@ cdef class MemoryMethods(Client):
 
         Source: Allocate; mmap(2), mprotect(2), madvise(2), mlock(2), memfd_create(2).
         """
-        cdef uint64_t base, length, bits
-        cdef Request request
-        check_open(self, "allocate")
-        base = number("allocate", "addr", addr)
-        length = number("allocate", "size", size)
-        bits = number("allocate", "flags", flags)
-        check_pages("allocate", "addr", base, length, "size")
-        check_region_flags(bits, base)
-        request = request_of(ALLOCATE, base, length, bits)
-        return self.space.call(&request)
+        if self.is_watched:
+            return self.watch(CALL_ALLOCATE, (addr, size, flags))
+        return do_allocate(self, addr, size, flags)
+
+    cdef object carry_out(self, int call, tuple a):
+        """Carry out one of these methods, or close."""
+        if call == CALL_ALLOCATE:
+            return do_allocate(self, a[0], a[1], a[2])
+        if call == CALL_COMMIT:
+            return do_commit(self, a[0], a[1], a[2])
+        if call == CALL_COMMIT_RANGES:
+            return do_commit_ranges(self, a[0])
+        if call == CALL_DECOMMIT_RANGES:
+            return do_decommit_ranges(self, a[0])
+        if call == CALL_DECOMMIT:
+            return do_decommit(self, a[0], a[1])
+        if call == CALL_PROTECT:
+            return do_protect(self, a[0], a[1], a[2])
+        if call == CALL_FREE:
+            return do_free(self, a[0], a[1])
+        if call == CALL_QUERY:
+            return do_query(self, a[0], a[1])
+        if call == CALL_VIEW:
+            return do_view(self, a[0], a[1], a[2])
+        if call == CALL_READ:
+            return do_read(self, a[0], a[1])
+        if call == CALL_WRITE:
+            return do_write(self, a[0], a[1])
+        return do_close(self)
 
     cdef int change(self, Method method, str name, object va, object size,
                     uint64_t flags) except -1:
@@ -110,8 +143,9 @@ cdef class MemoryMethods(Client):
 
         Source: Commit; mprotect(2), madvise(2) MADV_POPULATE_WRITE.
         """
-        check_open(self, "commit")
-        self.change(COMMIT, "commit", va, size, 0)
+        if self.is_watched:
+            return self.watch(CALL_COMMIT, (va, size, flags))
+        return do_commit(self, va, size, flags)
 
     cdef object change_ranges(self, Method method, str name, object ranges):
         """A call over whole pages of many regions."""
@@ -155,7 +189,9 @@ cdef class MemoryMethods(Client):
 
         Source: Commit; process_madvise(2) MADV_GUARD_REMOVE.
         """
-        self.change_ranges(COMMIT_RANGES, "commit_ranges", ranges)
+        if self.is_watched:
+            return self.watch(CALL_COMMIT_RANGES, (ranges,))
+        return do_commit_ranges(self, ranges)
 
     def decommit_ranges(self, ranges):
         """Give the memory of pages in many ranges back: of all of them, or none.
@@ -171,7 +207,9 @@ cdef class MemoryMethods(Client):
 
         Source: Decommit; process_madvise(2) MADV_GUARD_INSTALL.
         """
-        self.change_ranges(DECOMMIT_RANGES, "decommit_ranges", ranges)
+        if self.is_watched:
+            return self.watch(CALL_DECOMMIT_RANGES, (ranges,))
+        return do_decommit_ranges(self, ranges)
 
     def decommit(self, va, size):
         """Give the memory of pages back to the system; the addresses stay reserved.
@@ -191,8 +229,9 @@ cdef class MemoryMethods(Client):
 
         Source: Decommit; mmap(2) MAP_FIXED, fallocate(2) FALLOC_FL_PUNCH_HOLE.
         """
-        check_open(self, "decommit")
-        self.change(DECOMMIT, "decommit", va, size, 0)
+        if self.is_watched:
+            return self.watch(CALL_DECOMMIT, (va, size))
+        return do_decommit(self, va, size)
 
     def protect(self, va, size, flags):
         """Change the protection: of committed pages now, of reserved ones when they are committed.
@@ -211,11 +250,9 @@ cdef class MemoryMethods(Client):
 
         Source: Protect; mprotect(2).
         """
-        cdef uint64_t protection
-        check_open(self, "protect")
-        protection = number("protect", "flags", flags)
-        check_protection("protect", protection)
-        self.change(PROTECT, "protect", va, size, protection)
+        if self.is_watched:
+            return self.watch(CALL_PROTECT, (va, size, flags))
+        return do_protect(self, va, size, flags)
 
     def free(self, va, size):
         """Give addresses and memory back: a whole region or any pages of one.
@@ -234,8 +271,9 @@ cdef class MemoryMethods(Client):
 
         Source: Free; munmap(2).
         """
-        check_open(self, "free")
-        self.change(FREE, "free", va, size, 0)
+        if self.is_watched:
+            return self.watch(CALL_FREE, (va, size))
+        return do_free(self, va, size)
 
     def query(self, va, smaps=True):
         """Tell about the page that includes an address, without touching it.
@@ -254,14 +292,9 @@ cdef class MemoryMethods(Client):
 
         Source: Query; proc(5), ioctl PROCMAP_QUERY and PAGEMAP_SCAN.
         """
-        cdef uint64_t address
-        check_open(self, "query")
-        address = number("query", "va", va)
-        if address >= _features.user_space_end():
-            raise InvalidArgument(
-                "query", f"va 0x{address:x} is above user space, which ends at "
-                f"0x{_features.user_space_end():x}")
-        return query(self.space, self.process, address, bool(smaps))
+        if self.is_watched:
+            return self.watch(CALL_QUERY, (va, smaps))
+        return do_query(self, va, smaps)
 
     def view(self, va, size, writable=None):
         """Look at committed memory as it is: a memoryview of bytes.
@@ -279,15 +312,9 @@ cdef class MemoryMethods(Client):
             RESOURCE_NOT_FOUND: not wholly inside one region.
             INVALID_OPERATION: a page is not committed, or its protection does not allow it.
         """
-        cdef uint64_t start, length
-        check_open(self, "view")
-        start = number("view", "va", va)
-        length = number("view", "size", size)
-        check_bytes("view", start, length)
-        if writable is not None and not isinstance(writable, bool):
-            raise InvalidArgument(
-                "view", f"writable is {describe(writable)}, not True, False or None")
-        return pinned_view(self.space, start, length, writable)
+        if self.is_watched:
+            return self.watch(CALL_VIEW, (va, size, writable))
+        return do_view(self, va, size, writable)
 
     def read(self, va, size):
         """Copy bytes out, with the kernel's checks.
@@ -307,22 +334,9 @@ cdef class MemoryMethods(Client):
 
         Source: process_vm_readv(2).
         """
-        cdef uint64_t start, length
-        cdef Request request
-        check_open(self, "read")
-        start = number("read", "va", va)
-        length = number("read", "size", size)
-        check_bytes("read", start, length)
-        request = request_of(CHECK, start, length, FLAG_READ)
-        self.space.call(&request)
-        try:
-            data = PyBytes_FromStringAndSize(NULL, length)
-        except MemoryError:
-            raise OutOfMemory("read", f"no memory for a copy of {length} bytes") from None
-        request.method = READ
-        request.buffer = PyBytes_AS_STRING(data)
-        self.space.call(&request)
-        return data
+        if self.is_watched:
+            return self.watch(CALL_READ, (va, size))
+        return do_read(self, va, size)
 
     def write(self, va, data):
         """Copy bytes in, with the kernel's checks.
@@ -342,20 +356,111 @@ cdef class MemoryMethods(Client):
 
         Source: process_vm_writev(2).
         """
-        cdef uint64_t start
-        cdef Py_buffer buffer
-        cdef Request request
-        check_open(self, "write")
-        start = number("write", "va", va)
-        try:
-            PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
-        except Exception as problem:
-            raise InvalidArgument(
-                "write", f"data is {describe(data)}, not a contiguous buffer") from problem
-        try:
-            check_bytes("write", start, buffer.len)
-            request = request_of(WRITE, start, buffer.len, FLAG_WRITE)
-            request.buffer = buffer.buf
-            return self.space.call(&request)
-        finally:
-            PyBuffer_Release(&buffer)
+        if self.is_watched:
+            return self.watch(CALL_WRITE, (va, data))
+        return do_write(self, va, data)
+
+
+# ---- the methods themselves ----------------------------------------------------------------------
+
+cdef object do_allocate(MemoryMethods self, object addr, object size, object flags):
+    cdef uint64_t base, length, bits
+    cdef Request request
+    check_open(self, "allocate")
+    base = number("allocate", "addr", addr)
+    length = number("allocate", "size", size)
+    bits = number("allocate", "flags", flags)
+    check_pages("allocate", "addr", base, length, "size")
+    check_region_flags(bits, base)
+    request = request_of(ALLOCATE, base, length, bits)
+    return self.space.call(&request)
+
+
+cdef object do_commit(MemoryMethods self, object va, object size, object flags):
+    check_open(self, "commit")
+    self.change(COMMIT, "commit", va, size, 0)
+
+
+cdef object do_commit_ranges(MemoryMethods self, object ranges):
+    self.change_ranges(COMMIT_RANGES, "commit_ranges", ranges)
+
+
+cdef object do_decommit_ranges(MemoryMethods self, object ranges):
+    self.change_ranges(DECOMMIT_RANGES, "decommit_ranges", ranges)
+
+
+cdef object do_decommit(MemoryMethods self, object va, object size):
+    check_open(self, "decommit")
+    self.change(DECOMMIT, "decommit", va, size, 0)
+
+
+cdef object do_protect(MemoryMethods self, object va, object size, object flags):
+    cdef uint64_t protection
+    check_open(self, "protect")
+    protection = number("protect", "flags", flags)
+    check_protection("protect", protection)
+    self.change(PROTECT, "protect", va, size, protection)
+
+
+cdef object do_free(MemoryMethods self, object va, object size):
+    check_open(self, "free")
+    self.change(FREE, "free", va, size, 0)
+
+
+cdef object do_query(MemoryMethods self, object va, object smaps):
+    cdef uint64_t address
+    check_open(self, "query")
+    address = number("query", "va", va)
+    if address >= _features.user_space_end():
+        raise InvalidArgument(
+            "query", f"va 0x{address:x} is above user space, which ends at "
+            f"0x{_features.user_space_end():x}")
+    return query(self.space, self.process, address, bool(smaps))
+
+
+cdef object do_view(MemoryMethods self, object va, object size, object writable):
+    cdef uint64_t start, length
+    check_open(self, "view")
+    start = number("view", "va", va)
+    length = number("view", "size", size)
+    check_bytes("view", start, length)
+    return pinned_view(self.space, start, length, tristate("view", "writable", writable))
+
+
+cdef object do_read(MemoryMethods self, object va, object size):
+    cdef uint64_t start, length
+    cdef Request request
+    check_open(self, "read")
+    start = number("read", "va", va)
+    length = number("read", "size", size)
+    check_bytes("read", start, length)
+    request = request_of(CHECK, start, length, FLAG_READ)
+    self.space.call(&request)
+    try:
+        data = PyBytes_FromStringAndSize(NULL, length)
+    except MemoryError:
+        raise OutOfMemory("read", f"no memory for a copy of {length} bytes") from None
+    request.method = READ
+    request.buffer = PyBytes_AS_STRING(data)
+    self.space.call(&request)
+    return data
+
+
+cdef object do_write(MemoryMethods self, object va, object data):
+    cdef uint64_t start
+    cdef Py_buffer buffer
+    cdef Request request
+    check_open(self, "write")
+    start = number("write", "va", va)
+    try:
+        PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+    except Exception as problem:
+        raise InvalidArgument(
+            "write", f"data is {describe(data)}, not a contiguous buffer") from problem
+    try:
+        check_bytes("write", start, buffer.len)
+        request = request_of(WRITE, start, buffer.len, FLAG_WRITE)
+        request.buffer = buffer.buf
+        return self.space.call(&request)
+    finally:
+        PyBuffer_Release(&buffer)

@@ -35,6 +35,23 @@ from vmm_linux._arguments cimport (
     number,
     request_of,
 )
+from vmm_linux._calls cimport (
+    CALL_HANDLE_CLOSE,
+    CALL_HANDLE_COPY,
+    CALL_HANDLE_FILENO,
+    CALL_HANDLE_FROM_FD,
+    CALL_HANDLE_INFO,
+    CALL_HANDLE_REVOKE,
+    CALL_MDL_CLONE,
+    CALL_MDL_CREATE,
+    CALL_MDL_CREATE_FROM_BUF,
+    CALL_MDL_CREATE_FROM_VM,
+    CALL_MDL_GET_SIZE,
+    CALL_MDL_MAP,
+    CALL_MDL_SEAL,
+    CALL_RECV_HANDLE,
+    CALL_SEND_HANDLE,
+)
 from vmm_linux._client cimport check_open
 from vmm_linux._handles cimport rights_of
 from vmm_linux._mdl cimport HandleFacts, Parcel, close_parcel
@@ -95,19 +112,9 @@ cdef class VMM(MemoryMethods):
 
         Source: MdlCreate; memfd_create(2), fcntl(2) F_ADD_SEALS.
         """
-        cdef uint64_t length, bits, piece
-        cdef Request request
-        check_open(self, "mdl_create")
-        length = number("mdl_create", "size", size)
-        bits = number("mdl_create", "prot", prot)
-        piece = number("mdl_create", "segment_size", segment_size)
-        check_pages("mdl_create", "size", 0, length, "size")
-        check_bits("mdl_create", "prot", bits, FLAG_RWX_MASK | FLAG_LOCKED)
-        check_some_access("mdl_create", bits)
-        check_multiple("mdl_create", "segment_size", piece)
-        request = request_of(MDL_CREATE, 0, length, bits)
-        request.offset = min(piece, length) if piece != 0 else length
-        return Handle(self.space.call(&request))
+        if self.is_watched:
+            return self.watch(CALL_MDL_CREATE, (size, prot, segment_size))
+        return do_mdl_create(self, size, prot, segment_size)
 
     def mdl_create_from_vm(self, va, size, flags):
         """Make an MDL buffer of committed private pages, which stay where they are.
@@ -133,17 +140,9 @@ cdef class VMM(MemoryMethods):
 
         Source: MdlCreateFromVm; memfd_create(2), mremap(2).
         """
-        cdef uint64_t start, length, bits
-        cdef Request request
-        check_open(self, "mdl_create_from_vm")
-        start = number("mdl_create_from_vm", "va", va)
-        length = number("mdl_create_from_vm", "size", size)
-        bits = number("mdl_create_from_vm", "flags", flags)
-        check_pages("mdl_create_from_vm", "va", start, length, "size")
-        check_bits("mdl_create_from_vm", "flags", bits, FLAG_RWX_MASK)
-        check_some_access("mdl_create_from_vm", bits)
-        request = request_of(MDL_CREATE_FROM_VM, start, length, bits)
-        return Handle(self.space.call(&request))
+        if self.is_watched:
+            return self.watch(CALL_MDL_CREATE_FROM_VM, (va, size, flags))
+        return do_mdl_create_from_vm(self, va, size, flags)
 
     def mdl_create_from_buf(self, data, prot):
         """Make an MDL buffer of these bytes; it is frozen unless ``prot`` has WRITE.
@@ -162,26 +161,9 @@ cdef class VMM(MemoryMethods):
 
         Source: memfd_create(2), fcntl(2) F_SEAL_WRITE.
         """
-        cdef uint64_t bits
-        cdef Py_buffer buffer
-        cdef Request request
-        check_open(self, "mdl_create_from_buf")
-        bits = number("mdl_create_from_buf", "prot", prot)
-        check_bits("mdl_create_from_buf", "prot", bits, FLAG_RWX_MASK)
-        check_some_access("mdl_create_from_buf", bits)
-        try:
-            PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
-        except Exception as problem:
-            raise InvalidArgument(
-                "mdl_create_from_buf",
-                f"data is {describe(data)}, not a contiguous buffer") from problem
-        try:
-            check_bytes("mdl_create_from_buf", 0, buffer.len)
-            request = request_of(MDL_CREATE_FROM_BUF, 0, buffer.len, bits)
-            request.buffer = buffer.buf
-            return Handle(self.space.call(&request))
-        finally:
-            PyBuffer_Release(&buffer)
+        if self.is_watched:
+            return self.watch(CALL_MDL_CREATE_FROM_BUF, (data, prot))
+        return do_mdl_create_from_buf(self, data, prot)
 
     def mdl_get_size(self, handle):
         """The size of an MDL buffer in bytes.
@@ -195,10 +177,9 @@ cdef class VMM(MemoryMethods):
 
         Source: MdlGetSize.
         """
-        cdef Request request
-        check_open(self, "mdl_get_size")
-        request = handle_request(MDL_GET_SIZE, number("mdl_get_size", "handle", handle), 0)
-        return self.space.call(&request)
+        if self.is_watched:
+            return self.watch(CALL_MDL_GET_SIZE, (handle,))
+        return do_mdl_get_size(self, handle)
 
     def mdl_map(self, handle, offset, length, hint, prot):
         """Map a part of an MDL buffer: a region of committed pages, shared with all who map it.
@@ -228,19 +209,9 @@ cdef class VMM(MemoryMethods):
 
         Source: MdlMap; mmap(2).
         """
-        cdef Request request
-        cdef uint64_t bits
-        check_open(self, "mdl_map")
-        request = handle_request(MDL_MAP, number("mdl_map", "handle", handle), 0)
-        self.window(&request, "mdl_map", offset, length)
-        request.va = number("mdl_map", "hint", hint)
-        bits = number("mdl_map", "prot", prot)
-        check_pages("mdl_map", "hint", request.va, request.size, "length")
-        check_bits("mdl_map", "prot", bits, MAP_FLAGS)
-        check_protection("mdl_map", bits & FLAG_RWX_MASK)
-        check_fixed("mdl_map", "hint", bits, request.va)
-        request.flags = <uint32_t>bits
-        return self.space.call(&request)
+        if self.is_watched:
+            return self.watch(CALL_MDL_MAP, (handle, offset, length, hint, prot))
+        return do_mdl_map(self, handle, offset, length, hint, prot)
 
     def mdl_clone(self, originHandle, offset, length):
         """Make an MDL buffer that is a window on another: the same memory, and no more of it.
@@ -266,12 +237,9 @@ cdef class VMM(MemoryMethods):
 
         Source: MdlClone; memfd_create(2) for the clone's identity.
         """
-        cdef Request request
-        check_open(self, "mdl_clone")
-        request = handle_request(
-            MDL_CLONE, number("mdl_clone", "originHandle", originHandle), 0)
-        self.window(&request, "mdl_clone", offset, length)
-        return Handle(self.space.call(&request))
+        if self.is_watched:
+            return self.watch(CALL_MDL_CLONE, (originHandle, offset, length))
+        return do_mdl_clone(self, originHandle, offset, length)
 
     def mdl_seal(self, handle, seals):
         """Give up writing to an MDL buffer: for ever, for everybody, held by the kernel.
@@ -294,16 +262,9 @@ cdef class VMM(MemoryMethods):
 
         Source: fcntl(2) F_SEAL_FUTURE_WRITE, F_SEAL_WRITE.
         """
-        cdef Request request
-        cdef uint64_t bits
-        check_open(self, "mdl_seal")
-        request = handle_request(MDL_SEAL, number("mdl_seal", "handle", handle), 0)
-        bits = number("mdl_seal", "seals", seals)
-        check_bits("mdl_seal", "seals", bits, SEAL_PUBLISH | SEAL_FREEZE)
-        if bits == 0:
-            raise InvalidArgument("mdl_seal", "seals 0: PUBLISH or FREEZE is needed")
-        request.flags = <uint32_t>bits
-        self.space.call(&request)
+        if self.is_watched:
+            return self.watch(CALL_MDL_SEAL, (handle, seals))
+        return do_mdl_seal(self, handle, seals)
 
     # ---- handles --------------------------------------------------------------------------------
 
@@ -322,14 +283,9 @@ cdef class VMM(MemoryMethods):
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
             NO_CAPABILITY: the handle lacks COPY or one of the rights.
         """
-        cdef Request request
-        cdef uint64_t bits
-        check_open(self, "handle_copy")
-        bits = number("handle_copy", "rights", rights)
-        check_bits("handle_copy", "rights", bits, RIGHT_ALL)
-        request = handle_request(
-            HANDLE_COPY, number("handle_copy", "handle", handle), <uint32_t>bits)
-        return Handle(self.space.call(&request))
+        if self.is_watched:
+            return self.watch(CALL_HANDLE_COPY, (handle, rights))
+        return do_handle_copy(self, handle, rights)
 
     def handle_close(self, handle):
         """End a handle. Mappings, copies and clones made with it live on.
@@ -341,10 +297,9 @@ cdef class VMM(MemoryMethods):
             INVALID_ARGUMENT: no handle of this VMM.
             RESOURCE_NOT_FOUND: the handle was closed before.
         """
-        cdef Request request
-        check_open(self, "handle_close")
-        request = handle_request(HANDLE_CLOSE, number("handle_close", "handle", handle), 0)
-        self.space.call(&request)
+        if self.is_watched:
+            return self.watch(CALL_HANDLE_CLOSE, (handle,))
+        return do_handle_close(self, handle)
 
     def handle_revoke(self, handle):
         """End every handle of this VMM that came from this one: copies and clones, and theirs.
@@ -359,10 +314,9 @@ cdef class VMM(MemoryMethods):
             INVALID_ARGUMENT: no handle of this VMM.
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
         """
-        cdef Request request
-        check_open(self, "handle_revoke")
-        request = handle_request(HANDLE_REVOKE, number("handle_revoke", "handle", handle), 0)
-        self.space.call(&request)
+        if self.is_watched:
+            return self.watch(CALL_HANDLE_REVOKE, (handle,))
+        return do_handle_revoke(self, handle)
 
     def handle_info(self, handle):
         """What a handle allows, and what it names.
@@ -378,15 +332,9 @@ cdef class VMM(MemoryMethods):
             INVALID_ARGUMENT: no handle of this VMM.
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
         """
-        cdef HandleFacts facts
-        cdef Request request
-        check_open(self, "handle_info")
-        request = handle_request(HANDLE_INFO, number("handle_info", "handle", handle), 0)
-        request.buffer = &facts
-        self.space.call(&request)
-        return HandleInfo(
-            Rights(facts.rights), facts.size, facts.sid,
-            facts.origin_sid if facts.cloned else None, Seal(facts.seals))
+        if self.is_watched:
+            return self.watch(CALL_HANDLE_INFO, (handle,))
+        return do_handle_info(self, handle)
 
     def send_handle(self, sock, handle, rights=None):
         """Send a handle to another process. This VMM keeps its own.
@@ -410,17 +358,9 @@ cdef class VMM(MemoryMethods):
 
         Source: sendmsg(2), unix(7) SCM_RIGHTS.
         """
-        cdef Parcel parcel
-        check_open(self, "send_handle")
-        transfer.check_socket("send_handle", sock)
-        self.pack(&parcel, SEND, "send_handle", handle, rights)
-        try:
-            transfer.send(sock, transfer.Parcel(
-                [parcel.descriptors[i] for i in range(parcel.count)], parcel.segments,
-                parcel.rights, parcel.offset, parcel.size, parcel.segment_size,
-                parcel.memory_size))
-        finally:
-            close_parcel(&parcel)
+        if self.is_watched:
+            return self.watch(CALL_SEND_HANDLE, (sock, handle, rights))
+        return do_send_handle(self, sock, handle, rights)
 
     def recv_handle(self, sock, require=0, max_size=None, peer_uid=None):
         """Receive a handle that another process sent, trusting nothing that it says.
@@ -446,12 +386,9 @@ cdef class VMM(MemoryMethods):
 
         Source: recvmsg(2), unix(7) SCM_RIGHTS, SO_PEERCRED.
         """
-        check_open(self, "recv_handle")
-        transfer.check_socket("recv_handle", sock)
-        demands = demands_of("recv_handle", require, max_size)
-        if peer_uid is not None:
-            peer_uid = number("recv_handle", "peer_uid", peer_uid)
-        return self.unpack(RECEIVE, transfer.receive(sock, demands, peer_uid))
+        if self.is_watched:
+            return self.watch(CALL_RECV_HANDLE, (sock, require, max_size, peer_uid))
+        return do_recv_handle(self, sock, require, max_size, peer_uid)
 
     def handle_fileno(self, handle, rights=None):
         """A descriptor of the buffer's memory, for what takes descriptors.
@@ -478,10 +415,9 @@ cdef class VMM(MemoryMethods):
 
         Source: fcntl(2) F_DUPFD_CLOEXEC.
         """
-        cdef Parcel parcel
-        check_open(self, "handle_fileno")
-        self.pack(&parcel, HANDLE_FILENO, "handle_fileno", handle, rights)
-        return parcel.descriptors[0]
+        if self.is_watched:
+            return self.watch(CALL_HANDLE_FILENO, (handle, rights))
+        return do_handle_fileno(self, handle, rights)
 
     def handle_from_fd(self, fd, require=0, max_size=None):
         """Make a handle of a buffer whose descriptor came from somebody, trusting nothing.
@@ -504,12 +440,45 @@ cdef class VMM(MemoryMethods):
 
         Source: memfd_create(2), fcntl(2) F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFL.
         """
-        check_open(self, "handle_from_fd")
-        demands = demands_of("handle_from_fd", require, max_size)
-        return self.unpack(
-            HANDLE_FROM_FD, transfer.adopt(number("handle_from_fd", "fd", fd), demands))
+        if self.is_watched:
+            return self.watch(CALL_HANDLE_FROM_FD, (fd, require, max_size))
+        return do_handle_from_fd(self, fd, require, max_size)
 
     # ---- what they share ----------------------------------------------------------------------
+
+    cdef object carry_out(self, int call, tuple a):
+        """Carry out a method: one of these, or one over regions."""
+        if call == CALL_MDL_CREATE:
+            return do_mdl_create(self, a[0], a[1], a[2])
+        if call == CALL_MDL_CREATE_FROM_VM:
+            return do_mdl_create_from_vm(self, a[0], a[1], a[2])
+        if call == CALL_MDL_CREATE_FROM_BUF:
+            return do_mdl_create_from_buf(self, a[0], a[1])
+        if call == CALL_MDL_GET_SIZE:
+            return do_mdl_get_size(self, a[0])
+        if call == CALL_MDL_MAP:
+            return do_mdl_map(self, a[0], a[1], a[2], a[3], a[4])
+        if call == CALL_MDL_CLONE:
+            return do_mdl_clone(self, a[0], a[1], a[2])
+        if call == CALL_MDL_SEAL:
+            return do_mdl_seal(self, a[0], a[1])
+        if call == CALL_HANDLE_COPY:
+            return do_handle_copy(self, a[0], a[1])
+        if call == CALL_HANDLE_CLOSE:
+            return do_handle_close(self, a[0])
+        if call == CALL_HANDLE_REVOKE:
+            return do_handle_revoke(self, a[0])
+        if call == CALL_HANDLE_INFO:
+            return do_handle_info(self, a[0])
+        if call == CALL_SEND_HANDLE:
+            return do_send_handle(self, a[0], a[1], a[2])
+        if call == CALL_RECV_HANDLE:
+            return do_recv_handle(self, a[0], a[1], a[2], a[3])
+        if call == CALL_HANDLE_FILENO:
+            return do_handle_fileno(self, a[0], a[1])
+        if call == CALL_HANDLE_FROM_FD:
+            return do_handle_from_fd(self, a[0], a[1], a[2])
+        return MemoryMethods.carry_out(self, call, a)
 
     cdef int pack(self, Parcel *parcel, Method method, str name, object handle,
                   object rights) except -1:
@@ -552,6 +521,182 @@ cdef class VMM(MemoryMethods):
         request.offset = number(method, "offset", offset)
         request.size = number(method, "length", length)
         return check_pages(method, "offset", request.offset, request.size, "length")
+
+
+# ---- the methods themselves ----------------------------------------------------------------------
+
+cdef object do_mdl_create(VMM self, object size, object prot, object segment_size):
+    cdef uint64_t length, bits, piece
+    cdef Request request
+    check_open(self, "mdl_create")
+    length = number("mdl_create", "size", size)
+    bits = number("mdl_create", "prot", prot)
+    piece = number("mdl_create", "segment_size", segment_size)
+    check_pages("mdl_create", "size", 0, length, "size")
+    check_bits("mdl_create", "prot", bits, FLAG_RWX_MASK | FLAG_LOCKED)
+    check_some_access("mdl_create", bits)
+    check_multiple("mdl_create", "segment_size", piece)
+    request = request_of(MDL_CREATE, 0, length, bits)
+    request.offset = min(piece, length) if piece != 0 else length
+    return Handle(self.space.call(&request))
+
+
+cdef object do_mdl_create_from_vm(VMM self, object va, object size, object flags):
+    cdef uint64_t start, length, bits
+    cdef Request request
+    check_open(self, "mdl_create_from_vm")
+    start = number("mdl_create_from_vm", "va", va)
+    length = number("mdl_create_from_vm", "size", size)
+    bits = number("mdl_create_from_vm", "flags", flags)
+    check_pages("mdl_create_from_vm", "va", start, length, "size")
+    check_bits("mdl_create_from_vm", "flags", bits, FLAG_RWX_MASK)
+    check_some_access("mdl_create_from_vm", bits)
+    request = request_of(MDL_CREATE_FROM_VM, start, length, bits)
+    request.forbidden = self.forbidden
+    return Handle(self.space.call(&request))
+
+
+cdef object do_mdl_create_from_buf(VMM self, object data, object prot):
+    cdef uint64_t bits
+    cdef Py_buffer buffer
+    cdef Request request
+    check_open(self, "mdl_create_from_buf")
+    bits = number("mdl_create_from_buf", "prot", prot)
+    check_bits("mdl_create_from_buf", "prot", bits, FLAG_RWX_MASK)
+    check_some_access("mdl_create_from_buf", bits)
+    try:
+        PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+    except Exception as problem:
+        raise InvalidArgument(
+            "mdl_create_from_buf",
+            f"data is {describe(data)}, not a contiguous buffer") from problem
+    try:
+        check_bytes("mdl_create_from_buf", 0, buffer.len)
+        request = request_of(MDL_CREATE_FROM_BUF, 0, buffer.len, bits)
+        request.buffer = buffer.buf
+        return Handle(self.space.call(&request))
+    finally:
+        PyBuffer_Release(&buffer)
+
+
+cdef object do_mdl_get_size(VMM self, object handle):
+    cdef Request request
+    check_open(self, "mdl_get_size")
+    request = handle_request(MDL_GET_SIZE, number("mdl_get_size", "handle", handle), 0)
+    return self.space.call(&request)
+
+
+cdef object do_mdl_map(VMM self, object handle, object offset, object length, object hint,
+                       object prot):
+    cdef Request request
+    cdef uint64_t bits
+    check_open(self, "mdl_map")
+    request = handle_request(MDL_MAP, number("mdl_map", "handle", handle), 0)
+    self.window(&request, "mdl_map", offset, length)
+    request.va = number("mdl_map", "hint", hint)
+    bits = number("mdl_map", "prot", prot)
+    check_pages("mdl_map", "hint", request.va, request.size, "length")
+    check_bits("mdl_map", "prot", bits, MAP_FLAGS)
+    check_protection("mdl_map", bits & FLAG_RWX_MASK)
+    check_fixed("mdl_map", "hint", bits, request.va)
+    request.flags = <uint32_t>bits
+    return self.space.call(&request)
+
+
+cdef object do_mdl_clone(VMM self, object originHandle, object offset, object length):
+    cdef Request request
+    check_open(self, "mdl_clone")
+    request = handle_request(
+        MDL_CLONE, number("mdl_clone", "originHandle", originHandle), 0)
+    self.window(&request, "mdl_clone", offset, length)
+    return Handle(self.space.call(&request))
+
+
+cdef object do_mdl_seal(VMM self, object handle, object seals):
+    cdef Request request
+    cdef uint64_t bits
+    check_open(self, "mdl_seal")
+    request = handle_request(MDL_SEAL, number("mdl_seal", "handle", handle), 0)
+    bits = number("mdl_seal", "seals", seals)
+    check_bits("mdl_seal", "seals", bits, SEAL_PUBLISH | SEAL_FREEZE)
+    if bits == 0:
+        raise InvalidArgument("mdl_seal", "seals 0: PUBLISH or FREEZE is needed")
+    request.flags = <uint32_t>bits
+    self.space.call(&request)
+
+
+cdef object do_handle_copy(VMM self, object handle, object rights):
+    cdef Request request
+    cdef uint64_t bits
+    check_open(self, "handle_copy")
+    bits = number("handle_copy", "rights", rights)
+    check_bits("handle_copy", "rights", bits, RIGHT_ALL)
+    request = handle_request(
+        HANDLE_COPY, number("handle_copy", "handle", handle), <uint32_t>bits)
+    return Handle(self.space.call(&request))
+
+
+cdef object do_handle_close(VMM self, object handle):
+    cdef Request request
+    check_open(self, "handle_close")
+    request = handle_request(HANDLE_CLOSE, number("handle_close", "handle", handle), 0)
+    self.space.call(&request)
+
+
+cdef object do_handle_revoke(VMM self, object handle):
+    cdef Request request
+    check_open(self, "handle_revoke")
+    request = handle_request(HANDLE_REVOKE, number("handle_revoke", "handle", handle), 0)
+    self.space.call(&request)
+
+
+cdef object do_handle_info(VMM self, object handle):
+    cdef HandleFacts facts
+    cdef Request request
+    check_open(self, "handle_info")
+    request = handle_request(HANDLE_INFO, number("handle_info", "handle", handle), 0)
+    request.buffer = &facts
+    self.space.call(&request)
+    return HandleInfo(
+        Rights(facts.rights), facts.size, facts.sid,
+        facts.origin_sid if facts.cloned else None, Seal(facts.seals))
+
+
+cdef object do_send_handle(VMM self, object sock, object handle, object rights):
+    cdef Parcel parcel
+    check_open(self, "send_handle")
+    transfer.check_socket("send_handle", sock)
+    self.pack(&parcel, SEND, "send_handle", handle, rights)
+    try:
+        transfer.send(sock, transfer.Parcel(
+            [parcel.descriptors[i] for i in range(parcel.count)], parcel.segments,
+            parcel.rights, parcel.offset, parcel.size, parcel.segment_size,
+            parcel.memory_size))
+    finally:
+        close_parcel(&parcel)
+
+
+cdef object do_recv_handle(VMM self, object sock, object require, object max_size, object peer_uid):
+    check_open(self, "recv_handle")
+    transfer.check_socket("recv_handle", sock)
+    demands = demands_of("recv_handle", require, max_size)
+    if peer_uid is not None:
+        peer_uid = number("recv_handle", "peer_uid", peer_uid)
+    return self.unpack(RECEIVE, transfer.receive(sock, demands, peer_uid))
+
+
+cdef object do_handle_fileno(VMM self, object handle, object rights):
+    cdef Parcel parcel
+    check_open(self, "handle_fileno")
+    self.pack(&parcel, HANDLE_FILENO, "handle_fileno", handle, rights)
+    return parcel.descriptors[0]
+
+
+cdef object do_handle_from_fd(VMM self, object fd, object require, object max_size):
+    check_open(self, "handle_from_fd")
+    demands = demands_of("handle_from_fd", require, max_size)
+    return self.unpack(
+        HANDLE_FROM_FD, transfer.adopt(number("handle_from_fd", "fd", fd), demands))
 
 
 cdef object demands_of(str method, object require, object max_size):

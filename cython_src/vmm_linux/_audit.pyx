@@ -1,0 +1,325 @@
+"""What is written down of calls: a ring in memory, a file of lines, the standard logging.
+
+A line is one write(2) to a file opened with O_APPEND, so that threads and processes share a file,
+and what a killed process wrote is whole lines, but for its last one at most. Between a call that
+was carried out and its caller no exception comes up from here: the caller would lose what the call
+made.
+"""
+
+cimport cython
+from cpython.exc cimport PyErr_WriteUnraisable
+from libc.errno cimport EBADF, EINTR, ENOSPC, errno
+from libc.stdint cimport int64_t, uint64_t
+from posix.fcntl cimport O_APPEND, O_CLOEXEC, O_CREAT, O_NOCTTY, O_NONBLOCK, O_WRONLY
+from posix.stat cimport fstat, struct_stat
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from posix.unistd cimport getpid
+from posix.unistd cimport write as write_bytes
+
+from vmm_linux cimport _syscalls
+
+import os
+import warnings
+from collections import deque
+from threading import get_ident
+
+from vmm_linux.errors import InvalidArgument, Retcode, SecurityDisallow
+
+cdef extern from "<unistd.h>" nogil:
+    int gettid()
+
+FAILURES = ("deny", "continue")
+RC_NAMES = [str(rc) for rc in Retcode]
+# Every line begins so: what follows half a line of a killed process is found by it.
+START = '{"v":1,'
+MODE = 0o600
+MOST_RECORDS = 1 << 24
+
+# Numbers the calls of this process, whatever VMM and whatever audit they are of.
+cdef uint64_t next_call = 0
+
+
+cdef int64_t now(int clock) noexcept:
+    """Nanoseconds of a clock."""
+    cdef timespec at
+    clock_gettime(clock, &at)
+    return <int64_t>at.tv_sec * 1_000_000_000 + at.tv_nsec
+
+
+@cython.final
+cdef class Record:
+    """A call as the audit saw it. Immutable.
+
+    Attributes:
+        call: its number in its process.
+        time: when it began, nanoseconds since 1970.
+        duration: nanoseconds; 0 of a call that still runs.
+        pid, thread: who called, by the kernel's numbers.
+        method: its Python name.
+        arguments: by name, as numbers; of data and ranges how many. None where they were none.
+        decision: ``"allow"`` or ``"deny"``; None where it did not come to one.
+        rule: which rule of the policy decided, None without a policy.
+        rc: how it ended, a ``Retcode``; None of what raised something else, or still runs.
+        error: the exception in words, or None.
+        result: the address, handle, descriptor or count that was returned, or None.
+        sid: the security id of the buffer that it was about, whatever rights the handle gives, or
+            None.
+        origin_sid: of the buffer that this one is a window on, or None.
+        peer: ``(pid, uid, gid)`` of who made the other end of the socket, or None.
+    """
+
+    def __init__(self):
+        raise TypeError("records are made by an Audit")
+
+    def __repr__(self):
+        outcome = self.error if self.error is not None else self.rc
+        return f"<Record {self.call}: {self.method}, {outcome}>"
+
+    @property
+    def arguments(self):
+        """A copy of the numbers."""
+        return None if self.numbers is None else dict(self.numbers)
+
+    def as_dict(self):
+        """Every attribute by name, as JSON has it."""
+        return {
+            "time": self.time, "duration": self.duration, "pid": self.pid, "thread": self.thread,
+            "call": self.call, "method": self.method, "arguments": self.arguments,
+            "decision": self.decision, "rule": self.rule,
+            "rc": None if self.rc is None else str(self.rc), "error": self.error,
+            "result": self.result, "sid": self.sid, "origin_sid": self.origin_sid,
+            "peer": None if self.peer is None else list(self.peer),
+        }
+
+    cdef str line(self, str event):
+        """One line of JSON."""
+        # As ``as_dict`` has it, spelled out: this is most of what a line costs.
+        return (
+            f'{START}"event":"{event}","time":{self.time},"duration":{self.duration},'
+            f'"pid":{self.pid},"thread":{self.thread},"call":{self.call},'
+            f'"method":"{self.method}","arguments":{json_of(self.numbers)},'
+            f'"decision":{json_of(self.decision)},"rule":{json_of(self.rule)},'
+            f'"rc":{json_of(None if self.rc is None else RC_NAMES[self.rc])},'
+            f'"error":{json_of(self.error)},"result":{json_of(self.result)},'
+            f'"sid":{json_of(self.sid)},"origin_sid":{json_of(self.origin_sid)},'
+            f'"peer":{json_of(self.peer)}}}\n'
+        )
+
+
+cdef str json_of(object value):
+    """A value in JSON: no Python code runs, no signal handler either."""
+    if value is None:
+        return "null"
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return quoted(<str>value)
+    if isinstance(value, dict):
+        return "{" + ",".join([f'"{key}":{json_of(each)}' for key, each in value.items()]) + "}"
+    return "[" + ",".join([json_of(each) for each in value]) + "]"
+
+
+cdef str quoted(str text):
+    """A string in JSON, in ASCII."""
+    cdef list pieces
+    cdef Py_UCS4 each
+    cdef bint plain = True
+    for each in text:
+        plain = plain and 0x20 <= each < 0x7F and each != u'"' and each != u'\\'
+    if plain:
+        return f'"{text}"'
+    pieces = ['"']
+    for each in text:
+        if each == u'"' or each == u'\\':
+            pieces.append("\\" + each)
+        elif 0x20 <= each < 0x7F:
+            pieces.append(each)
+        elif each < 0x10000:
+            pieces.append(f"\\u{<int>each:04x}")
+        else:
+            pieces.append(f"\\u{0xD800 + ((<int>each - 0x10000) >> 10):04x}"
+                          f"\\u{0xDC00 + ((<int>each - 0x10000) & 0x3FF):04x}")
+    pieces.append('"')
+    return "".join(pieces)
+
+
+cdef class Audit:
+    """Writes down every call of the VMMs that it is given to: ``VMM(audit=Audit(...))``.
+
+    Args:
+        file: path of a file that gets a line of JSON for each call (with ``failure="deny"`` two,
+            one before it), or None. It is made if need be, readable for its owner alone, and
+            appended to; threads, processes and VMMs may share it.
+        logger: a ``logging.Logger`` for what is to go elsewhere than ``vmm_linux.audit``: calls
+            that are denied as warnings, others for information.
+        ring: how many of the last records ``VMM.history`` keeps, 0 or more.
+        failure: what becomes of a call whose line cannot be written: ``"deny"`` refuses it before
+            anything is done (``SECURITY_DISALLOW``), ``"continue"`` warns once
+            (``RuntimeWarning``) and goes on. A policy's ``audit_failure`` comes first.
+
+    Errors:
+        INVALID_ARGUMENT: an argument of another kind.
+        OSError: ``failure`` is ``"deny"``, and the file cannot be opened.
+
+    Source: open(2) O_APPEND, write(2).
+    """
+
+    def __cinit__(self, *arguments, **keywords):
+        self.fd = -1
+        self.logging = set()
+
+    def __init__(self, file=None, logger=None, ring=1024, failure="deny"):
+        if self.made:
+            raise InvalidArgument("Audit", "an audit does not change; make another one")
+        if failure not in FAILURES:
+            raise InvalidArgument("Audit", f"failure is {failure!r}; 'deny' or 'continue'")
+        if not isinstance(ring, int) or isinstance(ring, bool) or not 0 <= ring <= MOST_RECORDS:
+            raise InvalidArgument("Audit", f"ring is {ring!r}, not 0 to {MOST_RECORDS} records")
+        import logging
+        if logger is None:
+            logger = logging.getLogger("vmm_linux.audit")
+        if not isinstance(logger, logging.Logger):
+            raise InvalidArgument("Audit", f"logger is a {type(logger).__name__}, not a Logger")
+        self.failure = failure
+        self.logger = logger
+        self.ring = deque(maxlen=ring)
+        if file is not None:
+            try:
+                self.file = os.fsdecode(file)
+            except TypeError:
+                raise InvalidArgument(
+                    "Audit", f"file is a {type(file).__name__}, not a path") from None
+            self._open()
+        self.made = True
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            _syscalls.close(self.fd)
+
+    def _open(self):
+        """Open the file. What opens later under the same number is not taken for it."""
+        cdef struct_stat found
+        # O_NONBLOCK: a pipe that nobody reads is an error, and nothing to wait for.
+        flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
+        try:
+            self.fd = os.open(self.file, flags, MODE)
+        except OSError as problem:
+            if self.failure == "deny":
+                raise
+            self.warn(problem.errno or 0)
+            return
+        if fstat(self.fd, &found) == 0:
+            self.device = found.st_dev
+            self.inode = found.st_ino
+
+    def history(self):
+        """The last records, the oldest first: a tuple."""
+        while True:
+            try:
+                return tuple(self.ring)
+            except RuntimeError:  # another thread's call came in between
+                continue
+
+    # ---- a call -------------------------------------------------------------------------------
+
+    cdef Record begin(self, str method):
+        """A call begins."""
+        global next_call
+        cdef Record record = Record.__new__(Record)
+        next_call += 1
+        record.call = next_call
+        record.time = now(CLOCK_REALTIME)
+        record.began = now(CLOCK_MONOTONIC)
+        record.pid = getpid()
+        record.thread = gettid()
+        record.method = method
+        return record
+
+    cdef bint writes_first(self, object failure):
+        """Whether a call is refused that cannot be written down; ``failure`` is the policy's word.
+        """
+        return self.file is not None and (failure or self.failure) == "deny"
+
+    cdef int write_before(self, Record record) except -1:
+        """Write that a call is about to be carried out, or refuse it."""
+        cdef int error = self.write(record.line("begin"))
+        if error == 0:
+            return 0
+        raise SecurityDisallow(
+            record.method,
+            f"the audit file {self.file!r} cannot be written, and its failure denies calls; "
+            "make room, or have failure='continue'", error)
+
+    cdef int end(self, Record record) except -1:
+        """A call ended: write it down. Raises nothing but what a signal handler raises."""
+        cdef int error = 0
+        record.duration = now(CLOCK_MONOTONIC) - record.began
+        try:
+            self.ring.append(record)
+            if self.file is not None:
+                error = self.write(record.line("end"))
+            self.log(record)
+            if error != 0:
+                self.warn(error)
+        except Exception:
+            PyErr_WriteUnraisable(self)
+        return 0
+
+    cdef int log(self, Record record) except -1:
+        """Hand a record to the logging, unless this is a call of that logging's own."""
+        me = (getpid(), get_ident())
+        if me in self.logging:
+            return 0
+        level = 30 if record.decision == "deny" else 20     # WARNING, INFO
+        if not self.logger.isEnabledFor(level):
+            return 0
+        self.logging.add(me)
+        try:
+            self.logger.log(
+                level, "%s %s: %s", record.method,
+                "" if record.numbers is None else record.numbers,
+                record.error if record.error is not None else record.rc,
+                extra={"vmm": record})
+        finally:
+            self.logging.discard(me)
+        return 0
+
+    cdef int write(self, str line):
+        """Append a line: 0, or the errno of why it is not there."""
+        cdef struct_stat found
+        cdef bytes text = line.encode("ascii")
+        cdef const char *start
+        cdef ssize_t written, size
+        if self.fd < 0 or fstat(self.fd, &found) != 0:
+            return EBADF
+        if found.st_dev != self.device or found.st_ino != self.inode:
+            return EBADF        # somebody closed the descriptor, and the number is another file's
+        if self.torn:
+            text = b"\n" + text
+        start = text
+        size = len(text)
+        with nogil:
+            written = write_bytes(self.fd, start, size)
+            while written < 0 and errno == EINTR:
+                written = write_bytes(self.fd, start, size)
+        if written == size:
+            self.torn = False
+            return 0
+        if written < 0:
+            return errno
+        self.torn = True
+        return ENOSPC
+
+    cdef int warn(self, int error) except -1:
+        """Say once that the file lacks records."""
+        if self.warned:
+            return 0
+        self.warned = True
+        warnings.warn(
+            f"the audit file {self.file!r} cannot be written ({os.strerror(error)}): "
+            "records are missing in it", RuntimeWarning)
+        return 0

@@ -1,0 +1,247 @@
+"""A VMM's policy and audit, asked once, before every call.
+
+Every public method begins with one test: whether the VMM is watched. One that is goes through
+here, whoever called it and by which face: the arguments become plain numbers, the policy decides
+about these, the method is carried out with these, and the audit writes down what came of it.
+Nothing here runs under the VMM's mutex.
+"""
+
+cimport cython
+from cpython.exc cimport PyErr_WriteUnraisable
+from libc.stdint cimport uint64_t
+from posix.unistd cimport getpid
+
+from vmm_linux._answer cimport DONE, HANDLE_INFO, Request
+from vmm_linux._arguments cimport handle_request
+from vmm_linux._audit cimport Audit, Record
+from vmm_linux._calls cimport (
+    CALL_CLOSE,
+    CALL_HANDLE_FILENO,
+    CALL_RECV_HANDLE,
+    CALL_SEND_HANDLE,
+    Facts,
+    Question,
+    as_numbers,
+    name_of,
+    normalised,
+)
+from vmm_linux._mdl cimport HandleFacts
+from vmm_linux._rules cimport NOBODY, RuleTable
+
+import os
+from threading import get_ident
+
+from vmm_linux import transfer
+from vmm_linux.errors import InvalidArgument, InvalidOperation, Retcode, SecurityDisallow, VmmError
+from vmm_linux.handles import Handle
+
+# The environment of a program that is not to be edited, and of the VMM that a process gets
+# without asking.
+POLICY_VARIABLE = "VMM_LINUX_POLICY"
+AUDIT_VARIABLE = "VMM_LINUX_AUDIT"
+
+
+# The policy must not be cleared while the VMM can still be called: without one, all is allowed.
+@cython.no_gc_clear
+cdef class Watched:
+    """The base of every VMM: what its methods go through when somebody is to be asked or told."""
+
+    def __cinit__(self, *arguments, **keywords):
+        # Until somebody says so, it is not known that nobody is to be asked. Nothing here may fail:
+        # the classes above are not there yet, and theirs is what would be called at the end.
+        self.is_watched = True
+
+    cdef int settle(self, object policy, object audit) except -1:
+        """Say once who is to be asked and told; who is not named comes from the environment."""
+        if self.is_settled:
+            if policy is None and audit is None:
+                return 0
+            raise InvalidOperation(
+                "__init__", "a VMM keeps the policy and the audit that it was made with; make "
+                "another one")
+        if policy is None:
+            policy = policy_of_environment()
+        elif not isinstance(policy, RuleTable) or not (<RuleTable>policy).compiled:
+            raise InvalidArgument("__init__", f"policy is a {type(policy).__name__}, not a Policy")
+        if audit is None:
+            audit = audit_of_environment(policy)
+        elif not isinstance(audit, Audit) or not (<Audit>audit).made:
+            raise InvalidArgument("__init__", f"audit is a {type(audit).__name__}, not an Audit")
+        if self.is_settled:         # by another thread, while files were read
+            return 0
+        self.deciding = set()
+        self.policy = policy
+        self.audit = audit
+        self.forbidden = self.policy.forbidden if policy is not None else 0
+        self.is_watched = policy is not None or audit is not None
+        self.is_settled = True
+        return 0
+
+    cdef object carry_out(self, int call, tuple arguments):
+        """Carry out a method, whoever would be asked. The methods are those of classes above."""
+        raise AssertionError(name_of(call))
+
+    cdef object watch(self, int call, tuple arguments):
+        """A method of a VMM that is watched."""
+        if not self.is_settled:
+            if call == CALL_CLOSE:
+                return self.carry_out(call, arguments)
+            self.settle(None, None)
+            if not self.is_watched:
+                return self.carry_out(call, arguments)
+        if self.audit is not None:
+            return self.record(call, arguments)
+        return self.checked(call, arguments, None)
+
+    cdef object record(self, int call, tuple arguments):
+        """Carry out a method if it may be, and write down how that ended."""
+        cdef Record record = self.audit.begin(name_of(call))
+        try:
+            result = self.checked(call, arguments, record)
+        except BaseException as problem:
+            if isinstance(problem, VmmError):
+                record.rc = problem.rc
+                record.error = str(problem)
+            else:
+                record.error = type(problem).__name__
+            self.audit.end(record)
+            raise
+        try:
+            record.rc = Retcode.OK
+            if isinstance(result, int):
+                record.result = int(result)     # a handle without its class
+            if isinstance(result, Handle):
+                self.look_at_handle(result, NULL, record)
+        except Exception:
+            # The caller is to get what the call made, even if no memory is left to tell of it.
+            PyErr_WriteUnraisable(self)
+        self.audit.end(record)
+        return result
+
+    cdef object checked(self, int call, tuple arguments, Record record):
+        """Carry out a method if it may be."""
+        cdef Facts facts
+        cdef tuple plain
+        # Closing only gives back, and leaves nothing that could be called.
+        if call == CALL_CLOSE or self.space.closed:
+            return self.carry_out(call, arguments)
+        plain = normalised(call, arguments, &facts)
+        if record is not None:
+            record.numbers = as_numbers(call, plain)
+        if call != CALL_SEND_HANDLE and call != CALL_RECV_HANDLE or self.policy is None:
+            return self.checked_plain(call, plain, &facts, record)
+        # A socket of this package's own: what the policy looks at is what is used, whatever the
+        # caller's class overrides, or another thread puts under the descriptor's number.
+        with transfer.duplicate(name_of(call), plain[0]) as sock:
+            return self.checked_plain(call, (sock, *plain[1:]), &facts, record)
+
+    cdef object checked_plain(self, int call, tuple plain, Facts *facts, Record record):
+        """Carry out a method with these very arguments if it may be."""
+        self.look(call, plain, facts, record)
+        self.decide(call, plain, facts, record)
+        if record is not None and self.audit.writes_first(
+                None if self.policy is None else self.policy.audit_failure):
+            self.audit.write_before(record)
+        return self.carry_out(call, plain)
+
+    # ---- the decision -------------------------------------------------------------------------
+
+    cdef int decide(self, int call, tuple plain, Facts *facts, Record record) except -1:
+        """Raise what the policy says no to."""
+        cdef bint allowed = True
+        cdef int number
+        cdef str rule = None
+        cause = None
+        if self.policy is not None:
+            number = self.policy.answer(call, facts)
+            if self.deciding and (getpid(), get_ident()) in self.deciding:
+                allowed, rule = False, "no calls from inside the policy"
+            elif number != NOBODY:
+                allowed = number >= 0
+                if record is not None or not allowed:
+                    rule = self.policy.name_of_rule(number if allowed else -1 - number)
+            elif self.policy.ask is not None:
+                allowed, rule, cause = self.ask(call, plain, facts)
+            else:
+                allowed, rule = self.policy.allows_otherwise, "default"
+        if record is not None:
+            record.decision = "allow" if allowed else "deny"
+            record.rule = rule
+        if not allowed:
+            raise SecurityDisallow(
+                name_of(call), f"the policy does not allow it (rule: {rule})") from cause
+        return 0
+
+    cdef tuple ask(self, int call, tuple plain, Facts *facts):
+        """Ask the policy's callable: whether the call is allowed, by whom, and what it raised."""
+        cdef Question question = Question.__new__(Question)
+        cdef object asking = (getpid(), get_ident())
+        cdef str name = getattr(self.policy.ask, "__qualname__", type(self.policy.ask).__name__)
+        question.vmm = self
+        question.facts = facts[0]
+        question.method = name_of(call)
+        question.arguments = as_numbers(call, plain)
+        self.deciding.add(asking)
+        try:
+            answer = self.policy.ask(question)
+        except Exception as problem:
+            return False, f"{name} raised {type(problem).__name__}", problem
+        finally:
+            self.deciding.discard(asking)
+        if answer is True:
+            return True, name, None
+        return False, f"{name}: {answer}" if isinstance(answer, str) else name, None
+
+    # ---- what there is to know ------------------------------------------------------------------
+
+    cdef int look(self, int call, tuple plain, Facts *facts, Record record) except -1:
+        """Find out what rules ask about, and the audit writes down, beside the arguments."""
+        cdef RuleTable policy = self.policy
+        cdef bint leaves = call == CALL_SEND_HANDLE or call == CALL_HANDLE_FILENO
+        cdef bint asked = policy is not None and policy.ask is not None
+        if facts.handle != 0 and (
+                record is not None
+                or leaves and (asked or policy is not None and policy.asks_seals[call])):
+            self.look_at_handle(facts.handle, facts if leaves else NULL, record)
+        if ((call == CALL_SEND_HANDLE or call == CALL_RECV_HANDLE)
+                and (record is not None or asked
+                     or policy is not None and policy.asks_peer[call])):
+            peer = transfer.peer_of(plain[0])
+            if peer is not None:
+                facts.pid, facts.uid, facts.gid = peer
+                if record is not None:
+                    record.peer = peer
+        return 0
+
+    cdef int look_at_handle(self, uint64_t handle, Facts *facts, Record record) except -1:
+        """Find out what a handle names, if it is one. Seals are never lifted, and values of
+        handles never used again: what is so now is so when the call is carried out, or stricter.
+        """
+        cdef HandleFacts found
+        cdef Request request = handle_request(HANDLE_INFO, handle, 0)
+        request.buffer = &found
+        if self.space.perform(&request).reason != DONE:
+            return 0
+        if facts != NULL:
+            facts.seals = found.seals
+        if record is not None:
+            record.sid = found.sid
+            record.origin_sid = found.origin_sid if found.cloned else None
+        return 0
+
+
+cdef object policy_of_environment():
+    """The policy that the environment names, or None."""
+    path = os.environ.get(POLICY_VARIABLE)
+    if not path:
+        return None
+    from vmm_linux.policy import Policy
+    return Policy.from_toml(path)
+
+
+cdef object audit_of_environment(RuleTable policy):
+    """The audit that the environment names, or None."""
+    path = os.environ.get(AUDIT_VARIABLE)
+    if not path:
+        return None
+    return Audit(path, failure=(None if policy is None else policy.audit_failure) or "deny")

@@ -1,0 +1,143 @@
+"""Audit files, read with distrust: what each line says, and which lines say nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from vmm_linux._audit import START
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Entry", "Problem", "read"]
+
+NUMBER: Final = (int,)
+NUMBER_OR_NONE: Final = (int, type(None))
+TEXT_OR_NONE: Final = (str, type(None))
+TYPES: Final = {
+    "v": NUMBER,
+    "event": (str,),
+    "time": NUMBER,
+    "duration": NUMBER,
+    "pid": NUMBER,
+    "thread": NUMBER,
+    "call": NUMBER,
+    "method": (str,),
+    "arguments": (dict, type(None)),
+    "decision": TEXT_OR_NONE,
+    "rule": TEXT_OR_NONE,
+    "rc": TEXT_OR_NONE,
+    "error": TEXT_OR_NONE,
+    "result": NUMBER_OR_NONE,
+    "sid": NUMBER_OR_NONE,
+    "origin_sid": NUMBER_OR_NONE,
+    "peer": (list, type(None)),
+}
+"""What a line has, and of which kind each is."""
+#: A call is leaving when it begins, and has come when it ends.
+LEAVING: Final = frozenset(("send_handle", "handle_fileno"))
+
+
+class Entry(NamedTuple):
+    """A line that says something: where it is, and what."""
+
+    file: str
+    line: int
+    record: dict[str, Any]
+
+    @property
+    def moment(self) -> int:
+        """When it counts as having happened: what is sent is sent before it is received."""
+        record = self.record
+        leaving = record["method"] in LEAVING
+        return int(record["time"] + (0 if leaving else record["duration"]))
+
+
+class Problem(NamedTuple):
+    """A line that says nothing, and whether its writer was merely killed while he wrote it."""
+
+    file: str
+    line: int
+    reason: str
+    killed: bool
+
+
+def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[Entry], list[Problem]]:
+    """What the files say of calls, in the order of time.
+
+    A call whose end is written down is told once.
+
+    Args:
+        paths: of the files.
+        sid: the buffer that is asked about, itself or as an origin; None for all calls.
+
+    Errors:
+        OSError: a file cannot be read.
+    """
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    for path in dict.fromkeys(paths):
+        for found in lines_of(path):
+            if isinstance(found, Entry):
+                if sid is None or sid in (found.record["sid"], found.record["origin_sid"]):
+                    entries.append(found)
+            else:
+                problems.append(found)
+    ended = {key_of(entry) for entry in entries if entry.record["event"] == "end"}
+    told = [
+        entry for entry in entries if entry.record["event"] == "end" or key_of(entry) not in ended
+    ]
+    return sorted(told, key=lambda entry: entry.moment), problems
+
+
+def key_of(entry: Entry) -> tuple[int, int, int]:
+    """What the two lines of a call have in common with each other and with no other's."""
+    return entry.record["pid"], entry.record["call"], entry.record["time"]
+
+
+def lines_of(path: str) -> Iterator[Entry | Problem]:
+    """What each line of a file says."""
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            whole = line.endswith(b"\n")
+            record, reason = parsed(line)
+            if record is None:
+                yield Problem(
+                    path, number, reason if whole else "half a line, the last one", not whole
+                )
+                # What another process wrote behind half a line is whole.
+                start = line.rfind(START.encode())
+                record = parsed(line[start:])[0] if start > 0 else None
+            if record is not None:
+                yield Entry(path, number, record)
+
+
+def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
+    """The record in a line, or why it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None, "no JSON"
+    if not isinstance(record, dict):
+        return None, "no object"
+    reason = flaw_of(record)
+    return (None, reason) if reason else (record, "")
+
+
+def flaw_of(record: dict[str, Any]) -> str:
+    """What is wrong with a record; nothing if it is one."""
+    for name, kinds in TYPES.items():
+        if name not in record:
+            return f"{name} is missing"
+        if type(record[name]) not in kinds:
+            return f"{name} is of a wrong type"
+    if record["v"] != 1:
+        return "of another version"
+    peer = record["peer"]
+    if peer is not None and [type(each) for each in peer] != [int, int, int]:
+        return "peer is not three numbers"
+    return ""

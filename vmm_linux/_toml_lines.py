@@ -1,0 +1,106 @@
+"""TOML with the lines that things are in, which ``tomllib`` tells of syntax errors alone.
+
+A thing is found by the parser itself: it is in the line with which a text, cut off after it, first
+has it. A text that is cut inside of a value does not parse, and is taken a line longer.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["SyntaxProblem", "line_of", "parse"]
+
+
+class SyntaxProblem(ValueError):  # noqa: N818  a finding, as in errors.py
+    """A text is no TOML: the line, counted from 1, and why."""
+
+    def __init__(self, reason: str, line: int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.line = line
+
+
+def parse(data: bytes) -> tuple[str, dict[str, Any]]:
+    """The text and what it says.
+
+    Errors:
+        SyntaxProblem: it is no TOML.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as problem:
+        line = data.count(b"\n", 0, problem.start) + 1
+        raise SyntaxProblem("not UTF-8", line) from None
+    try:
+        return text, tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        reason = str(problem)
+        found = re.search(r"\(at line (\d+), column \d+\)$", reason)
+        line = int(found[1]) if found else max(1, len(text.splitlines()))
+        raise SyntaxProblem(reason, line) from None
+    except RecursionError:
+        raise SyntaxProblem("nested too deeply", 1) from None
+
+
+def line_of(text: str, path: Sequence[str | int]) -> int | None:
+    """The line, counted from 1, in which a thing begins.
+
+    Args:
+        text: TOML without a mistake.
+        path: keys of tables and numbers of lists, counted from 0, that lead to the thing. Of what
+            is not there, its nearest container is meant.
+
+    Returns:
+        None where nothing of it is there.
+    """
+    lines = text.replace("\r\n", "\n").split("\n")
+    while path:
+        if has(lines, path):
+            return first_line(lines, path)
+        path = path[:-1]
+    return None
+
+
+def first_line(lines: list[str], path: Sequence[str | int]) -> int:
+    """Where a thing begins that the lines have."""
+    # The first ``without`` lines lack it, the first ``enough`` have it, and no number from
+    # ``unknown`` on up to that one makes a text that parses.
+    without, unknown, enough = 0, len(lines), len(lines)
+    while unknown - without > 1:
+        middle = (without + unknown) // 2
+        taken = next((n for n in range(middle, unknown) if parsed(lines[:n]) is not None), None)
+        if taken is None:
+            unknown = middle
+        elif has(lines[:taken], path):
+            unknown = enough = taken
+        else:
+            without = taken
+    return next(
+        number + 1
+        for number in range(without, enough)
+        if lines[number].strip() and not lines[number].lstrip().startswith("#")
+    )
+
+
+def has(lines: list[str], path: Sequence[str | int]) -> bool:
+    """Whether the lines parse and have a thing."""
+    found: Any = parsed(lines)
+    for key in path:
+        try:
+            found = found[key]
+        except (LookupError, TypeError):
+            return False
+    return True
+
+
+def parsed(lines: list[str]) -> dict[str, Any] | None:
+    """What the lines say; None if they do not parse."""
+    try:
+        return tomllib.loads("\n".join(lines))
+    except tomllib.TOMLDecodeError:
+        return None

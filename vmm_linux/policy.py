@@ -1,0 +1,608 @@
+"""Policies: what a VMM asks before every call, in the security module's place.
+
+A policy is a list of rules. The first rule that matches a call answers; where none does, a callable
+of the user's is asked if there is one, and otherwise the default answers. Ready rules only deny,
+and come before all others. What is denied is ``SecurityDisallow``, names the method and the rule,
+and has changed nothing.
+
+A policy inside a process guards against mistakes, and against components that use this package.
+Native code and ``ctypes`` in the same process go past it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from vmm_linux._calls import METHODS, Kind, Question
+from vmm_linux._rules import RuleTable
+from vmm_linux.errors import InvalidArgument
+from vmm_linux.flags import Rights, Seal, VmmFlags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from enum import IntFlag
+
+    from vmm_linux._calls import Method
+
+__all__ = ["READY", "Policy", "PolicyError", "Question", "Rule"]
+
+LONGEST_FILE: Final = 1 << 20
+MOST: Final = 2**64 - 1
+MOST_ID: Final = 2**32 - 2
+ANSWERS: Final = ("allow", "deny")
+FAILURES: Final = ("deny", "continue")
+EVERY: Final = "*"
+DECIDED: Final = {method.name: method for method in METHODS if method.name != "close"}
+"""The methods that can be denied. Closing is none: it only gives back."""
+BITS: Final = ("all", "any", "no")
+
+
+class PolicyError(InvalidArgument):
+    """A policy is none: ``INVALID_ARGUMENT``.
+
+    Attributes:
+        file: where it was read, or None.
+        line: of the file, counted from 1, or None.
+        reason: what is wrong, and what is expected.
+    """
+
+    def __init__(self, reason: str, file: str | None = None, line: int | None = None) -> None:
+        where = "" if file is None else f"{file}:{line}: " if line else f"{file}: "
+        super().__init__("Policy", f"{where}{reason}")
+        self.reason = reason
+        self.file = file
+        self.line = line
+
+    def __reduce__(self) -> Any:  # noqa: ANN401  other arguments than those of the base class
+        return type(self), (self.reason, self.file, self.line)
+
+
+class FlawError(Exception):
+    """What is wrong in a policy, and under which keys: of a table, or of a list by number."""
+
+    def __init__(self, reason: str, *path: str | int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path = path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What to answer to which calls. All conditions that are given have to hold.
+
+    Attributes:
+        allow, deny: one of the two: names of methods, or ``"*"`` for all that have what the
+            conditions are about.
+        name: what a denial calls it.
+        all_flags, any_flags, no_flags: ``VmmFlags`` by name, of which the call's argument has
+            every one, one at least, none.
+        min_size, max_size: bytes that the call is about, bounds included. Of ranges their sum; of
+            what is received ``max_size``, and without one more than any bound.
+        all_rights, any_rights, no_rights: ``Rights`` that a copy, a receiver or a descriptor gets.
+        all_seals, any_seals, no_seals: ``Seal``: of a buffer that leaves (``send_handle``,
+            ``handle_fileno``) those that it has, of others those that are put on or demanded.
+        peer_uid, peer_gid: users and groups, one of which made the other end of the socket.
+        other_user: True: that was another user than this process's, or it cannot be told.
+    """
+
+    allow: str | Sequence[str] | None = None
+    deny: str | Sequence[str] | None = None
+    name: str | None = None
+    all_flags: Sequence[str] = ()
+    any_flags: Sequence[str] = ()
+    no_flags: Sequence[str] = ()
+    min_size: int | None = None
+    max_size: int | None = None
+    all_rights: Sequence[str] = ()
+    any_rights: Sequence[str] = ()
+    no_rights: Sequence[str] = ()
+    all_seals: Sequence[str] = ()
+    any_seals: Sequence[str] = ()
+    no_seals: Sequence[str] = ()
+    peer_uid: int | Sequence[int] | None = None
+    peer_gid: int | Sequence[int] | None = None
+    other_user: bool | None = None
+
+
+KEYS: Final = tuple(each.name for each in fields(Rule))
+ABOUT: Final = {
+    **{f"{which}_{what}": what for which in BITS for what in ("flags", "rights", "seals")},
+    "min_size": "size",
+    "max_size": "size",
+    "peer_uid": "peer",
+    "peer_gid": "peer",
+    "other_user": "peer",
+}
+"""What a condition is about, by its key."""
+TOP_KEYS: Final = ("default", "ready", "audit_failure", "rule")
+
+READY: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
+    {
+        "W^X": (
+            Rule(
+                name="W^X",
+                deny=(
+                    "allocate",
+                    "protect",
+                    "mdl_create",
+                    "mdl_create_from_vm",
+                    "mdl_create_from_buf",
+                    "mdl_map",
+                ),
+                all_flags=(
+                    "WRITE",
+                    "EXECUTE",
+                ),
+            ),
+        ),
+        "no executable MDL": (
+            Rule(
+                name="no executable MDL",
+                deny=(
+                    "mdl_create",
+                    "mdl_create_from_vm",
+                    "mdl_create_from_buf",
+                    "mdl_map",
+                ),
+                any_flags=("EXECUTE",),
+            ),
+        ),
+        "no transfer to other users": (
+            Rule(name="no transfer to other users", deny=("send_handle",), other_user=True),
+            # Nobody can tell where a descriptor goes.
+            Rule(name="no transfer to other users", deny=("handle_fileno",)),
+        ),
+        "only frozen or published buffers leave": (
+            Rule(
+                name="only frozen or published buffers leave",
+                deny=(
+                    "send_handle",
+                    "handle_fileno",
+                ),
+                no_seals=(
+                    "PUBLISH",
+                    "FREEZE",
+                ),
+            ),
+        ),
+    }
+)
+"""The ready rules, by name."""
+
+
+class Mask(NamedTuple):
+    """Bits that a value has to have: all of these, one of those, none of the others."""
+
+    all: int = 0
+    any: int = 0
+    no: int = 0
+
+    def is_implied_by(self, other: Mask) -> bool:
+        """Whether every value that has the other's bits has these."""
+        return (
+            self.all & ~other.all == 0
+            and self.no & ~other.no == 0
+            and (
+                self.any == 0
+                or self.any & other.all != 0
+                or (other.any != 0 and other.any & ~self.any == 0)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When a rule matches, in numbers."""
+
+    flags: Mask
+    rights: Mask
+    seals: Mask
+    sizes: tuple[int, int]
+    uids: frozenset[int]
+    gids: frozenset[int]
+    other_user: bool
+
+    def is_implied_by(self, other: Condition) -> bool:
+        """Whether this one holds for every call for which the other does."""
+        return (
+            self.flags.is_implied_by(other.flags)
+            and self.rights.is_implied_by(other.rights)
+            and self.seals.is_implied_by(other.seals)
+            and self.sizes[0] <= other.sizes[0]
+            and other.sizes[1] <= self.sizes[1]
+            and (not self.uids or (bool(other.uids) and other.uids <= self.uids))
+            and (not self.gids or (bool(other.gids) and other.gids <= self.gids))
+            and (not self.other_user or other.other_user)
+        )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A rule in numbers."""
+
+    number: int
+    name: str
+    allows: bool
+    methods: tuple[str, ...]
+    condition: Condition
+
+
+class Policy(RuleTable):
+    """What a VMM asks before every call: ``VMM(policy=Policy(...))``. It never changes.
+
+    Args:
+        rules: gone through in order; the first that matches answers.
+        default: ``"allow"`` or ``"deny"``: the answer where no rule matches.
+        ready: names of ready rules (``READY``), which deny before ``rules`` are looked at.
+        ask: a callable, asked with a ``Question`` where no rule matches, in place of the default.
+            Only ``True`` allows; a text says why not; whatever else, and an exception, denies. It
+            may ask for ``question.usage``; calls of the VMM's methods from inside it are denied.
+        audit_failure: what becomes of a call that cannot be written down: ``"deny"``,
+            ``"continue"``, or None for what the ``Audit`` says.
+
+    Errors:
+        INVALID_ARGUMENT (``PolicyError``): unknown names, bounds that nothing is between, a rule
+            that can never match, as an earlier one always answers.
+    """
+
+    def __init__(
+        self,
+        rules: Iterable[Rule] = (),
+        *,
+        default: str = "allow",
+        ready: Iterable[str] = (),
+        ask: Callable[[Question], object] | None = None,
+        audit_failure: str | None = None,
+    ) -> None:
+        try:
+            self._take(list(rules), default, list(ready), ask, audit_failure)
+        except FlawError as flaw:
+            raise PolicyError(f"{place_of(flaw.path)}{flaw.reason}") from None
+
+    def _take(
+        self,
+        rules: list[Rule],
+        default: object,
+        ready: list[str],
+        ask: Callable[[Question], object] | None,
+        audit_failure: object,
+    ) -> None:
+        """Compile it."""
+        one_of(default, ANSWERS, "default")
+        if audit_failure is not None:
+            one_of(audit_failure, FAILURES, "audit_failure")
+        if ask is not None and not callable(ask):
+            raise FlawError(f"{ask!r} cannot be called", "ask")
+        readied = compiled_ready(ready)
+        compiled = readied + [
+            compile_rule(rule, number, len(readied)) for number, rule in enumerate(rules)
+        ]
+        check_reachable(compiled, len(readied))
+        order = {method.name: number for number, method in enumerate(METHODS)}
+        self._compile(
+            [
+                (
+                    [order[name] for name in rule.methods],
+                    rule.allows,
+                    rule.number,
+                    rule.condition.flags,
+                    rule.condition.rights,
+                    rule.condition.seals,
+                    rule.condition.sizes,
+                    (
+                        sorted(rule.condition.uids),
+                        sorted(rule.condition.gids),
+                        rule.condition.other_user,
+                    ),
+                )
+                for rule in compiled
+            ],
+            tuple(rule.name for rule in compiled),
+            default == "allow",
+            ask,
+            int(VmmFlags.EXECUTE) if "no executable MDL" in ready else 0,
+            audit_failure,
+        )
+
+    @classmethod
+    def from_callable(cls, ask: Callable[[Question], object]) -> Self:
+        """A policy that asks a callable about every call. See ``ask``."""
+        return cls(ask=ask, default="deny")
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a policy from a file.
+
+        The keys ``default``, ``ready`` and ``audit_failure`` are those of this class; each
+        ``[[rule]]`` has the keys of ``Rule``. ``default`` has to be there: a file that lost its
+        contents is not to allow everything.
+
+        Args:
+            path: of an ordinary file in TOML, in UTF-8, of at most 1 MiB.
+
+        Errors:
+            INVALID_ARGUMENT (``PolicyError``): it does not parse, or is no policy; file, line and
+                reason are said.
+            OSError: it cannot be read.
+        """
+        from vmm_linux import _toml_lines  # noqa: PLC0415  tomllib is loaded where it is used
+
+        file = os.fsdecode(path)
+        data = contents_of(file)
+        try:
+            text, table = _toml_lines.parse(data)
+        except _toml_lines.SyntaxProblem as problem:
+            raise PolicyError(problem.reason, file, problem.line) from None
+        made = cls.__new__(cls)
+        try:
+            made._take_table(table)  # noqa: SLF001  its own
+        except FlawError as flaw:
+            line = _toml_lines.line_of(text, flaw.path)
+            raise PolicyError(flaw.reason, file, line) from None
+        return made
+
+    def _take_table(self, table: Mapping[str, object]) -> None:
+        """Compile what a file says."""
+        for key in table:
+            if key not in TOP_KEYS:
+                raise FlawError(f"unknown key {key!r}{suggestion(key, TOP_KEYS)}", key)
+        listed = table.get("rule", [])
+        if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+            raise FlawError("rule is no list of tables; write [[rule]]", "rule")
+        rules = []
+        for number, each in enumerate(listed):
+            for key in each:
+                if key not in KEYS:
+                    raise FlawError(
+                        f"unknown key {key!r}{suggestion(key, KEYS)}", "rule", number, key
+                    )
+            rules.append(Rule(**each))
+        ready = names_in(table.get("ready", []), "ready")
+        self._take(
+            rules,
+            table.get("default", "allow"),
+            list(ready),
+            None,
+            table.get("audit_failure"),
+        )
+        if "default" not in table:
+            raise FlawError("default is missing: 'allow' or 'deny'", "default")
+
+
+# ---- checks -------------------------------------------------------------------------------------
+
+
+def contents_of(path: str) -> bytes:
+    """What is in a file, if it is one for policies."""
+    # A pipe that nobody writes is not to be waited for, nor taken for an empty file.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise PolicyError("no ordinary file", path)
+    with open(fd, "rb") as file:  # noqa: PTH123  a descriptor is no path
+        data = file.read(LONGEST_FILE + 1)
+    if len(data) > LONGEST_FILE:
+        raise PolicyError(f"longer than {LONGEST_FILE} bytes", path)
+    return data
+
+
+def compiled_ready(ready: list[str]) -> list[Compiled]:
+    """The ready rules with these names."""
+    compiled: list[Compiled] = []
+    for name in ready:
+        if name not in READY:
+            raise FlawError(f"unknown ready rule {name!r}{suggestion(name, READY)}", "ready")
+        if ready.count(name) > 1:
+            raise FlawError(f"{name!r} is named twice", "ready")
+        for rule in READY[name]:
+            number = len(compiled)
+            compiled.append(Compiled(number, name, *parts_of(rule, "ready")))
+    return compiled
+
+
+def compile_rule(rule: object, number: int, before: int) -> Compiled:
+    """A rule of the user's, the first of which is number 0, in numbers."""
+    if not isinstance(rule, Rule):
+        raise FlawError(f"{rule!r} is no Rule", "rule", number)
+    name = rule.name
+    if name is None:
+        name = f"rule {number + 1}"
+    elif not is_text(name):
+        raise FlawError("name is no printable text", "rule", number, "name")
+    return Compiled(before + number, name, *parts_of(rule, "rule", number))
+
+
+def parts_of(rule: Rule, *path: str | int) -> tuple[bool, tuple[str, ...], Condition]:
+    """Whether a rule allows, which methods, and when."""
+    answers = [answer for answer in ANSWERS if getattr(rule, answer) is not None]
+    if len(answers) != 1:
+        raise FlawError("a rule has one of allow and deny, with the methods that it is for", *path)
+    answer = answers[0]
+    condition = Condition(
+        mask_of(rule, "flags", VmmFlags, *path),
+        mask_of(rule, "rights", Rights, *path),
+        mask_of(rule, "seals", Seal, *path),
+        sizes_of(rule, *path),
+        ids_of(rule.peer_uid, *path, "peer_uid"),
+        ids_of(rule.peer_gid, *path, "peer_gid"),
+        truth_of(rule.other_user, *path, "other_user"),
+    )
+    return answer == "allow", methods_of(rule, answer, condition, *path), condition
+
+
+def methods_of(rule: Rule, answer: str, condition: Condition, *path: str | int) -> tuple[str, ...]:
+    """The methods that a rule is for: each has what the rule's conditions are about."""
+    named = getattr(rule, answer)
+    if named == EVERY:
+        methods = tuple(name for name in DECIDED if lack_of(rule, condition, DECIDED[name]) is None)
+        if not methods:
+            raise FlawError("no method has all that this rule asks about", *path)
+        return methods
+    names = names_in(named, *path, answer)
+    if not names:
+        raise FlawError(f"{answer} names no method; '*' means all", *path, answer)
+    for name in names:
+        if name == "close":
+            raise FlawError("close cannot be decided about: it only gives back", *path, answer)
+        if name not in DECIDED:
+            raise FlawError(f"unknown method {name!r}{suggestion(name, DECIDED)}", *path, answer)
+        lack = lack_of(rule, condition, DECIDED[name])
+        if lack is not None:
+            raise FlawError(f"the rule can never match: {name} {lack[0]}", *path, lack[1])
+    return names
+
+
+def lack_of(rule: Rule, condition: Condition, method: Method) -> tuple[str, str] | None:
+    """What a rule asks about that a method does not have, and under which key; None if nothing."""
+    kinds = {kind for _, kind in method.arguments}
+    leaves = method.name in {"send_handle", "handle_fileno"}
+    has = {
+        "flags": Kind.FLAGS in kinds,
+        "size": bool(kinds & {Kind.SIZE, Kind.MOST, Kind.DATA, Kind.RANGES}),
+        "rights": Kind.RIGHTS in kinds,
+        "seals": leaves or Kind.SEALS in kinds,
+        "peer": Kind.SOCKET in kinds,
+    }
+    for key, about in ABOUT.items():
+        if not has[about] and getattr(rule, key) not in (None, (), []):
+            return (f"has no {about}", key)
+    unknown = (condition.flags.all or condition.flags.any) and not (
+        condition.flags.all & ~method.flags == 0
+        and (not condition.flags.any or condition.flags.any & method.flags)
+    )
+    if unknown:
+        key = "all_flags" if condition.flags.all & ~method.flags else "any_flags"
+        return ("does not take these flags", key)
+    return None
+
+
+def mask_of(rule: Rule, what: str, kind: type[IntFlag], *path: str | int) -> Mask:
+    """The bits that a rule names."""
+    values = {}
+    for which in BITS:
+        key = f"{which}_{what}"
+        value = 0
+        for name in names_in(getattr(rule, key), *path, key):
+            if name not in kind.__members__:
+                close = suggestion(name, kind.__members__)
+                raise FlawError(f"unknown {what} {name!r}{close}", *path, key)
+            value |= kind[name]
+        values[which] = int(value)
+    mask = Mask(**values)
+    if mask.all & mask.no:
+        named = kind(mask.all & mask.no).name
+        raise FlawError(
+            f"the rule can never match: {named} in all_{what} and in no_{what}", *path, f"no_{what}"
+        )
+    if mask.any and mask.any & ~mask.no == 0:
+        raise FlawError(
+            f"the rule can never match: no_{what} has all of any_{what}", *path, f"any_{what}"
+        )
+    return mask
+
+
+def sizes_of(rule: Rule, *path: str | int) -> tuple[int, int]:
+    """The bounds of a rule, in bytes."""
+    bounds = []
+    for key, otherwise in (("min_size", 0), ("max_size", MOST)):
+        value = getattr(rule, key)
+        if value is None:
+            value = otherwise
+        elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
+            raise FlawError(f"{key} is {value!r}, not 0 to 2**64 - 1 bytes", *path, key)
+        bounds.append(value)
+    if bounds[0] > bounds[1]:
+        raise FlawError(
+            f"the rule can never match: min_size {bounds[0]} is above max_size {bounds[1]}",
+            *path,
+            "min_size",
+        )
+    return bounds[0], bounds[1]
+
+
+def ids_of(value: object, *path: str | int) -> frozenset[int]:
+    """Numbers of users or groups."""
+    if value is None:
+        return frozenset()
+    ids = set()
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each <= MOST_ID:
+            raise FlawError(f"{each!r} is no number of a user or group", *path)
+        ids.add(each)
+    if not ids:
+        raise FlawError("an empty list matches nobody", *path)
+    return frozenset(ids)
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text for a message."""
+    return isinstance(value, str) and value != "" and value.isprintable()
+
+
+def truth_of(value: object, *path: str | int) -> bool:
+    """True, or not given."""
+    if value is not None and value is not True:
+        raise FlawError("true, or leave it out", *path)
+    return value is True
+
+
+def names_in(value: object, *path: str | int) -> tuple[str, ...]:
+    """A list of names."""
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise FlawError(f"{path[-1]} is {value!r}, not a list of names", *path)
+    return tuple(value)
+
+
+def one_of(value: object, known: Sequence[str], key: str) -> None:
+    """Whether a value is one of a few words."""
+    if not isinstance(value, str) or value not in known:
+        words = " or ".join(map(repr, known))
+        close = suggestion(value, known) if isinstance(value, str) else ""
+        raise FlawError(f"{key} is {value!r}, not {words}{close}", key)
+
+
+def check_reachable(compiled: list[Compiled], readied: int) -> None:
+    """Whether every rule of the user's can be the first to match a call of one method at least."""
+    for place in range(readied, len(compiled)):
+        rule = compiled[place]
+        earlier = compiled[:place]
+        masters = [
+            next(
+                (
+                    each
+                    for each in earlier
+                    if method in each.methods and each.condition.is_implied_by(rule.condition)
+                ),
+                None,
+            )
+            for method in rule.methods
+        ]
+        if all(master is not None for master in masters):
+            first = masters[0]
+            assert first is not None  # noqa: S101  for the type checker
+            same = first.condition == rule.condition and first.allows != rule.allows
+            why = "says the opposite of the same calls" if same else "always answers first"
+            raise FlawError(
+                f"the rule can never match: {first.name!r} {why}", "rule", place - readied
+            )
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The nearest known name, if one is near."""
+    from difflib import get_close_matches  # noqa: PLC0415  for mistakes alone
+
+    names = list(known)
+    folded = {each.casefold(): each for each in names}
+    close = get_close_matches(name.casefold(), folded, 1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def place_of(path: Sequence[str | int]) -> str:
+    """Where in a policy that is no file."""
+    if len(path) > 1 and path[0] == "rule":
+        return f"rule {int(path[1]) + 1}: "
+    return ""
