@@ -1,11 +1,11 @@
 """The life of a VMM: made, closed, warned of when nobody closes it."""
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport uint64_t, uintptr_t
 from libcpp.vector cimport vector
 
-from vmm_linux._answer cimport CLOSE, Request
-from vmm_linux._arguments cimport request_of
+from vmm_linux._answer cimport CLOSE, FIGURES, NO_BOUND, Request
+from vmm_linux._arguments cimport describe, request_of
 from vmm_linux._location cimport Intent, add_intents, intent_at
 from vmm_linux._mdl cimport BufferSpace
 from vmm_linux._own_process cimport OwnProcess
@@ -16,7 +16,10 @@ import sys
 import warnings
 import weakref
 
-from vmm_linux.errors import InvalidOperation
+from vmm_linux import _default_limits
+from vmm_linux.errors import InvalidArgument, InvalidOperation
+from vmm_linux.limits import FIGURES as FIGURE_NAMES
+from vmm_linux.limits import Limits, Usage, Use
 
 cdef extern from "Python.h":
     PyObject *PyWeakref_GetObject(object)
@@ -39,8 +42,27 @@ cdef class Client:
     def __dealloc__(self):
         ALL.pop(<uintptr_t><PyObject *>self, None)
 
-    def __init__(self):
-        """Make a VMM without regions. It asks the kernel for nothing yet."""
+    def __init__(self, limits=None):
+        """Make a VMM without regions.
+
+        Args:
+            limits: ``Limits``, or None for what keeps a runaway loop from taking the machine: at
+                most 262,144 regions and as many handles, 65,536 MDL buffers, and three quarters
+                of the memory that can be had now, each for committed pages, locked ones and
+                buffers. ``vmm.limits`` tells the numbers.
+
+        Errors:
+            INVALID_ARGUMENT: ``limits`` is something else.
+        """
+        cdef uint64_t bounds[FIGURES]
+        if limits is not None:
+            self.warned = True  # until it is made
+            fill(bounds, bounds_of("VMM", limits))
+            self.warned = False
+            set_bounds(self.space, bounds)
+        else:
+            look_up_defaults()
+            set_bounds(self.space, defaults)
 
     def __del__(self):
         self.warn_if_open()
@@ -71,10 +93,56 @@ cdef class Client:
         cdef uintptr_t where = 0
         cdef const char *flaw
         self.space.enter()
-        flaw = self.space.ledger.flaw(&where)
+        flaw = self.space.flaw(&where)
         self.space.leave()
         if flaw != NULL:
             raise AssertionError(f"{flaw.decode()} at 0x{where:x}")
+
+    @property
+    def limits(self):
+        """``Limits`` of this VMM; set others any time.
+
+        A bound below what there is takes nothing away: from then on, calls that take more are
+        refused until enough was given back.
+
+        Errors:
+            INVALID_ARGUMENT: set to something else than ``Limits``.
+            INVALID_OPERATION: the VMM is closed.
+        """
+        cdef int figure
+        check_open(self, "limits")
+        self.space.enter()
+        bounds = [self.space.bounds[figure] for figure in range(FIGURES)]
+        self.space.leave()
+        return Limits(**dict(zip(FIGURE_NAMES, map(told, bounds))))
+
+    @limits.setter
+    def limits(self, limits):
+        cdef uint64_t bounds[FIGURES]
+        check_open(self, "limits")
+        fill(bounds, bounds_of("limits", limits))
+        set_bounds(self.space, bounds)
+
+    def usage(self):
+        """What this VMM uses of each figure, and the bound of that, all at one moment.
+
+        Returns:
+            A ``Usage``: ``usage().committed.used`` and ``.bound``, in bytes where ``Limits`` says
+            so. A child of fork begins with its parent's figures.
+
+        Errors:
+            INVALID_OPERATION: the VMM is closed.
+        """
+        cdef uint64_t used[FIGURES]
+        cdef uint64_t bounds[FIGURES]
+        cdef int figure
+        check_open(self, "usage")
+        self.space.enter()
+        for figure in range(FIGURES):
+            used[figure] = self.space.used(figure)
+            bounds[figure] = self.space.bounds[figure]
+        self.space.leave()
+        return Usage(*[Use(used[figure], told(bounds[figure])) for figure in range(FIGURES)])
 
     @property
     def closed(self):
@@ -98,6 +166,56 @@ cdef class Client:
         self.space.enter()
         self.process.release()
         self.space.leave()
+
+
+cdef extern from "<time.h>" nogil:
+    int CLOCK_MONOTONIC_COARSE
+    ctypedef long time_t
+    struct timespec:
+        time_t tv_sec
+    int clock_gettime(int, timespec *)
+
+
+cdef uint64_t defaults[FIGURES]
+cdef time_t looked_up = -1
+
+
+cdef int look_up_defaults() except -1:
+    """Bring ``defaults`` up to date if they are of another second."""
+    global looked_up
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
+    if now.tv_sec != looked_up:
+        fill(defaults, _default_limits.bounds())
+        looked_up = now.tv_sec
+    return 0
+
+
+cdef object told(uint64_t bound):
+    """A bound as Python has it."""
+    return None if bound == NO_BOUND else bound
+
+
+cdef tuple bounds_of(str method, object limits):
+    """The bounds of ``Limits``."""
+    if not isinstance(limits, Limits):
+        raise InvalidArgument(method, f"limits is {describe(limits)}, not Limits(...)")
+    return tuple([getattr(limits, name) for name in FIGURE_NAMES])
+
+
+cdef int fill(uint64_t *numbers, tuple bounds) except -1:
+    """Bounds as numbers."""
+    cdef int figure
+    for figure in range(FIGURES):
+        numbers[figure] = NO_BOUND if bounds[figure] is None else bounds[figure]
+    return 0
+
+
+cdef void set_bounds(BufferSpace space, const uint64_t *bounds) noexcept:
+    """Bound what is made from now on."""
+    space.enter()
+    space.set_bounds(bounds)
+    space.leave()
 
 
 cdef int refuse_closed(str method) except -1:
