@@ -6,6 +6,7 @@ import copy
 import fcntl
 import os
 import pickle
+import random
 import socket
 import threading
 from contextlib import suppress
@@ -18,7 +19,7 @@ import leaks
 from children import run_child
 from dangers import BY_DEFAULT, DANGERS
 from guarding import RULES, rule
-from kernel_oracle import PAGE, TESTS_IMPORTABLE, access_between, descriptors, maps
+from kernel_oracle import PAGE, TESTS_IMPORTABLE, access_between, descriptors, maps, maps_between
 from vmm_linux import VMM, Handle, Limits, Retcode, Rights, VmmError, VmmFlags, _room
 from vmm_linux._default_limits import (
     MOST_HANDLES,
@@ -29,7 +30,7 @@ from vmm_linux._default_limits import (
 )
 from vmm_linux._memory_group import Group, memory_group
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded
-from vmm_linux.limits import FIGURES
+from vmm_linux.limits import FIGURES, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -511,6 +512,36 @@ def test_views_cut_runs_and_leave_them_whole(vmm: VMM) -> None:
     assert used(vmm)["mappings"] == 1
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_the_kernel_has_no_more_mappings_than_are_counted(vmm: VMM, name: str) -> None:
+    choose = random.Random(7)  # noqa: S311
+    with rule(*RULES[name]):
+        va = vmm.allocate(0, 256 * PAGE, RESERVE | GUARDS)
+        for _ in range(200):
+            first = choose.randrange(250)
+            at, size = va + first * PAGE, choose.randrange(1, 6) * PAGE
+            call = choose.choice((vmm.commit, vmm.decommit))
+            call(at, size)
+            vmm.protect(at, PAGE, choose.choice((1, 3)))
+            found = maps_between(va - PAGE, va + 257 * PAGE)
+            assert len(found) <= used(vmm)["mappings"]
+
+
+def test_pages_written_before_they_became_alike_stay_apart_in_the_kernel_alone(vmm: VMM) -> None:
+    with rule(*RULES["never"]):
+        va = vmm.allocate(0, 64 * PAGE, RESERVE | GUARDS)
+        for first in (0, 1):
+            for page in range(first, 64, 2):
+                vmm.commit(va + page * PAGE, PAGE)
+                vmm.write(va + page * PAGE, b"x")
+        assert used(vmm)["mappings"] == 3
+        assert len(maps_between(va, va + 64 * PAGE)) <= 64, "what the README says"
+
+
+def test_the_figures_have_one_order() -> None:
+    assert Usage._fields == FIGURES == Limits.__slots__
+
+
 @pytest.mark.parametrize("call", ["decommit", "protect", "mdl_create_from_vm", "free"])
 def test_what_cuts_runs_is_refused_at_the_bound(vmm: VMM, call: str) -> None:
     va = vmm.allocate(0, SIZE, COMMIT)
@@ -781,6 +812,26 @@ def test_the_tightest_group_counts_without_the_cache_that_it_gives_up(
     assert room_for_memory(100 * gib, group) == 3 * gib
     group = cgroup(tmp_path, version, {"outer/inner": (f"{gib}", 2 * gib, 0, 0)})
     assert room_for_memory(100 * gib, group) == 0
+
+
+def make_without_a_descriptor() -> None:
+    """The first VMM of a process that has no descriptor left."""
+    import os
+    import resource
+
+    from vmm_linux import VMM
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    with VMM() as vmm:
+        limits = vmm.limits
+    assert limits.committed is not None
+    assert limits.committed <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    print(limits.regions)
+
+
+def test_without_a_descriptor_to_ask_with_there_are_defaults_too() -> None:
+    child = run_child(make_without_a_descriptor)
+    assert (child.returncode, child.stdout, child.stderr) == (0, f"{MOST_REGIONS}\n", "")
 
 
 def test_this_processs_own_group_is_read_without_trouble() -> None:

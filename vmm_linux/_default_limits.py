@@ -27,15 +27,16 @@ MOST_REGIONS = 1 << 18
 MOST_HANDLES = 1 << 18
 MOST_MDLS = 1 << 16
 
-GROUPS: list[_memory_group.Group | None] = []
-"""The memory cgroup of this process, once it was looked for."""
+GROUPS: list[_memory_group.Group] = []
+"""The memory cgroup of this process, once it was found."""
 
 
 def bounds() -> tuple[int | None, ...]:
     """The default bounds now, in the order of ``vmm_linux.limits.FIGURES``."""
-    if not GROUPS:
-        GROUPS.append(_memory_group.memory_group())
-    return bounds_for(room_for_memory(_room.available_memory(), GROUPS[0]))
+    group = GROUPS[0] if GROUPS else _memory_group.memory_group()
+    if group is not None and not GROUPS:
+        GROUPS.append(group)
+    return bounds_for(room_for_memory(_room.available_memory(), group))
 
 
 def room_for_memory(available: int, group: _memory_group.Group | None) -> int:

@@ -74,8 +74,8 @@ def room_at(group: Group, folder: Path) -> int:
     used = number(folder / group.usage)
     if limit is None or used is None or limit >= NO_LIMIT:
         return NO_LIMIT
-    words = [line.split(" ") for line in lines_of(folder / "memory.stat")]
-    cache = sum(int(value) for name, value in words if name in CACHE[group.version])
+    lines = [line.partition(" ") for line in lines_of(folder / "memory.stat")]
+    cache = sum(int(value) for name, _, value in lines if name in CACHE[group.version])
     return max(0, limit - max(0, used - cache))
 
 

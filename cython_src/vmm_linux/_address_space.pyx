@@ -191,8 +191,12 @@ cdef class AddressSpace:
                                 uintptr_t end) noexcept nogil:
         """Whether the reserved pages of a range in one region, from a run on, may be committed."""
         cdef uint64_t wish = self.reserved_bytes(run, va, end)
-        cdef Answer answer = self.room_for(COMMITTED, wish)
-        if answer.reason == DONE and dereference(run).second.locked:
+        cdef bint locked = dereference(run).second.locked
+        cdef Answer answer
+        if not locked and self.ledger.committed + wish <= self.bounds[COMMITTED]:
+            return done()
+        answer = self.room_for(COMMITTED, wish)
+        if answer.reason == DONE and locked:
             answer = self.room_for(LOCKED, wish)
         return answer
 

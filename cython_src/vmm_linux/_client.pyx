@@ -55,14 +55,14 @@ cdef class Client:
             INVALID_ARGUMENT: ``limits`` is something else.
         """
         cdef uint64_t bounds[FIGURES]
+        self.warned = True  # until it is made: what could not be made need not be closed
         if limits is not None:
-            self.warned = True  # until it is made
             fill(bounds, bounds_of("VMM", limits))
-            self.warned = False
             set_bounds(self.space, bounds)
         else:
             look_up_defaults()
             set_bounds(self.space, defaults)
+        self.warned = False
 
     def __del__(self):
         self.warn_if_open()
@@ -109,12 +109,12 @@ cdef class Client:
             INVALID_ARGUMENT: set to something else than ``Limits``.
             INVALID_OPERATION: the VMM is closed.
         """
+        cdef uint64_t used[FIGURES]
+        cdef uint64_t bounds[FIGURES]
         cdef int figure
         check_open(self, "limits")
-        self.space.enter()
-        bounds = [self.space.bounds[figure] for figure in range(FIGURES)]
-        self.space.leave()
-        return Limits(**dict(zip(FIGURE_NAMES, map(told, bounds))))
+        look(self.space, used, bounds)
+        return Limits(**{FIGURE_NAMES[figure]: told(bounds[figure]) for figure in range(FIGURES)})
 
     @limits.setter
     def limits(self, limits):
@@ -137,11 +137,7 @@ cdef class Client:
         cdef uint64_t bounds[FIGURES]
         cdef int figure
         check_open(self, "usage")
-        self.space.enter()
-        for figure in range(FIGURES):
-            used[figure] = self.space.used(figure)
-            bounds[figure] = self.space.bounds[figure]
-        self.space.leave()
+        look(self.space, used, bounds)
         return Usage(*[Use(used[figure], told(bounds[figure])) for figure in range(FIGURES)])
 
     @property
@@ -209,6 +205,16 @@ cdef int fill(uint64_t *numbers, tuple bounds) except -1:
     for figure in range(FIGURES):
         numbers[figure] = NO_BOUND if bounds[figure] is None else bounds[figure]
     return 0
+
+
+cdef void look(BufferSpace space, uint64_t *used, uint64_t *bounds) noexcept:
+    """What is used and what bounds it, at one moment."""
+    cdef int figure
+    space.enter()
+    for figure in range(FIGURES):
+        used[figure] = space.used(figure)
+        bounds[figure] = space.bounds[figure]
+    space.leave()
 
 
 cdef void set_bounds(BufferSpace space, const uint64_t *bounds) noexcept:

@@ -44,8 +44,12 @@ cpdef uint64_t available() noexcept nogil:
 
 
 cpdef uint64_t available_memory() noexcept nogil:
-    """The same without swap."""
-    return meminfo(b"MemAvailable:", b"no such label")
+    """Bytes of memory, swap left out; without a descriptor to ask with, those that are free."""
+    cdef sysinfo_t now
+    cdef uint64_t told = meminfo(b"MemAvailable:", b"no such label")
+    if told == <uint64_t>-1 and sysinfo(&now) == 0:
+        return <uint64_t>now.freeram * now.mem_unit
+    return told
 
 
 cdef bint is_room_for(uint64_t size) noexcept nogil:
