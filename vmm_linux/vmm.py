@@ -33,6 +33,8 @@ class VMM(_vmm.VMM):
     changed nothing. On a closed VMM every method but ``close`` is ``INVALID_OPERATION``. Integers
     are ``int`` and whatever has ``__index__``, bools excepted; others are ``INVALID_ARGUMENT``.
     Methods may be called from any thread.
+
+    ``VMM(limits=...)`` bounds what it may have; without, defaults end a runaway loop (``limits``).
     """
 
     __slots__ = ()

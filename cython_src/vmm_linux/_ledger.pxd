@@ -54,8 +54,8 @@ cdef class Ledger:
         """Whether one more run is within the limit."""
         return self.mappings() < self.most_mappings
 
-    cdef void count(self, Runs.iterator run, uintptr_t end) noexcept nogil
-    cdef void discount(self, Runs.iterator run, uintptr_t end) noexcept nogil
+    cdef void count(self, Runs.iterator run) noexcept nogil
+    cdef void discount(self, Runs.iterator run) noexcept nogil
     cdef bint insert(self, uintptr_t base, Region region, Run run) noexcept nogil
     cdef inline Regions.iterator region_at(self, uintptr_t va) noexcept nogil:
         """The region that includes ``va``, or ``regions.end()``."""

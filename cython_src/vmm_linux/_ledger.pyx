@@ -71,19 +71,15 @@ cdef class Ledger:
     def __cinit__(self):
         self.most_mappings = <uint64_t>-1
 
-    cdef void count(self, Runs.iterator run, uintptr_t end) noexcept nogil:
-        """Add what runs up to an end, whole ones, have of each figure."""
-        while run != self.runs.end() and dereference(run).first < end:
-            self.committed += private_bytes(dereference(run).first, dereference(run).second)
-            self.locked += locked_bytes(dereference(run).first, dereference(run).second)
-            preincrement(run)
+    cdef void count(self, Runs.iterator run) noexcept nogil:
+        """Add what a run has of each figure."""
+        self.committed += private_bytes(dereference(run).first, dereference(run).second)
+        self.locked += locked_bytes(dereference(run).first, dereference(run).second)
 
-    cdef void discount(self, Runs.iterator run, uintptr_t end) noexcept nogil:
-        """Take away what ``count`` added."""
-        while run != self.runs.end() and dereference(run).first < end:
-            self.committed -= private_bytes(dereference(run).first, dereference(run).second)
-            self.locked -= locked_bytes(dereference(run).first, dereference(run).second)
-            preincrement(run)
+    cdef void discount(self, Runs.iterator run) noexcept nogil:
+        """Take away what ``count`` added; before a change of state or kind."""
+        self.committed -= private_bytes(dereference(run).first, dereference(run).second)
+        self.locked -= locked_bytes(dereference(run).first, dereference(run).second)
 
     cdef bint insert(self, uintptr_t base, Region region, Run run) noexcept nogil:
         """Enter a region whose pages are all as ``run`` says; false when memory is short."""
@@ -95,7 +91,8 @@ cdef class Ledger:
         self.covered += region.end - base
         self.guards += guards_of(region)
         self.mapped += is_mapping(region)
-        self.count(self.runs.find(base), region.end)
+        self.committed += private_bytes(base, run)
+        self.locked += locked_bytes(base, run)
         return True
 
     cdef Regions.iterator region_around(self, uintptr_t va, size_t page) noexcept nogil:
@@ -257,9 +254,9 @@ cdef class Ledger:
                           uintptr_t end) noexcept nogil:
         """``remove`` from a run of this region on."""
         cdef uintptr_t start = dereference(run).first
-        self.discount(run, end)
         self.covered -= end - start
         while run != self.runs.end() and dereference(run).first < end:
+            self.discount(run)
             run = self.runs.erase(run)
         if dereference(region).first == start:
             self.guards -= guards_of(dereference(region).second)
@@ -278,24 +275,23 @@ cdef class Ledger:
                              uint8_t state) noexcept nogil:
         """``set_state`` from the run that starts there."""
         cdef Runs.iterator run = first
-        self.discount(first, end)
         while run != self.runs.end() and dereference(run).first < end:
+            self.discount(run)
             dereference(run).second.state = state
             dereference(run).second.opened = 0
+            self.count(run)
             preincrement(run)
-        self.count(first, end)
         self.coalesce_from(first, end)
 
     cdef void set_guarded(self, Runs.iterator first, uintptr_t end) noexcept nogil:
         """Reserve isolated pages whose mappings keep the access that they had when committed."""
         cdef Runs.iterator run = first
-        self.discount(first, end)
         while run != self.runs.end() and dereference(run).first < end:
             if dereference(run).second.state == STATE_COMMITTED:
+                self.discount(run)
                 dereference(run).second.state = STATE_RESERVED
                 dereference(run).second.opened = dereference(run).second.protection
             preincrement(run)
-        self.count(first, end)
         self.coalesce_from(first, end)
 
     cdef void set_opened(self, uintptr_t start, uintptr_t end, uint8_t access) noexcept nogil:
@@ -325,14 +321,14 @@ cdef class Ledger:
                           uint8_t kind, uint8_t ceiling) noexcept nogil:
         """Set what is behind isolated pages; ``offset``: of ``start`` in the memory object."""
         cdef Runs.iterator run = self.runs.lower_bound(start)
-        self.discount(run, end)
         while run != self.runs.end() and dereference(run).first < end:
+            self.discount(run)
             dereference(run).second.backing = backing
             dereference(run).second.offset = offset + (dereference(run).first - start)
             dereference(run).second.kind = kind
             dereference(run).second.ceiling = ceiling
+            self.count(run)
             preincrement(run)
-        self.count(self.runs.lower_bound(start), end)
         self.coalesce(start, end)
 
     cpdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil:

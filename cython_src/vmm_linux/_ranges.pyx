@@ -299,8 +299,8 @@ cdef void reserve_again(Ledger ledger, const SavedRun &saved) noexcept nogil:
         empty_private(saved.start, size)
     elif saved.run.opened != saved.run.protection:
         _syscalls.mprotect(saved.start, size, behind)
-    ledger.discount(run, saved.run.end)
     while run != ledger.runs.end() and dereference(run).first < saved.run.end:
+        ledger.discount(run)
         dereference(run).second.state = STATE_RESERVED
         dereference(run).second.opened = opened
         preincrement(run)
