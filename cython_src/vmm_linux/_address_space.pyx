@@ -191,14 +191,16 @@ cdef class AddressSpace:
                                 uintptr_t end) noexcept nogil:
         """Whether the reserved pages of a range in one region, from a run on, may be committed."""
         cdef uint64_t wish = self.reserved_bytes(run, va, end)
-        cdef bint locked = dereference(run).second.locked
-        cdef Answer answer
-        if not locked and self.ledger.committed + wish <= self.bounds[COMMITTED]:
-            return done()
-        answer = self.room_for(COMMITTED, wish)
-        if answer.reason == DONE and locked:
+        cdef Answer answer = self.room_for(COMMITTED, wish)
+        if answer.reason == DONE and dereference(run).second.locked:
             answer = self.room_for(LOCKED, wish)
         return answer
+
+    cdef bint is_easily_committed(self, Runs.iterator run, uintptr_t va,
+                                  uintptr_t end) noexcept nogil:
+        """Whether all pages of the range fit even if each is reserved: then none is looked at."""
+        return (end - va + self.ledger.committed <= self.bounds[COMMITTED]
+                and not dereference(run).second.locked)
 
     cdef uint64_t reserved_bytes(self, Runs.iterator run, uintptr_t va,
                                  uintptr_t end) noexcept nogil:
@@ -387,9 +389,11 @@ cdef class AddressSpace:
         cdef Runs.iterator run = self.ledger.run_at(va)
         cdef uint32_t flags = dereference(region).second.flags
         cdef Chunk chunk = chunks_of(region, va, end)
-        cdef Answer answer = self.room_for_commit(run, va, end)
-        if answer.reason != DONE:
-            return answer
+        cdef Answer answer
+        if not self.is_easily_committed(run, va, end):
+            answer = self.room_for_commit(run, va, end)
+            if answer.reason != DONE:
+                return answer
         if is_just_guarded(dereference(run).second, end):
             return self.unguard(run, va, end)
         if (suits(self.ledger, flags, run, chunk, va, end)
