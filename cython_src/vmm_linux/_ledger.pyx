@@ -276,10 +276,11 @@ cdef class Ledger:
         """``set_state`` from the run that starts there."""
         cdef Runs.iterator run = first
         while run != self.runs.end() and dereference(run).first < end:
-            self.discount(run)
-            dereference(run).second.state = state
+            if dereference(run).second.state != state:
+                self.discount(run)
+                dereference(run).second.state = state
+                self.count(run)
             dereference(run).second.opened = 0
-            self.count(run)
             preincrement(run)
         self.coalesce_from(first, end)
 
