@@ -304,6 +304,7 @@ class Picture:
         self.window = window
         self.closed = vmm.closed
         vmm._check()
+        self.usage = [] if vmm.closed else [use.used for use in vmm.usage()]
         self._vmm = vmm if ask and not vmm.closed else None
         self._sids: list[int | None] = [None]
         self._answers = [self._answer(va) for va in range(*window, PAGE)]
@@ -383,6 +384,7 @@ class Picture:
         """In what ``other`` differs from this picture of the same process, ``""``: in nothing."""
         parts = {
             "closed": (self.closed, other.closed),
+            "usage": (self.usage, other.usage),
             "handles": (self.handles, other.handles),
             "new handles": (self.strangers, other.strangers),
             "messages": (self.waiting, other.waiting),

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
+from typing_extensions import override
+
 from kernel_oracle import PAGE, USER_SPACE_END
 from model import LEGAL_PROTECTIONS, LOCKED, LOWEST, SHAREABLE, WRITE, Model, Page, Region
 from model_memory import FREEZE, PUBLISH, Backing, Buffer, Memory
@@ -103,6 +105,27 @@ class MdlModel(Model):
             and page.index // memory.segment == segment
         )
 
+    def buffers(self) -> set[Backing]:
+        """The MDL buffers that handles, mappings and clones keep."""
+        pages = [page for region in self.regions for page in region.pages]
+        tops = {page.backing for page in pages if page.kind is PageKind.MDL}
+        tops |= {entry.backing for entry in self.live_handles()}
+        return {backing for top in tops if top is not None for backing in top.chain()}
+
+    @override
+    def usage(self) -> dict[str, int]:
+        """What buffers and handles add."""
+        usage = super().usage()
+        buffers = self.buffers()
+        roots = [backing for backing in buffers if backing.origin is None]
+        usage["locked"] += sum(root.bytes for root in roots if root.locked)
+        return usage | {
+            "mdls": len(buffers),
+            "mdl_bytes": sum(root.bytes for root in roots),
+            "mdl_mappings": sum(not region.flags & VmmFlags.RESERVE for region in self.regions),
+            "handles": sum(not entry.closed for entry in self.handles.values()),
+        }
+
     # ---------------------------------------------------------------------------- buffers
 
     def mdl_create(self, size: int, prot: int, segment_size: int = 0) -> Retcode | Backing:
@@ -117,6 +140,7 @@ class MdlModel(Model):
         backing = self._fresh(size // PAGE, min(size, segment_size) // PAGE)
         if prot & LOCKED:
             backing.memory.held = [True] * (size // PAGE)
+            backing.locked = True
         return backing
 
     @staticmethod

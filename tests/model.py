@@ -11,6 +11,7 @@ modes, then the range, then states, then pins.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from kernel_oracle import PAGE, USER_SPACE_END, sysctl
 from model_memory import ZEROS, Backing, Buffer, Memory
@@ -113,6 +114,20 @@ class Region:
         """What ``/proc/self/maps`` must show for ``page``."""
         sharing = "p" if page.backing is None else "s"
         return PERMISSIONS[page.protection if page.committed else 0] + sharing
+
+    def runs(self) -> int:
+        """Into how many runs the pages fall that are alike, segments of a buffer apart."""
+
+        def nature(index: int) -> tuple[object, ...]:
+            page = self.pages[index]
+            same = (page.committed, page.protection, page.ceiling, page.kind)
+            if page.backing is None:
+                return same
+            segment = page.index // page.backing.memory.segment
+            return (*same, page.backing, page.index - index, segment)
+
+        natures = [nature(index) for index in range(len(self.pages))]
+        return 1 + sum(left != right for left, right in pairwise(natures))
 
     def run_around(self, index: int) -> tuple[int, int]:
         """Addresses of the pages around ``index`` with the same state and protection."""
@@ -246,6 +261,31 @@ class Model:
         """Everything that the process has descriptors of."""
         tops = {page.backing for region in self.regions for page in region.pages}
         return {backing for top in tops if top is not None for backing in top.chain()}
+
+    def usage(self) -> dict[str, int]:
+        """What ``VMM.usage`` must say, in bytes where it says bytes; ``mappings`` apart."""
+        pages = [(region, page) for region in self.regions for page in region.pages]
+        return {
+            "regions": len(self.regions),
+            "reserved": sum(high - low for low, high in (r.outer for r in self.regions)),
+            "committed": PAGE
+            * sum(page.committed and page.kind is PageKind.PRIVATE for _, page in pages),
+            "locked": PAGE * sum(page.committed and bool(r.flags & LOCKED) for r, page in pages),
+            "mdls": 0,
+            "mdl_bytes": 0,
+            "mdl_mappings": 0,
+            "handles": 0,
+        }
+
+    def bounds_of_mappings(self) -> tuple[int, int]:
+        """At least and at most how many mappings ``VMM.usage`` may count.
+
+        Views cut runs that are alike, reserved pages behind guards differ from others, and a
+        border of runs can be one of segments too.
+        """
+        guards = sum(region.low_guard + region.high_guard for region in self.regions)
+        pages = sum(len(region.pages) for region in self.regions)
+        return guards + sum(region.runs() for region in self.regions), guards + 2 * pages
 
     def commit(self, va: int, size: int) -> Retcode:
         """Reserved pages become committed and zeroed, committed ones stay."""

@@ -449,8 +449,18 @@ class RegionMachine(RuleBasedStateMachine):
             page.touch()
         if sight.present:
             self.check_memory_held(self.region_of_interest(side), sight.present)
+        if self.tick % 4 == 0:
+            self.check_usage(side, dict(sight.usage))
         for va, (info, mapping) in zip(look.addresses, sight.answers, strict=True):
             self.check_info(side, info, mapping, va)
+
+    @staticmethod
+    def check_usage(side: Side, used: dict[str, int]) -> None:
+        """Each figure of the usage is the model's."""
+        least, most = side.model.bounds_of_mappings()
+        mappings = used.pop("mappings")
+        assert used == side.model.usage()
+        assert least <= mappings <= most
 
     def pages_to_read(self, side: Side) -> dict[int, Page]:
         """All readable pages that were written, and every now and then one that was not."""

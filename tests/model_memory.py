@@ -89,6 +89,8 @@ class Backing:
 
     buffer: Buffer
     origin: Backing | None = None
+    #: Whether it was made with all its memory. Said of the root.
+    locked: bool = False
     #: Whether the process's descriptors of the memory can write. Said of the root.
     writable: bool = True
     #: The segments that the process has descriptors of, if these are not all. Said of the root.
@@ -118,6 +120,13 @@ class Backing:
     def segments(self) -> range:
         """The segments that the process has descriptors of. Asked of the root."""
         return self.buffer.segments if self.part is None else self.part
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the memory that the process has descriptors of. Asked of the root."""
+        segment = self.memory.segment
+        pages = len(self.memory.pages)
+        return PAGE * sum(min(segment, pages - number * segment) for number in self.segments)
 
     @property
     def has_identity(self) -> bool:

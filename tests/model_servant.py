@@ -108,6 +108,8 @@ class Sight(NamedTuple):
     #: What Query does not call the VMM's own comes with the kernel's mapping.
     answers: list[tuple[Info, kernel.Mapping | None]]
     handle: Outcome | None
+    #: What ``usage`` says is used.
+    usage: dict[str, int]
 
 
 class Files(NamedTuple):
@@ -235,7 +237,12 @@ class Servant:
         if look.handle is not None:
             handle = self.call(Face.METHODS, "handle_info", look.handle)
         answers = list(zip(infos, found, strict=True))
-        return Sight(mappings, contents, kernel.present_pages(*look.present), answers, handle)
+        usage = {}
+        if not self.vmm.closed:
+            self.vmm._check()
+            usage = {name: use.used for name, use in self.vmm.usage()._asdict().items()}
+        present = kernel.present_pages(*look.present)
+        return Sight(mappings, contents, present, answers, handle, usage)
 
     def query_between(self, va: int, smaps: bool) -> tuple[Around, Info, Around]:
         """Query, and what the kernel has there before and after."""

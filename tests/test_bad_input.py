@@ -30,6 +30,7 @@ from vmm_linux import (
     INVALID_HANDLE,
     VMM,
     Handle,
+    Limits,
     PageKind,
     PageState,
     Retcode,
@@ -98,7 +99,7 @@ def ground() -> Iterator[Ground]:
     kernel.map_at(foreign, PAGE, kernel.PROT_READ | kernel.PROT_WRITE)
     at: dict[str, Any] = {name: ARENA + slot * PAGE for name, (slot, _, _) in places.items()}
     try:
-        with VMM() as vmm:
+        with VMM(limits=Limits.unlimited()) as vmm:
             for name, (_, pages, flags) in places.items():
                 assert vmm.allocate(at[name], pages * PAGE, flags | FIXED) == at[name]
             vmm.write(at["committed"], b"committed" * 900)
@@ -1413,10 +1414,10 @@ def hammer_with_garbage(seed: int, calls: int) -> None:
 
     from faces import Face, call
     from kernel_oracle import ARENA, PAGE
-    from vmm_linux import VMM, Retcode
+    from vmm_linux import VMM, Limits, Retcode
 
     choose = random.Random(seed)  # noqa: S311
-    with VMM() as vmm:
+    with VMM(limits=Limits.unlimited()) as vmm:
         bases = [vmm.allocate(0, 8 * PAGE, 0x33), vmm.allocate(0, 1 << 40, 0x13)]
         bases.append(vmm.allocate(ARENA, 64 * PAGE, 0x40033))
         numbers = [0, 1, -1, 3, 7, PAGE, 2 * PAGE, 1 << 12, 1 << 30, 1 << 40, 1 << 47, 1 << 63]

@@ -15,7 +15,8 @@ import commands
 from children import run_child
 from vmm_linux import _features
 from vmm_linux._features import Feature
-from vmm_linux._settings import NO_LIMIT, UNLIMITED, Group, chosen, settings_of
+from vmm_linux._memory_group import NO_LIMIT, Group
+from vmm_linux._settings import UNLIMITED, chosen, settings_of
 from vmm_linux._trials import TRIALS, Check, Trial, attempt, expect
 from vmm_linux.doctor import FEATURES, Diagnosis, Setting, diagnose
 

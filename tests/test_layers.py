@@ -27,9 +27,11 @@ LAYERS = {
     "errors": 0.0,
     "flags": 0.0,
     "handles": 0.1,
+    "limits": 0.1,
     "states": 0.0,
     # 1: the kernel; the ledger
     "_fork": 1.0,
+    "_memory_group": 1.0,
     "_ledger": 1.0,
     "_mutex": 1.0,
     "_syscalls": 1.0,
@@ -41,6 +43,7 @@ LAYERS = {
     "_own_process": 1.4,
     "_page_map": 1.2,
     "_shortage": 1.2,
+    "_default_limits": 1.2,
     # 2: memory objects
     "_memory_object": 2.0,
     "_plan": 2.1,

@@ -21,7 +21,7 @@ import leaks
 from children import run_child
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE, TESTS_IMPORTABLE
-from vmm_linux import VMM, PageKind, PageState, Retcode, VmmFlags, _guards
+from vmm_linux import VMM, Limits, PageKind, PageState, Retcode, VmmFlags, _guards
 from vmm_linux._ledger import Ledger
 
 if TYPE_CHECKING:
@@ -444,7 +444,7 @@ def short_of_data() -> None:
 def not_the_limits_fault() -> None:
     """Refusals that no limit had a say in, with limits set that the same size would pass."""
     huge = 1 << 40
-    with VMM() as vmm:
+    with VMM(limits=Limits.unlimited()) as vmm:
         va = vmm.allocate(0, huge, RESERVE | RW)
         limit(resource.RLIMIT_AS, kernel.status("VmSize") + huge // 2)
         rc, message = refusal(vmm, "commit", va, huge)
@@ -563,7 +563,7 @@ def more_than_the_machine_has() -> None:
     """What can never be had is refused in the call that asks for it."""
     steady_heap()
     too_much = (meminfo("MemTotal") + meminfo("SwapTotal")) * 2 // PAGE * PAGE
-    with VMM() as vmm:
+    with VMM(limits=Limits.unlimited()) as vmm:
         small_arena(vmm)
         big = vmm.allocate(ARENA + 20 * PAGE, too_much, RESERVE | FIXED | RW)
         locked = vmm.allocate(0, too_much, RESERVE | RW | LOCKED)
@@ -599,7 +599,7 @@ def test_more_than_the_machine_has_is_refused_at_once(nobody: bool) -> None:
 def more_shared_memory_than_is_available() -> None:
     """Nothing charges for a memory file: the call must ask whether there is room."""
     available = meminfo("MemAvailable") + meminfo("SwapFree")
-    with VMM() as vmm:
+    with VMM(limits=Limits.unlimited()) as vmm:
         small_arena(vmm)
         size = (available + available // 8) // PAGE * PAGE
         rss = kernel.status("RssShmem")

@@ -26,6 +26,7 @@ from kernel_oracle import ARENA, PAGE, TESTS_IMPORTABLE
 from vmm_linux import (
     VMM,
     Handle,
+    Limits,
     PageKind,
     PageState,
     Retcode,
@@ -62,7 +63,7 @@ faces = pytest.mark.parametrize("face", list(Face), ids=lambda face: face.value)
 
 @pytest.fixture
 def vmm() -> Iterator[VMM]:
-    with VMM() as it:
+    with VMM(limits=Limits.unlimited()) as it:
         yield it
         if not it.closed:
             it._check()

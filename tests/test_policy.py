@@ -20,6 +20,7 @@ from forked import in_child
 from vmm_linux import (
     VMM,
     Handle,
+    Limits,
     Mdl,
     Retcode,
     Rights,
@@ -36,6 +37,7 @@ from vmm_linux.errors import (
     NoCapability,
     SecurityDisallow,
 )
+from vmm_linux.limits import Usage, Use
 from vmm_linux.policy import READY, Policy, PolicyError, Question, Rule
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ RESERVED = VmmFlags.RESERVE | READ_WRITE
 COMMITTED = RESERVED | VmmFlags.COMMIT
 DENY_ALL = Policy(default="deny")
 #: Methods that are calls of others, and what tells about the package itself.
-COMFORT = {"history", "mdl", "recv_handle_async", "region", "send_handle_async"}
+COMFORT = {"history", "mdl", "recv_handle_async", "region", "send_handle_async", "usage"}
 
 
 def write_policy(folder: Path, text: str) -> Path:
@@ -77,8 +79,10 @@ class Switch:
 
 def test_the_table_has_every_public_method_with_its_arguments_in_order() -> None:
     public = {name for name, value in inspect.getmembers(VMM) if callable(value) and name[0] != "_"}
-    assert public - COMFORT == {method.name for method in METHODS}
+    assert public - COMFORT | {"limits"} == {method.name for method in METHODS}
     for method in METHODS:
+        if method.name == "limits":  # a property
+            continue
         parameters = [*inspect.signature(getattr(VMM, method.name)).parameters][1:]
         assert [name for name, _ in method.arguments] == parameters
 
@@ -135,13 +139,19 @@ def test_every_method_can_be_denied_and_then_has_changed_nothing() -> None:
         fd = vmm.handle_fileno(handle)
         vmm.send_handle(theirs, handle)
         calls = calls_of_every_method(va, handle, ours, fd)
-        assert calls.keys() | {"close"} == {method.name for method in METHODS}
+        assert calls.keys() | {"close", "limits"} == {method.name for method in METHODS}
         before = kernels_word(va)
         switch.allows = False
         for name, arguments in calls.items():
             with pytest.raises(SecurityDisallow, match=rf"^{name}: .*Switch") as caught:
                 getattr(vmm, name)(*arguments)
             assert caught.value.method == name
+        limits = vmm.limits
+        with pytest.raises(SecurityDisallow, match=r"^limits: "):
+            vmm.limits = Limits.unlimited()
+        with pytest.raises(SecurityDisallow, match=r"^limits: "):
+            vmm.__init__(Limits.unlimited())  # type: ignore[misc]
+        assert vmm.limits == limits
         for name, (value, rc) in {
             "Allocate": vmm.endpoint.Allocate(*calls["allocate"]),
             "Commit": (None, vmm.endpoint.Commit(*calls["commit"])),
@@ -581,48 +591,37 @@ def test_a_call_from_inside_the_policy_is_denied_and_does_not_recur() -> None:
         vmm.allocate(0, PAGE, RESERVED)
 
 
+def test_a_callable_can_decide_by_the_usage() -> None:
+    def ask(question: Question) -> bool:
+        return question.method != "allocate" or question.usage.regions.used < 1
+
+    with VMM(policy=Policy(ask=ask)) as vmm:
+        va = vmm.allocate(0, PAGE, RESERVED)
+        with pytest.raises(SecurityDisallow):
+            vmm.allocate(0, PAGE, RESERVED)
+        vmm.free(va, PAGE)
+        vmm.allocate(0, PAGE, RESERVED)
+
+
 def test_a_subclass_has_no_say_in_its_usage() -> None:
-    told: list[object] = []
+    told: list[Usage] = []
 
-    class Base(VMM):
-        """Stands for the package's own class."""
+    class Lying(VMM):
+        """Tells what is not."""
 
-        def usage(self) -> str:
-            """Tell what is so."""
-            return "so"
-
-    class Lying(Base):
-        """Tells something else."""
-
-        def usage(self) -> str:
-            """Tell what is not."""
-            return "not so"
+        def usage(self) -> Usage:
+            """Tell that there is nothing."""
+            return super().usage()._replace(regions=Use(0, None))
 
     def ask(question: Question) -> bool:
         told.append(question.usage)
         return True
 
     with Lying(policy=Policy(ask=ask)) as vmm:
-        vmm.allocate(0, PAGE, RESERVED)
-    assert told == ["so"]
-
-
-def test_a_callable_can_ask_for_the_usage_only_when_it_wants_to() -> None:
-    class Counting(VMM):
-        """A VMM whose usage counts how often it is asked for."""
-
-        asked = 0
-
-        def usage(self) -> str:
-            """Give a word."""
-            Counting.asked += 1
-            return "used"
-
-    with Counting(policy=Policy(ask=lambda q: q.method == "free" or q.usage == "used")) as vmm:
         va = vmm.allocate(0, PAGE, RESERVED)
-        assert Counting.asked == 1
+        assert vmm.usage().regions.used == 0
         vmm.free(va, PAGE)
-        assert Counting.asked == 1
+    assert [usage.regions.used for usage in told] == [0, 1]
 
 
 # ---- rules ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import kernel_oracle as kernel
 from guarding import RULES, rule
 from kernel_oracle import ARENA, PAGE
-from vmm_linux import VMM, PageState, Retcode, VmmError, VmmFlags
+from vmm_linux import VMM, Limits, PageState, Retcode, VmmError, VmmFlags
 from vmm_linux._features import Feature, without
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ BOTH = pytest.mark.parametrize("method", ["commit_ranges", "decommit_ranges"])
 @pytest.fixture(params=RULES)
 def vmm(request: pytest.FixtureRequest) -> Iterator[VMM]:
     """A VMM that takes guards always, where it is crowded, never."""
-    with rule(*RULES[request.param]), VMM() as instance:
+    with rule(*RULES[request.param]), VMM(limits=Limits.unlimited()) as instance:
         yield instance
 
 

@@ -10,10 +10,12 @@ import pytest
 
 from children import ROOT, run_child
 from vmm_linux import VMM, Handle, Retcode, Rights, Seal, VmmFlags
+from vmm_linux._default_limits import bounds_for
 from vmm_linux.cli import COMMANDS
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import EXCEPTIONS
 from vmm_linux.experiments._catalogue import catalogue
+from vmm_linux.limits import FIGURES
 from vmm_linux.transfer import MAGIC, MESSAGE, VERSION
 
 if TYPE_CHECKING:
@@ -60,6 +62,24 @@ def test_every_example_answers_what_the_readme_says() -> None:
     child = run_child(run_examples, "\n".join(examples))
     assert (child.returncode, child.stderr) == (0, ""), child.stdout
     assert child.stdout == f"{README.count('>>> ')} examples\n"
+
+
+def test_every_figure_is_in_the_table_with_its_default() -> None:
+    rows = rows_of("Limits")
+    assert tuple(row[0] for row in rows) == FIGURES
+    for (_, _, default), bound in zip(rows, bounds_for(0), strict=True):
+        told = default.replace(",", "")
+        assert told == {None: told, 0: "memory"}.get(bound, str(bound))
+        assert told.startswith("none: ") is (bound is None)
+
+
+def test_the_tests_of_every_danger_exist() -> None:
+    rows = rows_of("Dangers")
+    assert {row[0] for row in rows} <= {name for name in vars(Endpoint) if name[0] != "_"}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for row in rows:
+        for name in row[3].split(", "):
+            assert f"def {name}(" in tests
 
 
 def test_every_method_is_in_the_table_with_its_parameters() -> None:

@@ -72,7 +72,7 @@ from test_limits_of_the_system import (
     refusal,
     steady_heap,
 )
-from vmm_linux import VMM, Handle, Retcode, Rights, Seal, VmmError, VmmFlags, _features
+from vmm_linux import VMM, Handle, Limits, Retcode, Rights, Seal, VmmError, VmmFlags, _features
 from vmm_linux._features import Feature
 
 if TYPE_CHECKING:
@@ -848,6 +848,7 @@ def more_than_the_machine_has() -> None:
     """Memory that can never be had is refused in the call that asks for it."""
     too_much = (meminfo("MemTotal") + meminfo("SwapTotal")) * 2 // PAGE * PAGE
     with Ground() as ground:
+        ground.limits = Limits.unlimited()
         ground.handles.append(ground.mdl_create(too_much, RW))
         ground.allocate(PLACE, too_much, RESERVE | COMMIT | R | FIXED)
         shared = ground.allocate(0, too_much, RESERVE | COMMIT | RW | SHAREABLE)

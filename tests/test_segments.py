@@ -90,7 +90,7 @@ from test_transfer import (
 )
 from test_transfer import facts as told_of
 from test_transfer import refused as refused_by
-from vmm_linux import VMM, PageKind, Retcode, Rights, Seal, VmmError, VmmFlags
+from vmm_linux import VMM, Limits, PageKind, Retcode, Rights, Seal, VmmError, VmmFlags
 from vmm_linux.errors import (
     Busy,
     InvalidArgument,
@@ -213,7 +213,7 @@ def test_segments_without_locked_have_no_memory(vmm: VMM) -> None:
 
 def make_at_the_limit() -> None:
     """Make buffers with room for some of their descriptors, and for all."""
-    with VMM() as vmm:
+    with VMM(limits=Limits.unlimited()) as vmm:
         vmm.handle_close(vmm.mdl_create(PAGE, RW))
         most = 30
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -27,7 +27,7 @@ import kernel_oracle as kernel
 from children import NOBODY, run_child
 from forked import in_child
 from kernel_oracle import PAGE, TESTS_IMPORTABLE
-from vmm_linux import INVALID_HANDLE, VMM, Retcode, Rights, Seal, VmmError, VmmFlags
+from vmm_linux import INVALID_HANDLE, VMM, Limits, Retcode, Rights, Seal, VmmError, VmmFlags
 from vmm_linux.errors import (
     InvalidArgument,
     InvalidOperation,
@@ -1339,6 +1339,7 @@ def test_a_memory_larger_than_all_addresses_is_a_buffer_of_that_size(
     receiver: VMM, packets: Pair
 ) -> None:
     size = 2**63 - PAGE
+    receiver.limits = Limits.unlimited()
     with open_files(read_only(size)) as fds:
         send_raw(packets.sender, forged(size=size, memory_size=size), fds)
         with refused("max_size", SecurityDisallow):

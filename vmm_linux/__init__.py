@@ -10,6 +10,7 @@ from vmm_linux.errors import Retcode, VmmError
 from vmm_linux.event import Event
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.handles import INVALID_HANDLE, Handle
+from vmm_linux.limits import Limits
 from vmm_linux.mdl import Mdl
 from vmm_linux.region import Region
 from vmm_linux.states import PageKind, PageState
@@ -20,6 +21,7 @@ __all__ = [
     "VMM",
     "Event",
     "Handle",
+    "Limits",
     "Mdl",
     "PageInfo",
     "PageKind",

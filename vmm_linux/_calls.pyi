@@ -1,8 +1,9 @@
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vmm_linux.flags import Rights, Seal, VmmFlags
+from vmm_linux.limits import Usage
 
 class Kind(Enum):
     NUMBER = "number"
@@ -19,6 +20,7 @@ class Kind(Enum):
     DATA = "data"
     RANGES = "ranges"
     SOCKET = "socket"
+    LIMITS = "limits"
 
 class Method(NamedTuple):
     name: str
@@ -44,4 +46,4 @@ class Question:
     @property
     def peer(self) -> tuple[int, int, int] | None: ...
     @property
-    def usage(self) -> Any: ...  # noqa: ANN401  whatever VMM.usage returns
+    def usage(self) -> Usage: ...

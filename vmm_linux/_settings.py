@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vmm_linux._features import Feature, available
+from vmm_linux._memory_group import NO_LIMIT, Group, levels, memory_group, number, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,9 +22,6 @@ FEW_DESCRIPTORS = 4096
 #: Of the commit limit, what is little when it is left.
 LITTLE = 10
 CAP_IPC_LOCK = 14
-#: A memory cgroup of the first version without a limit has more than any machine: the largest
-#: count of pages that the kernel knows.
-NO_LIMIT = 1 << 62
 THP = "/sys/kernel/mm/transparent_hugepage"
 
 Value = int | str | None
@@ -238,16 +234,6 @@ def chosen(text: str | None) -> str | None:
 # ---- the memory cgroup --------------------------------------------------------------------------
 
 
-class Group(NamedTuple):
-    """Where the memory cgroup of this process is to be seen, and what its files are called."""
-
-    version: str
-    mount: Path
-    path: str
-    limit: str
-    usage: str
-
-
 def cgroup_memory() -> Iterator[Setting]:
     """The tightest limit above this process, and what its cgroup uses."""
     group = memory_group()
@@ -260,10 +246,8 @@ def cgroup_memory() -> Iterator[Setting]:
 
 def settings_of(group: Group) -> Iterator[Setting]:
     """The same of a given group: those above it bind it too."""
-    folder = group.mount / group.path
-    if not folder.is_dir():  # seen from inside of a container, whose own group is the mount
-        folder = group.mount
-    above = [folder, *(each for each in folder.parents if each.is_relative_to(group.mount))]
+    above = levels(group)
+    folder = above[0]
     found = [(value, each) for each in above if (value := number(each / group.limit)) is not None]
     value, place = min(found, default=(NO_LIMIT, folder), key=lambda pair: pair[0])
     limited = value < NO_LIMIT
@@ -277,53 +261,3 @@ def settings_of(group: Group) -> Iterator[Setting]:
     )
     usage = folder / group.usage
     yield Setting(f"cgroup {group.version} memory in use", number(usage), None, str(usage), None)
-
-
-def memory_group() -> Group | None:
-    """The cgroup that counts this process's memory; None where none does."""
-    groups = [line.split(":", 2) for line in lines_of("/proc/self/cgroup")]
-    for _, controllers, path in groups:
-        if "memory" in controllers.split(","):
-            place = place_of("cgroup", "memory", path)
-            return place and Group("v1", *place, "memory.limit_in_bytes", "memory.usage_in_bytes")
-    for number_of, controllers, path in groups:
-        if (number_of, controllers) == ("0", ""):
-            place = place_of("cgroup2", "", path)
-            if place and "memory" in (text_of(place[0] / "cgroup.controllers") or "").split():
-                return Group("v2", *place, "memory.max", "memory.current")
-    return None
-
-
-def place_of(filesystem: str, option: str, path: str) -> tuple[Path, str] | None:
-    """Where such a hierarchy is mounted, and the path below that."""
-    for line in lines_of("/proc/self/mountinfo"):
-        mount, _, source = line.partition(" - ")
-        root, point = mount.split(" ")[3:5]
-        kind, *_, options = source.split(" ")
-        if kind == filesystem and (not option or option in options.split(",")):
-            return Path(point), os.path.relpath(path, root) if path.startswith(root) else "."
-    return None
-
-
-# ---- reading ------------------------------------------------------------------------------------
-
-
-def text_of(path: str | Path) -> str | None:
-    """What a file of the kernel says, or None where it does not."""
-    try:
-        return os.fsdecode(Path(path).read_bytes()).strip()
-    except OSError:
-        return None
-
-
-def lines_of(path: str) -> list[str]:
-    """The lines of a file of the kernel: a path in one may have all that ends lines elsewhere."""
-    return [line for line in (text_of(path) or "").split("\n") if line]
-
-
-def number(path: str | Path) -> int | None:
-    """The number in a file of the kernel, or None where there is none."""
-    try:
-        return int(text_of(path) or "")
-    except ValueError:
-        return None

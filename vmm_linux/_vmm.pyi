@@ -9,10 +9,17 @@ from vmm_linux._audit import Audit, Record
 from vmm_linux._query import PageInfo
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.handles import Handle, HandleInfo
+from vmm_linux.limits import Limits, Usage
 from vmm_linux.policy import Policy
 
 class VMM:
-    def __init__(self, *, policy: Policy | None = None, audit: Audit | None = None) -> None: ...
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        policy: Policy | None = None,
+        audit: Audit | None = None,
+    ) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
@@ -20,6 +27,11 @@ class VMM:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+    @property
+    def limits(self) -> Limits: ...
+    @limits.setter
+    def limits(self, limits: Limits) -> None: ...
+    def usage(self) -> Usage: ...
     @property
     def closed(self) -> bool: ...
     @property

@@ -23,7 +23,7 @@ class Retcode(IntEnum):
     OUT_OF_MEMORY = 5
     """The kernel has no memory, address space, map count or commit charge left."""
     QUOTA_EXCEEDED = 6
-    """A limit of this process or of this VMM."""
+    """A bound of this VMM's ``Limits``, or a resource limit of this process."""
     NO_CAPABILITY = 7
     """The handle's rights do not cover the call."""
     SECURITY_DISALLOW = 8

@@ -35,6 +35,8 @@ class VMM(_vmm.VMM):
     ``SECURITY_DISALLOW`` for that reason. Integers
     are ``int`` and whatever has ``__index__``, bools excepted; others are ``INVALID_ARGUMENT``.
     Methods may be called from any thread.
+
+    ``VMM(limits=...)`` bounds what it may have; without, defaults end a runaway loop (``limits``).
     """
 
     __slots__ = ()

@@ -2,10 +2,10 @@
 
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
-from vmm_linux._answer cimport Answer, Request
+from vmm_linux._answer cimport FIGURES, Answer, Request
 from vmm_linux._guards cimport Chunk
 from vmm_linux._ledger cimport Ledger, Regions, Run, Runs
-from vmm_linux._memory_object cimport MemoryObject
+from vmm_linux._memory_object cimport Buffers, MemoryObject
 from vmm_linux._mutex cimport Mutex
 from vmm_linux._plan cimport Plan
 
@@ -13,12 +13,28 @@ cdef class AddressSpace:
     cdef Mutex *mutex
     cdef readonly Ledger ledger
     cdef readonly bint closed
+    cdef Buffers buffers
+    cdef uint64_t bounds[FIGURES]
 
     cdef Answer perform(self, const Request *request) noexcept
     cdef uint64_t call(self, Request *request) except? 0xFFFFFFFFFFFFFFFF
     cdef void enter(self) noexcept
     cdef void wait(self) noexcept nogil
     cdef void leave(self) noexcept nogil
+
+    cdef uint64_t used(self, int figure) noexcept nogil
+    cdef Answer room_for(self, int figure, uint64_t wish) noexcept nogil
+    cdef Answer room_for_region(self, const Request *request,
+                                uint64_t seams=*) noexcept nogil
+    cdef Answer room_for_commit(self, Runs.iterator run, uintptr_t va,
+                                uintptr_t end) noexcept nogil
+    cdef bint is_easily_committed(self, Runs.iterator run, uintptr_t va,
+                                  uintptr_t end) noexcept nogil
+    cdef uint64_t reserved_bytes(self, Runs.iterator run, uintptr_t va,
+                                 uintptr_t end) noexcept nogil
+    cdef Answer no_run(self) noexcept nogil
+    cdef void set_bounds(self, const uint64_t *bounds) noexcept nogil
+    cdef const char *flaw(self, uintptr_t *where) noexcept nogil
 
     cdef Answer dispatch(self, const Request *request) noexcept nogil
     cdef Answer dispatch_further(self, const Request *request) noexcept nogil
@@ -57,5 +73,6 @@ cdef class AddressSpace:
     cdef int forget_region(self, uintptr_t base) noexcept nogil
     cdef int unmap_unpinned(self) noexcept nogil
 
+cdef uint64_t seams_inside(Runs.iterator run, uintptr_t first, uintptr_t last) noexcept nogil
 cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t state,
                 uint32_t flags, uint32_t ceiling) noexcept nogil

@@ -22,8 +22,10 @@ from vmm_linux._answer cimport (
     CLOSE,
     CLOSED,
     COMMIT,
+    COMMITTED,
     DECOMMIT,
     DONE,
+    FIGURES,
     FREE,
     HANDLE_CLOSE,
     HANDLE_REVOKE,
@@ -31,10 +33,16 @@ from vmm_linux._answer cimport (
     IS_MDL,
     LIMIT_AS,
     LIMIT_DATA,
+    LOCKED,
+    MAPPINGS,
+    MDLS,
+    MDL_BYTES,
+    MDL_MAPPINGS,
     MDL_SEAL,
     Method,
     NO_ACCESS,
     NO_BACKING_MEMORY,
+    NO_BOUND,
     NO_HUGE_PAGES,
     NO_LEDGER_MEMORY,
     NOT_COMMITTED,
@@ -43,9 +51,12 @@ from vmm_linux._answer cimport (
     PINNED,
     PROTECT,
     READ,
+    REGIONS,
+    RESERVED,
     TAKEN,
     UNPIN,
     WRITE,
+    beyond_limit,
     done,
     explain,
     kernel_refused,
@@ -76,6 +87,7 @@ from vmm_linux._memory_object cimport (
     memory_object_new,
     memory_object_punch,
     memory_object_release,
+    memory_object_seams,
 )
 from vmm_linux._mutex cimport mutex_delete, mutex_lock, mutex_new, mutex_try, mutex_unlock
 from vmm_linux._placement cimport check_place, guard_above, guard_below, map_region
@@ -94,7 +106,9 @@ from vmm_linux._vocabulary cimport (
     FLAG_EXECUTE,
     FLAG_HIGH_GUARD,
     FLAG_HUGE,
+    FLAG_LOCKED,
     FLAG_LOW_GUARD,
+    FLAG_RESERVE,
     FLAG_RWX_MASK,
     FLAG_SHAREABLE,
     KIND_MDL,
@@ -116,8 +130,11 @@ cdef class AddressSpace:
     """Regions, pages and pins of one VMM."""
 
     def __cinit__(self):
+        cdef int figure
         self.ledger = Ledger()
         self.closed = False
+        for figure in range(FIGURES):
+            self.bounds[figure] = NO_BOUND
         self.mutex = mutex_new()
         if self.mutex == NULL:
             raise MemoryError("no memory for a mutex")
@@ -126,6 +143,106 @@ cdef class AddressSpace:
         if self.mutex != NULL:
             self.unmap_unpinned()
             mutex_delete(self.mutex)
+
+    # ---- limits; the caller holds the mutex ------------------------------------------------------
+
+    cdef uint64_t used(self, int figure) noexcept nogil:
+        """What there is of a figure (see ``vmm_linux.Limits``)."""
+        if figure == REGIONS:
+            return self.ledger.regions.size()
+        if figure == RESERVED:
+            return self.ledger.covered + self.ledger.guards * _features.page_size()
+        if figure == COMMITTED:
+            return self.ledger.committed
+        if figure == LOCKED:
+            return self.ledger.locked + self.buffers.locked
+        if figure == MAPPINGS:
+            return self.ledger.mappings()
+        if figure == MDLS:
+            return self.buffers.mdls
+        if figure == MDL_BYTES:
+            return self.buffers.bytes
+        if figure == MDL_MAPPINGS:
+            return self.ledger.mapped
+        return 0
+
+    cdef Answer room_for(self, int figure, uint64_t wish) noexcept nogil:
+        """Whether ``wish`` more of a figure are within its bound.
+
+        Whoever wishes for none is never refused: a bound can be set below what there is.
+        """
+        cdef uint64_t used = self.used(figure)
+        cdef uint64_t bound = self.bounds[figure]
+        if wish == 0 or (used <= bound and wish <= bound - used):
+            return done()
+        return beyond_limit(figure, bound, used, wish)
+
+    cdef Answer room_for_region(self, const Request *request,
+                                uint64_t seams=0) noexcept nogil:
+        """Whether a region with these flags may be made, of one segment and ``seams`` more."""
+        cdef size_t guards = guard_below(request.flags) + guard_above(request.flags)
+        cdef Answer answer = self.room_for(REGIONS, 1)
+        if answer.reason == DONE:
+            answer = self.room_for(RESERVED, request.size + guards)
+        if answer.reason == DONE:
+            answer = self.room_for(MAPPINGS, 1 + seams + guards // _features.page_size())
+        return answer
+
+    cdef Answer room_for_commit(self, Runs.iterator run, uintptr_t va,
+                                uintptr_t end) noexcept nogil:
+        """Whether the reserved pages of a range in one region, from a run on, may be committed."""
+        cdef uint64_t wish = self.reserved_bytes(run, va, end)
+        cdef Answer answer = self.room_for(COMMITTED, wish)
+        if answer.reason == DONE and dereference(run).second.locked:
+            answer = self.room_for(LOCKED, wish)
+        return answer
+
+    cdef bint is_easily_committed(self, Runs.iterator run, uintptr_t va,
+                                  uintptr_t end) noexcept nogil:
+        """Whether all pages of the range fit even if each is reserved: then none is looked at."""
+        return (end - va + self.ledger.committed <= self.bounds[COMMITTED]
+                and not dereference(run).second.locked)
+
+    cdef uint64_t reserved_bytes(self, Runs.iterator run, uintptr_t va,
+                                 uintptr_t end) noexcept nogil:
+        """How many bytes of a range, from the run that includes ``va`` on, are reserved."""
+        cdef uint64_t size = 0
+        while run != self.ledger.runs.end() and dereference(run).first < end:
+            if dereference(run).second.state == STATE_RESERVED:
+                size += min(end, dereference(run).second.end) - max(va, dereference(run).first)
+            preincrement(run)
+        return size
+
+    cdef Answer no_run(self) noexcept nogil:
+        """Why the ledger had no run more: a cut takes two at most."""
+        if self.ledger.mappings() + 1 >= self.bounds[MAPPINGS]:
+            return beyond_limit(
+                MAPPINGS, self.bounds[MAPPINGS], self.ledger.mappings(),
+                2 if self.ledger.mappings() < self.bounds[MAPPINGS] else 1)
+        return refused(NO_LEDGER_MEMORY)
+
+    cdef void set_bounds(self, const uint64_t *bounds) noexcept nogil:
+        """Bound what is made from now on."""
+        cdef int figure
+        for figure in range(FIGURES):
+            self.bounds[figure] = bounds[figure]
+        self.ledger.most_mappings = bounds[MAPPINGS]
+
+    cdef const char *flaw(self, uintptr_t *where) noexcept nogil:
+        """The first invariant that does not hold, and where; NULL when all do."""
+        cdef size_t page = _features.page_size()
+        cdef const char *flaw = self.ledger.flaw(where)
+        cdef Regions.iterator region = self.ledger.regions.begin()
+        cdef uint64_t seams = 0
+        while flaw == NULL and region != self.ledger.regions.end():
+            where[0] = dereference(region).first
+            seams += seams_inside(
+                self.ledger.run_at(where[0]), where[0] + page,
+                dereference(region).second.end - page)
+            preincrement(region)
+        if flaw == NULL and seams != self.ledger.seams:
+            return b"a count of segments that is not what the regions add up to"
+        return flaw
 
     # ---- one call ----------------------------------------------------------------------------
 
@@ -217,6 +334,13 @@ cdef class AddressSpace:
         if (request.flags & FLAG_HUGE
                 and _features.lacks(_features.FEATURE_TRANSPARENT_HUGE_PAGES)):
             return refused(NO_HUGE_PAGES)
+        answer = self.room_for_region(request)
+        if answer.reason == DONE and request.flags & FLAG_COMMIT:
+            answer = self.room_for(COMMITTED, request.size)
+            if answer.reason == DONE and request.flags & FLAG_LOCKED:
+                answer = self.room_for(LOCKED, request.size)
+        if answer.reason != DONE:
+            return answer
         if request.flags & FLAG_SHAREABLE:
             backing = memory_object_new(request.size, request.flags & FLAG_EXECUTE != 0, &error)
             if backing == NULL:
@@ -266,13 +390,18 @@ cdef class AddressSpace:
         cdef Runs.iterator run = self.ledger.run_at(va)
         cdef uint32_t flags = dereference(region).second.flags
         cdef Chunk chunk = chunks_of(region, va, end)
+        cdef Answer answer
+        if not self.is_easily_committed(run, va, end):
+            answer = self.room_for_commit(run, va, end)
+            if answer.reason != DONE:
+                return answer
         if is_just_guarded(dereference(run).second, end):
             return self.unguard(run, va, end)
         if (suits(self.ledger, flags, run, chunk, va, end)
                 and self.commit_by_guards(chunk, va, end)):
             return done()
         if not self.ledger.isolate_from(&run, va, end):
-            return refused(NO_LEDGER_MEMORY)
+            return self.no_run()
         if not plan_commit(self.ledger, flags, run, end, plan):
             self.ledger.coalesce_from(run, end)
             return refused(NO_LEDGER_MEMORY)
@@ -282,7 +411,7 @@ cdef class AddressSpace:
         """Commit pages of one run that lie behind guards and need nothing else."""
         cdef int result
         if not self.ledger.isolate_from(&run, va, end):
-            return refused(NO_LEDGER_MEMORY)
+            return self.no_run()
         result = remove_guards(va, end)
         if result < 0:
             guard(va, end)
@@ -325,7 +454,7 @@ cdef class AddressSpace:
             end = closing_end(self.ledger, va, end)
             run = self.ledger.run_at(va)
         if not self.ledger.isolate_from(&run, va, end):
-            return refused(NO_LEDGER_MEMORY)
+            return self.no_run()
         if not plan_decommit(self.ledger, flags, run, end, plan):
             self.ledger.coalesce_from(run, end)
             return refused(NO_LEDGER_MEMORY)
@@ -390,7 +519,7 @@ cdef class AddressSpace:
         if answer.reason != DONE:
             return answer
         if not self.ledger.isolate_from(&run, va, end):
-            return refused(NO_LEDGER_MEMORY)
+            return self.no_run()
         if not plan_protect(self.ledger, run, end, protection, plan):
             self.ledger.coalesce_from(run, end)
             return refused(NO_LEDGER_MEMORY)
@@ -420,10 +549,17 @@ cdef class AddressSpace:
         cdef Runs.iterator run = self.ledger.run_at(va)
         cdef uintptr_t pinned = self.first_pinned(run, va, end)
         cdef int result
+        cdef Answer answer
         if pinned != 0:
             return refused(PINNED, pinned)
+        if dereference(region).first < va and end < dereference(region).second.end:
+            answer = self.room_for(REGIONS, 1)
+            if answer.reason == DONE and dereference(region).second.flags & FLAG_RESERVE == 0:
+                answer = self.room_for(MDL_MAPPINGS, 1)
+            if answer.reason != DONE:
+                return answer
         if not self.ledger.isolate_from(&run, va, end):
-            return refused(NO_LEDGER_MEMORY)
+            return self.no_run()
         result = self.forget(region, run, end)
         if result < 0:
             self.ledger.coalesce_from(run, end)
@@ -471,7 +607,7 @@ cdef class AddressSpace:
         cdef Answer answer = self.check(request.va, request.size, request.flags)
         if answer.reason == DONE and not self.ledger.pin(
                 round_down(request.va, page), round_up(request.va + request.size, page)):
-            return refused(NO_LEDGER_MEMORY)
+            return self.no_run()
         return answer
 
     cdef Answer unpin(self, uintptr_t va, size_t size) noexcept nogil:
@@ -529,6 +665,8 @@ cdef class AddressSpace:
             if end < region_end:
                 self.ledger.join(end)
             return result
+        self.ledger.seams -= seams_inside(
+            run, max(start, base + PAGE_SIZE), min(end, region_end - PAGE_SIZE))
         self.release_backing(run, end)
         self.ledger.remove_from(region, run, end)
         if start > base:
@@ -611,6 +749,16 @@ cdef bint is_of_unknown_length(Method method) noexcept nogil:
     return method in (CLOSE, HANDLE_CLOSE, HANDLE_REVOKE, MDL_SEAL)
 
 
+cdef uint64_t seams_inside(Runs.iterator run, uintptr_t first, uintptr_t last) noexcept nogil:
+    """How many segments begin at ``first`` to ``last``, in pages of one buffer from a run on."""
+    cdef MemoryObject *backing = <MemoryObject *>dereference(run).second.backing
+    if backing == NULL or backing.root.segment_count < 2 or last < first:
+        return 0
+    return memory_object_seams(
+        backing, dereference(run).second.offset + (first - dereference(run).first) - 1,
+        dereference(run).second.offset + (last - dereference(run).first))
+
+
 cdef uint32_t limits_on(Runs.iterator run) noexcept nogil:
     """The limits that have a say when these pages become writable."""
     return LIMIT_DATA if dereference(run).second.backing == NULL else 0
@@ -629,4 +777,5 @@ cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t 
     run.ceiling = ceiling
     run.kind = kind
     run.opened = 0
+    run.locked = flags & FLAG_LOCKED != 0
     return run

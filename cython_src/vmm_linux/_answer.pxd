@@ -47,8 +47,9 @@ cdef struct Answer:
     int reason                  # 0, or why the call failed
     int error                   # the kernel's errno, or 0
     uint64_t value              # what the message is about; after ENOMEM the mappings then, or 0
-    uint32_t limits             # of the process, which had a say in an ENOMEM
-    uint64_t out                # the address or the handle that the call returns
+    uint32_t limits             # of the process, which had a say in an ENOMEM; the figure
+    uint64_t out                # the address or the handle that the call returns; what is used
+    uint64_t bound              # of the figure
     size_t done                 # bytes copied, bytes sealed; of ranges: the index of the bad one
     uint32_t access             # PIN: access that every page gives
 
@@ -81,11 +82,28 @@ cdef enum Reason:
     OVERLAP
     NO_SINGLE_DESCRIPTOR
     FORBIDDEN_OF_MDL
+    BEYOND_LIMIT                # the figure, its bound and use are in the answer; value: the wish
     KERNEL_REFUSED
 
 cdef enum:
     LIMIT_AS = 1
     LIMIT_DATA = 2
+
+cdef enum:
+    # What Limits bound, in the order of ``vmm_linux.limits.FIGURES``.
+    REGIONS
+    RESERVED
+    COMMITTED
+    LOCKED
+    MAPPINGS
+    MDLS
+    MDL_BYTES
+    MDL_MAPPINGS
+    HANDLES
+    FIGURES                     # how many there are
+
+cdef enum:
+    NO_BOUND = 0xFFFFFFFFFFFFFFFF
 
 
 cdef inline Answer done() noexcept nogil:
@@ -96,6 +114,7 @@ cdef inline Answer done() noexcept nogil:
     answer.value = 0
     answer.limits = 0
     answer.out = 0
+    answer.bound = 0
     answer.done = 0
     answer.access = 0
     return answer
@@ -106,6 +125,16 @@ cdef inline Answer refused(Reason reason, uint64_t value=0) noexcept nogil:
     cdef Answer answer = done()
     answer.reason = reason
     answer.value = value
+    return answer
+
+
+cdef inline Answer beyond_limit(int figure, uint64_t bound, uint64_t used,
+                                uint64_t wish) noexcept nogil:
+    """A call that wished for more of a figure than its bound leaves."""
+    cdef Answer answer = refused(BEYOND_LIMIT, wish)
+    answer.limits = figure
+    answer.bound = bound
+    answer.out = used
     return answer
 
 

@@ -8,6 +8,7 @@ from vmm_linux._vocabulary cimport FLAG_HIGH_GUARD, FLAG_LOW_GUARD, RIGHT_ALL
 from vmm_linux import _shortage
 from vmm_linux.errors import RETCODES, Retcode, error
 from vmm_linux.flags import Rights
+from vmm_linux.limits import FIGURES as FIGURE_NAMES
 
 REASONS = {
     CLOSED: (
@@ -93,6 +94,10 @@ REASONS = {
         Retcode.SECURITY_DISALLOW,
         "the policy does not allow it (rule: no executable MDL): the page at 0x{value:x} is "
         "executable; protect() changes that"),
+    BEYOND_LIMIT: (
+        Retcode.QUOTA_EXCEEDED,
+        "{value} more {figure} than the {out} in use would pass this VMM's limit, {bound}; give "
+        "some back, or raise it: vmm.limits = vmm.limits.replace({figure}=...)"),
     UNSEALABLE: (
         Retcode.NO_CAPABILITY,
         "the memory takes no more seals"),
@@ -155,7 +160,8 @@ cdef object explain(Request *request, Answer *answer):
         message = template.format(
             va=request.va, size=request.size, value=answer.value,
             handle=request.handle, offset=request.offset,
-            rights=Rights(answer.value & RIGHT_ALL).name,
+            rights=Rights(answer.value & RIGHT_ALL).name, bound=answer.bound, out=answer.out,
+            figure=FIGURE_NAMES[answer.limits] if answer.reason == BEYOND_LIMIT else None,
             lowest=_features.mmap_min_addr(), highest=_features.user_space_end())
     elif answer.error == ENOMEM:
         rc, message = _shortage.explain(

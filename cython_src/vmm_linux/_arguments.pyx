@@ -12,6 +12,7 @@ import operator
 
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
+from vmm_linux.limits import FIGURES, Limits
 
 cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
@@ -84,6 +85,13 @@ cdef object contiguous(str method, object data):
     except Exception as problem:
         raise InvalidArgument(
             method, f"data is {describe(data)}, not a contiguous buffer") from problem
+
+
+cdef object plain_limits(str method, object value):
+    """``Limits`` of the package's own class, whose bounds nobody computes."""
+    if not isinstance(value, Limits):
+        raise InvalidArgument(method, f"limits is {describe(value)}, not Limits(...)")
+    return Limits(**{figure: getattr(value, figure) for figure in FIGURES})
 
 
 cdef object tristate(str method, str name, object value):

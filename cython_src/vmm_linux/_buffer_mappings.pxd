@@ -9,6 +9,8 @@ from vmm_linux._memory_object cimport MemoryObject
 cdef class BufferMappings(AddressSpace):
     cdef Answer map_buffer(self, const Request *request, MemoryObject *buffer) noexcept nogil
     cdef Answer map_described(self, const Request *request, MemoryObject *buffer) noexcept nogil
+    cdef Answer room_for_mapping(self, const Request *request,
+                                 MemoryObject *buffer) noexcept nogil
     cdef Answer map_segments(self, const Request *request, MemoryObject *buffer) noexcept nogil
     cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil
     cdef Answer check_convertible(self, uintptr_t va, uintptr_t end,

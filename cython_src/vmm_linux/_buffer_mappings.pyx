@@ -15,7 +15,8 @@ from vmm_linux._answer cimport (
     DONE,
     FORBIDDEN_OF_MDL,
     LIMIT_AS,
-    NO_LEDGER_MEMORY,
+    LOCKED,
+    MDL_MAPPINGS,
     NOT_COMMITTED,
     PINNED,
     SEALED,
@@ -35,6 +36,7 @@ from vmm_linux._memory_object cimport (
     memory_object_new,
     memory_object_piece,
     memory_object_release,
+    memory_object_seams,
     memory_object_undescribe,
 )
 from vmm_linux._placement cimport check_place
@@ -69,6 +71,8 @@ cdef class BufferMappings(AddressSpace):
         cdef uint64_t mappings = 0
         cdef int result
         cdef Answer answer = check_place(request)
+        if answer.reason == DONE:
+            answer = self.room_for_mapping(request, buffer)
         if answer.reason != DONE:
             return answer
         answer = self.map_segments(request, buffer)
@@ -83,6 +87,17 @@ cdef class BufferMappings(AddressSpace):
         if result < 0:
             self.forget_region(answer.out)
             return kernel_refused(result, 0, mappings)
+        return answer
+
+    cdef Answer room_for_mapping(self, const Request *request,
+                                 MemoryObject *buffer) noexcept nogil:
+        """Whether a part of a memory object may be mapped once more."""
+        cdef Answer answer = self.room_for_region(request, memory_object_seams(
+            buffer, request.offset, request.offset + request.size - 1))
+        if answer.reason == DONE:
+            answer = self.room_for(MDL_MAPPINGS, 1)
+        if answer.reason == DONE and request.flags & FLAG_LOCKED:
+            answer = self.room_for(LOCKED, request.size)
         return answer
 
     cdef Answer map_segments(self, const Request *request, MemoryObject *buffer) noexcept nogil:
@@ -106,8 +121,11 @@ cdef class BufferMappings(AddressSpace):
             return kernel_refused(<int>result)
         answer = self.place(
             request,
-            run_of(buffer, request.offset, KIND_MDL, STATE_COMMITTED, protection, protection),
+            run_of(buffer, request.offset, KIND_MDL, STATE_COMMITTED, request.flags, protection),
             <int>result, piece.offset)
+        if answer.reason == DONE:
+            self.ledger.seams += memory_object_seams(
+                buffer, request.offset, request.offset + request.size - 1)
         while answer.reason == DONE and mapped < request.size:
             piece = memory_object_piece(buffer, request.offset + mapped, request.size - mapped)
             result = memory_object_descriptor(buffer, piece.segment, writable)
@@ -125,7 +143,7 @@ cdef class BufferMappings(AddressSpace):
         return answer
 
     cdef Answer convert(self, const Request *request, MemoryObject **buffer) noexcept nogil:
-        """Make a memory object of committed private pages, which then is mapped there.
+        """Make a memory object of convertible pages, which then is mapped there.
 
         A whole SHAREABLE region is one already, unless a parent process has it too.
         """
@@ -134,11 +152,8 @@ cdef class BufferMappings(AddressSpace):
         cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
         cdef uint64_t mappings = 0
         cdef int result = 0
-        cdef Answer answer = self.check_convertible(va, end, request.forbidden)
-        if answer.reason != DONE:
-            return answer
         if not self.ledger.isolate(va, end):
-            return refused(NO_LEDGER_MEMORY)
+            return self.no_run()
         buffer[0] = self.whole_object(va, end)
         if buffer[0] == NULL:
             buffer[0] = memory_object_new(
@@ -154,7 +169,7 @@ cdef class BufferMappings(AddressSpace):
             memory_object_acquire(buffer[0], request.size // _features.page_size())
         self.ledger.set_backing(
             va, end, buffer[0], 0, KIND_MDL, FLAG_RWX_MASK & ~request.forbidden)
-        return answer
+        return done()
 
     cdef Answer check_convertible(self, uintptr_t va, uintptr_t end,
                                   uint32_t forbidden) noexcept nogil:

@@ -29,6 +29,7 @@ cdef enum Call:
     CALL_RECV_HANDLE
     CALL_HANDLE_FILENO
     CALL_HANDLE_FROM_FD
+    CALL_LIMITS
     CALL_CLOSE
     CALLS                       # how many there are
 

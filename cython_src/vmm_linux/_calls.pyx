@@ -8,7 +8,7 @@ turned into a number once, and the number is what goes on. Python code of the ca
 cimport cython
 from libc.stdint cimport uint64_t
 
-from vmm_linux._arguments cimport contiguous, iterate, number, pair, tristate
+from vmm_linux._arguments cimport contiguous, iterate, number, pair, plain_limits, tristate
 from vmm_linux._handles cimport rights_of
 from vmm_linux._vocabulary cimport (
     FLAG_FIXED,
@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from vmm_linux import transfer
 from vmm_linux.flags import Rights, Seal, VmmFlags
+from vmm_linux.limits import FIGURES
 
 cdef enum:
     MOST_ARGUMENTS = 5
@@ -48,6 +49,7 @@ class Kind(Enum):
     DATA = "data"               # a buffer, of so many bytes
     RANGES = "ranges"           # pairs, of so many bytes together
     SOCKET = "socket"
+    LIMITS = "limits"
 
 
 class Method(NamedTuple):
@@ -104,9 +106,13 @@ METHODS = (
     Method("handle_fileno", (("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
     Method("handle_from_fd", (
         ("fd", Kind.NUMBER), ("require", Kind.SEALS), ("max_size", Kind.MOST))),
+    Method("limits", (("limits", Kind.LIMITS),)),
     Method("close", ()),
 )
-"""Every method that changes or reveals something, in the order of their numbers."""
+"""Every method that changes or reveals something, in the order of their numbers.
+
+``limits`` is setting them.
+"""
 
 assert len(METHODS) == CALLS
 
@@ -126,6 +132,7 @@ cdef enum:
     DATA
     RANGES
     SOCKET
+    LIMITS
 
 cdef int kinds[CALLS][MOST_ARGUMENTS]
 cdef tuple argument_names = tuple([tuple([name for name, _ in each.arguments]) for each in METHODS])
@@ -180,6 +187,8 @@ cdef object one(str method, str name, int kind, object value, Facts *facts):
     if kind == SOCKET:
         transfer.check_socket(method, value)
         return value
+    if kind == LIMITS:
+        return plain_limits(method, value)
     if kind == SWITCH:
         return bool(value)
     if kind == TRISTATE:
@@ -231,6 +240,9 @@ cdef dict as_numbers(int call, tuple arguments):
             value = len(value)
         elif kind == SOCKET:
             value = SocketType.fileno(value)
+        elif kind == LIMITS:
+            numbers.update([(figure, getattr(value, figure)) for figure in FIGURES])
+            continue
         numbers[names[place]] = value
     return numbers
 

@@ -1,12 +1,12 @@
 """The life of a VMM: made, closed, warned of when nobody closes it."""
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport uint64_t, uintptr_t
 from libcpp.vector cimport vector
 
-from vmm_linux._answer cimport CLOSE, Request
-from vmm_linux._arguments cimport request_of
-from vmm_linux._calls cimport CALL_CLOSE
+from vmm_linux._answer cimport CLOSE, FIGURES, NO_BOUND, Request
+from vmm_linux._arguments cimport plain_limits, request_of
+from vmm_linux._calls cimport CALL_CLOSE, CALL_LIMITS
 from vmm_linux._location cimport Intent, add_intents, intent_at
 from vmm_linux._mdl cimport BufferSpace
 from vmm_linux._own_process cimport OwnProcess
@@ -18,7 +18,10 @@ import sys
 import warnings
 import weakref
 
+from vmm_linux import _default_limits
 from vmm_linux.errors import InvalidOperation
+from vmm_linux.limits import FIGURES as FIGURE_NAMES
+from vmm_linux.limits import Limits, Usage, Use
 
 cdef extern from "Python.h":
     PyObject *PyWeakref_GetObject(object)
@@ -41,10 +44,14 @@ cdef class Client(Watched):
     def __dealloc__(self):
         ALL.pop(<uintptr_t><PyObject *>self, None)
 
-    def __init__(self, *, policy=None, audit=None):
+    def __init__(self, limits=None, *, policy=None, audit=None):
         """Make a VMM without regions. It asks the kernel for nothing yet.
 
         Args:
+            limits: ``Limits``, or None for what keeps a runaway loop from taking the machine: at
+                most 262,144 regions and as many handles, 65,536 MDL buffers, and three quarters
+                of the memory that can be had now, each for committed pages, locked ones and
+                buffers. ``vmm.limits`` tells the numbers.
             policy: a ``Policy``, which is asked before every call, or None for the one in the file
                 that ``VMM_LINUX_POLICY`` of the environment names, if it names one.
             audit: an ``Audit``, which writes every call down, or None for one to the file that
@@ -55,11 +62,32 @@ cdef class Client(Watched):
             INVALID_OPERATION: this VMM has been made already, with others.
             OSError: a file of the environment cannot be opened.
         """
+        cdef bint is_new = not self.is_settled
         try:
+            if limits is not None:
+                limits = plain_limits("VMM", limits)
             self.settle(policy, audit)
         except BaseException:
-            self.warned = True      # nobody gets it who could close it
+            self.warned = self.warned or is_new     # nobody gets it who could close it
             raise
+        if limits is not None:
+            if is_new:
+                do_set_limits(self, limits)
+            else:
+                self.limits = limits
+
+    cdef int settle(self, object policy, object audit) except -1:
+        """Say once who is to be asked and told, and bound what nobody has bounded yet."""
+        if not self.is_settled:
+            look_up_defaults()
+            set_bounds(self.space, defaults)
+        return Watched.settle(self, policy, audit)
+
+    cdef object carry_out(self, int call, tuple a):
+        """Carry out what every VMM has."""
+        if call == CALL_LIMITS:
+            return do_set_limits(self, a[0])
+        return do_close(self)
 
     def __del__(self):
         self.warn_if_open()
@@ -90,10 +118,53 @@ cdef class Client(Watched):
         cdef uintptr_t where = 0
         cdef const char *flaw
         self.space.enter()
-        flaw = self.space.ledger.flaw(&where)
+        flaw = self.space.flaw(&where)
         self.space.leave()
         if flaw != NULL:
             raise AssertionError(f"{flaw.decode()} at 0x{where:x}")
+
+    @property
+    def limits(self):
+        """``Limits`` of this VMM; set others any time.
+
+        A bound below what there is takes nothing away: from then on, calls that take more are
+        refused until enough was given back.
+
+        Errors:
+            INVALID_ARGUMENT: set to something else than ``Limits``.
+            SECURITY_DISALLOW: the policy says no to setting them.
+            INVALID_OPERATION: the VMM is closed.
+        """
+        cdef uint64_t used[FIGURES]
+        cdef uint64_t bounds[FIGURES]
+        cdef int figure
+        check_open(self, "limits")
+        look(self.space, used, bounds)
+        return Limits(**{FIGURE_NAMES[figure]: told(bounds[figure]) for figure in range(FIGURES)})
+
+    @limits.setter
+    def limits(self, limits):
+        if self.is_watched:
+            self.watch(CALL_LIMITS, (limits,))
+        else:
+            do_set_limits(self, limits)
+
+    def usage(self):
+        """What this VMM uses of each figure, and the bound of that, all at one moment.
+
+        Returns:
+            A ``Usage``: ``usage().committed.used`` and ``.bound``, in bytes where ``Limits`` says
+            so. A child of fork begins with its parent's figures.
+
+        Errors:
+            INVALID_OPERATION: the VMM is closed.
+        """
+        cdef uint64_t used[FIGURES]
+        cdef uint64_t bounds[FIGURES]
+        cdef int figure
+        check_open(self, "usage")
+        look(self.space, used, bounds)
+        return Usage(*[Use(used[figure], told(bounds[figure])) for figure in range(FIGURES)])
 
     @property
     def closed(self):
@@ -144,6 +215,69 @@ cdef object do_close(Client self):
     self.process.release()
     self.space.leave()
     return None
+
+
+cdef object do_set_limits(Client self, object limits):
+    """See ``VMM.limits``."""
+    cdef uint64_t bounds[FIGURES]
+    check_open(self, "limits")
+    limits = plain_limits("limits", limits)
+    fill(bounds, tuple([getattr(limits, name) for name in FIGURE_NAMES]))
+    set_bounds(self.space, bounds)
+    return None
+
+
+cdef extern from "<time.h>" nogil:
+    int CLOCK_MONOTONIC_COARSE
+    ctypedef long time_t
+    struct timespec:
+        time_t tv_sec
+    int clock_gettime(int, timespec *)
+
+
+cdef uint64_t defaults[FIGURES]
+cdef time_t looked_up = -1
+
+
+cdef int look_up_defaults() except -1:
+    """Bring ``defaults`` up to date if they are of another second."""
+    global looked_up
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
+    if now.tv_sec != looked_up:
+        fill(defaults, _default_limits.bounds())
+        looked_up = now.tv_sec
+    return 0
+
+
+cdef object told(uint64_t bound):
+    """A bound as Python has it."""
+    return None if bound == NO_BOUND else bound
+
+
+cdef int fill(uint64_t *numbers, tuple bounds) except -1:
+    """Bounds as numbers."""
+    cdef int figure
+    for figure in range(FIGURES):
+        numbers[figure] = NO_BOUND if bounds[figure] is None else bounds[figure]
+    return 0
+
+
+cdef void look(BufferSpace space, uint64_t *used, uint64_t *bounds) noexcept:
+    """What is used and what bounds it, at one moment."""
+    cdef int figure
+    space.enter()
+    for figure in range(FIGURES):
+        used[figure] = space.used(figure)
+        bounds[figure] = space.bounds[figure]
+    space.leave()
+
+
+cdef void set_bounds(BufferSpace space, const uint64_t *bounds) noexcept:
+    """Bound what is made from now on."""
+    space.enter()
+    space.set_bounds(bounds)
+    space.leave()
 
 
 cdef int refuse_closed(str method) except -1:

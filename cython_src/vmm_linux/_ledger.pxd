@@ -27,6 +27,7 @@ cdef struct Run:
     uint8_t ceiling             # the most that protection may become
     uint8_t kind
     uint8_t opened              # reserved: access of the mapping, which guards hold back, or 0
+    uint8_t locked              # whether the region is LOCKED
 
 ctypedef ordered_map[uintptr_t, Region] Regions
 ctypedef ordered_map[uintptr_t, Run] Runs
@@ -36,7 +37,25 @@ ctypedef ordered_map[uintptr_t, Run] Runs
 cdef class Ledger:
     cdef Regions regions
     cdef Runs runs
+    # Counted along with every change; ``flaw`` counts them again.
+    cdef uint64_t covered        # bytes of regions
+    cdef uint64_t guards
+    cdef uint64_t committed      # bytes of private committed pages
+    cdef uint64_t locked         # bytes of committed pages in LOCKED regions
+    cdef uint64_t mapped         # regions that are mappings of buffers
+    cdef uint64_t seams          # borders of segments inside these, which the owner counts
+    cdef uint64_t most_mappings  # no run is cut beyond
 
+    cdef inline uint64_t mappings(self) noexcept nogil:
+        """How many mappings of the kernel's all that takes at most, if it merges what is alike."""
+        return self.runs.size() + self.guards + self.seams
+
+    cdef inline bint may_cut(self) noexcept nogil:
+        """Whether one more run is within the limit."""
+        return self.mappings() < self.most_mappings
+
+    cdef void count(self, Runs.iterator run) noexcept nogil
+    cdef void discount(self, Runs.iterator run) noexcept nogil
     cdef bint insert(self, uintptr_t base, Region region, Run run) noexcept nogil
     cdef inline Regions.iterator region_at(self, uintptr_t va) noexcept nogil:
         """The region that includes ``va``, or ``regions.end()``."""

@@ -15,7 +15,13 @@ from cython.operator cimport dereference, predecrement, preincrement
 from libc.string cimport memset
 
 from vmm_linux._containers cimport insert_before_or_fail, insert_or_fail
-from vmm_linux._vocabulary cimport FLAG_RWX_MASK, KIND_PRIVATE, STATE_COMMITTED, STATE_RESERVED
+from vmm_linux._vocabulary cimport (
+    FLAG_RESERVE,
+    FLAG_RWX_MASK,
+    KIND_PRIVATE,
+    STATE_COMMITTED,
+    STATE_RESERVED,
+)
 
 
 cdef bint alike(const Run &left, const Run &right, size_t distance) noexcept nogil:
@@ -38,9 +44,42 @@ cdef bint is_closed(const Run &run) noexcept nogil:
     return run.state == STATE_RESERVED and run.backing == NULL and run.opened == 0
 
 
+cdef bint is_mapping(const Region &region) noexcept nogil:
+    """Whether MdlMap made the region: Allocate's have RESERVE."""
+    return not region.flags & FLAG_RESERVE
+
+
+cdef uint64_t guards_of(const Region &region) noexcept nogil:
+    """How many guard pages a region has."""
+    return <uint64_t>(region.low_guard != 0) + <uint64_t>(region.high_guard != 0)
+
+
+cdef uint64_t private_bytes(uintptr_t start, const Run &run) noexcept nogil:
+    """Bytes of a run that are committed and no buffer's."""
+    return run.end - start if run.state == STATE_COMMITTED and run.kind == KIND_PRIVATE else 0
+
+
+cdef uint64_t locked_bytes(uintptr_t start, const Run &run) noexcept nogil:
+    """Bytes of a run that are committed in a LOCKED region."""
+    return run.end - start if run.state == STATE_COMMITTED and run.locked else 0
+
+
 @cython.final
 cdef class Ledger:
     """Regions and page runs of one VMM."""
+
+    def __cinit__(self):
+        self.most_mappings = <uint64_t>-1
+
+    cdef void count(self, Runs.iterator run) noexcept nogil:
+        """Add what a run has of each figure."""
+        self.committed += private_bytes(dereference(run).first, dereference(run).second)
+        self.locked += locked_bytes(dereference(run).first, dereference(run).second)
+
+    cdef void discount(self, Runs.iterator run) noexcept nogil:
+        """Take away what ``count`` added; before a change of state or kind."""
+        self.committed -= private_bytes(dereference(run).first, dereference(run).second)
+        self.locked -= locked_bytes(dereference(run).first, dereference(run).second)
 
     cdef bint insert(self, uintptr_t base, Region region, Run run) noexcept nogil:
         """Enter a region whose pages are all as ``run`` says; false when memory is short."""
@@ -49,6 +88,11 @@ cdef class Ledger:
         if not insert_or_fail(self.runs, base, run):
             self.regions.erase(base)
             return False
+        self.covered += region.end - base
+        self.guards += guards_of(region)
+        self.mapped += is_mapping(region)
+        self.committed += private_bytes(base, run)
+        self.locked += locked_bytes(base, run)
         return True
 
     cdef Regions.iterator region_around(self, uintptr_t va, size_t page) noexcept nogil:
@@ -108,7 +152,7 @@ cdef class Ledger:
             return True
         right = dereference(run).second
         right.offset += at - dereference(run).first
-        if not insert_or_fail(self.runs, at, right):
+        if not self.may_cut() or not insert_or_fail(self.runs, at, right):
             return False
         dereference(run).second.end = at
         return True
@@ -138,7 +182,7 @@ cdef class Ledger:
         cdef Run part = dereference(run[0]).second
         part.offset += at - dereference(run[0]).first
         preincrement(right)
-        if not insert_before_or_fail(self.runs, &right, at, part):
+        if not self.may_cut() or not insert_before_or_fail(self.runs, &right, at, part):
             return False
         dereference(run[0]).second.end = at
         run[0] = right
@@ -186,6 +230,7 @@ cdef class Ledger:
             return False
         dereference(region).second.end = at
         dereference(region).second.high_guard = False
+        self.mapped += is_mapping(right)
         return True
 
     cpdef void join(self, uintptr_t at) noexcept nogil:
@@ -198,6 +243,7 @@ cdef class Ledger:
         predecrement(left)
         dereference(left).second.end = dereference(right).second.end
         dereference(left).second.high_guard = dereference(right).second.high_guard
+        self.mapped -= is_mapping(dereference(right).second)
         self.regions.erase(right)
         self.coalesce(at, at)
 
@@ -209,11 +255,16 @@ cdef class Ledger:
                           uintptr_t end) noexcept nogil:
         """``remove`` from a run of this region on."""
         cdef uintptr_t start = dereference(run).first
+        self.covered -= end - start
         while run != self.runs.end() and dereference(run).first < end:
+            self.discount(run)
             run = self.runs.erase(run)
         if dereference(region).first == start:
+            self.guards -= guards_of(dereference(region).second)
+            self.mapped -= is_mapping(dereference(region).second)
             self.regions.erase(region)
         else:
+            self.guards -= dereference(region).second.high_guard != 0
             dereference(region).second.end = start
             dereference(region).second.high_guard = False
 
@@ -226,7 +277,10 @@ cdef class Ledger:
         """``set_state`` from the run that starts there: the last run that was looked at."""
         cdef Runs.iterator run = first
         while run != self.runs.end() and dereference(run).first < end:
-            dereference(run).second.state = state
+            if dereference(run).second.state != state:
+                self.discount(run)
+                dereference(run).second.state = state
+                self.count(run)
             dereference(run).second.opened = 0
             preincrement(run)
         return self.coalesce_from(first, end)
@@ -236,6 +290,7 @@ cdef class Ledger:
         cdef Runs.iterator run = first
         while run != self.runs.end() and dereference(run).first < end:
             if dereference(run).second.state == STATE_COMMITTED:
+                self.discount(run)
                 dereference(run).second.state = STATE_RESERVED
                 dereference(run).second.opened = dereference(run).second.protection
             preincrement(run)
@@ -270,10 +325,12 @@ cdef class Ledger:
         """Set what is behind isolated pages; ``offset``: of ``start`` in the memory object."""
         cdef Runs.iterator run = self.runs.lower_bound(start)
         while run != self.runs.end() and dereference(run).first < end:
+            self.discount(run)
             dereference(run).second.backing = backing
             dereference(run).second.offset = offset + (dereference(run).first - start)
             dereference(run).second.kind = kind
             dereference(run).second.ceiling = ceiling
+            self.count(run)
             preincrement(run)
         self.coalesce(start, end)
 
@@ -302,8 +359,12 @@ cdef class Ledger:
         cdef Runs.iterator run = self.runs.begin()
         cdef Run left
         cdef uintptr_t start
+        cdef uint64_t covered = 0, guards = 0, committed = 0, locked = 0, mapped = 0
         while region != self.regions.end():
             where[0] = dereference(region).first
+            covered += dereference(region).second.end - where[0]
+            guards += guards_of(dereference(region).second)
+            mapped += is_mapping(dereference(region).second)
             if where[0] >= dereference(region).second.end:
                 return b"an empty region"
             while where[0] < dereference(region).second.end:
@@ -312,6 +373,8 @@ cdef class Ledger:
                 start = where[0]
                 left = dereference(run).second
                 where[0] = left.end
+                committed += private_bytes(start, left)
+                locked += locked_bytes(start, left)
                 if left.end <= start:
                     return b"an empty run"
                 preincrement(run)
@@ -325,6 +388,9 @@ cdef class Ledger:
                 return b"overlapping regions"
         if run != self.runs.end():
             return b"a run outside all regions"
+        if (covered != self.covered or guards != self.guards or committed != self.committed
+                or locked != self.locked or mapped != self.mapped):
+            return b"a count that is not what the runs add up to"
         return NULL
 
     def check(self):

@@ -36,6 +36,8 @@ cdef class BufferSpace(BufferMappings):
 
     cdef Answer dispatch_mdl(self, const Request *request) noexcept nogil
     cdef Answer dispatch_handle(self, const Request *request) noexcept nogil
+    cdef Answer room_for_buffer(self, uint64_t mdls, uint64_t size,
+                                bint locked) noexcept nogil
     cdef Answer new_handle(self, MemoryObject *buffer, uint32_t rights,
                            Entry *parent) noexcept nogil
     cdef Answer create(self, const Request *request) noexcept nogil

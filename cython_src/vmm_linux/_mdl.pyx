@@ -8,16 +8,21 @@ cimport cython
 from libc.errno cimport EBUSY, ENOMEM, EPERM
 
 from vmm_linux cimport _room, _syscalls
+from vmm_linux._address_space cimport AddressSpace
 from vmm_linux._answer cimport (
     BEYOND_BUFFER,
     COMMIT_RANGES,
     DECOMMIT_RANGES,
     DONE,
+    HANDLES,
     HANDLE_CLOSE,
     HANDLE_COPY,
     HANDLE_FILENO,
     HANDLE_INFO,
     HANDLE_REVOKE,
+    LOCKED,
+    MDLS,
+    MDL_BYTES,
     MDL_CLONE,
     MDL_CREATE,
     MDL_CREATE_FROM_BUF,
@@ -44,6 +49,7 @@ from vmm_linux._memory_object cimport (
     memory_object_adopt,
     memory_object_adopt_clone,
     memory_object_clone,
+    memory_object_count,
     memory_object_descriptions,
     memory_object_descriptor,
     memory_object_fill,
@@ -133,6 +139,26 @@ cdef class BufferSpace(BufferMappings):
             return self.pack(request)
         return self.unpack(request)
 
+    # ---- limits; the caller holds the mutex ------------------------------------------------------
+
+    cdef uint64_t used(self, int figure) noexcept nogil:
+        """What there is of a figure (see ``vmm_linux.Limits``)."""
+        if figure == HANDLES:
+            return self.handles.live.size()
+        return AddressSpace.used(self, figure)
+
+    cdef Answer room_for_buffer(self, uint64_t mdls, uint64_t size,
+                                bint locked) noexcept nogil:
+        """Whether there may be a handle more, with so many memory objects, of so many bytes."""
+        cdef Answer answer = self.room_for(HANDLES, 1)
+        if answer.reason == DONE:
+            answer = self.room_for(MDLS, mdls)
+        if answer.reason == DONE:
+            answer = self.room_for(MDL_BYTES, size)
+        if answer.reason == DONE and locked:
+            answer = self.room_for(LOCKED, size)
+        return answer
+
     # ---- buffers; the caller holds the mutex -----------------------------------------------------
 
     cdef Answer new_handle(self, MemoryObject *buffer, uint32_t rights,
@@ -149,14 +175,20 @@ cdef class BufferSpace(BufferMappings):
     cdef Answer create(self, const Request *request) noexcept nogil:
         """A buffer of holes, or with LOCKED of memory."""
         cdef int result = 0
+        cdef bint locked = request.flags & FLAG_LOCKED != 0
         cdef MemoryObject *buffer
+        cdef Answer answer
         if request.size > user_space_end():
             return refused(TOO_LARGE)
+        answer = self.room_for_buffer(1, request.size, locked)
+        if answer.reason != DONE:
+            return answer
         buffer = memory_object_new_of_segments(
             request.size, request.offset, request.flags & FLAG_EXECUTE != 0, &result)
         if buffer == NULL:
             return kernel_refused(-result)
-        if request.flags & FLAG_LOCKED:
+        memory_object_count(buffer, &self.buffers, locked)
+        if locked:
             result = memory_object_fill(buffer, 0, request.size)
         if result < 0:
             memory_object_release(buffer, 0)
@@ -166,11 +198,16 @@ cdef class BufferSpace(BufferMappings):
     cdef Answer create_from_buffer(self, const Request *request) noexcept nogil:
         """A buffer of these bytes; without WRITE it is frozen."""
         cdef int result = 0
+        cdef uint64_t size = round_up(request.size, page_size())
         cdef uint64_t sealed
-        cdef MemoryObject *buffer = memory_object_new(
-            round_up(request.size, page_size()), request.flags & FLAG_EXECUTE != 0, &result)
+        cdef MemoryObject *buffer
+        cdef Answer answer = self.room_for_buffer(1, size, False)
+        if answer.reason != DONE:
+            return answer
+        buffer = memory_object_new(size, request.flags & FLAG_EXECUTE != 0, &result)
         if buffer == NULL:
             return kernel_refused(-result)
+        memory_object_count(buffer, &self.buffers, False)
         result = -ENOMEM
         if _room.is_room_for(request.size):
             result = memory_object_store(buffer, 0, request.buffer, request.size)
@@ -188,6 +225,12 @@ cdef class BufferSpace(BufferMappings):
         cdef Answer answer
         if not self.ledger.holds(request.va, request.size):
             return refused(NOT_IN_REGION)
+        answer = self.check_convertible(
+            request.va, request.va + request.size, request.forbidden)
+        if answer.reason == DONE:
+            answer = self.room_for_buffer(1, request.size, False)
+        if answer.reason != DONE:
+            return answer
         entry = self.handles.add(NULL, rights_for(request.flags), NULL)
         if entry == NULL:
             return refused(NO_LEDGER_MEMORY)
@@ -195,6 +238,7 @@ cdef class BufferSpace(BufferMappings):
         if answer.reason != DONE:
             self.handles.withdraw(entry)
             return answer
+        memory_object_count(buffer, &self.buffers, False)
         self.handles.give(entry, buffer)
         answer.out = entry.value
         return answer
@@ -228,9 +272,13 @@ cdef class BufferSpace(BufferMappings):
             return answer
         if not is_inside(request, entry.buffer):
             return refused(BEYOND_BUFFER, entry.buffer.size)
+        answer = self.room_for_buffer(1, 0, False)
+        if answer.reason != DONE:
+            return answer
         buffer = memory_object_clone(entry.buffer, request.offset, request.size, &error)
         if buffer == NULL:
             return kernel_refused(-error)
+        memory_object_count(buffer, &self.buffers, False)
         return self.new_handle(buffer, rights_of(entry.value), entry)
 
     cdef Answer seal(self, const Request *request) noexcept nogil:
@@ -258,6 +306,8 @@ cdef class BufferSpace(BufferMappings):
         """Another handle of the same buffer, with no more rights."""
         cdef Entry *entry = NULL
         cdef Answer answer = self.handles.find(request.handle, RIGHT_COPY | request.flags, &entry)
+        if answer.reason == DONE:
+            answer = self.room_for(HANDLES, 1)
         if answer.reason != DONE:
             return answer
         return self.new_handle(entry.buffer, request.flags, entry)
@@ -346,11 +396,16 @@ cdef class BufferSpace(BufferMappings):
         cdef int first = parcel.count - segments
         cdef int identity = first - 1 if segments > 1 else first
         cdef MemoryObject *inner
-        cdef MemoryObject *buffer = memory_object_adopt(
+        cdef MemoryObject *buffer
+        cdef Answer answer = self.room_for_buffer(1 + identity, parcel.memory_size, False)
+        if answer.reason != DONE:
+            return answer
+        buffer = memory_object_adopt(
             parcel.descriptors + first, segments, parcel.rights & RIGHT_MAP_WRITE != 0,
             parcel.descriptors[identity], parcel.segment_size, parcel.memory_size)
         if buffer == NULL:
             return refused(NO_LEDGER_MEMORY)
+        memory_object_count(buffer, &self.buffers, False)
         parcel.count = identity
         while parcel.count > 0:
             inner = memory_object_adopt_clone(
@@ -359,6 +414,7 @@ cdef class BufferSpace(BufferMappings):
                 memory_object_release(buffer, 0)
                 return refused(NO_LEDGER_MEMORY)
             parcel.count -= 1
+            memory_object_count(inner, &self.buffers, False)
             buffer = inner
         return self.new_handle(buffer, parcel.rights, NULL)
 

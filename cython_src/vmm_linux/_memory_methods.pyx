@@ -77,7 +77,7 @@ cdef class MemoryMethods(Client):
                 flags, no RESERVE, FIXED with 0 or outside what a process may map.
             ALREADY_EXISTS: FIXED, and something is mapped there.
             OUT_OF_MEMORY: address space, map count, commit charge or memory is short.
-            QUOTA_EXCEEDED: RLIMIT_AS, RLIMIT_DATA or RLIMIT_NOFILE.
+            QUOTA_EXCEEDED: ``limits``, RLIMIT_AS, RLIMIT_DATA or RLIMIT_NOFILE.
             UNIMPLEMENTED: a caching mode, or HUGE on a kernel without huge pages.
 
         Source: Allocate; mmap(2), mprotect(2), madvise(2), mlock(2), memfd_create(2).
@@ -139,7 +139,7 @@ cdef class MemoryMethods(Client):
             INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
             RESOURCE_NOT_FOUND: not wholly inside one region.
             OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached.
-            QUOTA_EXCEEDED: RLIMIT_DATA.
+            QUOTA_EXCEEDED: ``limits``, or RLIMIT_DATA.
 
         Source: Commit; mprotect(2), madvise(2) MADV_POPULATE_WRITE.
         """
@@ -202,8 +202,8 @@ cdef class MemoryMethods(Client):
 
         Errors:
             INVALID_ARGUMENT: no pairs; zero, unaligned or overflowing numbers; an overlap.
-            RESOURCE_NOT_FOUND, INVALID_OPERATION, BUSY, OUT_OF_MEMORY: as of ``decommit``, for one
-                of them.
+            RESOURCE_NOT_FOUND, INVALID_OPERATION, BUSY, OUT_OF_MEMORY, QUOTA_EXCEEDED: as of
+                ``decommit``, for one of them.
 
         Source: Decommit; process_madvise(2) MADV_GUARD_INSTALL.
         """
@@ -226,6 +226,7 @@ cdef class MemoryMethods(Client):
             INVALID_OPERATION: SHAREABLE pages that came from a parent process.
             BUSY: a view holds a page.
             OUT_OF_MEMORY: the kernel's map count is reached.
+            QUOTA_EXCEEDED: ``limits.mappings``, in the middle of alike pages.
 
         Source: Decommit; mmap(2) MAP_FIXED, fallocate(2) FALLOC_FL_PUNCH_HOLE.
         """
@@ -246,7 +247,7 @@ cdef class MemoryMethods(Client):
             RESOURCE_NOT_FOUND: not wholly inside one region.
             BUSY: a view holds a page.
             OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached.
-            QUOTA_EXCEEDED: RLIMIT_DATA.
+            QUOTA_EXCEEDED: ``limits.mappings``, or RLIMIT_DATA.
 
         Source: Protect; mprotect(2).
         """
@@ -268,6 +269,7 @@ cdef class MemoryMethods(Client):
             RESOURCE_NOT_FOUND: not wholly inside one region.
             BUSY: a view holds a page.
             OUT_OF_MEMORY: the kernel's map count is reached.
+            QUOTA_EXCEEDED: ``limits``, in the middle of a region, which becomes two.
 
         Source: Free; munmap(2).
         """
@@ -311,6 +313,7 @@ cdef class MemoryMethods(Client):
             INVALID_ARGUMENT: zero or overflowing numbers.
             RESOURCE_NOT_FOUND: not wholly inside one region.
             INVALID_OPERATION: a page is not committed, or its protection does not allow it.
+            QUOTA_EXCEEDED: ``limits.mappings``, as a view cuts runs of alike pages.
         """
         if self.is_watched:
             return self.watch(CALL_VIEW, (va, size, writable))

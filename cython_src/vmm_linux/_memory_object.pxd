@@ -20,6 +20,12 @@ cdef struct Segment:
     int read_only_fd            # its read-only description once needed, else -1
     uint64_t described          # which of the root's descriptions this was
 
+cdef struct Buffers:
+    # What a VMM has of MDL buffers; the mutex of the VMM guards it.
+    uint64_t mdls
+    uint64_t bytes              # of memory, a clone's not again
+    uint64_t locked             # bytes of buffers made with LOCKED
+
 cdef struct MemoryObject:
     MemoryObject *root          # whose memory it is: its own, or what it is a window on
     MemoryObject *origin        # what it was cloned from, or NULL
@@ -30,6 +36,8 @@ cdef struct MemoryObject:
     uint64_t sid                # the security id once asked for, else 0
     uint32_t generation         # of the process that made it
     uint32_t children           # which that process had at its birth
+    Buffers *counted            # where it counts as an MDL buffer, or NULL
+    bint locked                 # whether its memory counts as locked there
     # Of a root:
     uint64_t segment_size       # of each segment but the last, which may be shorter
     size_t segment_count        # 0: not a root
@@ -51,10 +59,13 @@ cdef MemoryObject *memory_object_adopt(const int *memory, size_t count, bint wri
                                        uint64_t segment_size, uint64_t size) noexcept nogil
 cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, int fd, uint64_t offset,
                                              uint64_t size) noexcept nogil
+cdef void memory_object_count(MemoryObject *self, Buffers *buffers, bint locked) noexcept nogil
 cdef void memory_object_acquire(MemoryObject *self, int64_t references) noexcept nogil
 cdef void memory_object_release(MemoryObject *self, int64_t references) noexcept nogil
 cdef Piece memory_object_piece(const MemoryObject *self, uint64_t offset,
                                uint64_t size) noexcept nogil
+cdef uint64_t memory_object_seams(const MemoryObject *self, uint64_t start,
+                                  uint64_t end) noexcept nogil
 cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogil
 cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
                                   bint writable) noexcept nogil

@@ -64,6 +64,8 @@ cdef MemoryObject *object_with_room(size_t segments, uint64_t size) noexcept nog
     self.sid = 0
     self.generation = _fork.generation()
     self.children = _fork.children()
+    self.counted = NULL
+    self.locked = False
     self.segment_size = size
     self.segment_count = 0
     self.descriptions = 0
@@ -194,6 +196,26 @@ cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, int fd, uint6
     return self
 
 
+cdef void memory_object_count(MemoryObject *self, Buffers *buffers, bint locked) noexcept nogil:
+    """Count the object among a VMM's buffers until it ends: the one place that charges."""
+    self.counted = buffers
+    self.locked = locked
+    buffers.mdls += 1
+    if self.root == self:
+        buffers.bytes += self.size
+        buffers.locked += self.size if locked else 0
+
+
+cdef void memory_object_discount(const MemoryObject *self) noexcept nogil:
+    """The one place that refunds."""
+    if self.counted == NULL:
+        return
+    self.counted.mdls -= 1
+    if self.root == self:
+        self.counted.bytes -= self.size
+        self.counted.locked -= self.size if self.locked else 0
+
+
 cdef void memory_object_acquire(MemoryObject *self, int64_t references) noexcept nogil:
     """Refer to the object ``references`` times more."""
     self.references += references
@@ -210,6 +232,7 @@ cdef void memory_object_release(MemoryObject *self, int64_t references) noexcept
         if self.references > 0:
             return
         origin = self.origin
+        memory_object_discount(self)
         close_descriptors(self)
         free(self)
         self = origin
@@ -240,6 +263,13 @@ cdef Piece memory_object_piece(const MemoryObject *self, uint64_t offset,
     piece.offset = at - number * root.segment_size
     piece.size = min(size, root.segment_size - piece.offset)
     return piece
+
+
+cdef uint64_t memory_object_seams(const MemoryObject *self, uint64_t start,
+                                  uint64_t end) noexcept nogil:
+    """How many segments begin above ``start`` and not above ``end`` of the window."""
+    cdef uint64_t size = self.root.segment_size
+    return (self.offset + end) // size - (self.offset + start) // size
 
 
 cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogil:

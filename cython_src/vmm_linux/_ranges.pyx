@@ -9,7 +9,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from vmm_linux cimport _features, _syscalls
 from vmm_linux._answer cimport (
+    COMMITTED,
     DONE,
+    LOCKED,
     NO_LEDGER_MEMORY,
     NOT_IN_REGION,
     OVERLAP,
@@ -104,17 +106,19 @@ cdef Answer check(AddressSpace space, Ranges *ranges) noexcept nogil:
     return done()
 
 
-cdef bint isolate_all(Ledger ledger, Ranges *ranges) noexcept nogil:
-    """Isolate every range; false, with none isolated, when memory is short."""
-    cdef Runs.iterator run = ledger.runs.end()
+cdef Answer isolate_all(AddressSpace space, Ranges *ranges) noexcept nogil:
+    """Isolate every range, or none."""
+    cdef Runs.iterator run = space.ledger.runs.end()
+    cdef Answer answer
     cdef size_t i
     for i in range(ranges.size()):
-        run = ledger.run_near(run, dereference(ranges)[i].start)
-        if not ledger.isolate_from(
+        run = space.ledger.run_near(run, dereference(ranges)[i].start)
+        if not space.ledger.isolate_from(
                 &run, dereference(ranges)[i].start, dereference(ranges)[i].end):
-            coalesce_all(ledger, ranges)
-            return False
-    return True
+            answer = about(space.no_run(), dereference(ranges)[i])
+            coalesce_all(space.ledger, ranges)
+            return answer
+    return done()
 
 
 cdef void coalesce_all(Ledger ledger, Ranges *ranges) noexcept nogil:
@@ -191,6 +195,8 @@ cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
     cdef Runs.iterator run = space.ledger.runs.end()
     cdef size_t i
     cdef Answer answer = check(space, ranges)
+    if answer.reason == DONE:
+        answer = room_for_all(space, ranges)
     for i in range(ranges.size()):
         if answer.reason != DONE:
             break
@@ -210,6 +216,23 @@ cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
     for i in range(held.size()):
         space.ledger.unpin(held[i].start, held[i].end)
     return answer
+
+
+cdef Answer room_for_all(AddressSpace space, Ranges *ranges) noexcept nogil:
+    """Whether the reserved pages of all ranges together may be committed."""
+    cdef Runs.iterator run = space.ledger.runs.end()
+    cdef uint64_t committed = 0
+    cdef uint64_t locked = 0
+    cdef uint64_t size
+    cdef size_t i
+    cdef Answer answer
+    for i in range(ranges.size()):
+        run = space.ledger.run_near(run, dereference(ranges)[i].start)
+        size = space.reserved_bytes(run, dereference(ranges)[i].start, dereference(ranges)[i].end)
+        committed += size
+        locked += size if dereference(run).second.locked else 0
+    answer = space.room_for(COMMITTED, committed)
+    return answer if answer.reason != DONE else space.room_for(LOCKED, locked)
 
 
 cdef bint all_guarded(Ledger ledger, Runs.iterator run, uintptr_t end) noexcept nogil:
@@ -237,7 +260,7 @@ cdef Answer commit_one(AddressSpace space, Ranges *ranges, size_t i, Ranges *hel
         around.start = this.start
         around.end = this.end
     if not hold(space.ledger, this, around, held, saved):
-        return refused(NO_LEDGER_MEMORY)
+        return space.no_run()
     if opening and space.commit_by_guards(around, this.start, this.end):
         return done()
     return space.commit(region, this.start, this.end)
@@ -301,6 +324,7 @@ cdef void reserve_again(Ledger ledger, const SavedRun &saved) noexcept nogil:
     elif saved.run.opened != saved.run.protection:
         _syscalls.mprotect(saved.start, size, behind)
     while run != ledger.runs.end() and dereference(run).first < saved.run.end:
+        ledger.discount(run)
         dereference(run).second.state = STATE_RESERVED
         dereference(run).second.opened = opened
         preincrement(run)
@@ -330,8 +354,9 @@ cdef Answer unguard(AddressSpace space, Ranges *guarded) noexcept nogil:
     cdef Runs.iterator run = space.ledger.runs.end()
     cdef size_t taken
     cdef int result = 0
-    if not isolate_all(space.ledger, guarded):
-        return refused(NO_LEDGER_MEMORY)
+    cdef Answer answer = isolate_all(space, guarded)
+    if answer.reason != DONE:
+        return answer
     taken = advise(guarded, MADV_GUARD_REMOVE, &result)
     if taken == guarded.size():
         for i in range(guarded.size()):
@@ -375,8 +400,9 @@ cdef Answer decommit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
             dereference(ranges)[i])
     if answer.reason != DONE:
         return answer
-    if not isolate_all(space.ledger, ranges):
-        return refused(NO_LEDGER_MEMORY)
+    answer = isolate_all(space, ranges)
+    if answer.reason != DONE:
+        return answer
     if not (sort_out(space.ledger, ranges, &guarded, &plain, undoable, final)
             and (final.empty() or append_or_fail(undoable, final[0]))):
         coalesce_all(space.ledger, ranges)

@@ -23,8 +23,8 @@ cdef uint64_t field(const char *text, const char *label) noexcept nogil:
     return 0 if at == NULL else 1024 * strtoull(at + strlen(label), NULL, 10)
 
 
-cpdef uint64_t available() noexcept nogil:
-    """Bytes of memory and swap that could be taken now; 2**64 - 1: it is not told."""
+cdef uint64_t meminfo(const char *label, const char *other) noexcept nogil:
+    """The sum of two figures of /proc/meminfo in bytes; 2**64 - 1: it is not told."""
     cdef char text[4096]
     cdef Py_ssize_t length
     cdef int fd = _syscalls.openat(b"/proc/meminfo", O_RDONLY | O_CLOEXEC)
@@ -35,7 +35,21 @@ cpdef uint64_t available() noexcept nogil:
     if length <= 0:
         return <uint64_t>-1
     text[length] = 0
-    return field(text, b"MemAvailable:") + field(text, b"SwapFree:")
+    return field(text, label) + field(text, other)
+
+
+cpdef uint64_t available() noexcept nogil:
+    """Bytes of memory and swap that could be taken now; 2**64 - 1: it is not told."""
+    return meminfo(b"MemAvailable:", b"SwapFree:")
+
+
+cpdef uint64_t available_memory() noexcept nogil:
+    """Bytes of memory, swap left out; without a descriptor to ask with, those that are free."""
+    cdef sysinfo_t now
+    cdef uint64_t told = meminfo(b"MemAvailable:", b"no such label")
+    if told == <uint64_t>-1 and sysinfo(&now) == 0:
+        return <uint64_t>now.freeram * now.mem_unit
+    return told
 
 
 cdef bint is_room_for(uint64_t size) noexcept nogil:

@@ -108,7 +108,7 @@ cdef class VMM(MemoryMethods):
         Errors:
             INVALID_ARGUMENT: zero size, unaligned numbers, no or illegal protection, unknown flags.
             OUT_OF_MEMORY: LOCKED, and the machine has not that much memory.
-            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+            QUOTA_EXCEEDED: ``limits``, or RLIMIT_NOFILE.
 
         Source: MdlCreate; memfd_create(2), fcntl(2) F_ADD_SEALS.
         """
@@ -136,7 +136,7 @@ cdef class VMM(MemoryMethods):
             INVALID_OPERATION: a page is not committed, or belongs to an MDL buffer.
             BUSY: a view holds a page.
             OUT_OF_MEMORY: no memory for the copy, or the kernel's map count is reached.
-            QUOTA_EXCEEDED: RLIMIT_NOFILE, RLIMIT_AS.
+            QUOTA_EXCEEDED: ``limits``, RLIMIT_NOFILE, RLIMIT_AS.
 
         Source: MdlCreateFromVm; memfd_create(2), mremap(2).
         """
@@ -157,7 +157,7 @@ cdef class VMM(MemoryMethods):
         Errors:
             INVALID_ARGUMENT: no bytes, no contiguous buffer, no or illegal protection.
             OUT_OF_MEMORY: no memory for the copy.
-            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+            QUOTA_EXCEEDED: ``limits``, or RLIMIT_NOFILE.
 
         Source: memfd_create(2), fcntl(2) F_SEAL_WRITE.
         """
@@ -205,7 +205,8 @@ cdef class VMM(MemoryMethods):
             BUSY: another process holds a lease on the memory, which is to be opened for reading.
             ALREADY_EXISTS: FIXED, and something is mapped there.
             OUT_OF_MEMORY: address space, map count, or memory for LOCKED is short.
-            QUOTA_EXCEEDED: RLIMIT_AS; RLIMIT_NOFILE for a segment's first mapping without WRITE.
+            QUOTA_EXCEEDED: ``limits``, RLIMIT_AS; RLIMIT_NOFILE for a segment's first mapping
+                without WRITE.
 
         Source: MdlMap; mmap(2).
         """
@@ -233,7 +234,7 @@ cdef class VMM(MemoryMethods):
                 VMM.
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
             NO_CAPABILITY: the handle lacks COPY.
-            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+            QUOTA_EXCEEDED: ``limits``, or RLIMIT_NOFILE.
 
         Source: MdlClone; memfd_create(2) for the clone's identity.
         """
@@ -282,6 +283,7 @@ cdef class VMM(MemoryMethods):
             INVALID_ARGUMENT: unknown rights; no handle of this VMM.
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
             NO_CAPABILITY: the handle lacks COPY or one of the rights.
+            QUOTA_EXCEEDED: ``limits.handles``.
         """
         if self.is_watched:
             return self.watch(CALL_HANDLE_COPY, (handle, rights))
@@ -381,7 +383,7 @@ cdef class VMM(MemoryMethods):
         Errors:
             INVALID_ARGUMENT: no AF_UNIX socket; a message that is none of ``send_handle``'s.
             SECURITY_DISALLOW: what ``require``, ``max_size`` or ``peer_uid`` demands is not so.
-            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+            QUOTA_EXCEEDED: ``limits``, or RLIMIT_NOFILE.
             EOFError: the other end is closed.
 
         Source: recvmsg(2), unix(7) SCM_RIGHTS, SO_PEERCRED.
@@ -436,7 +438,7 @@ cdef class VMM(MemoryMethods):
         Errors:
             INVALID_ARGUMENT: any other descriptor, or no open one.
             SECURITY_DISALLOW: what ``require`` or ``max_size`` demands is not so.
-            QUOTA_EXCEEDED: RLIMIT_NOFILE.
+            QUOTA_EXCEEDED: ``limits``, or RLIMIT_NOFILE.
 
         Source: memfd_create(2), fcntl(2) F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFL.
         """

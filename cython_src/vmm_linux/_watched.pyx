@@ -57,16 +57,16 @@ cdef class Watched:
             if policy is None and audit is None:
                 return 0
             raise InvalidOperation(
-                "__init__", "a VMM keeps the policy and the audit that it was made with; make "
+                "VMM", "a VMM keeps the policy and the audit that it was made with; make "
                 "another one")
         if policy is None:
             policy = policy_of_environment()
         elif not isinstance(policy, RuleTable) or not (<RuleTable>policy).compiled:
-            raise InvalidArgument("__init__", f"policy is a {type(policy).__name__}, not a Policy")
+            raise InvalidArgument("VMM", f"policy is a {type(policy).__name__}, not a Policy")
         if audit is None:
             audit = audit_of_environment(policy)
         elif not isinstance(audit, Audit) or not (<Audit>audit).made:
-            raise InvalidArgument("__init__", f"audit is a {type(audit).__name__}, not an Audit")
+            raise InvalidArgument("VMM", f"audit is a {type(audit).__name__}, not an Audit")
         if self.is_settled:         # by another thread, while files were read
             return 0
         self.deciding = set()

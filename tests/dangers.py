@@ -1,0 +1,193 @@
+"""What a compromised component could do, driven for real in a VMM with limits, and what holds.
+
+Each loop never wants to end. It must meet QUOTA_EXCEEDED, with the memory of this process and of
+the machine within bounds, and with a VMM that goes on working. Runs in a child of the tests, and
+with larger bounds and counts in those of ``scripts/soak --dangers``.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm_linux import VMM, Limits, Rights, VmmFlags
+from vmm_linux.errors import QuotaExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MIB = 1 << 20
+TIB = 1 << 40
+#: So much the machine's free memory changes by what others do meanwhile.
+SWAYING = 4 << 30
+RW = VmmFlags.READ | VmmFlags.WRITE
+RESERVE = RW | VmmFlags.RESERVE
+COMMIT = RESERVE | VmmFlags.COMMIT
+
+
+class Victim:
+    """A VMM with limits, a region of a tebibyte and a buffer."""
+
+    def __init__(self, scale: int) -> None:
+        self.vmm = VMM(
+            limits=Limits(
+                regions=20_000 * scale,
+                reserved=8 * TIB,
+                committed=32 * MIB * scale,
+                locked=32 * MIB * scale,
+                mappings=40_000 * scale,
+                mdls=2_000 * scale,
+                mdl_bytes=32 * MIB * scale,
+                mdl_mappings=5_000 * scale,
+                handles=20_000 * scale,
+            )
+        )
+        self.handle = self.vmm.mdl_create(PAGE, VmmFlags.RWX_MASK)
+        self.region = self.vmm.allocate(0, TIB, RESERVE)
+
+
+def commit_and_touch(victim: Victim, number: int) -> None:
+    """Take a mebibyte of private memory."""
+    va = victim.region + number * MIB
+    victim.vmm.commit(va, MIB)
+    victim.vmm.write(va, b"x" * MIB)
+
+
+def share_and_touch(victim: Victim, _number: int) -> None:
+    """Take a mebibyte of shared memory."""
+    va = victim.vmm.mdl_map(victim.vmm.mdl_create(MIB, RW), 0, MIB, 0, RW)
+    victim.vmm.write(va, b"x" * MIB)
+
+
+def convert(victim: Victim, _number: int) -> None:
+    """Take a mebibyte, and make a buffer of it."""
+    va = victim.vmm.allocate(0, MIB, COMMIT)
+    victim.vmm.write(va, b"x" * MIB)
+    victim.vmm.mdl_create_from_vm(va, MIB, RW)
+
+
+class Danger(NamedTuple):
+    """A loop: how often it goes round, and what it does each time."""
+
+    rounds: int
+    step: Callable[[Victim, int], object]
+
+
+DANGERS = {
+    "1,000,000 Allocates": Danger(1_000_000, lambda it, _: it.vmm.allocate(0, PAGE, RESERVE)),
+    "1 TiB reserved again and again": Danger(100, lambda it, _: it.vmm.allocate(0, TIB, RESERVE)),
+    "1 TiB committed and touched": Danger(TIB // MIB, commit_and_touch),
+    "1 TiB locked": Danger(
+        TIB // MIB, lambda it, _: it.vmm.allocate(0, MIB, COMMIT | VmmFlags.LOCKED)
+    ),
+    "1,000,000 fragments": Danger(
+        1_000_000, lambda it, number: it.vmm.commit(it.region + 2 * number * PAGE, PAGE)
+    ),
+    "1,000,000 protections": Danger(
+        1_000_000,
+        lambda it, number: it.vmm.protect(it.region + 2 * number * PAGE, PAGE, VmmFlags.READ),
+    ),
+    "100,000 MdlCreates": Danger(100_000, lambda it, _: it.vmm.mdl_create(PAGE, RW)),
+    "100,000 buffers of bytes": Danger(100_000, lambda it, _: it.vmm.mdl_create_from_buf(b"x", RW)),
+    "1 TiB of buffers touched": Danger(TIB // MIB, share_and_touch),
+    "1 TiB turned into buffers": Danger(TIB // MIB, convert),
+    "1,000,000 copies": Danger(
+        1_000_000, lambda it, _: it.vmm.handle_copy(it.handle, Rights.MAP_READ)
+    ),
+    "100,000 clones": Danger(100_000, lambda it, _: it.vmm.mdl_clone(it.handle, 0, PAGE)),
+    "100,000 maps": Danger(100_000, lambda it, _: it.vmm.mdl_map(it.handle, 0, PAGE, 0, RW)),
+}
+
+
+def figure(file: str, label: str) -> int:
+    """A figure of a file of /proc in bytes."""
+    lines = Path(file).read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(label))
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    return figure("/proc/self/status", "VmRSS:")
+
+
+def available() -> int:
+    """Bytes of memory that the machine could give."""
+    return figure("/proc/meminfo", "MemAvailable:")
+
+
+def drive(victim: Victim, danger: Danger) -> int:
+    """Go round until it is refused: how often it was not."""
+    for number in range(danger.rounds):
+        try:
+            danger.step(victim, number)
+        except QuotaExceeded as refusal:
+            if refusal.errno is not None:
+                raise
+            return number
+    raise AssertionError("nothing stopped it")
+
+
+def attack(name: str, scale: int = 1) -> None:
+    """Drive one danger, and say how far it came."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16), hard))
+    danger = DANGERS[name]
+    before, free = resident(), available()
+    victim = Victim(scale)
+    done = drive(victim, danger)
+    assert done > 0
+    for use in victim.vmm.usage():
+        assert use.bound is not None
+        assert use.used <= use.bound
+    # The memory of pages and of buffers, and the package's records of all the rest.
+    grown = resident() - before
+    assert grown <= 96 * MIB * scale, f"this process has {grown} bytes more"
+    assert free - available() <= SWAYING, "the machine has less"
+    for _ in range(3):
+        with suppress(QuotaExceeded):
+            danger.step(victim, done)
+    victim.vmm._check()
+    works(victim)
+    print(f"stood: refused after {done:,}, {grown // MIB} MiB more in this process")
+
+
+def works(victim: Victim) -> None:
+    """The VMM works after the refusal, once it may, and ends well; so does another one."""
+    vmm = victim.vmm
+    vmm.limits = Limits.unlimited()
+    va = vmm.allocate(0, 4 * PAGE, COMMIT)
+    vmm.write(va, b"it works")
+    assert vmm.read(va, 8) == b"it works"
+    vmm.handle_close(vmm.mdl_clone(victim.handle, 0, PAGE))
+    vmm.close()
+    with VMM() as another:
+        another.allocate(0, PAGE, COMMIT)
+
+
+#: Of these the defaults alone stop each loop, without a page touched.
+BY_DEFAULT: dict[str, Callable[[VMM, int], object]] = {
+    "regions": lambda vmm, _: vmm.allocate(0, PAGE, RESERVE),
+    "handles": lambda vmm, handle: vmm.handle_copy(handle, 0),
+    "mdl_bytes": lambda vmm, _: vmm.mdl_create(1 << 30, RW),
+    "committed": lambda vmm, _: vmm.allocate(0, 1 << 30, COMMIT),
+}
+
+
+def attack_by_default(name: str) -> None:
+    """Run away in a VMM that was given no limits."""
+    refused = None
+    with VMM() as vmm:
+        handle = vmm.mdl_create(PAGE, RW)
+        try:
+            for _ in range(1_000_000):
+                BY_DEFAULT[name](vmm, handle)
+        except QuotaExceeded as refusal:
+            refused = refusal
+        use = getattr(vmm.usage(), name)
+    assert f"more {name} than" in str(refused), refused
+    assert use.used <= use.bound < use.used + (1 << 30) + 1
+    print("stood")

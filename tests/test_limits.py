@@ -1,0 +1,870 @@
+"""``Limits``: every bound is reached exactly and never passed, and holds against runaway loops."""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import os
+import pickle
+import random
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+import leaks
+from children import run_child
+from dangers import BY_DEFAULT, DANGERS
+from guarding import RULES, rule
+from kernel_oracle import PAGE, TESTS_IMPORTABLE, access_between, descriptors, maps, maps_between
+from vmm_linux import VMM, Handle, Limits, Retcode, Rights, VmmError, VmmFlags, _room
+from vmm_linux._default_limits import (
+    MOST_HANDLES,
+    MOST_MDLS,
+    MOST_REGIONS,
+    bounds_for,
+    room_for_memory,
+)
+from vmm_linux._memory_group import Group, memory_group
+from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded
+from vmm_linux.limits import FIGURES, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RW = VmmFlags.READ | VmmFlags.WRITE
+RESERVE = VmmFlags.RESERVE | RW
+COMMIT = RESERVE | VmmFlags.COMMIT
+LOCKED = VmmFlags.LOCKED
+GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
+#: Of the regions and buffers here.
+SIZE = 8 * PAGE
+SIZES = {"reserved", "committed", "locked", "mdl_bytes"}
+
+
+@pytest.fixture
+def vmm() -> Iterator[VMM]:
+    """A VMM without limits."""
+    with VMM(limits=Limits.unlimited()) as it:
+        yield it
+
+
+def used(vmm: VMM) -> dict[str, int]:
+    """What is used of each figure."""
+    return {name: use.used for name, use in vmm.usage()._asdict().items()}
+
+
+def refusal(call: Callable[[], object]) -> QuotaExceeded:
+    """The refusal that a call met."""
+    with pytest.raises(QuotaExceeded) as caught:
+        call()
+    assert caught.value.rc is Retcode.QUOTA_EXCEEDED
+    assert caught.value.errno is None, "the kernel was asked"
+    return caught.value
+
+
+# ---- Limits -------------------------------------------------------------------------------------
+
+
+def test_what_is_not_named_is_unlimited() -> None:
+    assert Limits() == Limits.unlimited()
+    assert {getattr(Limits(), name) for name in FIGURES} == {None}
+    assert Limits(handles=3).handles == 3
+    assert Limits(handles=3).regions is None
+
+
+def test_limits_are_compared_hashed_shown_copied_and_pickled_by_their_bounds() -> None:
+    limits = Limits(regions=5, reserved=1 << 40)
+    assert limits == Limits(reserved=1 << 40, regions=5) != Limits(regions=5)
+    assert len({limits, Limits(regions=5, reserved=1 << 40)}) == 1
+    assert repr(limits) == f"Limits(regions=5, reserved={1 << 40})"
+    assert limits != (5, 1 << 40)
+    for again in (copy.copy(limits), copy.deepcopy(limits), pickle.loads(pickle.dumps(limits))):  # noqa: S301
+        assert again == limits
+
+
+def test_limits_cannot_be_changed_only_replaced() -> None:
+    limits = Limits(regions=5)
+    with pytest.raises(AttributeError, match=r"set vmm.limits.replace\(regions=7\)"):
+        limits.regions = 7
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        del limits.regions
+    assert limits.replace(regions=7, handles=2) == Limits(regions=7, handles=2)
+    assert limits.replace(regions=None) == Limits.unlimited()
+    assert limits.regions == 5
+
+
+def test_whatever_has_an_index_is_a_bound() -> None:
+    class Number:
+        def __index__(self) -> int:
+            return 7
+
+    assert Limits(regions=Number()).regions == 7
+    assert Limits(mdl_bytes=2**64 - 2).mdl_bytes == 2**64 - 2
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (-1, "is negative; 0 allows nothing, None everything"),
+        (1.0, "is of type float, not an integer or None"),
+        (2.5, "is of type float, not an integer or None"),
+        ("5", "is of type str, not an integer or None"),
+        (True, "is True, not an integer or None"),
+        (False, "is False, not an integer or None"),
+        (2**64 - 1, "has more than 64 bits; None is no bound"),
+        (10**400, "has more than 64 bits; None is no bound"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_is_no_bound_is_refused_in_words(name: str, value: object, reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^Limits: {name} {reason}$"):
+        Limits(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match=f"^Limits: {name} {reason}$"):
+        Limits().replace(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_figure_that_there_is_not_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="no figure 'region'; there are regions, reserved"):
+        Limits().replace(region=5)
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [("committed", "reserved"), ("regions", "mappings"), ("mdl_mappings", "regions")],
+)
+def test_bounds_that_contradict_each_other_are_refused(inner: str, outer: str) -> None:
+    with pytest.raises(
+        InvalidArgument, match=f"{inner} 6 can never be reached, as {outer} is 5 and "
+    ):
+        Limits(**{inner: 6, outer: 5})
+    assert getattr(Limits(**{inner: 5, outer: 5}), inner) == 5
+    assert getattr(Limits(**{outer: 5}), inner) is None, "no bound at all contradicts nothing"
+
+
+@pytest.mark.parametrize("value", [5, (), {"regions": 5}, "Limits", True, Limits], ids=repr)
+def test_only_limits_limit_a_vmm(vmm: VMM, value: Limits) -> None:
+    with pytest.raises(InvalidArgument, match=r"^VMM: limits is .*, not Limits\(\.\.\.\)$"):
+        VMM(limits=value).close()
+    with pytest.raises(InvalidArgument, match=r"^limits: limits is "):
+        vmm.limits = value
+    with pytest.raises(InvalidArgument, match=r"^limits: limits is None"):
+        vmm.limits = None  # type: ignore[assignment]
+
+
+def test_a_vmm_tells_its_limits(vmm: VMM) -> None:
+    assert vmm.limits == Limits.unlimited()
+    vmm.limits = Limits(regions=1, mdl_bytes=2**64 - 2)
+    assert vmm.limits == Limits(regions=1, mdl_bytes=2**64 - 2)
+    assert [use.bound for use in vmm.usage()] == [getattr(vmm.limits, name) for name in FIGURES]
+
+
+def test_a_closed_vmm_has_neither_limits_nor_usage() -> None:
+    vmm = VMM()
+    vmm.close()
+    for call in (lambda: vmm.limits, vmm.usage, lambda: setattr(vmm, "limits", Limits())):
+        with pytest.raises(InvalidOperation, match="this VMM is closed"):
+            call()
+
+
+# ---- every bound, exactly -----------------------------------------------------------------------
+
+
+class Ground:
+    """A VMM with what the calls need: a region, a buffer, a mapping."""
+
+    def __init__(self) -> None:
+        self.vmm = VMM(limits=Limits.unlimited())
+        self.region = self.vmm.allocate(0, 64 * PAGE, RESERVE)
+        self.locked = self.vmm.allocate(0, 64 * PAGE, RESERVE | LOCKED)
+        self.handle = self.vmm.mdl_create(SIZE, VmmFlags.RWX_MASK)
+        self.next = 0
+
+    def following(self) -> int:
+        """A page of the two regions that was not taken before."""
+        self.next += 1
+        return self.next * PAGE
+
+
+class Taking(NamedTuple):
+    """How one unit of a figure is taken, and given back."""
+
+    figure: str
+    method: str
+    unit: int
+    take: Callable[[Ground], object]
+    give: Callable[[Ground, object], object]
+    note: str = ""
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, [self.figure, self.method, self.note or str(self.unit)]))
+
+
+def free(size: int = SIZE) -> Callable[[Ground, object], object]:
+    """Free a region."""
+    return lambda ground, va: ground.vmm.free(va, size)  # type: ignore[arg-type]
+
+
+def close(ground: Ground, handle: object) -> None:
+    """Close a handle."""
+    ground.vmm.handle_close(handle)  # type: ignore[arg-type]
+
+
+def commit(ground: Ground) -> int:
+    """Commit a page that has no committed neighbour."""
+    va = ground.region + ground.following()
+    ground.vmm.commit(va, PAGE)
+    return va
+
+
+def commit_apart(ground: Ground) -> int:
+    """Commit a page between reserved ones: two runs more."""
+    ground.next += 1
+    return commit(ground)
+
+
+def commit_locked(ground: Ground) -> int:
+    """Commit a page of a LOCKED region."""
+    va = ground.locked + ground.following()
+    ground.vmm.commit(va, PAGE)
+    return va
+
+
+def commit_some(ground: Ground) -> int:
+    """Commit a page by a call for many ranges."""
+    va = ground.region + ground.following()
+    ground.vmm.commit_ranges([(va, PAGE)])
+    return va
+
+
+def decommit(ground: Ground, va: object) -> None:
+    """Decommit it."""
+    ground.vmm.decommit(va, PAGE)  # type: ignore[arg-type]
+
+
+def convert(ground: Ground) -> Handle:
+    """A buffer of pages that were private; they keep their place, and it."""
+    va = ground.vmm.allocate(0, SIZE, COMMIT)
+    try:
+        return ground.vmm.mdl_create_from_vm(va, SIZE, RW)
+    except VmmError:
+        ground.vmm.free(va, SIZE)
+        raise
+
+
+def give_converted(ground: Ground, handle: object) -> None:
+    """Close it, and free the pages."""
+    close(ground, handle)
+    for mapping in maps():
+        info = ground.vmm.query(mapping.start, smaps=False)
+        if "/memfd:" in mapping.pathname and info.base not in (ground.region, ground.locked):
+            with suppress(VmmError):
+                ground.vmm.free(mapping.start, SIZE)
+            return
+
+
+def receive(ground: Ground) -> Handle:
+    """A handle that comes back as another one."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ground.vmm.send_handle(ours, ground.handle)
+        return ground.vmm.recv_handle(theirs)
+
+
+def adopt(ground: Ground) -> Handle:
+    """A handle of a descriptor."""
+    fd = ground.vmm.handle_fileno(ground.handle)
+    try:
+        return ground.vmm.handle_from_fd(fd)
+    finally:
+        os.close(fd)
+
+
+def clone(ground: Ground) -> Handle:
+    """A window."""
+    return ground.vmm.mdl_clone(ground.handle, PAGE, PAGE)
+
+
+def map_it(flags: VmmFlags = RW) -> Callable[[Ground], int]:
+    """A mapping of the whole buffer."""
+    return lambda ground: ground.vmm.mdl_map(ground.handle, 0, SIZE, 0, flags)
+
+
+def allocate(flags: VmmFlags = RESERVE) -> Callable[[Ground], int]:
+    """A region."""
+    return lambda ground: ground.vmm.allocate(0, SIZE, flags)
+
+
+def create(flags: VmmFlags = RW) -> Callable[[Ground], Handle]:
+    """A buffer."""
+    return lambda ground: ground.vmm.mdl_create(SIZE, flags)
+
+
+def create_of_bytes(ground: Ground) -> Handle:
+    """A buffer of bytes, a part of a page less than it has."""
+    return ground.vmm.mdl_create_from_buf(bytes(SIZE - 9), RW)
+
+
+def copy_of(ground: Ground) -> Handle:
+    """Another handle."""
+    return ground.vmm.handle_copy(ground.handle, Rights.MAP_READ)
+
+
+TAKINGS = [
+    Taking("regions", "allocate", 1, allocate(), free()),
+    Taking("regions", "mdl_map", 1, map_it(), free()),
+    Taking("reserved", "allocate", SIZE, allocate(), free()),
+    Taking("reserved", "allocate", SIZE + 2 * PAGE, allocate(RESERVE | GUARDS), free()),
+    Taking("reserved", "mdl_map", SIZE + PAGE, map_it(RW | VmmFlags.LOW_GUARD), free()),
+    Taking("committed", "allocate", SIZE, allocate(COMMIT), free()),
+    Taking("committed", "allocate", SIZE, allocate(COMMIT | VmmFlags.SHAREABLE), free(), "shared"),
+    Taking("committed", "commit", PAGE, commit, decommit),
+    Taking("committed", "commit_ranges", PAGE, commit_some, decommit),
+    Taking("locked", "allocate", SIZE, allocate(COMMIT | LOCKED), free()),
+    Taking("locked", "commit", PAGE, commit_locked, decommit),
+    Taking("locked", "mdl_create", SIZE, create(RW | LOCKED), close),
+    Taking("locked", "mdl_map", SIZE, map_it(RW | LOCKED), free()),
+    Taking("mappings", "allocate", 1, allocate(), free()),
+    Taking("mappings", "allocate", 3, allocate(RESERVE | GUARDS), free()),
+    Taking("mappings", "mdl_map", 1, map_it(), free()),
+    Taking("mappings", "commit", 2, commit_apart, decommit),
+    Taking("mdls", "mdl_create", 1, create(), close),
+    Taking("mdls", "mdl_create_from_buf", 1, create_of_bytes, close),
+    Taking("mdls", "mdl_create_from_vm", 1, convert, give_converted),
+    Taking("mdls", "mdl_clone", 1, clone, close),
+    Taking("mdls", "recv_handle", 1, receive, close),
+    Taking("mdls", "handle_from_fd", 1, adopt, close),
+    Taking("mdl_bytes", "mdl_create", SIZE, create(), close),
+    Taking("mdl_bytes", "mdl_create_from_buf", SIZE, create_of_bytes, close),
+    Taking("mdl_bytes", "mdl_create_from_vm", SIZE, convert, give_converted),
+    Taking("mdl_bytes", "recv_handle", SIZE, receive, close),
+    Taking("mdl_bytes", "handle_from_fd", SIZE, adopt, close),
+    Taking("mdl_mappings", "mdl_map", 1, map_it(), free()),
+    Taking("handles", "mdl_create", 1, create(), close),
+    Taking("handles", "mdl_create_from_buf", 1, create_of_bytes, close),
+    Taking("handles", "mdl_create_from_vm", 1, convert, give_converted),
+    Taking("handles", "mdl_clone", 1, clone, close),
+    Taking("handles", "handle_copy", 1, copy_of, close),
+    Taking("handles", "recv_handle", 1, receive, close),
+    Taking("handles", "handle_from_fd", 1, adopt, close),
+]
+
+
+@pytest.fixture
+def ground() -> Iterator[Ground]:
+    """A VMM with a region and a buffer."""
+    it = Ground()
+    with it.vmm:
+        yield it
+
+
+@pytest.mark.parametrize("taking", TAKINGS, ids=str)
+def test_a_bound_is_reached_exactly_and_never_passed(ground: Ground, taking: Taking) -> None:
+    vmm, count = ground.vmm, 3
+    start = used(vmm)[taking.figure]
+    bound = start + count * taking.unit
+    vmm.limits = Limits(**{taking.figure: bound})
+    taken = [taking.take(ground) for _ in range(count)]
+    assert used(vmm)[taking.figure] == bound
+    before = used(vmm), leaks.read_mappings(), descriptors()
+    met = refusal(lambda: taking.take(ground))
+    assert met.method == taking.method
+    # Of a cut in the middle, which takes two runs, the first is refused.
+    wish = 1 if taking.take is commit_apart else taking.unit
+    assert met.message == (
+        f"{wish} more {taking.figure} than the {bound} in use would pass this VMM's limit, "
+        f"{bound}; give some back, or raise it: vmm.limits = vmm.limits.replace({taking.figure}"
+        "=...)"
+    )
+    after = used(vmm), leaks.read_mappings(), descriptors()
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert leaks.new_mappings(before[1], after[1]) == []
+    assert leaks.new_mappings(after[1], before[1]) == []
+    vmm._check()
+    vmm.limits = Limits(**{taking.figure: bound + taking.unit - 1})
+    refusal(lambda: taking.take(ground))
+    vmm.limits = Limits(**{taking.figure: bound})
+    taking.give(ground, taken.pop())
+    assert used(vmm)[taking.figure] == bound - taking.unit
+    taken.append(taking.take(ground))
+    refusal(lambda: taking.take(ground))
+    for item in taken:
+        taking.give(ground, item)
+    assert used(vmm)[taking.figure] == start
+    vmm._check()
+
+
+@pytest.mark.parametrize("taking", TAKINGS, ids=str)
+def test_a_bound_of_zero_allows_none(ground: Ground, taking: Taking) -> None:
+    ground.vmm.limits = Limits(**{taking.figure: 0})
+    refusal(lambda: taking.take(ground))
+
+
+# ---- what counts --------------------------------------------------------------------------------
+
+
+def test_a_region_cut_in_two_counts_two(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, RESERVE)
+    handle = vmm.mdl_create(SIZE, RW)
+    mapped = vmm.mdl_map(handle, 0, SIZE, 0, RW)
+    vmm.limits = Limits(regions=3, mdl_mappings=1)
+    assert "1 more mdl_mappings" in str(refusal(lambda: vmm.free(mapped + PAGE, PAGE)))
+    vmm.free(va + 2 * PAGE, PAGE)
+    assert (used(vmm)["regions"], used(vmm)["reserved"]) == (3, 2 * SIZE - PAGE)
+    assert "1 more regions" in str(refusal(lambda: vmm.free(va + 4 * PAGE, PAGE)))
+    vmm.free(va + PAGE, PAGE)
+    vmm._check()
+
+
+def test_guards_go_with_the_pages_next_to_them(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, RESERVE | GUARDS)
+    assert (used(vmm)["reserved"], used(vmm)["mappings"]) == (SIZE + 2 * PAGE, 3)
+    vmm.free(va, PAGE)
+    assert (used(vmm)["reserved"], used(vmm)["mappings"]) == (SIZE, 2)
+    vmm.free(va + SIZE - PAGE, PAGE)
+    assert (used(vmm)["reserved"], used(vmm)["mappings"]) == (SIZE - 2 * PAGE, 1)
+
+
+def test_pages_that_become_a_buffer_count_there_and_no_more_as_committed(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, COMMIT | LOCKED)
+    handle = vmm.mdl_create_from_vm(va + PAGE, 2 * PAGE, RW)
+    figures = used(vmm)
+    assert figures["committed"] == SIZE - 2 * PAGE
+    assert figures["locked"] == SIZE
+    assert (figures["mdls"], figures["mdl_bytes"], figures["mdl_mappings"]) == (1, 2 * PAGE, 0)
+    vmm.handle_close(handle)
+    assert used(vmm)["mdls"] == 1, "its pages are mapped"
+    vmm.free(va + PAGE, 2 * PAGE)
+    assert (used(vmm)["mdls"], used(vmm)["mdl_bytes"]) == (0, 0)
+
+
+def test_a_shareable_region_is_a_buffer_once_it_was_made_one(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, COMMIT | VmmFlags.SHAREABLE)
+    assert (used(vmm)["committed"], used(vmm)["mdl_bytes"]) == (SIZE, 0)
+    vmm.limits = Limits(mdls=0)
+    refusal(lambda: vmm.mdl_create_from_vm(va, SIZE, RW))
+    vmm.limits = Limits(mdls=1)
+    vmm.mdl_create_from_vm(va, SIZE, RW)
+    figures = used(vmm)
+    assert (figures["committed"], figures["mdls"], figures["mdl_bytes"]) == (0, 1, SIZE)
+
+
+def test_a_clone_counts_no_bytes_and_keeps_its_origin(vmm: VMM) -> None:
+    handle = vmm.mdl_create(SIZE, RW)
+    window = vmm.mdl_clone(handle, 0, PAGE)
+    vmm.handle_close(handle)
+    assert (used(vmm)["mdls"], used(vmm)["mdl_bytes"], used(vmm)["handles"]) == (2, SIZE, 1)
+    vmm.handle_close(window)
+    assert used(vmm) == dict.fromkeys(FIGURES, 0)
+
+
+def test_a_clone_that_is_received_comes_with_its_origin(vmm: VMM) -> None:
+    window = vmm.mdl_clone(vmm.mdl_create(SIZE, RW), 0, PAGE)
+    with VMM(limits=Limits(mdls=2, mdl_bytes=SIZE)) as receiver:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            vmm.send_handle(ours, window)
+            receiver.recv_handle(theirs)
+            assert (used(receiver)["mdls"], used(receiver)["mdl_bytes"]) == (2, SIZE)
+            before = descriptors()
+            vmm.send_handle(ours, window)
+            assert "2 more mdls" in str(refusal(lambda: receiver.recv_handle(theirs)))
+            assert descriptors() == before, "a descriptor of the refused message is left"
+
+
+def test_revoked_handles_count_until_they_are_closed(vmm: VMM) -> None:
+    handle = vmm.mdl_create(SIZE, RW)
+    copies = [vmm.handle_copy(handle, Rights.MAP_READ) for _ in range(3)]
+    vmm.handle_revoke(handle)
+    assert used(vmm)["handles"] == 4
+    for each in copies:
+        vmm.handle_close(each)
+    assert used(vmm)["handles"] == 1
+
+
+def test_segments_count_a_mapping_each(vmm: VMM) -> None:
+    handle = vmm.mdl_create(SIZE, RW, 2 * PAGE)
+    vmm.limits = Limits(mappings=3)
+    assert "4 more mappings" in str(refusal(lambda: vmm.mdl_map(handle, 0, SIZE, 0, RW)))
+    vmm.limits = Limits(mappings=6)
+    va = vmm.mdl_map(handle, 0, SIZE, 0, RW)
+    assert used(vmm)["mappings"] == 4
+    vmm.free(va + 3 * PAGE, 2 * PAGE)
+    assert used(vmm)["mappings"] == 4
+    vmm._check()
+    vmm.free(va, 3 * PAGE)
+    assert used(vmm)["mappings"] == 2
+    vmm._check()
+
+
+def test_views_cut_runs_and_leave_them_whole(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, COMMIT)
+    view = vmm.view(va + PAGE, PAGE)
+    assert used(vmm)["mappings"] == 3
+    vmm.limits = Limits(mappings=3)
+    refusal(lambda: vmm.view(va + 3 * PAGE, PAGE))
+    view.release()
+    del view
+    assert used(vmm)["mappings"] == 1
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_kernel_has_no_more_mappings_than_are_counted(vmm: VMM, name: str) -> None:
+    choose = random.Random(7)  # noqa: S311
+    with rule(*RULES[name]):
+        va = vmm.allocate(0, 256 * PAGE, RESERVE | GUARDS)
+        for _ in range(200):
+            first = choose.randrange(250)
+            at, size = va + first * PAGE, choose.randrange(1, 6) * PAGE
+            call = choose.choice((vmm.commit, vmm.decommit))
+            call(at, size)
+            vmm.protect(at, PAGE, choose.choice((1, 3)))
+            found = maps_between(va - PAGE, va + 257 * PAGE)
+            assert len(found) <= used(vmm)["mappings"]
+
+
+def test_pages_written_before_they_became_alike_stay_apart_in_the_kernel_alone(vmm: VMM) -> None:
+    with rule(*RULES["never"]):
+        va = vmm.allocate(0, 64 * PAGE, RESERVE | GUARDS)
+        for first in (0, 1):
+            for page in range(first, 64, 2):
+                vmm.commit(va + page * PAGE, PAGE)
+                vmm.write(va + page * PAGE, b"x")
+        assert used(vmm)["mappings"] == 3
+        assert len(maps_between(va, va + 64 * PAGE)) <= 64, "what the README says"
+
+
+def test_the_figures_have_one_order() -> None:
+    assert Usage._fields == FIGURES == Limits.__slots__
+
+
+@pytest.mark.parametrize("call", ["decommit", "protect", "mdl_create_from_vm", "free"])
+def test_what_cuts_runs_is_refused_at_the_bound(vmm: VMM, call: str) -> None:
+    va = vmm.allocate(0, SIZE, COMMIT)
+    vmm.limits = Limits(mappings=2)
+    arguments = {"protect": (1,), "mdl_create_from_vm": (1,)}.get(call, ())
+    before = used(vmm), access_between(va, va + SIZE)
+    met = refusal(lambda: getattr(vmm, call)(va + PAGE, PAGE, *arguments))
+    assert "mappings" in str(met)
+    assert (used(vmm), access_between(va, va + SIZE)) == before
+    vmm.limits = Limits(mappings=3)
+    getattr(vmm, call)(va + PAGE, PAGE, *arguments)
+    vmm._check()
+
+
+def test_ranges_are_counted_together_and_all_are_refused(vmm: VMM) -> None:
+    va = vmm.allocate(0, 64 * PAGE, RESERVE)
+    locked = vmm.allocate(0, SIZE, RESERVE | LOCKED)
+    ranges = [(va + page * PAGE, PAGE) for page in range(0, 64, 2)]
+    vmm.limits = Limits(committed=31 * PAGE)
+    assert f"{32 * PAGE} more committed" in str(refusal(lambda: vmm.commit_ranges(ranges)))
+    assert used(vmm)["committed"] == 0
+    vmm.limits = Limits(mappings=40)
+    assert "more mappings" in str(refusal(lambda: vmm.commit_ranges(ranges)))
+    vmm.limits = Limits(locked=PAGE)
+    pages = [(locked, PAGE), (locked + PAGE, PAGE), (va, PAGE)]
+    assert f"{2 * PAGE} more locked" in str(refusal(lambda: vmm.commit_ranges(pages)))
+    vmm.limits = Limits(committed=32 * PAGE)
+    vmm.commit_ranges(ranges)
+    assert used(vmm)["committed"] == 32 * PAGE
+    vmm.limits = Limits(mappings=used(vmm)["mappings"])
+    vmm.commit_ranges(ranges)
+    vmm.decommit_ranges(ranges)
+    assert used(vmm)["committed"] == 0
+    vmm._check()
+
+
+def test_pages_behind_guards_count_as_those_that_are_not() -> None:
+    with rule(*RULES["always"]), VMM(limits=Limits(committed=64 * PAGE)) as vmm:
+        va = vmm.allocate(0, 512 * PAGE, RESERVE)
+        for page in range(0, 128, 2):
+            vmm.commit(va + page * PAGE, PAGE)
+        refusal(lambda: vmm.commit(va + 200 * PAGE, PAGE))
+        refusal(lambda: vmm.commit_ranges([(va + 200 * PAGE, PAGE)]))
+        vmm.commit(va, PAGE)
+        vmm.decommit(va, PAGE)
+        vmm.commit(va + 200 * PAGE, PAGE)
+        vmm._check()
+
+
+def test_committing_committed_pages_takes_nothing(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, COMMIT)
+    vmm.limits = Limits(committed=SIZE)
+    vmm.commit(va, SIZE)
+    vmm.commit_ranges([(va, SIZE)])
+
+
+def test_a_bound_below_what_there_is_holds_from_then_on(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, COMMIT)
+    handle = vmm.mdl_create(SIZE, RW)
+    vmm.limits = Limits(
+        regions=0, committed=0, locked=0, mdls=0, mdl_bytes=0, mdl_mappings=0, handles=0
+    )
+    vmm.write(va, b"what exists stays")
+    vmm.commit(va, SIZE)
+    vmm.protect(va, PAGE, VmmFlags.READ)
+    vmm.decommit(va, 2 * PAGE)
+    refusal(lambda: vmm.commit(va, PAGE))
+    refusal(lambda: vmm.handle_copy(handle, 0))
+    vmm.limits = vmm.limits.replace(committed=SIZE - PAGE)
+    vmm.commit(va, PAGE)
+    refusal(lambda: vmm.commit(va, 2 * PAGE))
+    vmm.handle_close(handle)
+    vmm.free(va, SIZE)
+    assert used(vmm) == dict.fromkeys(FIGURES, 0)
+
+
+def test_the_reference_face_gives_the_return_code() -> None:
+    with VMM(limits=Limits(regions=0, mdls=0)) as vmm:
+        assert vmm.endpoint.Allocate(0, PAGE, int(RESERVE)) == (0, Retcode.QUOTA_EXCEEDED)
+        assert vmm.endpoint.MdlCreate(PAGE, 3)[1] is Retcode.QUOTA_EXCEEDED
+
+
+def test_sizes_that_add_up_to_more_than_64_bits_pass_no_bound() -> None:
+    huge = 2**63 - PAGE
+    fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    taken = 0
+    try:
+        os.ftruncate(fd, huge)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        with VMM(limits=Limits(mdl_bytes=2**64 - 2)) as vmm:
+            for _ in range(4):
+                with suppress(VmmError):
+                    vmm.handle_from_fd(fd)
+                    taken += 1
+            assert taken <= 2
+            assert used(vmm)["mdl_bytes"] == taken * huge
+    finally:
+        os.close(fd)
+
+
+def test_each_vmm_has_limits_of_its_own(vmm: VMM) -> None:
+    with VMM(limits=Limits(regions=1)) as other:
+        other.allocate(0, PAGE, RESERVE)
+        refusal(lambda: other.allocate(0, PAGE, RESERVE))
+        vmm.allocate(0, PAGE, RESERVE)
+        assert used(other)["regions"] == used(vmm)["regions"] == 1
+
+
+def test_views_that_outlive_the_vmm_leave_nothing_behind() -> None:
+    vmm = VMM(limits=Limits(regions=1))
+    view = vmm.view(vmm.allocate(0, SIZE, COMMIT), SIZE)
+    vmm.close()
+    view[0] = 1
+    del view
+
+
+def test_a_child_begins_with_its_parents_figures_and_bounds(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, COMMIT)
+    vmm.limits = Limits(committed=SIZE + PAGE, regions=2)
+    other = vmm.allocate(0, SIZE, RESERVE)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            vmm.commit(other, PAGE)
+            refusal(lambda: vmm.commit(other + PAGE, PAGE))
+            vmm.free(va, SIZE)
+            code = 0 if used(vmm)["committed"] == PAGE else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert used(vmm)["committed"] == SIZE, "the child has nothing to do with the parent"
+
+
+# ---- threads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_threads_that_race_for_the_last_unit_never_pass_a_bound(
+    ground: Ground, figure: str
+) -> None:
+    takings = [it for it in TAKINGS if it.figure == figure and it.take is not convert]
+    taking = next((it for it in takings if it.unit == 1), takings[0])
+    room, threads = 10, 4
+    bound = used(ground.vmm)[figure] + room * taking.unit
+    ground.vmm.limits = Limits(**{figure: bound})
+    begin = threading.Barrier(threads)
+    taken: list[object] = []
+    highest: list[int] = []
+
+    def race() -> None:
+        begin.wait()
+        for _ in range(room):
+            with suppress(QuotaExceeded):
+                taken.append(taking.take(ground))
+            highest.append(used(ground.vmm)[figure])
+
+    racers = [threading.Thread(target=race) for _ in range(threads)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert len(taken) == room
+    assert max(highest) == used(ground.vmm)[figure] == bound
+    ground.vmm._check()
+
+
+def test_bounds_may_change_while_threads_take(ground: Ground) -> None:
+    vmm = ground.vmm
+    over = threading.Event()
+    bounds = [20, 40, 10]
+    seen: list[int] = []
+
+    def take() -> None:
+        while not over.is_set():
+            with suppress(QuotaExceeded):
+                vmm.handle_close(vmm.handle_copy(ground.handle, 0))
+            seen.append(used(vmm)["handles"])
+
+    takers = [threading.Thread(target=take) for _ in range(3)]
+    for taker in takers:
+        taker.start()
+    for turn in range(300):
+        vmm.limits = Limits(handles=bounds[turn % 3])
+    over.set()
+    for taker in takers:
+        taker.join()
+    assert max(seen) <= max(bounds)
+    assert used(vmm)["handles"] == 1
+    vmm._check()
+
+
+# ---- defaults -----------------------------------------------------------------------------------
+
+
+def test_a_vmm_that_is_told_nothing_has_bounds() -> None:
+    with VMM() as vmm, VMM(limits=None) as other:
+        limits = vmm.limits
+        available = _room.available_memory()
+        assert (limits.regions, limits.mdls, limits.handles) == (
+            MOST_REGIONS,
+            MOST_MDLS,
+            MOST_HANDLES,
+        )
+        assert (limits.reserved, limits.mappings, limits.mdl_mappings) == (None, None, None)
+        assert limits.committed == limits.locked == limits.mdl_bytes
+        assert limits.committed is not None
+        assert 0 < limits.committed <= available
+        assert other.limits.regions == MOST_REGIONS
+
+
+def test_available_memory_is_the_kernels_figure_without_swap() -> None:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    figures = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    assert abs(_room.available_memory() - figures["MemAvailable"]) < 1 << 30
+    assert _room.available() >= _room.available_memory()
+
+
+def test_the_defaults_are_three_quarters_of_what_can_be_had() -> None:
+    share = 3 << 30
+    assert bounds_for(4 << 30) == (
+        MOST_REGIONS,
+        None,
+        share,
+        share,
+        None,
+        MOST_MDLS,
+        share,
+        None,
+        MOST_HANDLES,
+    )
+
+
+def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]]) -> Group:
+    """A hierarchy: for each path its limit, its use, and what of that is cache."""
+    names = {
+        "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        "v2": ("memory.max", "memory.current", ""),
+    }
+    limit, usage, prefix = names[version]
+    for path, (bound, use, inactive, active) in levels.items():
+        folder = root / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / limit).write_text(f"{bound}\n")
+        (folder / usage).write_text(f"{use}\n")
+        (folder / "memory.stat").write_text(
+            f"cache 99999\n{prefix}inactive_file {inactive}\n{prefix}active_file {active}\n"
+            f"{prefix}shmem 77777\n"
+        )
+    return Group(version, root, max(levels, key=len), limit, usage)
+
+
+@pytest.mark.parametrize(("version", "none"), [("v1", "9223372036854771712"), ("v2", "max")])
+def test_the_tightest_group_counts_without_the_cache_that_it_gives_up(
+    tmp_path: Path, version: str, none: str
+) -> None:
+    gib = 1 << 30
+    levels = {
+        "": (none, 9 * gib, 0, 0),
+        "outer": (f"{8 * gib}", 7 * gib, gib // 2, gib // 2),
+        "outer/inner": (f"{4 * gib}", gib, 0, 0),
+    }
+    group = cgroup(tmp_path, version, levels)
+    assert room_for_memory(100 * gib, group) == 2 * gib
+    assert room_for_memory(gib, group) == gib
+    assert room_for_memory(gib, None) == gib
+    group = cgroup(tmp_path, version, levels | {"outer": (none, 7 * gib, 0, 0)})
+    assert room_for_memory(100 * gib, group) == 3 * gib
+    group = cgroup(tmp_path, version, {"outer/inner": (f"{gib}", 2 * gib, 0, 0)})
+    assert room_for_memory(100 * gib, group) == 0
+
+
+def make_without_a_descriptor() -> None:
+    """The first VMM of a process that has no descriptor left."""
+    import os
+    import resource
+
+    from vmm_linux import VMM
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    with VMM() as vmm:
+        limits = vmm.limits
+    assert limits.committed is not None
+    assert limits.committed <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    print(limits.regions)
+
+
+def test_without_a_descriptor_to_ask_with_there_are_defaults_too() -> None:
+    child = run_child(make_without_a_descriptor)
+    assert (child.returncode, child.stdout, child.stderr) == (0, f"{MOST_REGIONS}\n", "")
+
+
+def test_this_processs_own_group_is_read_without_trouble() -> None:
+    assert room_for_memory(1 << 40, memory_group()) >= 0
+
+
+# ---- under attack -------------------------------------------------------------------------------
+
+
+def attack(name: str) -> None:
+    """Drive one danger; runs in a child."""
+    import dangers
+
+    dangers.attack(name)
+
+
+def attack_by_default(name: str) -> None:
+    """Drive a loop against the defaults; runs in a child."""
+    import dangers
+
+    dangers.attack_by_default(name)
+
+
+@pytest.mark.parametrize("nobody", [False, True], ids=["as-we-are", "as-nobody"])
+@pytest.mark.parametrize("name", DANGERS)
+def test_a_runaway_loop_ends_with_quota_exceeded(name: str, nobody: bool) -> None:
+    child = run_child(attack, name, nobody=nobody, environment=TESTS_IMPORTABLE)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.startswith("stood: ")
+
+
+@pytest.mark.parametrize("nobody", [False, True], ids=["as-we-are", "as-nobody"])
+@pytest.mark.parametrize("name", BY_DEFAULT)
+def test_the_defaults_end_a_runaway_loop(name: str, nobody: bool) -> None:
+    child = run_child(attack_by_default, name, nobody=nobody, environment=TESTS_IMPORTABLE)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "stood\n", "")

@@ -1,0 +1,103 @@
+"""The memory cgroup that counts this process, of either version, and files with a number in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["NO_LIMIT", "Group", "levels", "lines_of", "memory_group", "number", "room", "text_of"]
+
+#: A memory cgroup of the first version without a limit has more than any machine: the largest
+#: count of pages that the kernel knows.
+NO_LIMIT = 1 << 62
+#: Of memory.stat: the cache that the kernel gives up before it kills anybody. The first version
+#: tells those of the group itself and, with groups below it, these.
+CACHE = {
+    "v1": ("total_inactive_file", "total_active_file"),
+    "v2": ("inactive_file", "active_file"),
+}
+
+
+class Group(NamedTuple):
+    """Where the memory cgroup of this process is to be seen, and what its files are called."""
+
+    version: str
+    mount: Path
+    path: str
+    limit: str
+    usage: str
+
+
+def memory_group() -> Group | None:
+    """The cgroup that counts this process's memory; None where none does."""
+    groups = [line.split(":", 2) for line in lines_of("/proc/self/cgroup")]
+    for _, controllers, path in groups:
+        if "memory" in controllers.split(","):
+            place = place_of("cgroup", "memory", path)
+            return place and Group("v1", *place, "memory.limit_in_bytes", "memory.usage_in_bytes")
+    for number_of, controllers, path in groups:
+        if (number_of, controllers) == ("0", ""):
+            place = place_of("cgroup2", "", path)
+            if place and "memory" in (text_of(place[0] / "cgroup.controllers") or "").split():
+                return Group("v2", *place, "memory.max", "memory.current")
+    return None
+
+
+def place_of(filesystem: str, option: str, path: str) -> tuple[Path, str] | None:
+    """Where such a hierarchy is mounted, and the path below that."""
+    for line in lines_of("/proc/self/mountinfo"):
+        mount, _, source = line.partition(" - ")
+        root, point = mount.split(" ")[3:5]
+        kind, *_, options = source.split(" ")
+        if kind == filesystem and (not option or option in options.split(",")):
+            return Path(point), os.path.relpath(path, root) if path.startswith(root) else "."
+    return None
+
+
+def levels(group: Group) -> list[Path]:
+    """The group's folder and those above it, which bind it too."""
+    folder = group.mount / group.path
+    if not folder.is_dir():  # seen from inside of a container, whose own group is the mount
+        folder = group.mount
+    return [folder, *(each for each in folder.parents if each.is_relative_to(group.mount))]
+
+
+def room(group: Group) -> int:
+    """Bytes that the group and each one above it could still take before one is killed."""
+    return min(room_at(group, folder) for folder in levels(group))
+
+
+def room_at(group: Group, folder: Path) -> int:
+    """The same of one level; ``NO_LIMIT`` where it has no limit."""
+    limit = number(folder / group.limit)
+    used = number(folder / group.usage)
+    if limit is None or used is None or limit >= NO_LIMIT:
+        return NO_LIMIT
+    lines = [line.partition(" ") for line in lines_of(folder / "memory.stat")]
+    cache = sum(int(value) for name, _, value in lines if name in CACHE[group.version])
+    return max(0, limit - max(0, used - cache))
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def text_of(path: str | Path) -> str | None:
+    """What a file of the kernel says, or None where it does not."""
+    try:
+        return os.fsdecode(Path(path).read_bytes()).strip()
+    except OSError:
+        return None
+
+
+def lines_of(path: str | Path) -> list[str]:
+    """The lines of a file of the kernel: a path in one may have all that ends lines elsewhere."""
+    return [line for line in (text_of(path) or "").split("\n") if line]
+
+
+def number(path: str | Path) -> int | None:
+    """The number in a file of the kernel, or None where there is none."""
+    try:
+        return int(text_of(path) or "")
+    except ValueError:
+        return None

@@ -1,0 +1,208 @@
+"""Bounds of one VMM, and what it uses of them."""
+
+import operator
+from typing import NamedTuple, Self, SupportsIndex
+
+from vmm_linux.errors import InvalidArgument
+
+__all__ = ["FIGURES", "Limits", "Usage", "Use"]
+
+FIGURES = (
+    "regions",
+    "reserved",
+    "committed",
+    "locked",
+    "mappings",
+    "mdls",
+    "mdl_bytes",
+    "mdl_mappings",
+    "handles",
+)
+"""What is bounded, in the order of ``Figure`` in ``_answer.pxd``."""
+
+NO_BOUND = 2**64 - 1
+"""What stands for None where there are only numbers."""
+
+INSIDE = (
+    ("committed", "reserved", "committed pages are reserved too"),
+    ("regions", "mappings", "each region counts at least one mapping"),
+    ("mdl_mappings", "regions", "each mapping of a buffer is a region"),
+)
+"""A figure that can never pass another one, and why."""
+
+
+class Limits:
+    """The most that a VMM may have of each figure; None, as where nothing is said, is no bound.
+
+    Immutable and comparable; ``replace`` makes another one. Sizes are bytes.
+
+    Attributes:
+        regions: what Allocate and MdlMap made; a Free in the middle of one makes two of it.
+        reserved: all addresses taken, those of guards and mapped buffers included.
+        committed: committed pages that are no buffer's, those of SHAREABLE regions included.
+        locked: committed pages in LOCKED regions and mappings, and the whole memory of buffers
+            made with LOCKED. What is both counts twice.
+        mappings: runs of pages that are alike in region, state, protection and memory, one for
+            each end of a view inside such a run, one for each guard, and one for each further
+            segment that is mapped. A run is at most one mapping of the kernel, which merges runs
+            of different regions, and keeps those behind guard regions in one. (It keeps pages
+            apart that were written before they became alike, or are pinned in part:
+            ``vm.max_map_count`` holds there.) Cutting a run counts before neighbours are joined,
+            as in the kernel.
+        mdls: MDL buffers, clones too, as long as a handle, a mapping or a clone keeps them. Who
+            receives a clone receives its origin with it.
+        mdl_bytes: sizes of these but for clones, whether the memory was touched or not. A buffer
+            received twice counts twice.
+        mdl_mappings: regions that MdlMap made.
+        handles: those not closed, revoked ones included.
+    """
+
+    __slots__ = FIGURES
+
+    regions: int | None
+    reserved: int | None
+    committed: int | None
+    locked: int | None
+    mappings: int | None
+    mdls: int | None
+    mdl_bytes: int | None
+    mdl_mappings: int | None
+    handles: int | None
+
+    def __init__(
+        self,
+        *,
+        regions: SupportsIndex | None = None,
+        reserved: SupportsIndex | None = None,
+        committed: SupportsIndex | None = None,
+        locked: SupportsIndex | None = None,
+        mappings: SupportsIndex | None = None,
+        mdls: SupportsIndex | None = None,
+        mdl_bytes: SupportsIndex | None = None,
+        mdl_mappings: SupportsIndex | None = None,
+        handles: SupportsIndex | None = None,
+    ) -> None:
+        """Bound what is named.
+
+        Errors:
+            INVALID_ARGUMENT: a bound that is no integer, negative, or of more than 64 bits; one
+                that can never be reached because another one, which includes it, is lower.
+        """
+        given = (
+            regions,
+            reserved,
+            committed,
+            locked,
+            mappings,
+            mdls,
+            mdl_bytes,
+            mdl_mappings,
+            handles,
+        )
+        for name, value in zip(FIGURES, given, strict=True):
+            object.__setattr__(self, name, _bound(name, value))
+        for inner, outer, reason in INSIDE:
+            _check_pair(self, inner, outer, reason)
+
+    @classmethod
+    def unlimited(cls) -> Self:
+        """No bound at all: the kernel's own remain."""
+        return cls()
+
+    def replace(self, **changes: SupportsIndex | None) -> Self:
+        """The same with other bounds for the figures named.
+
+        Errors:
+            INVALID_ARGUMENT: as of ``Limits``; a figure that there is not.
+        """
+        for name in changes:
+            if name not in FIGURES:
+                raise InvalidArgument(
+                    "Limits", f"there is no figure {name!r}; there are {', '.join(FIGURES)}"
+                )
+        return type(self)(**(self._values() | changes))
+
+    __replace__ = replace
+
+    def _values(self) -> dict[str, SupportsIndex | None]:
+        return {name: getattr(self, name) for name in FIGURES}
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Limits cannot be changed: set vmm.limits.replace({name}={value!r})")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("Limits cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if isinstance(other, Limits) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values().values()))
+
+    def __reduce__(self) -> tuple[object, tuple[type[Self], dict[str, SupportsIndex | None]]]:
+        return _remake, (type(self), self._values())
+
+    def __repr__(self) -> str:
+        bounds = (f"{name}={value}" for name, value in self._values().items() if value is not None)
+        return f"Limits({', '.join(bounds)})"
+
+
+def _remake(
+    kind: type[Limits],
+    values: dict[str, SupportsIndex | None],
+) -> Limits:
+    """What a pickle holds."""
+    return kind(**values)
+
+
+def _bound(name: str, value: SupportsIndex | None) -> int | None:
+    """A bound as an int, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        raise InvalidArgument("Limits", f"{name} is {value}, not an integer or None")
+    try:
+        number = operator.index(value)
+    except Exception as problem:
+        raise InvalidArgument(
+            "Limits", f"{name} is of type {type(value).__name__}, not an integer or None"
+        ) from problem
+    if number < 0:
+        raise InvalidArgument("Limits", f"{name} is negative; 0 allows nothing, None everything")
+    if number >= NO_BOUND:
+        raise InvalidArgument("Limits", f"{name} has more than 64 bits; None is no bound")
+    return number
+
+
+def _check_pair(limits: Limits, inner: str, outer: str, reason: str) -> None:
+    """Refuse two bounds of which the first can never be reached."""
+    low, high = getattr(limits, inner), getattr(limits, outer)
+    if low is not None and high is not None and low > high:
+        raise InvalidArgument(
+            "Limits",
+            f"{inner} {low} can never be reached, as {outer} is {high} and {reason}; lower "
+            f"{inner} to {high}, or leave it None",
+        )
+
+
+class Use(NamedTuple):
+    """One figure of a VMM."""
+
+    used: int
+    """What there is now."""
+    bound: int | None
+    """The most that there may be; None is no bound. It can be less than what there is."""
+
+
+class Usage(NamedTuple):
+    """Every figure of a VMM at one moment; ``Limits`` says what each one counts."""
+
+    regions: Use
+    reserved: Use
+    committed: Use
+    locked: Use
+    mappings: Use
+    mdls: Use
+    mdl_bytes: Use
+    mdl_mappings: Use
+    handles: Use
