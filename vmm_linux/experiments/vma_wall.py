@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from vmm_linux import VMM, VmmError, VmmFlags
+from vmm_linux import VMM, Limits, VmmError, VmmFlags
 from vmm_linux.experiments import (
     Axis,
     Column,
@@ -141,7 +141,7 @@ def climb(descriptor: int, most: int, step: int) -> None:
     """Commit in this interpreter, and send what was seen."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # promises alone: no page is touched
-    with VMM() as vmm:
+    with VMM(limits=Limits.unlimited()) as vmm:
         seen = to_the_wall(vmm, most, step)
     with Connection(descriptor) as connection:
         connection.send(seen)
