@@ -117,9 +117,11 @@ def prepare_output() -> None:
         if stream is None:  # closed by whoever started this process
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
-            # Kept back until it is flushed, under PYTHONUNBUFFERED too: argparse takes no notice
-            # of a write that fails.
-            stream.reconfigure(errors="backslashreplace", write_through=False)
+            stream.reconfigure(errors="backslashreplace")
+    if hasattr(sys.stdout, "reconfigure"):
+        # Kept back until it is flushed, under PYTHONUNBUFFERED too: argparse takes no notice of a
+        # write that fails.
+        sys.stdout.reconfigure(write_through=False)
 
 
 if __name__ == "__main__":
