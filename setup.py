@@ -59,6 +59,7 @@ class BuildExtensions(build_ext):
             self.extensions,
             include_path=[str(SOURCES)],
             build_dir=str(BUILD),
+            nthreads=os.cpu_count(),
             force=self.force,
             compiler_directives={
                 "language_level": 3,

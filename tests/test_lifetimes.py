@@ -231,4 +231,4 @@ class Lifetimes(RuleBasedStateMachine):
 
 
 TestLifetimes = Lifetimes.TestCase
-TestLifetimes.settings = settings_of_the_suite(examples=40, steps=30)
+TestLifetimes.settings = settings_of_the_suite(examples=20, steps=30)
