@@ -34,6 +34,8 @@ It has five texts and one function::
   or the part that ``with run.part("name")`` surrounds.
 * ``run.steps(sequence)`` goes through a sequence and shows progress. ``run.random`` is seeded.
   ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks.
+* ``libc("madvise", ...)`` is a system call that fails with its errno; ``become`` has a child be
+  another user; ``status`` and ``meminfo`` are the kernel's figures.
 * What must not be measured through an interpreter is done by a few instructions of the machine's
   own: ``machine_code``.
 * Where pages or faults are counted, ``with small_pages()`` keeps huge ones away.
@@ -56,16 +58,18 @@ from vmm_linux.experiments._results import (
 from vmm_linux.experiments._run import (
     Child,
     Run,
+    charged,
     in_huge_pages,
     minor_faults,
     resident,
     small_pages,
-    status,
     timed,
     touch,
 )
+from vmm_linux.experiments._system import NOBODY, become, errno_of, libc, meminfo, status
 
 __all__ = [
+    "NOBODY",
     "Axis",
     "Child",
     "Column",
@@ -74,10 +78,15 @@ __all__ = [
     "Table",
     "at_least",
     "at_most",
+    "become",
     "between",
+    "charged",
     "equal",
+    "errno_of",
     "in_huge_pages",
+    "libc",
     "machine_code",
+    "meminfo",
     "minor_faults",
     "need",
     "resident",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import resource
@@ -12,7 +11,6 @@ import sys
 import time
 import traceback
 from multiprocessing import Pipe
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vmm_linux import VMM, inspect
@@ -32,6 +30,7 @@ from vmm_linux.experiments._results import (
     need,
     sound,
 )
+from vmm_linux.experiments._system import die_with_parent, libc
 from vmm_linux.inspect import PageFlags
 
 if TYPE_CHECKING:
@@ -44,19 +43,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Child",
     "Run",
-    "die_with_parent",
+    "charged",
     "in_huge_pages",
     "minor_faults",
     "resident",
     "small_pages",
-    "status",
     "timed",
     "touch",
 ]
 
-PR_SET_PDEATHSIG = 1
-PR_SET_THP_DISABLE = 41
-PR_GET_THP_DISABLE = 42
+PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 
 Item = TypeVar("Item")
 
@@ -277,13 +273,6 @@ def live(
         os._exit(code)
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when its parent's thread ends, if it has not yet."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 # ---- figures ------------------------------------------------------------------------------------
 
 
@@ -311,15 +300,6 @@ def minor_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def status(figure: str) -> int:
-    """A figure of this process in /proc/self/status, as "VmPTE", in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        label, _, value = line.partition(":")
-        if label == figure:
-            return int(value.removesuffix("kB")) << 10
-    raise NotObservable(f"this kernel does not tell {figure}")
-
-
 def resident(va: int, size: int, pid: int | None = None) -> int:
     """The bytes of a range that are in a process's page table, the page of zeros left out.
 
@@ -342,6 +322,16 @@ def resident(va: int, size: int, pid: int | None = None) -> int:
     )
 
 
+def charged(region: Region) -> int:
+    """The bytes of a region that count towards what the kernel promised (``ac`` in smaps)."""
+    start, end = region.base, region.base + region.size
+    return sum(
+        min(mapping.end, end) - max(mapping.start, start)
+        for mapping in inspect.snapshot()
+        if mapping.end > start and mapping.start < end and "ac" in (mapping.vm_flags or ())
+    )
+
+
 def in_huge_pages(va: int) -> int:
     """The bytes in huge pages of the private mapping that holds an address of this process."""
     mapping = inspect.snapshot().at(va)
@@ -351,10 +341,12 @@ def in_huge_pages(va: int) -> int:
 @contextlib.contextmanager
 def small_pages() -> Iterator[None]:
     """Inside, memory gets no huge pages in this process, whatever the machine's setting is."""
-    libc = ctypes.CDLL(None)
-    before = libc.prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0)
-    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    before = 0
+    with contextlib.suppress(OSError):  # there are none to keep away
+        before = libc("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0)
+        libc("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0)
     try:
         yield
     finally:
-        libc.prctl(PR_SET_THP_DISABLE, before, 0, 0, 0)
+        with contextlib.suppress(OSError):
+            libc("prctl", PR_SET_THP_DISABLE, before, 0, 0, 0)

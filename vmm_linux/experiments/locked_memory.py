@@ -1,7 +1,5 @@
 """How much memory can be locked, for whom, and what LOCKED does beyond that."""
 
-import ctypes
-import errno
 import os
 import resource
 from multiprocessing.connection import Connection
@@ -9,11 +7,15 @@ from typing import NamedTuple
 
 from vmm_linux import VmmFlags
 from vmm_linux.experiments import (
+    NOBODY,
     Axis,
     Column,
     NotObservable,
     Run,
+    become,
     equal,
+    errno_of,
+    libc,
     need,
     status,
 )
@@ -37,7 +39,6 @@ EXPLANATION = """
 """
 
 KIB, MIB = 1 << 10, 1 << 20
-NOBODY = 65534
 LOCKED = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT | VmmFlags.LOCKED
 ORDINARY, PRIVILEGED = "ordinary user", "with CAP_IPC_LOCK"
 
@@ -140,9 +141,7 @@ def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int
     )
     if who == ORDINARY and os.geteuid() == 0:
         try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            become(NOBODY)
         except OSError as refusal:
             connection.send(f"this process cannot become an ordinary user: {refusal.strerror}")
             return
@@ -171,8 +170,9 @@ def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int
 
 def mlock(run: Run, size: int) -> str:
     """Lock so much memory by the system call alone: the name of its error, or "done"."""
-    libc = ctypes.CDLL(None, use_errno=True)
     with run.vmm.region(size, LOCKED & ~VmmFlags.LOCKED) as region:
-        if libc.mlock(ctypes.c_void_p(region.base), ctypes.c_size_t(size)) == 0:
-            return "done"
-        return errno.errorcode[ctypes.get_errno()]
+        try:
+            libc("mlock", region.base, size)
+        except OSError as refusal:
+            return errno_of(refusal)
+        return "done"
