@@ -39,8 +39,9 @@ def show_list(experiments: Sequence[Experiment]) -> None:
 def show(result: Result) -> None:
     """One experiment: what was asked, predicted and found, and why it is so."""
     experiment, print_table = result.experiment, choose_printer()
-    print_line(f"{experiment.title} ({experiment.name})")
-    print_line("=" * len(f"{experiment.title} ({experiment.name})"))
+    heading = f"{experiment.title} ({experiment.name})"
+    print_line(heading)
+    print_line("=" * min(len(heading), width()))
     paragraph("Question", experiment.question)
     paragraph("Prediction", experiment.prediction)
     print_line()
@@ -60,9 +61,13 @@ def show(result: Result) -> None:
 
 def paragraph(name: str, text: str) -> None:
     """A text with what it is, as wide as the terminal."""
-    width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
-    for line in textwrap.wrap(f"{name}: {text}", max(20, width)):
+    for line in textwrap.wrap(f"{name}: {text}", width()):
         print_line(line)
+
+
+def width() -> int:
+    """How wide a text may be."""
+    return max(20, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def words(expected: Expected | None, unit: str) -> str:
         return f"at least {shown(low, unit)}"
     if low is None:
         return f"at most {shown(high, unit)}"
-    return f"{shown(low, unit)} to {shown(high, unit)}"
+    return f"{shown(low, unit if unit == 'B' else '')} to {shown(high, unit)}"
 
 
 def verdict(result: Result) -> str:
