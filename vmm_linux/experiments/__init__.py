@@ -9,6 +9,9 @@ Put one file into this folder; nothing else is to be changed. The file's name is
 (``page_faults.py`` is ``page-faults``); names that begin with an underscore are the framework's.
 It has five texts and one function::
 
+    from vmm_linux.experiments import Column, Run, at_least, minor_faults, timed, touch
+
+    MIB = 1 << 20
     ORDER = 30                  # where it stands in the list
     TITLE = "Page faults"
     QUESTION = "What does the first touch of a page cost?"

@@ -179,7 +179,7 @@ class Run:
 
     def need_cores(self, count: int) -> None:
         """Go on only with so many processors."""
-        need(self.cores >= count, f"this process may run on {self.cores} of {count} cores")
+        need(self.cores >= count, f"it takes {count} cores, and there are {self.cores} to run on")
 
     def need_feature(self, name: str) -> None:
         """Go on only where the kernel has a feature, named as ``vmm-linux doctor`` names it."""

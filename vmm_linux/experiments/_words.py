@@ -58,8 +58,9 @@ def spread(value: Value, bounds: list[int | float] | None, unit: str) -> str:
     """A value, and between what it lay if it did not stay."""
     if not bounds or bounds[0] == bounds[1]:
         return shown(value, unit)
-    low, high = (shown(bound, unit) for bound in bounds)
-    return f"{shown(value, unit)} [{low} … {high}]"
+    within = unit if unit == "B" else ""
+    median, low, high = (shown(each, within) for each in (value, *bounds))
+    return f"{median} [{low} … {high}] {unit if not within else ''}".rstrip()
 
 
 def claim_cells(claim: Claim) -> tuple[str, str, str, str]:

@@ -43,9 +43,10 @@ EXPLANATION = """
     translation. Other processes have other address spaces and need not be asked, however busy they
     are; a page that was never touched is in no TLB. A right that is given back could go without: a
     core that knows of too few rights would fault and look again; yet where the kernel changes the
-    page's entry at once, it tells the others too. A program with many threads should therefore
-    change protection seldom, and of many pages at once. The times are those of the moments when
-    the threads were on their cores.
+    page's entry at once, it tells the others too. ARM's processors and the newest of AMD's tell
+    each other without an interrupt, which is cheaper, and not free. A program with many threads
+    should therefore change protection seldom, and of many pages at once. The times are those of the
+    moments when the threads were on their cores.
 """
 
 READ, WRITE = VmmFlags.READ, VmmFlags.WRITE
