@@ -347,11 +347,12 @@ def test_a_child_of_an_experiment_answers_and_tells_how_it_ended(
         "    child.send(40); run.physical('Sum', child.receive(), equal(42))\n"
         "    run.physical('Code', child.wait(), equal(0))\n"
         "with run.child(lambda pipe: ctypes.string_at(0)) as child:\n"
-        "    run.physical('Signal', child.wait(), equal(-signal.SIGSEGV))"
+        "    run.physical('Signal', child.wait(), equal(-signal.SIGSEGV))\n"
+        "    run.physical('In words', child.ended(), equal('by SIGSEGV'))"
     )
     assert (result.problem, [claim.measured for claim in result.findings.claims]) == (
         "",
-        [42, 0, -signal.SIGSEGV],
+        [42, 0, -signal.SIGSEGV, "by SIGSEGV"],
     )
 
 

@@ -38,7 +38,7 @@ It has five texts and one function::
 * ``run.steps(sequence)`` goes through a sequence and shows progress. ``run.random`` is seeded.
   ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks.
 * ``libc("madvise", ...)`` is a system call that fails with its errno; ``become`` has a child be
-  another user; ``status`` and ``meminfo`` are the kernel's figures.
+  another user; ``status``, ``meminfo`` and ``told`` are the kernel's figures.
 * What must not be measured through an interpreter is done by a few instructions of the machine's
   own: ``machine_code``.
 * Where pages or faults are counted, ``with small_pages()`` keeps huge ones away.
@@ -69,7 +69,16 @@ from vmm_linux.experiments._run import (
     timed,
     touch,
 )
-from vmm_linux.experiments._system import NOBODY, become, errno_of, libc, meminfo, status
+from vmm_linux.experiments._system import (
+    NOBODY,
+    become,
+    errno_of,
+    libc,
+    mappings,
+    meminfo,
+    status,
+    told,
+)
 
 __all__ = [
     "NOBODY",
@@ -89,6 +98,7 @@ __all__ = [
     "in_huge_pages",
     "libc",
     "machine_code",
+    "mappings",
     "meminfo",
     "minor_faults",
     "need",
@@ -96,5 +106,6 @@ __all__ = [
     "small_pages",
     "status",
     "timed",
+    "told",
     "touch",
 ]

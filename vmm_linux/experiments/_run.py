@@ -244,6 +244,13 @@ class Child:
             self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self._code
 
+    def ended(self) -> str:
+        """Wait for its end: "by itself", "with exit code 3" or "by SIGSEGV"."""
+        code = self.wait()
+        if code < 0:
+            return f"by {signal.Signals(-code).name}"
+        return f"with exit code {code}" if code else "by itself"
+
     def __enter__(self) -> Self:
         return self
 

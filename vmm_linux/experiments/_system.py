@@ -14,7 +14,17 @@ from vmm_linux.experiments._results import NotObservable
 if TYPE_CHECKING:
     from vmm_linux import VmmError
 
-__all__ = ["NOBODY", "become", "die_with_parent", "errno_of", "libc", "meminfo", "status"]
+__all__ = [
+    "NOBODY",
+    "become",
+    "die_with_parent",
+    "errno_of",
+    "libc",
+    "mappings",
+    "meminfo",
+    "status",
+    "told",
+]
 
 #: Whose number has no privileges anywhere.
 NOBODY = 65534
@@ -98,9 +108,24 @@ def meminfo(figure: str) -> int:
 
 
 def told(file: str, figure: str) -> int:
-    """What stands behind a name in a file of the kernel's, in bytes."""
+    """What stands behind a name in a file of the kernel's; kB are told in bytes.
+
+    Args:
+        file: where, as "/proc/self/io".
+        figure: the name.
+
+    Errors:
+        NotObservable: the kernel does not tell it.
+    """
     for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
         label, _, value = line.partition(":")
         if label == figure:
-            return int(value.removesuffix("kB")) << 10
+            number, *unit = value.split()
+            return int(number) << (10 if unit == ["kB"] else 0)
     raise NotObservable(f"this kernel does not tell {figure}")
+
+
+def mappings() -> int:
+    """The entries in the kernel's list of this process's mappings."""
+    with Path("/proc/self/maps").open("rb") as lines:
+        return sum(1 for _ in lines)

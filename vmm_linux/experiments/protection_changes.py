@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import hashlib
 import os
-import signal
 import sys
 import threading
 import time
@@ -67,8 +66,9 @@ class Cost(NamedTuple):
 
 def measure(run: Run) -> None:
     """Take a right away and give it back, page by page, in company on the other cores."""
-    ended = end_of_writer(run)
-    run.physical("A thread that writes is stopped by the change", ended, equal("SIGSEGV"))
+    with run.child(write_and_forbid, run) as child:
+        ended = child.ended()
+    run.physical("A thread that writes is stopped by the change", ended, equal("by SIGSEGV"))
     first, *others = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {first})
     company: Company = {NOBODY: contextlib.nullcontext()}
@@ -193,15 +193,8 @@ def work() -> None:
     hashlib.pbkdf2_hmac("sha256", b"", b"", 20_000)
 
 
-def end_of_writer(run: Run) -> str:
-    """How a process ends, a thread of which writes to a page that another makes read-only."""
-    with run.child(write_and_forbid, run) as child:
-        code = child.wait()
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
 def write_and_forbid(connection: Connection, run: Run) -> None:
-    """Have a thread write, by the address alone, and forbid it."""
+    """Be a process in which a thread writes, by the address alone, and another forbids it."""
     del connection
     region = run.vmm.region(run.page, READ | WRITE | VmmFlags.COMMIT)
     here = threading.Semaphore(0)
@@ -264,6 +257,7 @@ def claim(run: Run, costs: dict[str, list[Cost]]) -> None:
 
 
 def must_interrupt() -> bool:
-    """Whether this is a machine that has no other way to tell its other cores."""
+    """Whether this machine has no other way to tell its other cores, and has them free."""
+    free = os.getloadavg()[0] < (os.cpu_count() or 1)
     flags = Path("/proc/cpuinfo").read_text().partition("flags\t")[2].partition("\n")[0].split()
-    return bool(flags) and not {"hypervisor", "invlpgb"} & {*flags}
+    return free and bool(flags) and not {"hypervisor", "invlpgb"} & {*flags}

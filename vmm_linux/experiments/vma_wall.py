@@ -19,6 +19,7 @@ from vmm_linux.experiments import (
     between,
     equal,
     errno_of,
+    mappings,
     need,
 )
 
@@ -173,9 +174,3 @@ def to_the_wall(vmm: VMM, most: int, step: int) -> Climb:
     fill = vmm.endpoint.Commit(base + 2 * page, page, 0)
     name, message = errno_of(refused), str(refused)
     return Climb(commits, counts, times, name, message, frees[-1].name, fill.name)
-
-
-def mappings() -> int:
-    """How many mappings this process has, as the kernel lists them."""
-    with Path("/proc/self/maps").open("rb") as lines:
-        return sum(1 for _ in lines)
