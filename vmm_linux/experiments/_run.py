@@ -186,6 +186,11 @@ class Run:
         found = state(Feature[name])
         need(found == "present", f"{name} is {found} (see vmm-linux doctor)")
 
+    def need_huge_pages(self) -> None:
+        """Go on only where there are transparent huge pages, and it is told how large they are."""
+        self.need_feature("TRANSPARENT_HUGE_PAGES")
+        need(self.huge_page, "the kernel does not tell how large a huge page is")
+
     def need_memory(self, size: int) -> None:
         """Go on only if so many bytes may be touched."""
         need(size <= self.memory, f"it takes {size} bytes, and {self.memory} may be touched")

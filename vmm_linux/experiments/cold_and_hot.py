@@ -87,7 +87,7 @@ def measure(run: Run) -> None:
 def memory_in(run: Run, kind: str, size: int) -> Region:
     """Memory in pages of this kind, touched."""
     if kind == HUGE:
-        run.need_feature("TRANSPARENT_HUGE_PAGES")
+        run.need_huge_pages()
         region = run.vmm.region(size, READ_WRITE | VmmFlags.HUGE)
         touch(region)
         record = region.query().smaps

@@ -45,7 +45,7 @@ PATIENCE = 40
 
 def measure(run: Run) -> None:
     """Collapse memory now; wait until it is collapsed."""
-    run.need_feature("TRANSPARENT_HUGE_PAGES")
+    run.need_huge_pages()
     run.need_memory(4 * run.huge_page)
     count = min(run.memory // run.huge_page, run.choose(quick=8, full=64))
     with run.part("Collapsing at once"):

@@ -215,7 +215,8 @@ def clean_up(connection: Connection, means: Sequence[Means]) -> None:
     with contextlib.suppress(EOFError):  # all who could have made something have ended
         connection.recv()
     for each in means:
-        each.file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was never made
+            each.file.unlink()
         with contextlib.suppress(OSError):
             libc("shmctl", libc("shmget", each.key, 0, 0), IPC_RMID, 0)
     with contextlib.suppress(OSError):
