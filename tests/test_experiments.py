@@ -288,13 +288,23 @@ def test_what_did_not_hold_is_told_though_the_rest_cannot_be_observed(
     assert (result.ok, result.status) == (False, "did not hold")
 
 
-def test_a_part_that_cannot_be_observed_leaves_the_rest(add: Callable[..., Result]) -> None:
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("NotObservable('there are none')", "there are none"),
+        ("QuotaExceeded('commit', 'too much')", "commit: too much"),
+    ],
+)
+def test_a_part_that_cannot_be_observed_leaves_the_rest(
+    add: Callable[..., Result], answer: str, reason: str
+) -> None:
     result = add(
-        "with run.part('huge pages'): need(False, 'there are none')\n"
+        "from vmm_linux.errors import QuotaExceeded\n"
+        f"with run.part('huge pages'): raise {answer}\n"
         "run.physical('The rest', 1, at_least(1))"
     )
     assert [(claim.outcome, claim.reason) for claim in result.findings.claims] == [
-        (Outcome.NOT_OBSERVABLE, "there are none"),
+        (Outcome.NOT_OBSERVABLE, reason),
         (Outcome.HELD, ""),
     ]
     assert result.ok
@@ -313,6 +323,7 @@ def test_a_physical_claim_that_does_not_hold_is_a_failure_and_a_timing_is_none(
         ("raise ValueError('that is why')", "ValueError: that is why\nTraceback"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "without a result, by SIGSEGV"),
         ("os._exit(3)", "without a result, with exit code 3"),
+        ("run.child(lambda _: 1 / 0).receive()", "a child ended with exit code 1, without an ans"),
         ("run.physical('No number', float('nan'), equal(1))", "is no measured number"),
         ("bytearray(4 << 30)", "MemoryError"),
         ("run.table('Table', Column('a')).add(1, 2)", "2 cells, where 1 are expected"),

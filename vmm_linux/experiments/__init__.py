@@ -34,7 +34,8 @@ It has five texts and one function::
 * ``run.physical`` states what the kernel's own figures must say: one that does not hold is a
   failure. ``run.timing`` states what a clock should say: it may disagree.
 * What a machine cannot show is no failure: ``need(condition, "why not")`` leaves the experiment,
-  or the part that ``with run.part("name")`` surrounds.
+  or the part that ``with run.part("name")`` surrounds. So does a ``VMM`` that is out of memory, or
+  meets a limit of the user's.
 * ``run.steps(sequence)`` goes through a sequence and shows progress. ``run.random`` is seeded.
   ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks.
 * ``libc("madvise", ...)`` is a system call that fails with its errno; ``become`` has a child be

@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        return complain(f"{printable(str(error.filename or 'output'))}: {error.strerror}")
+        what = f"{printable(str(error.filename))}: " if error.filename else ""
+        return complain(f"{what}{error.strerror}")
 
 
 def complain(message: str) -> int:

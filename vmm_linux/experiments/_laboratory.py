@@ -30,7 +30,7 @@ __all__ = ["Order", "Result", "carry_out"]
 QUICK_DEADLINE = 60.0
 DEADLINE = 600.0
 #: Of what a run writes on standard error, so many last lines are told.
-LAST_LINES = 15
+LAST_LINES = 30
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vmm_linux import VMM, inspect
 from vmm_linux._features import Feature, huge_page_size, page_size, state
+from vmm_linux.errors import OutOfMemory, QuotaExceeded
 from vmm_linux.experiments._results import (
     Axis,
     Claim,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from vmm_linux import Region
 
 __all__ = [
+    "REFUSALS",
     "Child",
     "Run",
     "charged",
@@ -52,6 +54,8 @@ __all__ = [
     "touch",
 ]
 
+#: What makes an experiment or a part of it not observable: its own word, a limit, no memory.
+REFUSALS = (NotObservable, QuotaExceeded, OutOfMemory)
 PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 
 Item = TypeVar("Item")
@@ -170,7 +174,7 @@ class Run:
         """
         try:
             yield
-        except NotObservable as answer:
+        except REFUSALS as answer:
             self.findings.claims.append(
                 Claim(name, Kind.PHYSICAL, Outcome.NOT_OBSERVABLE, reason=str(answer))
             )
@@ -235,7 +239,10 @@ class Child:
 
     def receive(self) -> Any:  # noqa: ANN401 (whatever it sends)
         """What it sent next; EOFError if it ended without."""
-        return self.connection.recv()
+        try:
+            return self.connection.recv()
+        except EOFError:
+            raise EOFError(f"a child ended {self.ended()}, without an answer") from None
 
     def kill(self) -> int:
         """Kill it: the exit code, -9 if nothing else was faster."""

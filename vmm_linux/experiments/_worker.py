@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm_linux import VMM, experiments
-from vmm_linux.errors import OutOfMemory, QuotaExceeded
-from vmm_linux.experiments import NotObservable, Run
+from vmm_linux.experiments import Run
 from vmm_linux.experiments._catalogue import chosen
+from vmm_linux.experiments._run import REFUSALS
 from vmm_linux.experiments._system import die_with_parent
 
 if TYPE_CHECKING:
@@ -90,10 +90,11 @@ def measured(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
             )
             try:
                 experiment.measure(run)
-            except (NotObservable, QuotaExceeded, OutOfMemory) as answer:  # what is refused, too
+            except REFUSALS as answer:
                 run.findings.reason = str(answer)
     except Exception as problem:  # noqa: BLE001 (whatever it is, the parent says it)
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # it is said in a line all the same
+            traceback.print_exc()
         return {"problem": f"{type(problem).__name__}: {problem}"}
     return {"findings": run.findings.without_empty().as_dict()}
 

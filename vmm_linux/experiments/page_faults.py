@@ -95,9 +95,12 @@ def private(run: Run) -> None:
         "downwards": pages[::-1],
         "at random": run.random.sample(pages, COUNT),
     }
-    reach = run.page * (run.page // 8)  # of one page of page-table entries, 8 bytes each
-    if reach <= 2 * MIB:  # where pages are larger, it would take too many addresses
-        orders["far apart"] = list(range(0, COUNT * reach, reach))
+    with run.part("Touched far apart"):
+        reach = run.page * (run.page // 8)  # of one page of page-table entries, 8 bytes each
+        need(reach <= 2 * MIB, "where pages are large, it takes too many addresses")
+        far = list(range(0, COUNT * reach, reach))
+        in_fresh_memory(run, far)
+        orders["far apart"] = far
     times = [Column("a first touch", "µs"), Column("a later one", "µs"), Column("a fault", "µs")]
     table = run.table(f"{COUNT} private pages", Column("order"), Column("faults"), *times)
     tries: dict[str, list[Touched]] = {order: [] for order in orders}
