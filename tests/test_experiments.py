@@ -641,6 +641,14 @@ def test_on_a_terminal_tables_are_drawn_and_progress_is_cleaned_up() -> None:
     assert "\x1b[2K" in shown.text
 
 
+def test_on_a_narrow_terminal_each_row_of_a_table_stands_for_itself() -> None:
+    shown = run_on_terminal(40, SCRIPT, "experiment", "run", "sharing", "--quick")
+    assert shown.returncode == 0
+    result = shown.lines[next(n for n, line in enumerate(shown.lines) if "(sharing)" in line) + 1 :]
+    assert max(map(len, result)) <= 40
+    assert {"  processes: 8", "    sum of RSS: 64 MiB", "    outcome: held"} <= set(result)
+
+
 def state_of(pid: int) -> str:
     """The state of a process as one letter, "" where there is none."""
     with contextlib.suppress(OSError):

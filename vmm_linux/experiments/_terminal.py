@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["progress_of", "show", "show_list"]
 
 WIDEST = 100
+#: Blanks that a drawn table has for each column.
+PADDING = 3
 
 
 def show_list(experiments: Sequence[Experiment]) -> None:
@@ -38,7 +40,7 @@ def show_list(experiments: Sequence[Experiment]) -> None:
 
 def show(result: Result) -> None:
     """One experiment: what was asked, predicted and found, and why it is so."""
-    experiment, print_table = result.experiment, choose_printer()
+    experiment = result.experiment
     heading = f"{experiment.title} ({experiment.name})"
     print_line(heading)
     print_line("=" * min(len(heading), width()))
@@ -59,6 +61,27 @@ def show(result: Result) -> None:
     sys.stdout.flush()
 
 
+def print_table(table: Table) -> None:
+    """A table; each row for itself where the terminal is too narrow for the words in it."""
+    columns = zip(table.columns, *table.rows, strict=True)
+    words = [max(map(len, " ".join(column).split()), default=0) for column in columns]
+    if not sys.stdout.isatty() or sum(words) + PADDING * len(words) < terminal_width():
+        choose_printer()(table)
+        return
+    print_line(table.title)
+    for row in table.rows:
+        for number, (name, cell) in enumerate(zip(table.columns, row, strict=True)):
+            indent = " " * (4 if number else 2)
+            for line in textwrap.wrap(
+                f"{name}: {printable(cell)}",
+                width(),
+                initial_indent=indent,
+                subsequent_indent=indent + "  ",
+            ):
+                print_line(line)
+    print_line()
+
+
 def paragraph(name: str, text: str) -> None:
     """A text with what it is, as wide as the terminal."""
     for line in textwrap.wrap(f"{name}: {text}", width()):
@@ -67,7 +90,12 @@ def paragraph(name: str, text: str) -> None:
 
 def width() -> int:
     """How wide a text may be."""
-    return max(20, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
+    return max(20, min(WIDEST, terminal_width()))
+
+
+def terminal_width() -> int:
+    """How wide the terminal is, if there is one."""
+    return shutil.get_terminal_size((WIDEST, 24)).columns
 
 
 @contextlib.contextmanager
