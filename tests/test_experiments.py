@@ -390,6 +390,15 @@ def test_an_experiment_finds_what_the_users_path_has(
     assert add("import _of_the_user").status == "done"
 
 
+def test_what_a_child_cannot_observe_cannot_be_observed(add: Callable[..., Result]) -> None:
+    result = add(
+        "with run.part('There'):\n"
+        "    with run.child(lambda _: need(False, 'there is nothing')) as child: child.receive()"
+    )
+    assert [claim.reason for claim in result.findings.claims] == ["there is nothing"]
+    assert (result.problem, result.ok) == ("", True)
+
+
 def test_the_same_seed_gives_the_same_and_each_repetition_another(
     add: Callable[..., Result],
 ) -> None:

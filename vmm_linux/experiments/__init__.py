@@ -37,7 +37,8 @@ It has five texts and one function::
   or the part that ``with run.part("name")`` surrounds. So does a ``VMM`` that is out of memory, or
   meets a limit of the user's.
 * ``run.steps(sequence)`` goes through a sequence and shows progress. ``run.random`` is seeded.
-  ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks.
+  ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks: what
+  the child finds not to be observable is not.
 * ``libc("madvise", ...)`` is a system call that fails with its errno; ``become`` has a child be
   another user; ``status``, ``meminfo`` and ``told`` are the kernel's figures.
 * What must not be measured through an interpreter is done by a few instructions of the machine's

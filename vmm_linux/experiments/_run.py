@@ -238,11 +238,17 @@ class Child:
         self.connection.send(value)
 
     def receive(self) -> Any:  # noqa: ANN401 (whatever it sends)
-        """What it sent next; EOFError if it ended without."""
+        """What it sent next; EOFError if it ended without.
+
+        What it found not to be observable is not observable for this process.
+        """
         try:
-            return self.connection.recv()
+            answer = self.connection.recv()
         except EOFError:
             raise EOFError(f"a child ended {self.ended()}, without an answer") from None
+        if isinstance(answer, NotObservable):
+            raise answer
+        return answer
 
     def kill(self) -> int:
         """Kill it: the exit code, -9 if nothing else was faster."""
@@ -283,7 +289,10 @@ def live(
     code = 1
     try:
         die_with_parent(parent)
-        function(connection, *arguments)
+        try:
+            function(connection, *arguments)
+        except REFUSALS as answer:
+            connection.send(NotObservable(str(answer)))
         code = 0
     except BaseException:  # noqa: BLE001 (nothing of the parent's may run in the child)
         traceback.print_exc()

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm_linux import VMM
-from vmm_linux.experiments import Axis, Column, Run, equal, libc, meminfo, need, touch
+from vmm_linux.experiments import (
+    Axis,
+    Column,
+    NotObservable,
+    Run,
+    equal,
+    libc,
+    meminfo,
+    need,
+    touch,
+)
 from vmm_linux.inspect import Kind, sharing
 
 ORDER = 140
@@ -110,9 +120,7 @@ def make_kill_and_look(
         for way in run.steps(list(WAYS), "making memory"):
             with run.part(way):
                 victims.append(at_end.enter_context(run.child(live_on, way, size, means[way])))
-                made = victims[-1].receive()
-                need(isinstance(made, Made), f"making it failed: {made}")
-                places[way] = made
+                places[way] = victims[-1].receive()
         if HELD in places:
             holder.receive()
         look()
@@ -175,10 +183,9 @@ def live_on(connection: Connection, way: str, size: int, means: Means) -> None:
     try:
         made = WAYS[way].make(size, means)
     except OSError as refusal:
-        connection.send(str(refusal))
-    else:
-        connection.send(made._replace(keeps=None))
-        connection.recv()
+        raise NotObservable(f"making it failed: {refusal}") from None
+    connection.send(made._replace(keeps=None))
+    connection.recv()
 
 
 def hold(connection: Connection, sock: socket.socket) -> None:

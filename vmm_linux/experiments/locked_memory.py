@@ -10,7 +10,6 @@ from vmm_linux.experiments import (
     NOBODY,
     Axis,
     Column,
-    NotObservable,
     Run,
     become,
     equal,
@@ -128,10 +127,7 @@ def fork_a_lock(run: Run) -> None:
 def found_under(run: Run, who: str, limit: int, size: int) -> Found:
     """What becomes of memory asked for as LOCKED by a process under a limit."""
     with run.child(lock_under, run, who, limit, size) as child:
-        answer = child.receive()
-    if isinstance(answer, str):
-        raise NotObservable(answer)
-    return Found(*answer)
+        return Found(*child.receive())
 
 
 def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int) -> None:
@@ -143,16 +139,12 @@ def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int
         try:
             become(NOBODY)
         except OSError as refusal:
-            connection.send(f"this process cannot become an ordinary user: {refusal.strerror}")
-            return
+            need(False, f"this process cannot become an ordinary user: {refusal.strerror}")
     answer = mlock(run, size)
-    if (who == PRIVILEGED) != (answer == "done"):
-        connection.send(
-            "this process has no CAP_IPC_LOCK"
-            if who == PRIVILEGED
-            else "this user has CAP_IPC_LOCK: no limit applies"
-        )
-        return
+    if who == PRIVILEGED:
+        need(answer == "done", "this process has no CAP_IPC_LOCK")
+    else:
+        need(answer != "done", "this user has CAP_IPC_LOCK: no limit applies")
     with run.vmm.region(size, LOCKED) as region:
         pages = [region.query(place, smaps=False) for place in range(0, size, run.page)]
         by_kernel = status("VmLck")

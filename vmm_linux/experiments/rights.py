@@ -254,6 +254,7 @@ def attack(connection: Connection, ends: tuple[socket.socket, socket.socket], us
             each.carry_out(target)
         except OSError as refusal:
             answer = errno_of(refusal)
+        os.close(fd)
         sock.send(answer.encode())
 
 
