@@ -77,15 +77,19 @@ def measure(run: Run) -> None:
     costs = {}
     for name, present in run.steps(list(company.items()), "in company"):
         with present:
-            costs[name] = [*costs_of(run, touched=True), *costs_of(run, touched=False)[:1]]
+            taken, given = costs_of(run, touched=True)
+            if name not in {NOBODY, PROCESSES}:
+                taken, given = when_interrupted(taken), when_interrupted(given)
+            untouched, _ = costs_of(run, touched=False)
+            costs[name] = [middle(taken), middle(given), middle(untouched)]
     show(run, costs)
     with run.part("Threads on other cores"):
         run.need_cores(2)
         claim(run, costs)
 
 
-def costs_of(run: Run, *, touched: bool) -> list[Cost]:
-    """What taking writing away costs, and giving it back."""
+def costs_of(run: Run, *, touched: bool) -> tuple[list[Cost], list[Cost]]:
+    """What taking writing away costs, and giving it back, time after time."""
     taken, given = [], []
     with run.vmm.region(PAGES * run.page) as region:
         region.commit()
@@ -95,7 +99,7 @@ def costs_of(run: Run, *, touched: bool) -> list[Cost]:
                 touch(region)
             taken.append(change(region, READ, run.page))
             given.append(change(region, READ | WRITE, run.page))
-    return [in_company(taken), in_company(given)]
+    return taken, given
 
 
 def change(region: Region, rights: VmmFlags, page: int) -> Cost:
@@ -110,16 +114,20 @@ def change(region: Region, rights: VmmFlags, page: int) -> Cost:
     return Cost(nanoseconds / 1e3 / PAGES, interrupts)
 
 
-def in_company(costs: list[Cost]) -> Cost:
-    """The medians of those times at which others were interrupted, if there were any.
+def when_interrupted(costs: list[Cost]) -> list[Cost]:
+    """Those times at which others were interrupted, or all if there were none.
 
     On a busy machine a thread is on its core only now and then.
     """
-    counts = [cost.interrupts or 0 for cost in costs]
-    enough = max(counts) / 2 if max(counts) >= FEW else 0
-    kept = [cost for cost, count in zip(costs, counts, strict=True) if count >= enough]
-    told = [cost.interrupts for cost in kept if cost.interrupts is not None]
-    return Cost(median(cost.microseconds for cost in kept), median(told) if told else None)
+    most = max(cost.interrupts or 0 for cost in costs)
+    enough = most / 2 if most >= FEW else 0
+    return [cost for cost in costs if (cost.interrupts or 0) >= enough]
+
+
+def middle(costs: list[Cost]) -> Cost:
+    """The medians."""
+    told = [cost.interrupts for cost in costs if cost.interrupts is not None]
+    return Cost(median(cost.microseconds for cost in costs), median(told) if told else None)
 
 
 def shootdowns() -> int | None:
@@ -254,6 +262,12 @@ def claim(run: Run, costs: dict[str, list[Cost]]) -> None:
             " way, and on a busy machine the threads were hardly there",
         )
         run.physical("Taking a right interrupts them", counts, at_least(FEW), "for a page")
+        # Others' interrupts are among those that the kernel counts.
+        few = at_most(counts / 2)
+        run.physical(
+            "Processes there are not interrupted", processes[0].interrupts, few, "for a page"
+        )
+        run.physical("For pages never touched nobody is", threads[2].interrupts, few, "for a page")
 
 
 def must_interrupt() -> bool:
