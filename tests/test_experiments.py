@@ -50,6 +50,7 @@ from vmm_linux.experiments._results import (
     merged,
 )
 from vmm_linux.experiments._run import nobody_watches
+from vmm_linux.experiments._words import claim_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,6 +211,25 @@ def test_one_more_file_is_one_more_experiment(add: Callable[..., Result]) -> Non
     )
 
 
+def test_the_example_in_the_guide_is_an_experiment(add: Callable[..., Result]) -> None:
+    example = str(experiments.__doc__).partition("::\n")[2].partition("\n* ")[0]
+    result = add(f"exec({textwrap.dedent(example)!r}, space := {{}}); space['measure'](run)")
+    assert (result.problem, result.status) == ("", "done")
+    assert len(result.findings.claims) == len(result.findings.tables) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("import nowhere", "No module named 'nowhere'"), ("def", "invalid syntax")]
+)
+def test_a_file_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, why: str
+) -> None:
+    monkeypatch.setattr(experiments, "__path__", [str(tmp_path)])
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(UnfitError, match=rf"^broken\.py cannot be imported: {why}"):
+        catalogue()
+
+
 def test_a_file_that_is_no_experiment_is_named_with_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,13 +283,35 @@ def test_code_that_must_not_be_executed_is_not_observable(add: Callable[..., Res
     assert re.search("nothing that was written may be executed|no PR_SET_MDWE", str(result))
 
 
-def test_a_part_that_cannot_be_observed_leaves_the_rest(add: Callable[..., Result]) -> None:
+def test_what_the_kernel_has_no_memory_for_is_not_observable(add: Callable[..., Result]) -> None:
+    result = add("from vmm_linux.errors import OutOfMemory\nraise OutOfMemory('commit', 'none')")
+    assert (result.status, result.findings.reason) == ("not observable", "commit: none")
+
+
+def test_what_did_not_hold_is_told_though_the_rest_cannot_be_observed(
+    add: Callable[..., Result],
+) -> None:
+    result = add("run.physical('So many', 1, at_least(2)); need(False, 'there is no more')")
+    assert (result.ok, result.status) == (False, "did not hold")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("NotObservable('there are none')", "there are none"),
+        ("QuotaExceeded('commit', 'too much')", "commit: too much"),
+    ],
+)
+def test_a_part_that_cannot_be_observed_leaves_the_rest(
+    add: Callable[..., Result], answer: str, reason: str
+) -> None:
     result = add(
-        "with run.part('huge pages'): need(False, 'there are none')\n"
+        "from vmm_linux.errors import QuotaExceeded\n"
+        f"with run.part('huge pages'): raise {answer}\n"
         "run.physical('The rest', 1, at_least(1))"
     )
     assert [(claim.outcome, claim.reason) for claim in result.findings.claims] == [
-        (Outcome.NOT_OBSERVABLE, "there are none"),
+        (Outcome.NOT_OBSERVABLE, reason),
         (Outcome.HELD, ""),
     ]
     assert result.ok
@@ -288,6 +330,7 @@ def test_a_physical_claim_that_does_not_hold_is_a_failure_and_a_timing_is_none(
         ("raise ValueError('that is why')", "ValueError: that is why\nTraceback"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "without a result, by SIGSEGV"),
         ("os._exit(3)", "without a result, with exit code 3"),
+        ("run.child(lambda _: 1 / 0).receive()", "a child ended with exit code 1, without an ans"),
         ("run.physical('No number', float('nan'), equal(1))", "is no measured number"),
         ("bytearray(4 << 30)", "MemoryError"),
         ("run.table('Table', Column('a')).add(1, 2)", "2 cells, where 1 are expected"),
@@ -322,12 +365,45 @@ def test_a_child_of_an_experiment_answers_and_tells_how_it_ended(
         "    child.send(40); run.physical('Sum', child.receive(), equal(42))\n"
         "    run.physical('Code', child.wait(), equal(0))\n"
         "with run.child(lambda pipe: ctypes.string_at(0)) as child:\n"
-        "    run.physical('Signal', child.wait(), equal(-signal.SIGSEGV))"
+        "    run.physical('Signal', child.wait(), equal(-signal.SIGSEGV))\n"
+        "    run.physical('In words', child.ended(), equal('by SIGSEGV'))"
     )
     assert (result.problem, [claim.measured for claim in result.findings.claims]) == (
         "",
-        [42, 0, -signal.SIGSEGV],
+        [42, 0, -signal.SIGSEGV, "by SIGSEGV"],
     )
+
+
+def test_a_child_that_becomes_another_user_still_dies_with_its_parent(
+    add: Callable[..., Result],
+) -> None:
+    result = add(
+        "def look(pipe):\n"
+        "    become(NOBODY)\n"
+        "    libc('prctl', 2, ctypes.addressof(number := ctypes.c_int()))  # PR_GET_PDEATHSIG\n"
+        "    pipe.send((os.geteuid(), number.value, os.access('/proc/self/pagemap', os.R_OK)))\n"
+        "need(os.geteuid() in {0, NOBODY}, 'only root can become another user')\n"
+        "with run.child(look) as child:\n"
+        "    run.physical('It', str(child.receive()), equal(str((NOBODY, 9, True))))"
+    )
+    assert result.ok, result
+
+
+def test_an_experiment_finds_what_the_users_path_has(
+    add: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "_of_the_user.py").touch()
+    assert add("import _of_the_user").status == "done"
+
+
+def test_what_a_child_cannot_observe_cannot_be_observed(add: Callable[..., Result]) -> None:
+    result = add(
+        "with run.part('There'):\n"
+        "    with run.child(lambda _: need(False, 'there is nothing')) as child: child.receive()"
+    )
+    assert [claim.reason for claim in result.findings.claims] == ["there is nothing"]
+    assert (result.problem, result.ok) == ("", True)
 
 
 def test_the_same_seed_gives_the_same_and_each_repetition_another(
@@ -377,6 +453,13 @@ def test_a_value_is_as_expected_or_not(expected: Any, yes: Any, no: Any) -> None
     assert expected.admits(yes)
     assert not expected.admits(no)
     assert not expected.admits(None)
+
+
+def test_a_claim_is_told_in_words_with_its_unit_once() -> None:
+    claim = Claim("C", Kind.TIMING, Outcome.HELD, 2, between(1, 3), "times", spread=[1, 2.5])
+    assert claim_cells(claim) == ("C", "2 [1 … 2.5] times", "1 to 3 times", "held (timing)")
+    claim = Claim("C", Kind.PHYSICAL, Outcome.HELD, MIB, at_least(1), "B", spread=[0, 2 * MIB])
+    assert claim_cells(claim)[1:3] == ("1 MiB [0 B … 2 MiB]", "at least 1 B")
 
 
 def test_what_cannot_be_observed_is_not_caught_as_an_error_of_the_system() -> None:
@@ -556,6 +639,14 @@ def test_a_file_that_cannot_be_written_is_told_before_measuring(tmp_path: Path) 
     assert str(place) in child.stderr
 
 
+def test_where_files_cannot_be_written_there_is_no_folder_either(tmp_path: Path) -> None:
+    folder = tmp_path / "csv"
+    child = run("experiment", "run", "sharing", "--quick", "--json=/dev/full", f"--csv={folder}")
+    assert child.returncode == 2
+    assert child.stderr == "vmm-linux experiment: /dev/full: No space left on device\n"
+    assert names_in(tmp_path) == set()
+
+
 # ---- on a terminal, and Ctrl-C ------------------------------------------------------------------
 
 
@@ -564,6 +655,14 @@ def test_on_a_terminal_tables_are_drawn_and_progress_is_cleaned_up() -> None:
     assert shown.returncode == 0
     assert "─" in shown.text
     assert "\x1b[2K" in shown.text
+
+
+def test_on_a_narrow_terminal_each_row_of_a_table_stands_for_itself() -> None:
+    shown = run_on_terminal(40, SCRIPT, "experiment", "run", "sharing", "--quick")
+    assert shown.returncode == 0
+    result = shown.lines[next(n for n, line in enumerate(shown.lines) if "(sharing)" in line) + 1 :]
+    assert max(map(len, result)) <= 40
+    assert {"  processes: 8", "    sum of RSS: 64 MiB", "    outcome: held"} <= set(result)
 
 
 def state_of(pid: int) -> str:
@@ -589,6 +688,26 @@ def processes_with(mark: str) -> list[str]:
             if mark.encode() in path.read_bytes():
                 found.append(path.parent.name)
     return found
+
+
+def be_told_to_end_while_writing() -> None:
+    """Get every request to end, and say that one is still there."""
+    import os
+    import signal
+
+    from vmm_linux.experiments._command import uninterrupted
+
+    with uninterrupted():
+        for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), request)
+        print("written", flush=True)
+    print("and more")
+
+
+def test_a_request_to_end_waits_while_files_are_written() -> None:
+    child = run_child(be_told_to_end_while_writing)
+    assert child.returncode in {-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT}
+    assert child.stdout == "written\n"
 
 
 @pytest.mark.parametrize("number", range(6))

@@ -45,6 +45,28 @@ def test_an_experiment_that_is_killed_leaves_no_name_and_no_segment(nobody: bool
     assert segment not in [int(line.split()[1]) for line in lines]
 
 
+def clean_up_beside_what_cannot_be_removed() -> None:
+    """Make a segment, name a folder as the file to be removed, and clean up: the segment."""
+    import socket
+
+    from vmm_linux import VMM
+    from vmm_linux.experiments import Run
+    from vmm_linux.experiments.left_behind import SHM, Means, cleaner, free_key, live_on
+
+    with VMM() as vmm, socket.socket() as nobody:
+        run = Run(vmm, quick=True, seed=1, memory=1 << 26)
+        means = Means(SHM, free_key(), nobody)
+        with cleaner(run, [means]), run.child(live_on, "System V", 1 << 16, means) as child:
+            print(child.receive().number)
+
+
+def test_what_cannot_be_removed_keeps_no_segment_from_being_removed() -> None:
+    child = run_child(clean_up_beside_what_cannot_be_removed)
+    assert (child.returncode, child.stderr) == (0, "")
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    assert int(child.stdout) not in [int(line.split()[1]) for line in lines]
+
+
 def test_the_experiment_about_rights_predicts_what_the_readme_says() -> None:
     predicted = [
         [name, *("succeeds" if attack.predicted(user) == CHANGED else "refused" for user in USERS)]

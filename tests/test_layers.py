@@ -121,6 +121,7 @@ LAYERS = {
     # 8: the laboratory; experiments themselves see nothing of it but "experiments"
     "experiments._results": 8.3,
     "experiments._code": 8.305,
+    "experiments._system": 8.305,
     "experiments._run": 8.31,
     "experiments": 8.32,
     "experiments.*": 8.33,

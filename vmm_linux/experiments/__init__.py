@@ -9,6 +9,9 @@ Put one file into this folder; nothing else is to be changed. The file's name is
 (``page_faults.py`` is ``page-faults``); names that begin with an underscore are the framework's.
 It has five texts and one function::
 
+    from vmm_linux.experiments import Column, Run, at_least, minor_faults, timed, touch
+
+    MIB = 1 << 20
     ORDER = 30                  # where it stands in the list
     TITLE = "Page faults"
     QUESTION = "What does the first touch of a page cost?"
@@ -31,9 +34,13 @@ It has five texts and one function::
 * ``run.physical`` states what the kernel's own figures must say: one that does not hold is a
   failure. ``run.timing`` states what a clock should say: it may disagree.
 * What a machine cannot show is no failure: ``need(condition, "why not")`` leaves the experiment,
-  or the part that ``with run.part("name")`` surrounds.
+  or the part that ``with run.part("name")`` surrounds. So does a ``VMM`` that is out of memory, or
+  meets a limit of the user's.
 * ``run.steps(sequence)`` goes through a sequence and shows progress. ``run.random`` is seeded.
-  ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks.
+  ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks: what
+  the child finds not to be observable is not.
+* ``libc("madvise", ...)`` is a system call that fails with its errno; ``become`` has a child be
+  another user; ``status``, ``meminfo`` and ``told`` are the kernel's figures.
 * What must not be measured through an interpreter is done by a few instructions of the machine's
   own: ``machine_code``.
 * Where pages or faults are counted, ``with small_pages()`` keeps huge ones away.
@@ -56,16 +63,27 @@ from vmm_linux.experiments._results import (
 from vmm_linux.experiments._run import (
     Child,
     Run,
+    charged,
     in_huge_pages,
     minor_faults,
     resident,
     small_pages,
-    status,
     timed,
     touch,
 )
+from vmm_linux.experiments._system import (
+    NOBODY,
+    become,
+    errno_of,
+    libc,
+    mappings,
+    meminfo,
+    status,
+    told,
+)
 
 __all__ = [
+    "NOBODY",
     "Axis",
     "Child",
     "Column",
@@ -74,15 +92,22 @@ __all__ = [
     "Table",
     "at_least",
     "at_most",
+    "become",
     "between",
+    "charged",
     "equal",
+    "errno_of",
     "in_huge_pages",
+    "libc",
     "machine_code",
+    "mappings",
+    "meminfo",
     "minor_faults",
     "need",
     "resident",
     "small_pages",
     "status",
     "timed",
+    "told",
     "touch",
 ]

@@ -60,7 +60,10 @@ def catalogue() -> list[Experiment]:
 
 def experiment(module_name: str) -> Experiment:
     """The experiment that a module of this folder states."""
-    module = importlib.import_module(f"{experiments.__name__}.{module_name}")
+    try:
+        module = importlib.import_module(f"{experiments.__name__}.{module_name}")
+    except (ImportError, SyntaxError) as error:
+        raise UnfitError(f"{module_name}.py cannot be imported: {error}") from error
     texts = [getattr(module, text, None) for text in TEXTS]
     order, measure = getattr(module, "ORDER", None), getattr(module, "measure", None)
     lacking = [

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from vmm_linux._report import printable
+from vmm_linux._settings import settings
 from vmm_linux._tables import print_line
 from vmm_linux._whole_file import write_whole
 from vmm_linux.doctor import diagnose
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        return complain(f"{printable(str(error.filename or 'output'))}: {error.strerror}")
+        what = f"{printable(str(error.filename))}: " if error.filename else ""
+        return complain(f"{what}{error.strerror}")
 
 
 def complain(message: str) -> int:
@@ -184,7 +186,7 @@ def check(outputs: dict[str, str]) -> None:
 
 def order_of(asked: argparse.Namespace) -> Order:
     """How experiments are to be run; more memory than there is is refused."""
-    available = psutil.virtual_memory().available
+    available = available_memory()
     memory = asked.memory
     if memory is None:
         memory = max(LEAST_MEMORY, min(USUAL_MEMORY, available // USUAL_PART))
@@ -195,6 +197,13 @@ def order_of(asked: argparse.Namespace) -> Order:
         )
     page = os.sysconf("SC_PAGE_SIZE")
     return Order(asked.quick, asked.seed, asked.repeat, memory // page * page)
+
+
+def available_memory() -> int:
+    """Bytes: what the machine has available, or all that the cgroup may have if that is less."""
+    limits = [each.value for each in settings() if each.name.endswith("memory limit")]
+    numbers = [value for value in limits if isinstance(value, int)]
+    return min([psutil.virtual_memory().available, *numbers])
 
 
 # ---- what is done -------------------------------------------------------------------------------
@@ -244,16 +253,21 @@ def deliver(
             print_line(text.decode())
         else:
             files[outputs["json"]] = text
-    with uninterrupted():
-        for folder in folders:
-            Path(folder).mkdir(exist_ok=True)
+    with uninterrupted(), contextlib.ExitStack() as otherwise:
+        for folder in map(Path, folders):
+            if not folder.exists():
+                folder.mkdir()
+                otherwise.callback(folder.rmdir)
         write_whole(files)
+        otherwise.pop_all()
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Have Ctrl-C wait until this is over."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Have Ctrl-C wait until this is over, and whoever else asks this process to end."""
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    )
     try:
         yield
     finally:

@@ -9,7 +9,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ __all__ = ["Order", "Result", "carry_out"]
 QUICK_DEADLINE = 60.0
 DEADLINE = 600.0
 #: Of what a run writes on standard error, so many last lines are told.
-LAST_LINES = 15
+LAST_LINES = 30
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,9 @@ class Result:
         """In a word or two."""
         if self.problem:
             return "failed"
-        if self.findings.reason:
-            return "not observable"
-        return "done" if self.ok else "did not hold"
+        if self.broken:
+            return "did not hold"
+        return "not observable" if self.findings.reason else "done"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -147,7 +146,8 @@ def carry_out(experiment: Experiment, order: Order, progress: Callable[..., None
 def one_run(name: str, order: Order, seed: int, progress: Callable[..., None]) -> Findings:
     """What one run found."""
     deadline = order.deadline or (QUICK_DEADLINE if order.quick else DEADLINE)
-    with tempfile.TemporaryFile() as log, contextlib.ExitStack() as at_end:
+    with contextlib.ExitStack() as at_end:
+        log = at_end.enter_context(os.fdopen(os.memfd_create("experiment"), "w+b"))
         answers, theirs = os.pipe()
         stream = at_end.enter_context(os.fdopen(answers, "rb"))
         try:
@@ -179,13 +179,13 @@ def one_run(name: str, order: Order, seed: int, progress: Callable[..., None]) -
 @contextlib.contextmanager
 def worker(answers: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """A process for one run, in a group of its own, all of which is killed at the end."""
-    root = Path(vmm_linux.__file__).parents[1]
+    paths = [str(Path(vmm_linux.__file__).parents[1]), *filter(None, [os.getenv("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "vmm_linux.experiments._worker"],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         pass_fds=[answers],
         process_group=0,  # an interrupt from the terminal is this process's affair
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import resource
@@ -12,11 +11,11 @@ import sys
 import time
 import traceback
 from multiprocessing import Pipe
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vmm_linux import VMM, inspect
 from vmm_linux._features import Feature, huge_page_size, page_size, state
+from vmm_linux.errors import OutOfMemory, QuotaExceeded
 from vmm_linux.experiments._results import (
     Axis,
     Claim,
@@ -32,6 +31,7 @@ from vmm_linux.experiments._results import (
     need,
     sound,
 )
+from vmm_linux.experiments._system import die_with_parent, libc
 from vmm_linux.inspect import PageFlags
 
 if TYPE_CHECKING:
@@ -42,21 +42,21 @@ if TYPE_CHECKING:
     from vmm_linux import Region
 
 __all__ = [
+    "REFUSALS",
     "Child",
     "Run",
-    "die_with_parent",
+    "charged",
     "in_huge_pages",
     "minor_faults",
     "resident",
     "small_pages",
-    "status",
     "timed",
     "touch",
 ]
 
-PR_SET_PDEATHSIG = 1
-PR_SET_THP_DISABLE = 41
-PR_GET_THP_DISABLE = 42
+#: What makes an experiment or a part of it not observable: its own word, a limit, no memory.
+REFUSALS = (NotObservable, QuotaExceeded, OutOfMemory)
+PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 
 Item = TypeVar("Item")
 
@@ -174,7 +174,7 @@ class Run:
         """
         try:
             yield
-        except NotObservable as answer:
+        except REFUSALS as answer:
             self.findings.claims.append(
                 Claim(name, Kind.PHYSICAL, Outcome.NOT_OBSERVABLE, reason=str(answer))
             )
@@ -183,12 +183,17 @@ class Run:
 
     def need_cores(self, count: int) -> None:
         """Go on only with so many processors."""
-        need(self.cores >= count, f"this process may run on {self.cores} of {count} cores")
+        need(self.cores >= count, f"it takes {count} cores, and there are {self.cores} to run on")
 
     def need_feature(self, name: str) -> None:
         """Go on only where the kernel has a feature, named as ``vmm-linux doctor`` names it."""
         found = state(Feature[name])
         need(found == "present", f"{name} is {found} (see vmm-linux doctor)")
+
+    def need_huge_pages(self) -> None:
+        """Go on only where there are transparent huge pages, and it is told how large they are."""
+        self.need_feature("TRANSPARENT_HUGE_PAGES")
+        need(self.huge_page, "the kernel does not tell how large a huge page is")
 
     def need_memory(self, size: int) -> None:
         """Go on only if so many bytes may be touched."""
@@ -233,8 +238,17 @@ class Child:
         self.connection.send(value)
 
     def receive(self) -> Any:  # noqa: ANN401 (whatever it sends)
-        """What it sent next; EOFError if it ended without."""
-        return self.connection.recv()
+        """What it sent next; EOFError if it ended without.
+
+        What it found not to be observable is not observable for this process.
+        """
+        try:
+            answer = self.connection.recv()
+        except EOFError:
+            raise EOFError(f"a child ended {self.ended()}, without an answer") from None
+        if isinstance(answer, NotObservable):
+            raise answer
+        return answer
 
     def kill(self) -> int:
         """Kill it: the exit code, -9 if nothing else was faster."""
@@ -247,6 +261,13 @@ class Child:
         if self._code is None:
             self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self._code
+
+    def ended(self) -> str:
+        """Wait for its end: "by itself", "with exit code 3" or "by SIGSEGV"."""
+        code = self.wait()
+        if code < 0:
+            return f"by {signal.Signals(-code).name}"
+        return f"with exit code {code}" if code else "by itself"
 
     def __enter__(self) -> Self:
         return self
@@ -268,20 +289,16 @@ def live(
     code = 1
     try:
         die_with_parent(parent)
-        function(connection, *arguments)
+        try:
+            function(connection, *arguments)
+        except REFUSALS as answer:
+            connection.send(NotObservable(str(answer)))
         code = 0
     except BaseException:  # noqa: BLE001 (nothing of the parent's may run in the child)
         traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when its parent's thread ends, if it has not yet."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 # ---- figures ------------------------------------------------------------------------------------
@@ -311,15 +328,6 @@ def minor_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def status(figure: str) -> int:
-    """A figure of this process in /proc/self/status, as "VmPTE", in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        label, _, value = line.partition(":")
-        if label == figure:
-            return int(value.removesuffix("kB")) << 10
-    raise NotObservable(f"this kernel does not tell {figure}")
-
-
 def resident(va: int, size: int, pid: int | None = None) -> int:
     """The bytes of a range that are in a process's page table, the page of zeros left out.
 
@@ -342,6 +350,16 @@ def resident(va: int, size: int, pid: int | None = None) -> int:
     )
 
 
+def charged(region: Region) -> int:
+    """The bytes of a region that count towards what the kernel promised (``ac`` in smaps)."""
+    start, end = region.base, region.base + region.size
+    return sum(
+        min(mapping.end, end) - max(mapping.start, start)
+        for mapping in inspect.snapshot()
+        if mapping.end > start and mapping.start < end and "ac" in (mapping.vm_flags or ())
+    )
+
+
 def in_huge_pages(va: int) -> int:
     """The bytes in huge pages of the private mapping that holds an address of this process."""
     mapping = inspect.snapshot().at(va)
@@ -351,10 +369,12 @@ def in_huge_pages(va: int) -> int:
 @contextlib.contextmanager
 def small_pages() -> Iterator[None]:
     """Inside, memory gets no huge pages in this process, whatever the machine's setting is."""
-    libc = ctypes.CDLL(None)
-    before = libc.prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0)
-    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    before = 0
+    with contextlib.suppress(OSError):  # there are none to keep away
+        before = libc("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0)
+        libc("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0)
     try:
         yield
     finally:
-        libc.prctl(PR_SET_THP_DISABLE, before, 0, 0, 0)
+        with contextlib.suppress(OSError):
+            libc("prctl", PR_SET_THP_DISABLE, before, 0, 0, 0)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["progress_of", "show", "show_list"]
 
 WIDEST = 100
+#: Blanks that a drawn table has for each column.
+PADDING = 3
 
 
 def show_list(experiments: Sequence[Experiment]) -> None:
@@ -38,9 +40,10 @@ def show_list(experiments: Sequence[Experiment]) -> None:
 
 def show(result: Result) -> None:
     """One experiment: what was asked, predicted and found, and why it is so."""
-    experiment, print_table = result.experiment, choose_printer()
-    print_line(f"{experiment.title} ({experiment.name})")
-    print_line("=" * len(f"{experiment.title} ({experiment.name})"))
+    experiment = result.experiment
+    heading = f"{experiment.title} ({experiment.name})"
+    print_line(heading)
+    print_line("=" * min(len(heading), width()))
     paragraph("Question", experiment.question)
     paragraph("Prediction", experiment.prediction)
     print_line()
@@ -58,11 +61,41 @@ def show(result: Result) -> None:
     sys.stdout.flush()
 
 
+def print_table(table: Table) -> None:
+    """A table; each row for itself where the terminal is too narrow for the words in it."""
+    columns = zip(table.columns, *table.rows, strict=True)
+    words = [max(map(len, " ".join(column).split()), default=0) for column in columns]
+    if not sys.stdout.isatty() or sum(words) + PADDING * len(words) < terminal_width():
+        choose_printer()(table)
+        return
+    print_line(table.title)
+    for row in table.rows:
+        for number, (name, cell) in enumerate(zip(table.columns, row, strict=True)):
+            indent = " " * (4 if number else 2)
+            for line in textwrap.wrap(
+                f"{name}: {printable(cell)}",
+                width(),
+                initial_indent=indent,
+                subsequent_indent=indent + "  ",
+            ):
+                print_line(line)
+    print_line()
+
+
 def paragraph(name: str, text: str) -> None:
     """A text with what it is, as wide as the terminal."""
-    width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
-    for line in textwrap.wrap(f"{name}: {text}", max(20, width)):
+    for line in textwrap.wrap(f"{name}: {text}", width()):
         print_line(line)
+
+
+def width() -> int:
+    """How wide a text may be."""
+    return max(20, min(WIDEST, terminal_width()))
+
+
+def terminal_width() -> int:
+    """How wide the terminal is, if there is one."""
+    return shutil.get_terminal_size((WIDEST, 24)).columns
 
 
 @contextlib.contextmanager

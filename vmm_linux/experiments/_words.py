@@ -58,8 +58,9 @@ def spread(value: Value, bounds: list[int | float] | None, unit: str) -> str:
     """A value, and between what it lay if it did not stay."""
     if not bounds or bounds[0] == bounds[1]:
         return shown(value, unit)
-    low, high = (shown(bound, unit) for bound in bounds)
-    return f"{shown(value, unit)} [{low} … {high}]"
+    within = unit if unit == "B" else ""
+    median, low, high = (shown(each, within) for each in (value, *bounds))
+    return f"{median} [{low} … {high}] {unit if not within else ''}".rstrip()
 
 
 def claim_cells(claim: Claim) -> tuple[str, str, str, str]:
@@ -88,7 +89,7 @@ def words(expected: Expected | None, unit: str) -> str:
         return f"at least {shown(low, unit)}"
     if low is None:
         return f"at most {shown(high, unit)}"
-    return f"{shown(low, unit)} to {shown(high, unit)}"
+    return f"{shown(low, unit if unit == 'B' else '')} to {shown(high, unit)}"
 
 
 def verdict(result: Result) -> str:

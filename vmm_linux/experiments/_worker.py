@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm_linux import VMM, experiments
-from vmm_linux.errors import QuotaExceeded
-from vmm_linux.experiments import NotObservable, Run
+from vmm_linux.experiments import Run
 from vmm_linux.experiments._catalogue import chosen
-from vmm_linux.experiments._run import die_with_parent
+from vmm_linux.experiments._run import REFUSALS
+from vmm_linux.experiments._system import die_with_parent
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -55,7 +55,9 @@ def confine(memory: int) -> None:
     if hard != resource.RLIM_INFINITY:
         soft = min(soft, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    # Those who are to crash must leave nothing: with 1, neither a file nor a word to a collector.
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (min(1, hard) if hard >= 0 else 1, hard))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -88,10 +90,11 @@ def measured(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
             )
             try:
                 experiment.measure(run)
-            except (NotObservable, QuotaExceeded) as answer:  # a limit that the user set, too
+            except REFUSALS as answer:
                 run.findings.reason = str(answer)
     except Exception as problem:  # noqa: BLE001 (whatever it is, the parent says it)
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # it is said in a line all the same
+            traceback.print_exc()
         return {"problem": f"{type(problem).__name__}: {problem}"}
     return {"findings": run.findings.without_empty().as_dict()}
 

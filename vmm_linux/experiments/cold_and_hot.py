@@ -17,6 +17,7 @@ from vmm_linux.experiments import (
     at_least,
     at_most,
     equal,
+    libc,
     machine_code,
     minor_faults,
     need,
@@ -59,6 +60,9 @@ HOPS = {
 }
 Hops = Callable[[int, int, int], int]
 SMALL, HUGE = "small pages", "huge pages"
+#: What the kernel tells of a cache.
+TOLD = ("type", "level", "size")
+NUMA_BALANCING = Path("/proc/sys/kernel/numa_balancing")
 
 
 def measure(run: Run) -> None:
@@ -83,7 +87,7 @@ def measure(run: Run) -> None:
 def memory_in(run: Run, kind: str, size: int) -> Region:
     """Memory in pages of this kind, touched."""
     if kind == HUGE:
-        run.need_feature("TRANSPARENT_HUGE_PAGES")
+        run.need_huge_pages()
         region = run.vmm.region(size, READ_WRITE | VmmFlags.HUGE)
         touch(region)
         record = region.query().smaps
@@ -92,9 +96,8 @@ def memory_in(run: Run, kind: str, size: int) -> Region:
     else:
         region = run.vmm.region(size, READ_WRITE)
         # Where it would give huge pages to all; a kernel without them refuses, which is as well.
-        ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(region.base), ctypes.c_size_t(size), mmap.MADV_NOHUGEPAGE
-        )
+        with contextlib.suppress(OSError):
+            libc("madvise", region.base, size, mmap.MADV_NOHUGEPAGE)
         touch(region)
     return region
 
@@ -122,7 +125,10 @@ def times_in(
         whole = [resident(region.base, len(region)) == len(region) for region in memory.values()]
         run.physical("All that is read is resident", all(whole), equal(value=True))
     reads = len(memory) * len(sizes) * tries * count
-    run.physical("Reading faults no page", faults / reads, at_most(0.001), "faults a read")
+    with run.part("Faults while reading"):
+        balanced = NUMA_BALANCING.exists() and NUMA_BALANCING.read_text().strip() != "0"
+        need(not balanced, "kernel.numa_balancing makes pages fault to see who uses them")
+        run.physical("Reading faults no page", faults / reads, at_most(0.001), "faults a read")
     return times
 
 
@@ -195,7 +201,8 @@ def told_caches() -> dict[int, int]:
     (core,) = os.sched_getaffinity(0)
     found = {}
     for folder in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
-        if (folder / "type").read_text().strip() in {"Data", "Unified"}:
-            size = (folder / "size").read_text().strip()  # as "48K"
-            found[int((folder / "level").read_text())] = int(size.removesuffix("K")) << 10
+        with contextlib.suppress(OSError):  # not every machine tells all
+            kind, level, size = ((folder / name).read_text().strip() for name in TOLD)
+            if kind in {"Data", "Unified"}:
+                found[int(level)] = int(size.removesuffix("K")) << 10  # it is as "48K"
     return found

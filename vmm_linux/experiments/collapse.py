@@ -1,7 +1,5 @@
 """Huge pages made later, of small ones: now, or whenever the kernel comes by."""
 
-import ctypes
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +7,12 @@ from contextlib import contextmanager
 from vmm_linux import Region, VmmFlags
 from vmm_linux.experiments import (
     Column,
+    NotObservable,
     Run,
     at_least,
     equal,
     in_huge_pages,
+    libc,
     need,
     small_pages,
     timed,
@@ -38,7 +38,6 @@ EXPLANATION = """
 
 MIB = 1 << 20
 MADV_COLLAPSE = 25
-LIBC = ctypes.CDLL(None, use_errno=True)
 FLAGS = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.HUGE
 #: Seconds to wait for khugepaged.
 PATIENCE = 40
@@ -46,7 +45,7 @@ PATIENCE = 40
 
 def measure(run: Run) -> None:
     """Collapse memory now; wait until it is collapsed."""
-    run.need_feature("TRANSPARENT_HUGE_PAGES")
+    run.need_huge_pages()
     run.need_memory(4 * run.huge_page)
     count = min(run.memory // run.huge_page, run.choose(quick=8, full=64))
     with run.part("Collapsing at once"):
@@ -80,11 +79,10 @@ def at_once(run: Run, count: int) -> None:
     table.add("first touch", touched, touching * 1e6)
     with in_small_pages(run, size) as region:
         contents = region.read()
-        place, length = ctypes.c_void_p(region.base), ctypes.c_size_t(size)
-        begin = time.perf_counter()
-        refused = LIBC.madvise(place, length, MADV_COLLAPSE)
-        seconds = time.perf_counter() - begin
-        need(not refused, f"MADV_COLLAPSE is refused: {os.strerror(ctypes.get_errno())}")
+        try:
+            seconds = timed(libc, "madvise", region.base, size, MADV_COLLAPSE)
+        except OSError as refusal:
+            raise NotObservable(f"MADV_COLLAPSE is refused: {refusal.strerror}") from None
         there, same = in_huge_pages(region.base), region.read() == contents
     table.add("MADV_COLLAPSE", there, seconds * 1e6)
     run.physical("Collapsed, all of it is huge", there, equal(size), "B")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import median
 
 from vmm_linux import Region, VmmFlags, inspect
@@ -19,6 +18,7 @@ from vmm_linux.experiments import (
     minor_faults,
     need,
     small_pages,
+    status,
     timed,
     touch,
 )
@@ -104,10 +104,9 @@ def forking_time(run: Run) -> float:
 
 
 def page_tables_after_fork(run: Run) -> int:
-    """The bytes of a fresh child's page tables (VmPTE of /proc/PID/status)."""
+    """The bytes of a fresh child's page tables."""
     with run.child(Connection.recv) as child:
-        lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmPTE:"))
+        return status("VmPTE", child.pid)
 
 
 # ---- writing ------------------------------------------------------------------------------------

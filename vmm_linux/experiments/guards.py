@@ -1,11 +1,10 @@
 """Guard pages: a stack that overflows into one, and what they cost."""
 
 import ctypes
-import signal
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from vmm_linux import Region, VmmFlags, inspect
+from vmm_linux import Region, VmmFlags
 from vmm_linux.experiments import (
     Axis,
     Column,
@@ -14,6 +13,7 @@ from vmm_linux.experiments import (
     between,
     equal,
     machine_code,
+    mappings,
     resident,
     status,
     timed,
@@ -108,17 +108,10 @@ def overflow(run: Run, code: Region, guard: VmmFlags) -> Overflow:
         run.vmm.region(STACK, flags | guard, base + STACK + gap) as stack,
         run.child(run_on, stack, code) as child,
     ):
-        exit_code = child.wait()
+        ended = child.ended()
         unused = STACK - len(stack.read().lstrip(b"\0"))
         overwritten = len(below.read().lstrip(b"\0"))
-    return Overflow(words(exit_code), unused, overwritten)
-
-
-def words(exit_code: int) -> str:
-    """How a process ended."""
-    if exit_code < 0:
-        return f"by {signal.Signals(-exit_code).name}"
-    return f"with exit code {exit_code}" if exit_code else "by itself"
+    return Overflow(ended, unused, overwritten)
 
 
 def run_on(connection: Connection, stack: Region, code: Region) -> None:
@@ -194,7 +187,7 @@ def cost_of(run: Run, count: int, size: int, flags: VmmFlags) -> Cost:
     def make() -> None:
         regions.extend(run.vmm.region(size, COMMITTED | flags) for _ in range(count))
 
-    addresses, promised, mappings = status("VmSize"), status("VmData"), number_of_mappings()
+    addresses, promised, entries = status("VmSize"), status("VmData"), mappings()
     seconds = timed(make)
     for region in regions:
         touch(region)
@@ -203,7 +196,7 @@ def cost_of(run: Run, count: int, size: int, flags: VmmFlags) -> Cost:
         status("VmData") - promised,
         sum(resident(region.base, size) for region in regions),
         sum(in_guards(run, region, flags) for region in regions),
-        number_of_mappings() - mappings,
+        mappings() - entries,
         seconds,
     )
     for region in regions:
@@ -216,8 +209,3 @@ def in_guards(run: Run, region: Region, flags: VmmFlags) -> int:
     below = resident(region.base - run.page, run.page) if flags & LOW else 0
     above = resident(region.base + region.size, run.page) if flags & HIGH else 0
     return below + above
-
-
-def number_of_mappings() -> int:
-    """The entries of this process in the kernel's list."""
-    return len(list(inspect.maps().wholes()))

@@ -54,7 +54,7 @@ ONCE = between(1, 1.5)
 
 def measure(run: Run) -> None:
     """Touch memory with small and with huge pages, then at odd addresses."""
-    run.need_feature("TRANSPARENT_HUGE_PAGES")
+    run.need_huge_pages()
     run.need_memory(4 * run.huge_page)
     count = min(run.memory // run.huge_page, run.choose(quick=16, full=128))
     with run.vmm.region(run.huge_page, FLAGS) as region:

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm_linux import VMM
-from vmm_linux.experiments import Axis, Column, Run, equal, need, touch
+from vmm_linux.experiments import (
+    Axis,
+    Column,
+    NotObservable,
+    Run,
+    equal,
+    libc,
+    meminfo,
+    need,
+    touch,
+)
 from vmm_linux.inspect import Kind, sharing
 
 ORDER = 140
@@ -78,7 +88,7 @@ class Looks(NamedTuple):
 
 def measure(run: Run) -> None:
     """Make memory in each way in a process of its own, kill them all, and look."""
-    size = run.choose(quick=8 * MIB, full=32 * MIB)
+    size = run.choose(quick=8 * MIB, full=16 * MIB)  # containers have 64 MiB in /dev/shm
     while len(WAYS) * size > run.memory:
         size //= 2
     need(SHM.is_dir(), "there is no /dev/shm")
@@ -97,22 +107,20 @@ def make_kill_and_look(
     run: Run, size: int, means: dict[str, Means], sock: socket.socket, clean: Callable[[], None]
 ) -> Looks:
     """All at once, for each look goes through all processes of the machine."""
-    before, looks = machine_shmem(), Looks([], [])
+    before, looks = meminfo("Shmem"), Looks([], [])
     places: dict[str, Made] = {}
     victims = []
 
     def look() -> None:
         looks.found.append(sizes_of(places))
-        looks.growth.append(machine_shmem() - before)
+        looks.growth.append(meminfo("Shmem") - before)
 
     with contextlib.ExitStack() as at_end:
         holder = at_end.enter_context(run.child(hold, sock))
         for way in run.steps(list(WAYS), "making memory"):
             with run.part(way):
                 victims.append(at_end.enter_context(run.child(live_on, way, size, means[way])))
-                made = victims[-1].receive()
-                need(isinstance(made, Made), f"making it failed: {made}")
-                places[way] = made
+                places[way] = victims[-1].receive()
         if HELD in places:
             holder.receive()
         look()
@@ -167,12 +175,6 @@ def is_forced() -> bool:
     return RMID_FORCED.exists() and int(RMID_FORCED.read_text()) != 0
 
 
-def machine_shmem() -> int:
-    """The bytes of shared memory and of tmpfs files in the whole machine."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Shmem:"))
-
-
 # ---- processes ----------------------------------------------------------------------------------
 
 
@@ -181,10 +183,9 @@ def live_on(connection: Connection, way: str, size: int, means: Means) -> None:
     try:
         made = WAYS[way].make(size, means)
     except OSError as refusal:
-        connection.send(str(refusal))
-    else:
-        connection.send(made._replace(keeps=None))
-        connection.recv()
+        raise NotObservable(f"making it failed: {refusal}") from None
+    connection.send(made._replace(keeps=None))
+    connection.recv()
 
 
 def hold(connection: Connection, sock: socket.socket) -> None:
@@ -215,15 +216,16 @@ def cleaner(run: Run, means: Sequence[Means]) -> Iterator[Callable[[], None]]:
 def clean_up(connection: Connection, means: Sequence[Means]) -> None:
     """Remove every name, as soon as this process is told to or is the last one of all."""
     # Neither with its parent nor with its group: there would be nobody left to do it.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    libc("prctl", PR_SET_PDEATHSIG, 0, 0, 0, 0)
     os.setpgid(0, 0)
     connection.send("ready")
     with contextlib.suppress(EOFError):  # all who could have made something have ended
         connection.recv()
     for each in means:
-        each.file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was never made
+            each.file.unlink()
         with contextlib.suppress(OSError):
-            system_v("shmctl", system_v("shmget", each.key, 0, 0), IPC_RMID, 0)
+            libc("shmctl", libc("shmget", each.key, 0, 0), IPC_RMID, 0)
     with contextlib.suppress(OSError):
         connection.send("done")
 
@@ -264,26 +266,16 @@ def unlinked_file(size: int, means: Means) -> Made:
 
 def segment(size: int, means: Means) -> Made:
     """A System V segment, attached."""
-    number = system_v("shmget", means.key, size, IPC_CREAT | IPC_EXCL | 0o600)
-    ctypes.memset(system_v("shmat", number, 0, 0), 1, size)
+    number = libc("shmget", means.key, size, IPC_CREAT | IPC_EXCL | 0o600)
+    ctypes.memset(libc("shmat", number, 0, 0), 1, size)
     return Made(Kind.SYSTEM_V, number)
 
 
 def removed_segment(size: int, means: Means) -> Made:
     """The same, to be destroyed when nobody has it attached."""
     made = segment(size, means)
-    system_v("shmctl", made.number, IPC_RMID, 0)
+    libc("shmctl", made.number, IPC_RMID, 0)
     return made
-
-
-def system_v(name: str, *arguments: int) -> int:
-    """Call the C library."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), name)
-    function.restype = ctypes.c_long if name == "shmat" else ctypes.c_int
-    result = int(function(*map(ctypes.c_long, arguments)))
-    if result == -1:
-        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
-    return result
 
 
 def free_key() -> int:
@@ -291,7 +283,7 @@ def free_key() -> int:
     while True:
         key = 1 + secrets.randbelow((1 << 31) - 1)
         try:
-            system_v("shmget", key, 0, 0)
+            libc("shmget", key, 0, 0)
         except OSError as refusal:
             if refusal.errno != errno.EACCES:
                 return key

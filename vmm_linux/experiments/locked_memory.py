@@ -1,7 +1,5 @@
 """How much memory can be locked, for whom, and what LOCKED does beyond that."""
 
-import ctypes
-import errno
 import os
 import resource
 from multiprocessing.connection import Connection
@@ -9,11 +7,14 @@ from typing import NamedTuple
 
 from vmm_linux import VmmFlags
 from vmm_linux.experiments import (
+    NOBODY,
     Axis,
     Column,
-    NotObservable,
     Run,
+    become,
     equal,
+    errno_of,
+    libc,
     need,
     status,
 )
@@ -37,7 +38,6 @@ EXPLANATION = """
 """
 
 KIB, MIB = 1 << 10, 1 << 20
-NOBODY = 65534
 LOCKED = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT | VmmFlags.LOCKED
 ORDINARY, PRIVILEGED = "ordinary user", "with CAP_IPC_LOCK"
 
@@ -127,10 +127,7 @@ def fork_a_lock(run: Run) -> None:
 def found_under(run: Run, who: str, limit: int, size: int) -> Found:
     """What becomes of memory asked for as LOCKED by a process under a limit."""
     with run.child(lock_under, run, who, limit, size) as child:
-        answer = child.receive()
-    if isinstance(answer, str):
-        raise NotObservable(answer)
-    return Found(*answer)
+        return Found(*child.receive())
 
 
 def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int) -> None:
@@ -140,20 +137,14 @@ def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int
     )
     if who == ORDINARY and os.geteuid() == 0:
         try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            become(NOBODY)
         except OSError as refusal:
-            connection.send(f"this process cannot become an ordinary user: {refusal.strerror}")
-            return
+            need(False, f"this process cannot become an ordinary user: {refusal.strerror}")
     answer = mlock(run, size)
-    if (who == PRIVILEGED) != (answer == "done"):
-        connection.send(
-            "this process has no CAP_IPC_LOCK"
-            if who == PRIVILEGED
-            else "this user has CAP_IPC_LOCK: no limit applies"
-        )
-        return
+    if who == PRIVILEGED:
+        need(answer == "done", "this process has no CAP_IPC_LOCK")
+    else:
+        need(answer != "done", "this user has CAP_IPC_LOCK: no limit applies")
     with run.vmm.region(size, LOCKED) as region:
         pages = [region.query(place, smaps=False) for place in range(0, size, run.page)]
         by_kernel = status("VmLck")
@@ -171,8 +162,9 @@ def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int
 
 def mlock(run: Run, size: int) -> str:
     """Lock so much memory by the system call alone: the name of its error, or "done"."""
-    libc = ctypes.CDLL(None, use_errno=True)
     with run.vmm.region(size, LOCKED & ~VmmFlags.LOCKED) as region:
-        if libc.mlock(ctypes.c_void_p(region.base), ctypes.c_size_t(size)) == 0:
-            return "done"
-        return errno.errorcode[ctypes.get_errno()]
+        try:
+            libc("mlock", region.base, size)
+        except OSError as refusal:
+            return errno_of(refusal)
+        return "done"

@@ -1,7 +1,6 @@
 """Overcommit: what the kernel promises, what a process has, and who fails when."""
 
 import contextlib
-import errno
 import os
 import resource
 import shutil
@@ -9,14 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from vmm_linux import Limits, Region, VmmFlags, inspect
+from vmm_linux import Limits, Region, VmmFlags
 from vmm_linux.errors import OutOfMemory
 from vmm_linux.experiments import (
     Axis,
     Column,
     NotObservable,
     Run,
+    charged,
     equal,
+    errno_of,
+    meminfo,
     need,
     resident,
     small_pages,
@@ -36,12 +38,12 @@ PREDICTION = """
 EXPLANATION = """
     Private writable memory is charged when it is committed, for each page may need memory of its
     own one day. vm.overcommit_memory says how strictly. Mode 0 asks of each request alone whether
-    it is more than all memory and swap, and keeps no account. fork() makes the request again for
-    every mapping, so a large program may be unable to start a small one, unless by posix_spawn(),
-    which copies nothing. Mode 2 keeps the account: all promises together stay below CommitLimit, so
-    the one that is too much fails in Commit, whosever the others are. Where promises can be broken,
-    it shows at a touch that finds no memory: the kernel then ends some process, and no call fails.
-    Memory of files (MDL buffers) is charged only at that touch.
+    it is more than all memory and swap, and not what they come to together. fork() makes the
+    request again for every mapping, so a large program may be unable to start a small one, unless
+    by posix_spawn(), which copies nothing. Mode 2 adds them up: all promises together stay below
+    CommitLimit, so the one that is too much fails in Commit, whosever the others are. Where
+    promises can be broken, it shows at a touch that finds no memory: the kernel then ends some
+    process, and no call fails. Memory of files (MDL buffers) is charged only at that touch.
 """
 
 MIB = 1 << 20
@@ -66,10 +68,10 @@ def measure(run: Run) -> None:
     run.vmm.limits = Limits.unlimited()  # the kernel is to answer, and not the package before it
     mode = int(MODE.read_text(encoding="utf-8"))
     need(mode in MODES, f"vm.overcommit_memory is {mode}, which this experiment does not know")
-    told = meminfo()
     # In some containers /proc/meminfo is not the kernel's word.
-    memory = max(told["MemTotal"], os.sysconf("SC_PHYS_PAGES") * run.page) + told["SwapTotal"]
-    least = max(memory, told["CommitLimit"] if mode == 2 else 0)
+    memory = max(meminfo("MemTotal"), os.sysconf("SC_PHYS_PAGES") * run.page) + meminfo("SwapTotal")
+    limit = meminfo("CommitLimit")
+    least = max(memory, limit if mode == 2 else 0)
     size = 2 * least // (PIECES * run.page) * (PIECES * run.page)
     machine = run.table(
         "The machine, and what it is asked for",
@@ -79,7 +81,7 @@ def measure(run: Run) -> None:
         Column("Committed_AS", "B"),
         Column("asked for", "B"),
     )
-    machine.add(mode, memory, told["CommitLimit"], told["Committed_AS"], size)
+    machine.add(mode, memory, limit, meminfo("Committed_AS"), size)
     table = run.table(
         "Requests",
         Column("request"),
@@ -91,7 +93,10 @@ def measure(run: Run) -> None:
         with run.part(name):
             due = expected[mode]
             need(due, "in mode 2 it would take what all other processes may be promised")
-            answer = request(run, size)
+            try:
+                answer = request(run, size)
+            except OutOfMemory as refusal:  # on the way to what is asked for
+                answer = Answer(refusal.rc.name)
             table.add(name, *answer)
             run.physical(f"In mode {mode}: {name}", answer.outcome, equal(due))
     with run.part("Promise and possession"):
@@ -107,13 +112,6 @@ def measure(run: Run) -> None:
         raise NotObservable("it would take all memory, and the kernel would end some process")
 
 
-def meminfo() -> dict[str, int]:
-    """The machine's figures, in bytes."""
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    fields = (line.split() for line in lines)
-    return {name.rstrip(":"): int(number) * 1024 for name, number, *_ in fields}
-
-
 def outcome(call: Callable[..., object], *arguments: object) -> str:
     """OK, or the name of what it failed with for lack of memory."""
     try:
@@ -121,18 +119,8 @@ def outcome(call: Callable[..., object], *arguments: object) -> str:
     except OutOfMemory as refusal:
         return refusal.rc.name
     except OSError as refusal:
-        return errno.errorcode.get(refusal.errno or 0, "?")
+        return errno_of(refusal)
     return "OK"
-
-
-def charged(region: Region) -> int:
-    """The bytes of a region that count as promised (``ac`` in smaps)."""
-    end = region.base + region.size
-    return sum(
-        min(mapping.end, end) - max(mapping.start, region.base)
-        for mapping in inspect.snapshot()
-        if mapping.end > region.base and mapping.start < end and "ac" in (mapping.vm_flags or ())
-    )
 
 
 def seen(said: str, region: Region) -> Answer:

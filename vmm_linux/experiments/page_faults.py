@@ -1,6 +1,5 @@
 """What the first touch of a page costs, by the order of touching and by whose memory it is."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -41,7 +40,8 @@ EXPLANATION = """
 """
 
 MIB = 1 << 20
-SHARED_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+#: Here and in a folder for each size, ``shmem_enabled`` says whether shared memory has huge pages.
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 #: So much a kernel maps around a page that is read, unless it is told otherwise.
 FAULT_AROUND = 64 << 10
 #: Pages to touch in every order: a gigabyte of addresses where they are far apart.
@@ -95,9 +95,12 @@ def private(run: Run) -> None:
         "downwards": pages[::-1],
         "at random": run.random.sample(pages, COUNT),
     }
-    reach = run.page * (run.page // 8)  # of one page of page-table entries, 8 bytes each
-    if reach <= 2 * MIB:  # where pages are larger, it would take too many addresses
-        orders["far apart"] = list(range(0, COUNT * reach, reach))
+    with run.part("Touched far apart"):
+        reach = run.page * (run.page // 8)  # of one page of page-table entries, 8 bytes each
+        need(reach <= 2 * MIB, "where pages are large, it takes too many addresses")
+        far = list(range(0, COUNT * reach, reach))
+        in_fresh_memory(run, far)
+        orders["far apart"] = far
     times = [Column("a first touch", "µs"), Column("a later one", "µs"), Column("a fault", "µs")]
     table = run.table(f"{COUNT} private pages", Column("order"), Column("faults"), *times)
     tries: dict[str, list[Touched]] = {order: [] for order in orders}
@@ -167,7 +170,6 @@ def shared(run: Run, size: int) -> None:
 
 def shared_pages_are_small() -> bool:
     """Whether a memory file gets one page at each fault."""
-    with contextlib.suppress(OSError):
-        mode = SHARED_HUGE_PAGES.read_text(encoding="utf-8")
-        return any(word in mode for word in ("[never]", "[deny]", "[advise]"))
-    return True
+    small = ("[never]", "[deny]", "[advise]")
+    modes = [file.read_text(encoding="utf-8") for file in HUGE_PAGES.rglob("shmem_enabled")]
+    return all(any(word in mode for word in (*small, "[inherit]")) for mode in modes)

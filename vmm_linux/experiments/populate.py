@@ -1,6 +1,5 @@
 """Paying for many pages at once: populating, and doing so in several threads."""
 
-import ctypes
 import itertools
 import threading
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from vmm_linux.experiments import (
     at_least,
     at_most,
     equal,
+    libc,
     minor_faults,
     resident,
     small_pages,
@@ -42,7 +42,6 @@ EXPLANATION = """
 
 MIB = 1 << 20
 MADV_POPULATE_WRITE = 23
-LIBC = ctypes.CDLL(None)
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 MOST_THREADS = 8
 
@@ -59,7 +58,7 @@ def measure(run: Run) -> None:
 
 def populate(start: int, size: int) -> None:
     """Have the kernel give memory to these pages, as the first write to each would."""
-    LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_POPULATE_WRITE)
+    libc("madvise", start, size, MADV_POPULATE_WRITE)
 
 
 def nothing(start: int, size: int) -> None:

@@ -1,11 +1,9 @@
 """What a read-only handle can do and cannot, attack by attack."""
 
 import ctypes
-import errno
 import fcntl
 import json
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterable
 from mmap import MAP_PRIVATE, MAP_SHARED, PAGESIZE, PROT_READ, PROT_WRITE
@@ -14,7 +12,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm_linux import VMM, Rights, Seal, VmmFlags
-from vmm_linux.experiments import Axis, Column, Run, equal, need
+from vmm_linux.experiments import (
+    NOBODY,
+    Axis,
+    Column,
+    Run,
+    at_least,
+    become,
+    equal,
+    errno_of,
+    libc,
+    need,
+)
 
 ORDER = 90
 TITLE = "Rights"
@@ -41,15 +50,12 @@ EXPLANATION = """
 
 SIZE = 2 * PAGESIZE
 TEXT, MARK = b"the sender's own", b"the attacker was here"
-NOBODY = 65534
 RW = VmmFlags.READ | VmmFlags.WRITE
 READ_ONLY = ~Rights(0) & ~Rights.MAP_EXECUTE & ~Rights.MAP_WRITE
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 MADV_REMOVE, MREMAP_MAYMOVE = 9, 1
 SYS_PIDFD_GETFD = 438
 F_SEAL_FUTURE_WRITE = 0x10
-RETURN_LONG = {"mmap", "mremap", "process_vm_writev", "syscall"}
 
 #: Who sends and who attacks. Only root can become others.
 USERS = {"same user": (NOBODY, NOBODY), "another user": (NOBODY - 1, NOBODY), "root": (NOBODY, 0)}
@@ -86,30 +92,21 @@ class Target(NamedTuple):
 # ---- the attacks --------------------------------------------------------------------------------
 
 
-def system(name: str, *arguments: int) -> int:
-    """Call the C library."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), name)
-    function.restype = ctypes.c_long if name in RETURN_LONG else ctypes.c_int
-    result = int(function(*map(ctypes.c_long, arguments)))
-    if result == -1:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
-
-
 def mapped(fd: int, protection: int, flags: int = MAP_SHARED) -> int:
     """The address where all of a file is mapped."""
-    return system("mmap", 0, SIZE, protection, flags, fd, 0)
+    return libc("mmap", 0, SIZE, protection, flags, fd, 0)
 
 
 def scribble(va: int) -> None:
     """Make a mapping writable, and write to it."""
-    system("mprotect", va, SIZE, PROT_READ | PROT_WRITE)
+    libc("mprotect", va, SIZE, PROT_READ | PROT_WRITE)
     ctypes.memmove(va, MARK, len(MARK))
 
 
 def reopen(path: str) -> None:
     """Open a file for writing, and write."""
-    os.pwrite(os.open(path, os.O_RDWR), MARK, 0)
+    with Path(path).open("r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), MARK, 0)
 
 
 def change_mode(target: Target) -> None:
@@ -121,7 +118,7 @@ def change_mode(target: Target) -> None:
 def take_descriptor(target: Target) -> None:
     """Have the kernel copy the sender's own descriptor."""
     pidfd = os.pidfd_open(target.sender)
-    os.pwrite(system("syscall", SYS_PIDFD_GETFD, pidfd, target.senders_fd, 0), MARK, 0)
+    os.pwrite(libc("syscall", SYS_PIDFD_GETFD, pidfd, target.senders_fd, 0), MARK, 0)
 
 
 def write_to(pid: int, va: int) -> None:
@@ -130,7 +127,7 @@ def write_to(pid: int, va: int) -> None:
     here = (ctypes.c_size_t * 2)(ctypes.addressof(text), len(MARK))
     there = (ctypes.c_size_t * 2)(va, len(MARK))
     addresses = ctypes.addressof(here), ctypes.addressof(there)
-    system("process_vm_writev", pid, addresses[0], 1, addresses[1], 1, 0)
+    libc("process_vm_writev", pid, addresses[0], 1, addresses[1], 1, 0)
 
 
 def write_to_file_of(pid: int, va: int) -> None:
@@ -164,7 +161,7 @@ ATTACKS = {
         lambda t: scribble(mapped(t.fd, PROT_READ | PROT_WRITE)), "EACCES"
     ),
     "double a mapping and make that writable (mremap)": Attack(
-        lambda t: scribble(system("mremap", t.va, 0, SIZE, MREMAP_MAYMOVE)), "EACCES"
+        lambda t: scribble(libc("mremap", t.va, 0, SIZE, MREMAP_MAYMOVE)), "EACCES"
     ),
     "write to the descriptor (write, pwrite)": Attack(lambda t: os.pwrite(t.fd, MARK, 0), "EBADF"),
     "shrink the memory (ftruncate)": Attack(lambda t: os.ftruncate(t.fd, 0), "EINVAL"),
@@ -173,10 +170,10 @@ ATTACKS = {
         lambda t: fcntl.fcntl(t.fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE), "EPERM"
     ),
     "punch a hole (fallocate)": Attack(
-        lambda t: system("fallocate", t.fd, PUNCH_HOLE, 0, SIZE), "EBADF"
+        lambda t: libc("fallocate", t.fd, PUNCH_HOLE, 0, SIZE), "EBADF"
     ),
     "punch a hole through a mapping (MADV_REMOVE)": Attack(
-        lambda t: system("madvise", t.va, SIZE, MADV_REMOVE), "EACCES"
+        lambda t: libc("madvise", t.va, SIZE, MADV_REMOVE), "EACCES"
     ),
     "open the descriptor for writing (/proc/self/fd)": Attack(
         lambda t: reopen(f"/proc/self/fd/{t.fd}"), "EACCES", root=CHANGED
@@ -209,17 +206,6 @@ ATTACKS = {
 
 
 # ---- who does it --------------------------------------------------------------------------------
-
-
-def become(user: int) -> None:
-    """Be this user from now on, as a program that this user started would be."""
-    if user != os.geteuid():
-        os.setgroups([])
-        os.setgid(user)
-        os.setuid(user)
-    # Another user takes both away: that others of this user may look, and to die with the parent.
-    system("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
-    system("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def withstand(
@@ -267,7 +253,8 @@ def attack(connection: Connection, ends: tuple[socket.socket, socket.socket], us
         try:
             each.carry_out(target)
         except OSError as refusal:
-            answer = errno.errorcode[refusal.errno or 0]
+            answer = errno_of(refusal)
+        os.close(fd)
         sock.send(answer.encode())
 
 
@@ -351,7 +338,9 @@ def claim_of_user(run: Run, user: str, came: dict[str, str]) -> None:
 def claim_of_states(run: Run, found: Found) -> None:
     """Compare with what was predicted of other handles and of seals, whoever attacks."""
     gained = having(found["MAP_WRITE", "same user"]) - having(found[UNSEALED, "same user"])
-    run.physical("With MAP_WRITE: attacks that succeed besides", len(gained), equal(7), "attacks")
+    # Newer kernels have a seventh: for MADV_REMOVE a mapping need not be writable, if it may be.
+    statement = "With MAP_WRITE: attacks that succeed besides"
+    run.physical(statement, len(gained), at_least(6), "attacks")
     for state, through in {
         "published, writer": {name for name in ATTACKS if "the sender's mapping" in name},
         "published": set[str](),

@@ -2,11 +2,9 @@
 
 from typing import NamedTuple
 
-from vmm_linux import Region, VmmError
 from vmm_linux.experiments import (
     Axis,
     Column,
-    NotObservable,
     Run,
     at_most,
     between,
@@ -85,7 +83,7 @@ def found_at(run: Run, count: int, distance: int) -> Found:
     def look() -> None:
         tables.append(status("VmPTE") - before)
 
-    with reserved(run, count * distance) as region:
+    with run.vmm.region(count * distance) as region:
         look()
         for offset in range(0, len(region), distance):
             region.commit(offset, run.page)
@@ -98,14 +96,6 @@ def found_at(run: Run, count: int, distance: int) -> Found:
         look()
     look()
     return Found(held, tables)
-
-
-def reserved(run: Run, size: int) -> Region:
-    """A region, if this process has so many addresses."""
-    try:
-        return run.vmm.region(size)
-    except VmmError as refusal:
-        raise NotObservable(f"so many addresses cannot be reserved: {refusal}") from None
 
 
 def show(run: Run, count: int, found: dict[int, Found]) -> None:

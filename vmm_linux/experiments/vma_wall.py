@@ -1,6 +1,5 @@
 """The wall: how many pieces a process can cut its memory into, and the way around."""
 
-import errno
 import os
 import resource
 import sys
@@ -19,6 +18,8 @@ from vmm_linux.experiments import (
     at_most,
     between,
     equal,
+    errno_of,
+    mappings,
     need,
 )
 
@@ -122,13 +123,13 @@ def show(run: Run, climbs: dict[str, Climb]) -> None:
 
 def climbed(run: Run, without: str, most: int, step: int) -> Climb:
     """Commit up to so many pages in an interpreter of its own, without a feature of the kernel."""
-    with run.child(become, without, most, step) as child:
+    with run.child(start_anew, without, most, step) as child:
         climb: Climb = child.receive()
     need(not climb.message or SYSCTL.name in climb.message, climb.message)  # another limit
     return climb
 
 
-def become(connection: Connection, without: str, most: int, step: int) -> None:
+def start_anew(connection: Connection, without: str, most: int, step: int) -> None:
     """Be a new interpreter, for what is to be done without is read when the package is loaded."""
     os.set_inheritable(connection.fileno(), True)
     work = f"from {__name__} import climb; climb({connection.fileno()}, {most}, {step})"
@@ -171,11 +172,5 @@ def to_the_wall(vmm: VMM, most: int, step: int) -> Climb:
     # A single one may fit still: it costs one mapping, and a commit two.
     frees = [vmm.endpoint.Free(last + n * page, page) for n in (3, 5, 7)]
     fill = vmm.endpoint.Commit(base + 2 * page, page, 0)
-    name = errno.errorcode.get(refused.errno or 0, refused.rc.name)
-    return Climb(commits, counts, times, name, str(refused), frees[-1].name, fill.name)
-
-
-def mappings() -> int:
-    """How many mappings this process has, as the kernel lists them."""
-    with Path("/proc/self/maps").open("rb") as lines:
-        return sum(1 for _ in lines)
+    name, message = errno_of(refused), str(refused)
+    return Climb(commits, counts, times, name, message, frees[-1].name, fill.name)
