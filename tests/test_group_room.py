@@ -297,6 +297,21 @@ def test_pages_with_memory_of_their_own_stay_usable_in_a_full_group(
             vmm.write(on.private, b"x")
 
 
+@pytest.mark.parametrize("segment", [0, 2 * PAGE], ids=["whole", "in segments"])
+def test_it_is_the_window_of_the_mapping_whose_holes_count(tmp_path: Path, segment: int) -> None:
+    with group_of(tmp_path, "v2", 64 * MIB, 0), VMM() as vmm:
+        buffer = vmm.mdl_create(SIZE, RW, segment)
+        vmm.write(vmm.mdl_map(buffer, 3 * PAGE, 2 * PAGE, 0, RW), b"b" * (2 * PAGE))
+        clone = vmm.mdl_clone(buffer, PAGE, SIZE - PAGE)
+        va = vmm.mdl_map(clone, PAGE, SIZE - 2 * PAGE, 0, RW)  # from the buffer's page 2 on
+        use(tmp_path, "v2", 64 * MIB)
+        assert vmm.read(va + PAGE, 2 * PAGE) == b"b" * (2 * PAGE)
+        assert vmm.write(va + PAGE, b"c" * (2 * PAGE)) == 2 * PAGE
+        for at, size in ((va, 1), (va + 3 * PAGE - 1, 2), (va, 2 * PAGE)):
+            with pytest.raises(OutOfMemory):
+                vmm.read(at, size)
+
+
 def test_a_hole_that_a_peer_punches_into_locked_memory_is_refused_in_a_full_group(
     tmp_path: Path, version: str
 ) -> None:
