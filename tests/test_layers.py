@@ -35,6 +35,7 @@ LAYERS = {
     "_ledger": 1.0,
     "_mutex": 1.0,
     "_syscalls": 1.0,
+    "_group_room": 1.05,
     "_features": 1.1,
     "_room": 1.1,
     "_copy": 1.2,

@@ -20,6 +20,7 @@ from children import run_child
 from dangers import BY_DEFAULT, DANGERS
 from guarding import RULES, rule
 from kernel_oracle import PAGE, TESTS_IMPORTABLE, access_between, descriptors, maps, maps_between
+from memory_groups import cgroup
 from vmm_linux import VMM, Handle, Limits, Retcode, Rights, VmmError, VmmFlags, _room
 from vmm_linux._default_limits import (
     MOST_HANDLES,
@@ -28,7 +29,7 @@ from vmm_linux._default_limits import (
     bounds_for,
     room_for_memory,
 )
-from vmm_linux._memory_group import Group, memory_group
+from vmm_linux._memory_group import memory_group
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded
 from vmm_linux.limits import FIGURES, Usage
 
@@ -773,25 +774,6 @@ def test_the_defaults_are_three_quarters_of_what_can_be_had() -> None:
         None,
         MOST_HANDLES,
     )
-
-
-def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]]) -> Group:
-    """A hierarchy: for each path its limit, its use, and what of that is cache."""
-    names = {
-        "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-        "v2": ("memory.max", "memory.current", ""),
-    }
-    limit, usage, prefix = names[version]
-    for path, (bound, use, inactive, active) in levels.items():
-        folder = root / path
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / limit).write_text(f"{bound}\n")
-        (folder / usage).write_text(f"{use}\n")
-        (folder / "memory.stat").write_text(
-            f"cache 99999\n{prefix}inactive_file {inactive}\n{prefix}active_file {active}\n"
-            f"{prefix}shmem 77777\n"
-        )
-    return Group(version, root, max(levels, key=len), limit, usage)
 
 
 @pytest.mark.parametrize(("version", "none"), [("v1", "9223372036854771712"), ("v2", "max")])

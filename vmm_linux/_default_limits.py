@@ -14,12 +14,13 @@ wants more than the machine has says so. ``regions`` and ``handles`` take a few 
 this process each, ``mdls`` one or two kilobytes of the kernel's; RLIMIT_NOFILE often ends them
 earlier.
 
-Looked up when a VMM is made, at most once a second: it takes 0.3 ms, a VMM a microsecond.
+Looked up when a VMM is made, at most once a second: it takes 0.3 ms, a VMM a microsecond. The core
+then asks the cgroup, where it has a limit, before it takes memory.
 """
 
 from __future__ import annotations
 
-from vmm_linux import _memory_group, _room
+from vmm_linux import _group_room, _memory_group, _room
 
 __all__ = ["MOST_HANDLES", "MOST_MDLS", "MOST_REGIONS", "bounds", "bounds_for", "room_for_memory"]
 
@@ -36,6 +37,8 @@ def bounds() -> tuple[int | None, ...]:
     group = GROUPS[0] if GROUPS else _memory_group.memory_group()
     if group is not None and not GROUPS:
         GROUPS.append(group)
+        _group_room.watch(_memory_group.files(group), group.version == "v1")
+    _group_room.look_for_limits()
     return bounds_for(room_for_memory(_room.available_memory(), group))
 
 

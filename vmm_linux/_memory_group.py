@@ -6,7 +6,17 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["NO_LIMIT", "Group", "levels", "lines_of", "memory_group", "number", "room", "text_of"]
+__all__ = [
+    "NO_LIMIT",
+    "Group",
+    "files",
+    "levels",
+    "lines_of",
+    "memory_group",
+    "number",
+    "room",
+    "text_of",
+]
 
 #: A memory cgroup of the first version without a limit has more than any machine: the largest
 #: count of pages that the kernel knows.
@@ -16,6 +26,25 @@ NO_LIMIT = 1 << 62
 CACHE = {
     "v1": ("total_inactive_file", "total_active_file"),
     "v2": ("inactive_file", "active_file"),
+}
+
+#: The files of a level: limit and use of memory, limit and use of swap, statistics. The first
+#: version counts memory and swap together in the second pair.
+FILES = {
+    "v1": (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "memory.memsw.limit_in_bytes",
+        "memory.memsw.usage_in_bytes",
+        "memory.stat",
+    ),
+    "v2": (
+        "memory.max",
+        "memory.current",
+        "memory.swap.max",
+        "memory.swap.current",
+        "memory.stat",
+    ),
 }
 
 
@@ -61,6 +90,12 @@ def levels(group: Group) -> list[Path]:
     if not folder.is_dir():  # seen from inside of a container, whose own group is the mount
         folder = group.mount
     return [folder, *(each for each in folder.parents if each.is_relative_to(group.mount))]
+
+
+def files(group: Group) -> list[tuple[bytes, ...]]:
+    """The paths of each level's files, as the core reads them (``_group_room.watch``)."""
+    names = FILES[group.version]
+    return [tuple(os.fsencode(folder / name) for name in names) for folder in levels(group)]
 
 
 def room(group: Group) -> int:

@@ -251,7 +251,7 @@ def settings_of(group: Group) -> Iterator[Setting]:
     found = [(value, each) for each in above if (value := number(each / group.limit)) is not None]
     value, place = min(found, default=(NO_LIMIT, folder), key=lambda pair: pair[0])
     limited = value < NO_LIMIT
-    advice = "beyond it the kernel kills a process of the group; no call can say no in time"
+    advice = "near it calls are OUT_OF_MEMORY; beyond it the kernel kills a process of the group"
     yield Setting(
         f"cgroup {group.version} memory limit",
         value if limited else UNLIMITED,

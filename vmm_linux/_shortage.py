@@ -5,11 +5,12 @@ between is told as the kernel's commit accounting, which has no figure of its ow
 """
 
 import errno
+import os
 import resource
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmm_linux import _room
+from vmm_linux import _group_room, _room
 from vmm_linux.errors import Retcode
 
 __all__ = ["NAMES", "explain"]
@@ -76,6 +77,19 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
     return Retcode.OUT_OF_MEMORY, (
         f"the kernel has no memory, address space or commit charge for {size} bytes; commit less, "
         "or see vm.overcommit_memory and CommitLimit in /proc/meminfo"
+    )
+
+
+def explain_group(size: int) -> str:
+    """Why this process's memory cgroup has no room for so many bytes."""
+    tightest = _group_room.tightest()
+    if tightest is None:
+        return f"the memory cgroup had no room for {size} bytes; its limit is gone by now"
+    room, limit, path = tightest
+    return (
+        f"no room for {size} bytes: the memory cgroup's limit is {limit} ({os.fsdecode(path)}), "
+        f"and {room} are left now before the kernel kills a process of it; raise it, or free "
+        "something"
     )
 
 

@@ -48,6 +48,9 @@ cdef class AddressSpace:
     cdef Answer free(self, Regions.iterator region, uintptr_t va, uintptr_t end) noexcept nogil
     cdef Answer check(self, uintptr_t va, size_t size, uint32_t access) noexcept nogil
     cdef Answer copy(self, const Request *request) noexcept nogil
+    cdef bint group_has_room_to_copy(self, const Request *request) noexcept nogil
+    cdef size_t grain_at(self, uintptr_t va) noexcept nogil
+    cdef uint64_t memory_to_copy(self, const Request *request, size_t grain) noexcept nogil
     cdef Answer pin(self, const Request *request) noexcept nogil
     cdef Answer unpin(self, uintptr_t va, size_t size) noexcept nogil
     cdef Answer place(self, const Request *request, Run run, int fd,

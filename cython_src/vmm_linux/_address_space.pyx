@@ -12,9 +12,9 @@ into the ledger, which cannot fail.
 
 cimport cython
 from cython.operator cimport dereference, preincrement
-from libc.errno cimport EEXIST, EFAULT, ENOMEM
+from libc.errno cimport EDQUOT, EEXIST, EFAULT, ENOMEM
 
-from vmm_linux cimport _copy, _features
+from vmm_linux cimport _copy, _features, _group_room, _page_map
 from vmm_linux._answer cimport (
     ABOVE_CEILING,
     ALLOCATE,
@@ -84,6 +84,7 @@ from vmm_linux._memory_object cimport (
     memory_object_acquire,
     memory_object_is_exclusive,
     memory_object_is_inherited,
+    memory_object_missing,
     memory_object_new,
     memory_object_punch,
     memory_object_release,
@@ -587,6 +588,8 @@ cdef class AddressSpace:
         cdef int result
         if answer.reason != DONE:
             return answer
+        if not self.group_has_room_to_copy(request):
+            return kernel_refused(-EDQUOT)
         if request.method == READ:
             result = _copy.copy_out(request.buffer, request.va, request.size, &copied)
         else:
@@ -600,6 +603,50 @@ cdef class AddressSpace:
         if request.method == WRITE:
             answer.done = copied
         return answer
+
+    cdef bint group_has_room_to_copy(self, const Request *request) noexcept nogil:
+        """Whether a copy can have the memory that it takes: at most that, and then counted."""
+        cdef size_t grain
+        cdef uint64_t most
+        if not _group_room.group_has_limit():
+            return True
+        grain = self.grain_at(request.va)
+        most = round_up(request.va + request.size, grain) - round_down(request.va, grain)
+        if request.method == READ:
+            most += request.size + 2 * PAGE_SIZE
+        return (_group_room.group_has_room_for(most)
+                or _group_room.group_has_room_for(self.memory_to_copy(request, grain)))
+
+    cdef size_t grain_at(self, uintptr_t va) noexcept nogil:
+        """How much memory the kernel may give at a touch in the region that includes ``va``."""
+        cdef Regions.iterator region = self.ledger.region_at(va)
+        if dereference(region).second.flags & FLAG_HUGE or _group_room.is_huge_everywhere():
+            return max(PAGE_SIZE, _features.huge_page_size())
+        return PAGE_SIZE
+
+    cdef uint64_t memory_to_copy(self, const Request *request, size_t grain) noexcept nogil:
+        """How many bytes of memory a copy takes: for the region's pages, and for what is read."""
+        cdef uintptr_t end = round_up(request.va + request.size, PAGE_SIZE)
+        cdef uintptr_t at = round_down(request.va, PAGE_SIZE)
+        cdef uintptr_t until
+        cdef uint64_t size = 0
+        cdef uint64_t wanted
+        cdef Runs.iterator run = self.ledger.run_at(at)
+        while at < end:
+            until = min(end, dereference(run).second.end)
+            wanted = memory_to_touch(run, request.method, at, until)
+            if wanted > 0 and grain > PAGE_SIZE:
+                wanted = memory_to_touch(
+                    run, request.method, max(dereference(run).first, round_down(at, grain)),
+                    min(dereference(run).second.end, round_up(until, grain)))
+            size += wanted
+            at = until
+            preincrement(run)
+        if request.method == READ:
+            at = <uintptr_t>request.buffer
+            size += _page_map.without_own_memory(
+                round_down(at, PAGE_SIZE), round_up(at + request.size, PAGE_SIZE))
+        return size
 
     cdef Answer pin(self, const Request *request) noexcept nogil:
         """Hold the pages that the bytes touch, which give the access wanted."""
@@ -747,6 +794,20 @@ cdef bint is_of_unknown_length(Method method) noexcept nogil:
     A handle can be the last of a buffer; a seal waits for whoever changes the memory's size.
     """
     return method in (CLOSE, HANDLE_CLOSE, HANDLE_REVOKE, MDL_SEAL)
+
+
+cdef uint64_t memory_to_touch(Runs.iterator run, Method method, uintptr_t start,
+                              uintptr_t end) noexcept nogil:
+    """How many bytes of memory it takes to read or write pages of a run, which are committed.
+
+    A hole in a memory file gets memory when it is read, too; private pages share one of zeros.
+    """
+    cdef MemoryObject *backing = <MemoryObject *>dereference(run).second.backing
+    if backing != NULL:
+        return memory_object_missing(
+            backing, dereference(run).second.offset + (start - dereference(run).first),
+            end - start)
+    return _page_map.without_own_memory(start, end) if method == WRITE else 0
 
 
 cdef uint64_t seams_inside(Runs.iterator run, uintptr_t first, uintptr_t last) noexcept nogil:

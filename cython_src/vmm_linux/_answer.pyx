@@ -1,6 +1,6 @@
 """A call of the endpoint as numbers, and the exception that tells of a failed one."""
 
-from libc.errno cimport ENOMEM
+from libc.errno cimport EDQUOT, ENOMEM
 
 from vmm_linux cimport _features
 from vmm_linux._vocabulary cimport FLAG_HIGH_GUARD, FLAG_LOW_GUARD, RIGHT_ALL
@@ -169,6 +169,9 @@ cdef object explain(Request *request, Answer *answer):
             request.size + guards(request.flags) * (answer.limits & LIMIT_AS != 0),
             [name for bit, name in LIMITS if answer.limits & bit],
             answer.value)
+    elif answer.error == EDQUOT:        # of ``_room.ask_for``, not of the kernel
+        answer.error = 0
+        rc, message = Retcode.OUT_OF_MEMORY, _shortage.explain_group(request.size)
     else:
         rc = RETCODES.get(answer.error, Retcode.FAIL)
         message = _shortage.NAMES.get(answer.error) or (

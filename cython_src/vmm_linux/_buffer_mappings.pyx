@@ -29,9 +29,9 @@ from vmm_linux._ledger cimport Runs
 from vmm_linux._memory_object cimport (
     Piece,
     memory_object_acquire,
+    memory_object_ask,
     memory_object_descriptions,
     memory_object_descriptor,
-    memory_object_holes,
     memory_object_is_inherited,
     memory_object_new,
     memory_object_piece,
@@ -80,9 +80,11 @@ cdef class BufferMappings(AddressSpace):
             return refused(SEALED)
         if answer.reason != DONE or not request.flags & FLAG_LOCKED or protection == 0:
             return answer
-        result = -ENOMEM
-        if (_room.is_room_for(memory_object_holes(buffer, request.offset, request.size))
-                and plan_residence(answer.out, request.size, protection, buffer, plan)):
+        result = memory_object_ask(buffer, request.offset, request.size)
+        if result == 0 and not plan_residence(
+                answer.out, request.size, protection, buffer, plan):
+            result = -ENOMEM
+        if result == 0:
             result = carry_out(plan, &mappings)
         if result < 0:
             self.forget_region(answer.out)

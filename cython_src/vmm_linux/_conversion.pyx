@@ -128,8 +128,8 @@ cdef int copy_to(Ledger ledger, uintptr_t start, uintptr_t end,
         if pagemap < 0:
             return pagemap
     result = walk(ledger, start, end, pagemap, NULL, &wanted)
-    if result == 0 and not _room.is_room_for(wanted):
-        result = -ENOMEM
+    if result == 0:
+        result = _room.ask_for(wanted)
     if result == 0:
         result = walk(ledger, start, end, pagemap, fresh, &wanted)
     if pagemap >= 0:

@@ -5,7 +5,7 @@ end wholly done or with everything as it was.
 """
 
 cimport cython
-from libc.errno cimport EBUSY, ENOMEM, EPERM
+from libc.errno cimport EBUSY, EPERM
 
 from vmm_linux cimport _room, _syscalls
 from vmm_linux._address_space cimport AddressSpace
@@ -208,8 +208,8 @@ cdef class BufferSpace(BufferMappings):
         if buffer == NULL:
             return kernel_refused(-result)
         memory_object_count(buffer, &self.buffers, False)
-        result = -ENOMEM
-        if _room.is_room_for(request.size):
+        result = _room.ask_for(request.size)
+        if result == 0:
             result = memory_object_store(buffer, 0, request.buffer, request.size)
         if result == 0 and not request.flags & FLAG_WRITE:
             result = memory_object_seal(buffer, SEAL_FREEZE, &sealed)

@@ -333,7 +333,8 @@ cdef class MemoryMethods(Client):
             INVALID_ARGUMENT: zero or overflowing numbers.
             RESOURCE_NOT_FOUND: not wholly inside one region.
             INVALID_OPERATION: a page is not committed, or cannot be read.
-            OUT_OF_MEMORY: no memory for the copy, or none behind shared pages.
+            OUT_OF_MEMORY: no memory for the copy, or none behind shared pages; the memory cgroup
+                has no room for it.
 
         Source: process_vm_readv(2).
         """
@@ -356,6 +357,7 @@ cdef class MemoryMethods(Client):
             RESOURCE_NOT_FOUND: not wholly inside one region.
             INVALID_OPERATION: a page is not committed, or cannot be written.
             OUT_OF_MEMORY: no memory behind shared pages; ``error.completed`` bytes are written.
+                The memory cgroup has no room for what it takes; none are.
 
         Source: process_vm_writev(2).
         """

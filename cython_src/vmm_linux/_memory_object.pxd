@@ -78,6 +78,9 @@ cdef bint memory_object_is_inherited(const MemoryObject *self) noexcept nogil
 cdef bint memory_object_is_exclusive(const MemoryObject *self) noexcept nogil
 cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t offset,
                                   uint64_t size) noexcept nogil
+cdef uint64_t memory_object_missing(MemoryObject *self, uint64_t offset,
+                                    uint64_t size) noexcept nogil
+cdef int memory_object_ask(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil
 cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil
 cdef int memory_object_store(MemoryObject *self, uint64_t offset, const void *data,
                              uint64_t size) noexcept nogil

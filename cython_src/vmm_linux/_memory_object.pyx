@@ -22,6 +22,8 @@ from vmm_linux._syscalls cimport (
     O_CLOEXEC,
     O_NONBLOCK,
     O_RDONLY,
+    SEEK_DATA,
+    SEEK_HOLE,
 )
 from vmm_linux._vocabulary cimport SEAL_FREEZE, SEAL_PUBLISH
 
@@ -277,20 +279,28 @@ cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogi
     return self.segment_count != 1
 
 
+cdef int reopen(int fd) noexcept nogil:
+    """A read-only description of its own for a memory file: a descriptor or -errno.
+
+    Whoever made the memory can hold a lease on it, and would let an open(2) that blocks wait for
+    it, 45 seconds at a time.
+    """
+    cdef char path[40]
+    snprintf(path, sizeof(path), b"/proc/thread-self/fd/%d", fd)
+    return _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+
+
 cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
                                   bint writable) noexcept nogil:
     """A descriptor of a segment, borrowed, or -errno.
 
-    The read-only one is opened when first needed: descriptors are scarce. Whoever made the memory
-    can hold a lease on it, and would let an open(2) that blocks wait for it, 45 seconds at a time.
+    The read-only one is opened when first needed: descriptors are scarce.
     """
-    cdef char path[40]
     cdef int fd
     if writable:
         return segment.fd
     if segment.read_only_fd < 0:
-        snprintf(path, sizeof(path), b"/proc/thread-self/fd/%d", segment.fd)
-        fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+        fd = reopen(segment.fd)
         if fd < 0:
             return -EBUSY if fd == -EAGAIN else fd
         segment.read_only_fd = fd
@@ -390,25 +400,82 @@ cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t offset,
     """At most how many bytes of this part of the window have no memory yet."""
     cdef uint64_t holes = 0
     cdef uint64_t done = 0
-    cdef uint64_t allocated
     cdef Piece piece
     while done < size:
         piece = memory_object_piece(self, offset + done, size - done)
-        if _syscalls.allocated(piece.segment.fd, &allocated) < 0:
-            allocated = 0
-        holes += min(
-            piece.size, self.root.segment_size - min(self.root.segment_size, allocated))
+        holes += most_holes(self, piece)
         done += piece.size
     return holes
+
+
+cdef uint64_t most_holes(const MemoryObject *self, Piece piece) noexcept nogil:
+    """At most how many bytes of a part of a segment are holes: no more than the segment has."""
+    cdef uint64_t allocated
+    if _syscalls.allocated(piece.segment.fd, &allocated) < 0:
+        allocated = 0
+    return min(piece.size, self.root.segment_size - min(self.root.segment_size, allocated))
+
+
+cdef uint64_t memory_object_missing(MemoryObject *self, uint64_t offset,
+                                    uint64_t size) noexcept nogil:
+    """``memory_object_holes``, counted in this part of the window instead of in all segments.
+
+    Memory that fallocate(2) gave and nobody touched reads as a hole here, but not there.
+    """
+    cdef uint64_t missing = 0
+    cdef uint64_t done = 0
+    cdef uint64_t most
+    cdef Piece piece
+    while done < size:
+        piece = memory_object_piece(self, offset + done, size - done)
+        most = most_holes(self, piece)
+        if most > 0:
+            most = min(most, count_holes(piece))
+        missing += most
+        done += piece.size
+    return missing
+
+
+cdef uint64_t count_holes(Piece piece) noexcept nogil:
+    """How many bytes of a part of a segment are holes; all where the kernel does not tell.
+
+    With a description of its own: the offset of the memory's is also that of ``handle_fileno``.
+    """
+    cdef int64_t at = piece.offset
+    cdef int64_t end = piece.offset + piece.size
+    cdef uint64_t holes = 0
+    cdef int64_t data
+    cdef int fd = reopen(piece.segment.fd)
+    if fd < 0:
+        return piece.size
+    while at < end:
+        data = _syscalls.lseek(fd, at, SEEK_DATA)
+        if data < 0:            # -ENXIO: nothing but holes from here on
+            data = end
+        holes += min(data, end) - at
+        at = data
+        if at < end:
+            at = _syscalls.lseek(fd, at, SEEK_HOLE)
+            if at < 0:
+                break
+    _syscalls.close(fd)
+    return holes
+
+
+cdef int memory_object_ask(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil:
+    """Whether there is memory for all holes of a part of the window: as ``_room.ask_for``."""
+    if _room.ask_for(memory_object_holes(self, offset, size)) == 0:
+        return 0
+    return _room.ask_for(memory_object_missing(self, offset, size))
 
 
 cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil:
     """Give every page of the range memory now: 0, or -errno with some of them given."""
     cdef uint64_t done = 0
     cdef Piece piece
-    cdef int result
-    if not _room.is_room_for(size):
-        return -ENOMEM
+    cdef int result = memory_object_ask(self, offset, size)
+    if result < 0:
+        return result
     while done < size:
         piece = memory_object_piece(
             self, offset + done, min(size - done, <uint64_t>FILL_AT_ONCE))

@@ -27,5 +27,6 @@ cdef struct PagesFound:
 
 cdef int find_pages(int pagemap, uintptr_t start, uintptr_t end, bint exclusive,
                     PagesFound *found) noexcept nogil
+cdef uint64_t without_own_memory(uintptr_t start, uintptr_t end) noexcept nogil
 cdef bint is_alive(int pagemap) noexcept nogil
 cdef uint32_t flags_told(bint exclusive) noexcept nogil

@@ -215,9 +215,10 @@ cdef void lock_what_fits(uintptr_t start, size_t size) noexcept nogil:
 
 cdef int populate(const Step &this) noexcept nogil:
     """Make pages resident: 0 or -errno, at once where there is no room for private ones."""
-    if this.backing == NULL and not _room.is_room_for(this.size):
-        return -ENOMEM
-    return populate_pages(this.start, this.size, this.protection)
+    cdef int result = _room.ask_for(this.size) if this.backing == NULL else 0
+    if result == 0:
+        result = populate_pages(this.start, this.size, this.protection)
+    return result
 
 
 cdef int populate_pages(uintptr_t start, size_t size, int protection) noexcept nogil:

@@ -1,13 +1,15 @@
 """How much could be taken now: memory, and mappings.
 
 The kernel hands out pages of a memory file one by one and ends somebody's process when there are
-none left; whoever wants a large number of pages now has to ask first.
+none left; whoever wants a large number of pages now has to ask first. So does whoever wants any
+where the memory cgroup of this process has a limit (see ``_group_room.pyx``).
 """
 
+from libc.errno cimport EDQUOT, ENOMEM
 from libc.stdlib cimport strtoull
 from libc.string cimport strlen, strstr
 
-from vmm_linux cimport _syscalls
+from vmm_linux cimport _group_room, _syscalls
 from vmm_linux._syscalls cimport O_CLOEXEC, O_RDONLY
 
 cdef extern from "<sys/sysinfo.h>" nogil:
@@ -52,12 +54,17 @@ cpdef uint64_t available_memory() noexcept nogil:
     return told
 
 
-cdef bint is_room_for(uint64_t size) noexcept nogil:
-    """Whether ``size`` bytes more could be had now; true where the kernel does not tell."""
+cdef int ask_for(uint64_t size) noexcept nogil:
+    """Whether ``size`` bytes more could be had now: 0, also where the kernel does not tell.
+
+    -ENOMEM: the machine has less. -EDQUOT: the memory cgroup has.
+    """
     cdef sysinfo_t now
+    if not _group_room.group_has_room_for(size):
+        return -EDQUOT
     if sysinfo(&now) == 0 and size <= <uint64_t>now.freeram * now.mem_unit // 2:
-        return True
-    return size <= available()
+        return 0
+    return 0 if size <= available() else -ENOMEM
 
 
 cdef uint64_t mappings() noexcept nogil:
