@@ -196,6 +196,8 @@ def test_what_is_allowed_is_done_as_without_a_policy() -> None:
         vmm.handle_revoke(buffer)
         vmm.handle_close(clone)
         vmm.free(va + PAGE, 3 * PAGE)
+        vmm.limits = vmm.limits.replace(regions=7)
+        assert (vmm.limits.regions, vmm.usage().regions) == (7, Use(2, 7))
         vmm._check()
 
 

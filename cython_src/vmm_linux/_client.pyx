@@ -87,7 +87,9 @@ cdef class Client(Watched):
         """Carry out what every VMM has."""
         if call == CALL_LIMITS:
             return do_set_limits(self, a[0])
-        return do_close(self)
+        if call == CALL_CLOSE:
+            return do_close(self)
+        return Watched.carry_out(self, call, a)
 
     def __del__(self):
         self.warn_if_open()
