@@ -598,6 +598,35 @@ def test_committing_committed_pages_takes_nothing(vmm: VMM) -> None:
     vmm.commit_ranges([(va, SIZE)])
 
 
+def test_a_commit_cuts_no_pages_that_a_view_holds(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, RESERVE)
+    vmm.commit(va, SIZE // 2)
+    view = vmm.view(va, SIZE // 2)
+    assert used(vmm)["mappings"] == 2
+    vmm.commit(va + PAGE, PAGE)
+    vmm.commit_ranges([(va + PAGE, PAGE), (va + 3 * PAGE, PAGE)])
+    assert used(vmm)["mappings"] == 2
+    vmm.limits = Limits(mappings=3)
+    # Into reserved pages, each of which would be a run of its own.
+    apart = [(va + SIZE // 2 - PAGE, 2 * PAGE), (va + SIZE // 2 + 2 * PAGE, PAGE)]
+    refusal(lambda: vmm.commit_ranges(apart))
+    refusal(lambda: vmm.view(va + PAGE, PAGE))
+    assert used(vmm)["mappings"] == 2
+    vmm._check()
+    view.release()
+
+
+def test_ranges_that_are_refused_leave_no_chunk_open_that_was_closed(vmm: VMM) -> None:
+    first = vmm.allocate(0, SIZE, RESERVE)
+    second = vmm.allocate(0, SIZE, RESERVE)
+    vmm.limits = Limits(mappings=4)
+    # To hold the first range cuts it off, which makes four runs: enough for guards.
+    with rule(1 << 40, 4):
+        refusal(lambda: vmm.commit_ranges([(first + PAGE, PAGE), (second + PAGE, PAGE)]))
+    assert used(vmm)["mappings"] == 2
+    vmm._check()
+
+
 def test_a_bound_below_what_there_is_holds_from_then_on(vmm: VMM) -> None:
     va = vmm.allocate(0, SIZE, COMMIT)
     handle = vmm.mdl_create(SIZE, RW)

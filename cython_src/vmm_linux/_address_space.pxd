@@ -53,6 +53,8 @@ cdef class AddressSpace:
     cdef Answer place(self, const Request *request, Run run, int fd,
                       uint64_t offset) noexcept nogil
     cdef Answer unguard(self, Runs.iterator run, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef Answer commit_by_mappings(self, uint32_t flags, Runs.iterator run, uintptr_t va,
+                                   uintptr_t end) noexcept nogil
     cdef bint commit_by_guards(self, Chunk chunk, uintptr_t va, uintptr_t end) noexcept nogil
     cdef Answer check_decommit(self, Runs.iterator run, uintptr_t va,
                                uintptr_t end) noexcept nogil
