@@ -318,6 +318,23 @@ def test_a_file_that_cannot_be_opened_leaves_no_audit_or_one_that_warns(tmp_path
             vmm.allocate(0, PAGE, RESERVED)
 
 
+def test_a_file_that_was_deleted_cannot_be_written_and_one_that_was_renamed_can(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "calls.jsonl"
+    with VMM(audit=Audit(path)) as vmm:
+        vmm.query(1, smaps=False)
+        renamed = path.rename(tmp_path / "calls.jsonl.1")
+        vmm.query(2, smaps=False)
+        assert len(renamed.read_bytes().splitlines()) == 4
+        renamed.unlink()
+        with (
+            pytest.warns(RuntimeWarning, match="No such file"),
+            pytest.raises(SecurityDisallow, match="cannot be written"),
+        ):
+            vmm.query(3, smaps=False)
+
+
 def test_half_a_line_that_a_full_disk_left_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "calls.jsonl"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
