@@ -543,6 +543,38 @@ def test_only_true_allows(answer: object) -> None:
     assert ("no such thing" in str(caught.value)) == (answer == "no such thing")
 
 
+class Nameless:
+    """A callable that does not say what it is called, and whose answer no text can be made of."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Nothing else."""
+        raise KeyError(name)
+
+    def __call__(self, _: Question) -> str:
+        """Deny, in a text that fails when it is written."""
+        return Mute("no")
+
+
+class Mute(str):
+    """A text that cannot be put in another one."""
+
+    __slots__ = ()
+
+    def __format__(self, _: str) -> str:
+        """Fail."""
+        raise KeyError
+
+    __str__ = __format__  # type: ignore[assignment]
+
+
+def test_a_callable_is_denied_by_whatever_it_is_called() -> None:
+    with (
+        VMM(policy=Policy(ask=Nameless())) as vmm,
+        pytest.raises(SecurityDisallow, match=r"rule: Nameless: no\)"),
+    ):
+        vmm.allocate(0, PAGE, RESERVED)
+
+
 def test_a_policy_that_raises_denies_and_its_exception_is_the_cause() -> None:
     def broken(question: Question) -> bool:
         raise KeyError(question.method)
@@ -918,6 +950,27 @@ def test_a_file_that_is_no_policy_is_refused_with_line_and_reason(
     assert str(problem) == f"Policy: {where}: {problem.reason}"
     copy = pickle.loads(pickle.dumps(problem))  # noqa: S301
     assert (type(copy), str(copy), copy.line) == (PolicyError, str(problem), line)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        pytest.param("\nx = " + "9" * 5000, 2, "too many digits", id="digits"),
+        pytest.param(
+            '[[rule]]\ndeny = ["free"]\nmax_size = 0x' + "f" * 9999, 3, "is a int, not", id="bits"
+        ),
+        pytest.param(
+            "[[rule]]\nallow" + ".a" * 2000 + " = 1", 2, "is a dict, not a list", id="depth"
+        ),
+        pytest.param("ready = [\n" + '"x",\n' * 9999 + "]", None, "ready rule 'x'", id="lines"),
+    ],
+)
+def test_values_out_of_all_proportion_are_refused_soon(
+    tmp_path: Path, text: str, line: int | None, words: str
+) -> None:
+    with pytest.raises(PolicyError, match=words) as caught:
+        Policy.from_toml(write_policy(tmp_path, text))
+    assert caught.value.line == line
 
 
 def test_files_of_bytes_and_files_too_long_are_refused(tmp_path: Path) -> None:

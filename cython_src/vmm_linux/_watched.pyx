@@ -176,7 +176,7 @@ cdef class Watched:
         """Ask the policy's callable: whether the call is allowed, by whom, and what it raised."""
         cdef Question question = Question.__new__(Question)
         cdef object asking = (getpid(), get_ident())
-        cdef str name = getattr(self.policy.ask, "__qualname__", type(self.policy.ask).__name__)
+        cdef str name = name_of_callable(self.policy.ask)
         question.vmm = self
         question.facts = facts[0]
         question.method = name_of(call)
@@ -190,7 +190,8 @@ cdef class Watched:
             self.deciding.discard(asking)
         if answer is True:
             return True, name, None
-        return False, f"{name}: {answer}" if isinstance(answer, str) else name, None
+        # No code of the answer's own is to run outside of the questioning.
+        return False, f"{name}: {str.__str__(answer)}" if isinstance(answer, str) else name, None
 
     # ---- what there is to know ------------------------------------------------------------------
 
@@ -228,6 +229,15 @@ cdef class Watched:
             record.sid = found.sid
             record.origin_sid = found.origin_sid if found.cloned else None
         return 0
+
+
+cdef str name_of_callable(object called):
+    """What a callable says that it is called, if it says that; else its class."""
+    try:
+        name = called.__qualname__
+    except Exception:
+        name = None
+    return name if type(name) is str else type(called).__name__
 
 
 cdef object policy_of_environment():
