@@ -11,7 +11,7 @@ from vmm_linux._plan cimport Plan
 
 cdef class AddressSpace:
     cdef Mutex *mutex
-    cdef readonly Ledger ledger
+    cdef Ledger ledger
     cdef readonly bint closed
     cdef Buffers buffers
     cdef uint64_t bounds[FIGURES]

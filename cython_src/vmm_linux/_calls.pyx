@@ -158,7 +158,7 @@ cdef str name_of(int call):
 cdef tuple normalised(int call, tuple arguments, Facts *facts):
     """The arguments of a call as the plain numbers that they stand for; what rules look at.
 
-    Buffers become memoryviews, which hold their bytes and their size, ranges a list of pairs.
+    Buffers become memoryviews, which hold their bytes and their size, ranges a tuple of pairs.
 
     Errors:
         INVALID_ARGUMENT: what has no number, in the words of the method itself.
@@ -215,7 +215,7 @@ cdef object one(str method, str name, int kind, object value, Facts *facts):
     return found
 
 
-cdef list plain_ranges(str method, object ranges, Facts *facts):
+cdef tuple plain_ranges(str method, object ranges, Facts *facts):
     """Pairs of plain numbers; ``facts.size`` is their sum, or the most there is."""
     cdef list plain = []
     cdef uint64_t start, length
@@ -225,7 +225,7 @@ cdef list plain_ranges(str method, object ranges, Facts *facts):
         length = number(method, "size", size)
         facts.size = facts.size + length if length <= UNBOUNDED - facts.size else UNBOUNDED
         plain.append((start, length))
-    return plain
+    return tuple(plain)
 
 
 cdef dict as_numbers(int call, tuple arguments):
