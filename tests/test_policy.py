@@ -11,7 +11,7 @@ import pickle
 import socket
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -342,6 +342,34 @@ def test_a_vmm_takes_no_other_policy_and_no_attribute() -> None:
                 setattr(vmm, name, None)
         with pytest.raises(SecurityDisallow):
             vmm.allocate(0, PAGE, RESERVED)
+
+
+def test_who_is_given_limits_and_meanwhile_a_policy_asks_that_about_them() -> None:
+    vmm = VMM.__new__(VMM)
+
+    class Sly(Limits):
+        """Bounds that make the VMM when somebody looks at them."""
+
+        __slots__ = ()
+        armed: ClassVar = False
+
+        @property
+        def regions(self) -> int:
+            """One."""
+            if Sly.armed:
+                Sly.armed = False
+                vmm.__init__(policy=DENY_ALL)  # type: ignore[misc]
+            return 1
+
+        @regions.setter
+        def regions(self, _: object) -> None:
+            """Keep to it."""
+
+    sly = Sly()
+    Sly.armed = True
+    with pytest.raises(SecurityDisallow, match=r"^limits: "):
+        vmm.__init__(limits=sly)  # type: ignore[misc]
+    vmm.close()
 
 
 def test_a_policy_does_not_change() -> None:

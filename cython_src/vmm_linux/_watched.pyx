@@ -52,10 +52,13 @@ cdef class Watched:
         self.is_watched = True
 
     cdef int settle(self, object policy, object audit) except -1:
-        """Say once who is to be asked and told; who is not named comes from the environment."""
+        """Say once who is to be asked and told; who is not named comes from the environment.
+
+        Whether it was this call that said so.
+        """
         if self.is_settled:
             if policy is None and audit is None:
-                return 0
+                return False
             raise InvalidOperation(
                 "VMM", "a VMM keeps the policy and the audit that it was made with; make "
                 "another one")
@@ -68,14 +71,14 @@ cdef class Watched:
         elif not isinstance(audit, Audit) or not (<Audit>audit).made:
             raise InvalidArgument("VMM", f"audit is a {type(audit).__name__}, not an Audit")
         if self.is_settled:         # by another thread, while files were read
-            return 0
+            return False
         self.deciding = set()
         self.policy = policy
         self.audit = audit
         self.forbidden = self.policy.forbidden if policy is not None else 0
         self.is_watched = policy is not None or audit is not None
         self.is_settled = True
-        return 0
+        return True
 
     cdef object carry_out(self, int call, tuple arguments):
         """Carry out a method, whoever would be asked. The methods are those of classes above."""
