@@ -8,16 +8,17 @@ turned into a number once, and the number is what goes on. Python code of the ca
 cimport cython
 from libc.stdint cimport uint64_t
 
-from vmm_linux._arguments cimport contiguous, iterate, number, pair, plain_limits, tristate
-from vmm_linux._handles cimport rights_of
-from vmm_linux._vocabulary cimport (
-    FLAG_FIXED,
-    FLAG_HIGH_GUARD,
-    FLAG_LOCKED,
-    FLAG_LOW_GUARD,
-    FLAG_RWX_MASK,
-    RIGHT_ALL,
+from vmm_linux._arguments cimport (
+    MAP_FLAGS,
+    contiguous,
+    iterate,
+    number,
+    pair,
+    plain_limits,
+    tristate,
 )
+from vmm_linux._handles cimport rights_of
+from vmm_linux._vocabulary cimport FLAG_LOCKED, FLAG_RWX_MASK, RIGHT_ALL
 
 from enum import Enum
 from socket import SocketType
@@ -63,9 +64,6 @@ class Method(NamedTuple):
         """Whether an argument is of this kind."""
         return any(each is kind for _, each in self.arguments)
 
-
-cdef enum:
-    MAP_FLAGS = FLAG_RWX_MASK | FLAG_LOCKED | FLAG_LOW_GUARD | FLAG_HIGH_GUARD | FLAG_FIXED
 
 cdef tuple RANGE = (("va", Kind.NUMBER), ("size", Kind.SIZE))
 
