@@ -556,6 +556,16 @@ def test_what_cuts_runs_is_refused_at_the_bound(vmm: VMM, call: str) -> None:
     vmm._check()
 
 
+def test_a_regions_ends_can_be_given_back_at_the_bound(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, COMMIT)
+    for bound, first in ((1, va), (0, va + SIZE - PAGE)):
+        vmm.limits = Limits(mappings=bound)
+        vmm.free(first, PAGE)
+        assert used(vmm)["mappings"] == 1
+    refusal(lambda: vmm.free(va + 3 * PAGE, PAGE))
+    vmm._check()
+
+
 def test_ranges_are_counted_together_and_all_are_refused(vmm: VMM) -> None:
     va = vmm.allocate(0, 64 * PAGE, RESERVE)
     locked = vmm.allocate(0, SIZE, RESERVE | LOCKED)

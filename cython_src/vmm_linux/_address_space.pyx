@@ -567,8 +567,10 @@ cdef class AddressSpace:
                 answer = self.room_for(MDL_MAPPINGS, 1)
             if answer.reason != DONE:
                 return answer
-        if not self.ledger.isolate_from(&run, va, end):
-            return self.no_run()
+            if not self.ledger.isolate_from(&run, va, end):
+                return self.no_run()
+        elif not self.ledger.isolate_to_remove(&run, va, end):
+            return refused(NO_LEDGER_MEMORY)
         result = self.forget(region, run, end)
         if result < 0:
             self.ledger.coalesce_from(run, end)

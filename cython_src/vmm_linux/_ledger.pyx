@@ -178,6 +178,20 @@ cdef class Ledger:
             return False
         return True
 
+    cdef bint isolate_to_remove(self, Runs.iterator *run, uintptr_t start,
+                                uintptr_t end) noexcept nogil:
+        """``isolate_from`` of pages at a region's end, or all of it, which then are removed.
+
+        That leaves no more runs than there were, so the one that it takes meanwhile is no matter
+        of the limit: the kernel lets its own count pass for that, too.
+        """
+        cdef uint64_t most = self.most_mappings
+        cdef bint isolated
+        self.most_mappings = <uint64_t>-1
+        isolated = self.isolate_from(run, start, end)
+        self.most_mappings = most
+        return isolated
+
     cdef bint narrow(self, Runs.iterator *run, uintptr_t *start, uintptr_t *end) noexcept nogil:
         """Leave committed pages at both ends of a range out, from the run that includes ``start``.
 
