@@ -335,7 +335,10 @@ def test_a_file_that_was_deleted_cannot_be_written_and_one_that_was_renamed_can(
             vmm.query(3, smaps=False)
 
 
-def test_half_a_line_that_a_full_disk_left_spoils_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_another", [False, True])
+def test_half_a_line_that_a_full_disk_left_spoils_no_other(
+    tmp_path: Path, by_another: bool
+) -> None:
     path = tmp_path / "calls.jsonl"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with VMM(audit=Audit(path, failure="continue")) as vmm:
@@ -346,13 +349,18 @@ def test_half_a_line_that_a_full_disk_left_spoils_no_other(tmp_path: Path) -> No
                 vmm.query(2, smaps=False)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        with Path(path).open("ab") as other:
-            # As another process does, which does not know of the half line.
-            other.write(path.read_bytes().splitlines(keepends=True)[0])
+        if by_another:
+            with Path(path).open("ab") as other:
+                # As another process does, which does not know of the half line.
+                other.write(path.read_bytes().splitlines(keepends=True)[0])
         vmm.query(3, smaps=False)
     entries, problems = read([str(path)])
-    assert [entry.record["method"] for entry in entries] == ["query", "query", "query", "close"]
+    queries = 3 if by_another else 2
+    assert [entry.record["method"] for entry in entries] == ["query"] * queries + ["close"]
     assert [(problem.line, problem.killed) for problem in problems] == [(2, False)]
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line and number != 2:
+            json.loads(line)
 
 
 def test_a_disk_that_is_full_between_the_two_lines_leaves_a_warning(tmp_path: Path) -> None:
