@@ -5,8 +5,9 @@ of the user's is asked if there is one, and otherwise the default answers. Ready
 and come before all others. What is denied is ``SecurityDisallow``, names the method and the rule,
 and has changed nothing.
 
-A policy inside a process guards against mistakes, and against components that use this package.
-Native code and ``ctypes`` in the same process go past it.
+A policy inside a process guards against mistakes, and against components that use this package as
+it is. Native code and ``ctypes`` in the same process go past it, and so does who replaces functions
+of this package, or takes a buffer's descriptor out of ``/proc/self/fd``.
 """
 
 from __future__ import annotations
