@@ -716,6 +716,7 @@ def test_half_a_last_line_is_skipped_and_told(tmp_path: Path) -> None:
         ("WHOLE:sid='x'", "sid is of a wrong type"),
         ("WHOLE:peer=[1, 2]", "peer is not three numbers"),
         ("WHOLE:v=2", "of another version"),
+        pytest.param("x" * (9 << 20), "longer than 4194304 bytes", id="long"),
     ],
 )
 def test_a_corrupt_line_is_named_and_nothing_else_is_lost(
