@@ -156,6 +156,16 @@ def test_only_limits_limit_a_vmm(vmm: VMM, value: Limits) -> None:
         vmm.limits = None  # type: ignore[assignment]
 
 
+def test_limits_that_do_not_tell_their_bounds_or_tell_none_are_refused(vmm: VMM) -> None:
+    changed = Limits(regions=1)
+    object.__setattr__(changed, "regions", -1)
+    for value, reason in ((Limits.__new__(Limits), "does not tell"), (changed, "is negative")):
+        with pytest.raises(InvalidArgument, match=reason):
+            vmm.limits = value
+        with pytest.raises(InvalidArgument, match=reason):
+            VMM(limits=value)
+
+
 def test_a_vmm_tells_its_limits(vmm: VMM) -> None:
     assert vmm.limits == Limits.unlimited()
     vmm.limits = Limits(regions=1, mdl_bytes=2**64 - 2)
