@@ -118,8 +118,12 @@ def prepare_output() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             # Kept back until it is flushed, under PYTHONUNBUFFERED too: argparse takes no notice
-            # of a write that fails.
-            stream.reconfigure(errors="backslashreplace", write_through=False)
+            # of a write that fails. What is said on standard error comes at once all the same.
+            stream.reconfigure(
+                errors="backslashreplace",
+                write_through=False,
+                line_buffering=True if name == "stderr" else None,
+            )
 
 
 if __name__ == "__main__":
