@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 1 << 20
 TIB = 1 << 40
+#: So much memory a victim may have.
+BOUND = 32 * MIB
+#: And so much of it the package's own records take, at the largest scale.
+RECORDS = 40 * MIB
 #: So much the machine's free memory changes by what others do meanwhile.
 SWAYING = 4 << 30
 RW = VmmFlags.READ | VmmFlags.WRITE
@@ -37,11 +41,11 @@ class Victim:
             limits=Limits(
                 regions=20_000 * scale,
                 reserved=8 * TIB,
-                committed=32 * MIB * scale,
-                locked=32 * MIB * scale,
+                committed=BOUND * scale,
+                locked=BOUND * scale,
                 mappings=40_000 * scale,
                 mdls=2_000 * scale,
-                mdl_bytes=32 * MIB * scale,
+                mdl_bytes=BOUND * scale,
                 mdl_mappings=5_000 * scale,
                 handles=20_000 * scale,
             )
@@ -143,9 +147,9 @@ def attack(name: str, scale: int = 1) -> None:
     for use in victim.vmm.usage():
         assert use.bound is not None
         assert use.used <= use.bound
-    # The memory of pages and of buffers, and the package's records of all the rest.
+    # The memory of pages or of buffers, and the package's records.
     grown = resident() - before
-    assert grown <= 96 * MIB * scale, f"this process has {grown} bytes more"
+    assert grown <= BOUND * scale + RECORDS, f"this process has {grown} bytes more"
     assert free - available() <= SWAYING, "the machine has less"
     for _ in range(3):
         with suppress(QuotaExceeded):

@@ -318,7 +318,27 @@ def test_a_file_that_cannot_be_opened_leaves_no_audit_or_one_that_warns(tmp_path
             vmm.allocate(0, PAGE, RESERVED)
 
 
-def test_half_a_line_that_a_full_disk_left_spoils_no_other(tmp_path: Path) -> None:
+def test_a_file_that_was_deleted_cannot_be_written_and_one_that_was_renamed_can(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "calls.jsonl"
+    with VMM(audit=Audit(path)) as vmm:
+        vmm.query(1, smaps=False)
+        renamed = path.rename(tmp_path / "calls.jsonl.1")
+        vmm.query(2, smaps=False)
+        assert len(renamed.read_bytes().splitlines()) == 4
+        renamed.unlink()
+        with (
+            pytest.warns(RuntimeWarning, match="No such file"),
+            pytest.raises(SecurityDisallow, match="cannot be written"),
+        ):
+            vmm.query(3, smaps=False)
+
+
+@pytest.mark.parametrize("by_another", [False, True])
+def test_half_a_line_that_a_full_disk_left_spoils_no_other(
+    tmp_path: Path, by_another: bool
+) -> None:
     path = tmp_path / "calls.jsonl"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with VMM(audit=Audit(path, failure="continue")) as vmm:
@@ -329,13 +349,18 @@ def test_half_a_line_that_a_full_disk_left_spoils_no_other(tmp_path: Path) -> No
                 vmm.query(2, smaps=False)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        with Path(path).open("ab") as other:
-            # As another process does, which does not know of the half line.
-            other.write(path.read_bytes().splitlines(keepends=True)[0])
+        if by_another:
+            with Path(path).open("ab") as other:
+                # As another process does, which does not know of the half line.
+                other.write(path.read_bytes().splitlines(keepends=True)[0])
         vmm.query(3, smaps=False)
     entries, problems = read([str(path)])
-    assert [entry.record["method"] for entry in entries] == ["query", "query", "query", "close"]
+    queries = 3 if by_another else 2
+    assert [entry.record["method"] for entry in entries] == ["query"] * queries + ["close"]
     assert [(problem.line, problem.killed) for problem in problems] == [(2, False)]
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line and number != 2:
+            json.loads(line)
 
 
 def test_a_disk_that_is_full_between_the_two_lines_leaves_a_warning(tmp_path: Path) -> None:
@@ -691,6 +716,7 @@ def test_half_a_last_line_is_skipped_and_told(tmp_path: Path) -> None:
         ("WHOLE:sid='x'", "sid is of a wrong type"),
         ("WHOLE:peer=[1, 2]", "peer is not three numbers"),
         ("WHOLE:v=2", "of another version"),
+        pytest.param("x" * (9 << 20), "longer than 4194304 bytes", id="long"),
     ],
 )
 def test_a_corrupt_line_is_named_and_nothing_else_is_lost(

@@ -157,6 +157,16 @@ def test_only_limits_limit_a_vmm(vmm: VMM, value: Limits) -> None:
         vmm.limits = None  # type: ignore[assignment]
 
 
+def test_limits_that_do_not_tell_their_bounds_or_tell_none_are_refused(vmm: VMM) -> None:
+    changed = Limits(regions=1)
+    object.__setattr__(changed, "regions", -1)
+    for value, reason in ((Limits.__new__(Limits), "does not tell"), (changed, "is negative")):
+        with pytest.raises(InvalidArgument, match=reason):
+            vmm.limits = value
+        with pytest.raises(InvalidArgument, match=reason):
+            VMM(limits=value)
+
+
 def test_a_vmm_tells_its_limits(vmm: VMM) -> None:
     assert vmm.limits == Limits.unlimited()
     vmm.limits = Limits(regions=1, mdl_bytes=2**64 - 2)
@@ -557,6 +567,16 @@ def test_what_cuts_runs_is_refused_at_the_bound(vmm: VMM, call: str) -> None:
     vmm._check()
 
 
+def test_a_regions_ends_can_be_given_back_at_the_bound(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, COMMIT)
+    for bound, first in ((1, va), (0, va + SIZE - PAGE)):
+        vmm.limits = Limits(mappings=bound)
+        vmm.free(first, PAGE)
+        assert used(vmm)["mappings"] == 1
+    refusal(lambda: vmm.free(va + 3 * PAGE, PAGE))
+    vmm._check()
+
+
 def test_ranges_are_counted_together_and_all_are_refused(vmm: VMM) -> None:
     va = vmm.allocate(0, 64 * PAGE, RESERVE)
     locked = vmm.allocate(0, SIZE, RESERVE | LOCKED)
@@ -597,6 +617,35 @@ def test_committing_committed_pages_takes_nothing(vmm: VMM) -> None:
     vmm.limits = Limits(committed=SIZE)
     vmm.commit(va, SIZE)
     vmm.commit_ranges([(va, SIZE)])
+
+
+def test_a_commit_cuts_no_pages_that_a_view_holds(vmm: VMM) -> None:
+    va = vmm.allocate(0, SIZE, RESERVE)
+    vmm.commit(va, SIZE // 2)
+    view = vmm.view(va, SIZE // 2)
+    assert used(vmm)["mappings"] == 2
+    vmm.commit(va + PAGE, PAGE)
+    vmm.commit_ranges([(va + PAGE, PAGE), (va + 3 * PAGE, PAGE)])
+    assert used(vmm)["mappings"] == 2
+    vmm.limits = Limits(mappings=3)
+    # Into reserved pages, each of which would be a run of its own.
+    apart = [(va + SIZE // 2 - PAGE, 2 * PAGE), (va + SIZE // 2 + 2 * PAGE, PAGE)]
+    refusal(lambda: vmm.commit_ranges(apart))
+    refusal(lambda: vmm.view(va + PAGE, PAGE))
+    assert used(vmm)["mappings"] == 2
+    vmm._check()
+    view.release()
+
+
+def test_ranges_that_are_refused_leave_no_chunk_open_that_was_closed(vmm: VMM) -> None:
+    first = vmm.allocate(0, SIZE, RESERVE)
+    second = vmm.allocate(0, SIZE, RESERVE)
+    vmm.limits = Limits(mappings=4)
+    # To hold the first range cuts it off, which makes four runs: enough for guards.
+    with rule(1 << 40, 4):
+        refusal(lambda: vmm.commit_ranges([(first + PAGE, PAGE), (second + PAGE, PAGE)]))
+    assert used(vmm)["mappings"] == 2
+    vmm._check()
 
 
 def test_a_bound_below_what_there_is_holds_from_then_on(vmm: VMM) -> None:

@@ -11,7 +11,7 @@ import pickle
 import socket
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -196,6 +196,8 @@ def test_what_is_allowed_is_done_as_without_a_policy() -> None:
         vmm.handle_revoke(buffer)
         vmm.handle_close(clone)
         vmm.free(va + PAGE, 3 * PAGE)
+        vmm.limits = vmm.limits.replace(regions=7)
+        assert (vmm.limits.regions, vmm.usage().regions) == (7, Use(2, 7))
         vmm._check()
 
 
@@ -340,6 +342,34 @@ def test_a_vmm_takes_no_other_policy_and_no_attribute() -> None:
                 setattr(vmm, name, None)
         with pytest.raises(SecurityDisallow):
             vmm.allocate(0, PAGE, RESERVED)
+
+
+def test_who_is_given_limits_and_meanwhile_a_policy_asks_that_about_them() -> None:
+    vmm = VMM.__new__(VMM)
+
+    class Sly(Limits):
+        """Bounds that make the VMM when somebody looks at them."""
+
+        __slots__ = ()
+        armed: ClassVar = False
+
+        @property
+        def regions(self) -> int:
+            """One."""
+            if Sly.armed:
+                Sly.armed = False
+                vmm.__init__(policy=DENY_ALL)  # type: ignore[misc]
+            return 1
+
+        @regions.setter
+        def regions(self, _: object) -> None:
+            """Keep to it."""
+
+    sly = Sly()
+    Sly.armed = True
+    with pytest.raises(SecurityDisallow, match=r"^limits: "):
+        vmm.__init__(limits=sly)  # type: ignore[misc]
+    vmm.close()
 
 
 def test_a_policy_does_not_change() -> None:
@@ -539,6 +569,38 @@ def test_only_true_allows(answer: object) -> None:
     ):
         vmm.allocate(0, PAGE, RESERVED)
     assert ("no such thing" in str(caught.value)) == (answer == "no such thing")
+
+
+class Nameless:
+    """A callable that does not say what it is called, and whose answer no text can be made of."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Nothing else."""
+        raise KeyError(name)
+
+    def __call__(self, _: Question) -> str:
+        """Deny, in a text that fails when it is written."""
+        return Mute("no")
+
+
+class Mute(str):
+    """A text that cannot be put in another one."""
+
+    __slots__ = ()
+
+    def __format__(self, _: str) -> str:
+        """Fail."""
+        raise KeyError
+
+    __str__ = __format__  # type: ignore[assignment]
+
+
+def test_a_callable_is_denied_by_whatever_it_is_called() -> None:
+    with (
+        VMM(policy=Policy(ask=Nameless())) as vmm,
+        pytest.raises(SecurityDisallow, match=r"rule: Nameless: no\)"),
+    ):
+        vmm.allocate(0, PAGE, RESERVED)
 
 
 def test_a_policy_that_raises_denies_and_its_exception_is_the_cause() -> None:
@@ -916,6 +978,27 @@ def test_a_file_that_is_no_policy_is_refused_with_line_and_reason(
     assert str(problem) == f"Policy: {where}: {problem.reason}"
     copy = pickle.loads(pickle.dumps(problem))  # noqa: S301
     assert (type(copy), str(copy), copy.line) == (PolicyError, str(problem), line)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        pytest.param("\nx = " + "9" * 5000, 2, "too many digits", id="digits"),
+        pytest.param(
+            '[[rule]]\ndeny = ["free"]\nmax_size = 0x' + "f" * 9999, 3, "is a int, not", id="bits"
+        ),
+        pytest.param(
+            "[[rule]]\nallow" + ".a" * 2000 + " = 1", 2, "is a dict, not a list", id="depth"
+        ),
+        pytest.param("ready = [\n" + '"x",\n' * 9999 + "]", None, "ready rule 'x'", id="lines"),
+    ],
+)
+def test_values_out_of_all_proportion_are_refused_soon(
+    tmp_path: Path, text: str, line: int | None, words: str
+) -> None:
+    with pytest.raises(PolicyError, match=words) as caught:
+        Policy.from_toml(write_policy(tmp_path, text))
+    assert caught.value.line == line
 
 
 def test_files_of_bytes_and_files_too_long_are_refused(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ COMMITS = [
         ("opens two chunks", reserved, 6, 4, "malloc madvise mprotect"),
         ("behind a guard", opened, 0, 1, "malloc madvise"),
         ("behind guards", with_hole, 2, 2, "madvise"),
-        ("committed and behind guards", with_hole, 1, 4, "malloc madvise"),
+        ("committed and behind guards", with_hole, 1, 4, "madvise"),
         ("of all in an open chunk", opened, 0, HALF, "malloc madvise"),
         ("an open chunk and a closed one", opened, 4, 9, "malloc madvise mprotect"),
         ("of all in two open chunks", both_opened, 0, 16, "malloc madvise"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "Problem", "read"]
 
+LONGEST_LINE: Final = 4 << 20
+"""Bytes; a policy's names, which are the longest there is, come out of a file of 1 MiB."""
 NUMBER: Final = (int,)
 NUMBER_OR_NONE: Final = (int, type(None))
 TEXT_OR_NONE: Final = (str, type(None))
@@ -100,10 +103,18 @@ def key_of(entry: Entry) -> tuple[int, int, int]:
 def lines_of(path: str) -> Iterator[Entry | Problem]:
     """What each line of a file says."""
     with Path(path).open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number in count(1):
+            line = file.readline(LONGEST_LINE)
+            if not line:
+                return
+            whole = line.endswith(b"\n")
+            if not whole and len(line) == LONGEST_LINE:
+                yield Problem(path, number, f"longer than {LONGEST_LINE} bytes", killed=False)
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST_LINE)
+                continue
             if not line.strip():
                 continue
-            whole = line.endswith(b"\n")
             record, reason = parsed(line)
             if record is None:
                 yield Problem(

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SyntaxProblem", "line_of", "parse"]
 
+MOST_EFFORT = 1_000_000
+"""Lines that are parsed at most, again and again, to find one: some seconds."""
+
 
 class SyntaxProblem(ValueError):  # noqa: N818  a finding, as in errors.py
     """A text is no TOML: the line, counted from 1, and why."""
@@ -43,6 +46,11 @@ def parse(data: bytes) -> tuple[str, dict[str, Any]]:
         found = re.search(r"\(at line (\d+), column \d+\)$", reason)
         line = int(found[1]) if found else max(1, len(text.splitlines()))
         raise SyntaxProblem(reason, line) from None
+    except ValueError:
+        # Python's own, which tells no line.
+        digits = re.search(r"[0-9_]{1000}", text)
+        line = text.count("\n", 0, digits.start()) + 1 if digits else 1
+        raise SyntaxProblem("a number of too many digits", line) from None
     except RecursionError:
         raise SyntaxProblem("nested too deeply", 1) from None
 
@@ -56,7 +64,7 @@ def line_of(text: str, path: Sequence[str | int]) -> int | None:
             is not there, its nearest container is meant.
 
     Returns:
-        None where nothing of it is there.
+        None where nothing of it is there, and where values of very many lines hide it.
     """
     lines = text.replace("\r\n", "\n").split("\n")
     while path:
@@ -66,14 +74,22 @@ def line_of(text: str, path: Sequence[str | int]) -> int | None:
     return None
 
 
-def first_line(lines: list[str], path: Sequence[str | int]) -> int:
-    """Where a thing begins that the lines have."""
+def first_line(lines: list[str], path: Sequence[str | int]) -> int | None:
+    """Where a thing begins that the lines have; None if that takes too long to find."""
     # The first ``without`` lines lack it, the first ``enough`` have it, and no number from
     # ``unknown`` on up to that one makes a text that parses.
     without, unknown, enough = 0, len(lines), len(lines)
+    effort = 0
     while unknown - without > 1:
+        taken = None
         middle = (without + unknown) // 2
-        taken = next((n for n in range(middle, unknown) if parsed(lines[:n]) is not None), None)
+        for number in range(middle, unknown):
+            effort += number
+            if effort > MOST_EFFORT:
+                return None
+            if parsed(lines[:number]) is not None:
+                taken = number
+                break
         if taken is None:
             unknown = middle
         elif has(lines[:taken], path):

@@ -5,8 +5,9 @@ of the user's is asked if there is one, and otherwise the default answers. Ready
 and come before all others. What is denied is ``SecurityDisallow``, names the method and the rule,
 and has changed nothing.
 
-A policy inside a process guards against mistakes, and against components that use this package.
-Native code and ``ctypes`` in the same process go past it.
+A policy inside a process guards against mistakes, and against components that use this package as
+it is. Native code and ``ctypes`` in the same process go past it, and so does who replaces functions
+of this package, or takes a buffer's descriptor out of ``/proc/self/fd``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["READY", "Policy", "PolicyError", "Question", "Rule"]
 
 LONGEST_FILE: Final = 1 << 20
+LONGEST_TEXT: Final = 60
 MOST: Final = 2**64 - 1
 MOST_ID: Final = 2**32 - 2
 ANSWERS: Final = ("allow", "deny")
@@ -276,7 +278,7 @@ class Policy(RuleTable):
         if audit_failure is not None:
             one_of(audit_failure, FAILURES, "audit_failure")
         if ask is not None and not callable(ask):
-            raise FlawError(f"{ask!r} cannot be called", "ask")
+            raise FlawError(f"{shown(ask)} cannot be called", "ask")
         readied = compiled_ready(ready)
         compiled = readied + [
             compile_rule(rule, number, len(readied)) for number, rule in enumerate(rules)
@@ -407,7 +409,7 @@ def compiled_ready(ready: list[str]) -> list[Compiled]:
 def compile_rule(rule: object, number: int, before: int) -> Compiled:
     """A rule of the user's, the first of which is number 0, in numbers."""
     if not isinstance(rule, Rule):
-        raise FlawError(f"{rule!r} is no Rule", "rule", number)
+        raise FlawError(f"{shown(rule)} is no Rule", "rule", number)
     name = rule.name
     if name is None:
         name = f"rule {number + 1}"
@@ -513,7 +515,7 @@ def sizes_of(rule: Rule, *path: str | int) -> tuple[int, int]:
         if value is None:
             value = otherwise
         elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
-            raise FlawError(f"{key} is {value!r}, not 0 to 2**64 - 1 bytes", *path, key)
+            raise FlawError(f"{key} is {shown(value)}, not 0 to 2**64 - 1 bytes", *path, key)
         bounds.append(value)
     if bounds[0] > bounds[1]:
         raise FlawError(
@@ -531,11 +533,20 @@ def ids_of(value: object, *path: str | int) -> frozenset[int]:
     ids = set()
     for each in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each <= MOST_ID:
-            raise FlawError(f"{each!r} is no number of a user or group", *path)
+            raise FlawError(f"{shown(each)} is no number of a user or group", *path)
         ids.add(each)
     if not ids:
         raise FlawError("an empty list matches nobody", *path)
     return frozenset(ids)
+
+
+def shown(value: object) -> str:
+    """A value in a message, or its type where its text is long or cannot be had."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  a number of too many digits, a table too deep, anybody's code
+        text = ""
+    return text if 0 < len(text) <= LONGEST_TEXT else f"a {type(value).__name__}"
 
 
 def is_text(value: object) -> bool:
@@ -553,7 +564,7 @@ def truth_of(value: object, *path: str | int) -> bool:
 def names_in(value: object, *path: str | int) -> tuple[str, ...]:
     """A list of names."""
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise FlawError(f"{path[-1]} is {value!r}, not a list of names", *path)
+        raise FlawError(f"{path[-1]} is {shown(value)}, not a list of names", *path)
     return tuple(value)
 
 
@@ -562,7 +573,7 @@ def one_of(value: object, known: Sequence[str], key: str) -> None:
     if not isinstance(value, str) or value not in known:
         words = " or ".join(map(repr, known))
         close = suggestion(value, known) if isinstance(value, str) else ""
-        raise FlawError(f"{key} is {value!r}, not {words}{close}", key)
+        raise FlawError(f"{key} is {shown(value)}, not {words}{close}", key)
 
 
 def check_reachable(compiled: list[Compiled], readied: int) -> None:

@@ -11,7 +11,7 @@ from vmm_linux._plan cimport Plan
 
 cdef class AddressSpace:
     cdef Mutex *mutex
-    cdef readonly Ledger ledger
+    cdef Ledger ledger
     cdef readonly bint closed
     cdef Buffers buffers
     cdef uint64_t bounds[FIGURES]
@@ -56,6 +56,8 @@ cdef class AddressSpace:
     cdef Answer place(self, const Request *request, Run run, int fd,
                       uint64_t offset) noexcept nogil
     cdef Answer unguard(self, Runs.iterator run, uintptr_t va, uintptr_t end) noexcept nogil
+    cdef Answer commit_by_mappings(self, uint32_t flags, Runs.iterator run, uintptr_t va,
+                                   uintptr_t end) noexcept nogil
     cdef bint commit_by_guards(self, Chunk chunk, uintptr_t va, uintptr_t end) noexcept nogil
     cdef Answer check_decommit(self, Runs.iterator run, uintptr_t va,
                                uintptr_t end) noexcept nogil

@@ -387,11 +387,13 @@ cdef class AddressSpace:
     cdef Answer commit(self, Regions.iterator region, uintptr_t va,
                        uintptr_t end) noexcept nogil:
         """Commit the reserved pages of the range."""
-        cdef Plan plan
         cdef Runs.iterator run = self.ledger.run_at(va)
         cdef uint32_t flags = dereference(region).second.flags
-        cdef Chunk chunk = chunks_of(region, va, end)
+        cdef Chunk chunk
         cdef Answer answer
+        if not self.ledger.narrow(&run, &va, &end):
+            return done()
+        chunk = chunks_of(region, va, end)
         if not self.is_easily_committed(run, va, end):
             answer = self.room_for_commit(run, va, end)
             if answer.reason != DONE:
@@ -401,6 +403,12 @@ cdef class AddressSpace:
         if (suits(self.ledger, flags, run, chunk, va, end)
                 and self.commit_by_guards(chunk, va, end)):
             return done()
+        return self.commit_by_mappings(flags, run, va, end)
+
+    cdef Answer commit_by_mappings(self, uint32_t flags, Runs.iterator run, uintptr_t va,
+                                   uintptr_t end) noexcept nogil:
+        """Commit the reserved pages of the range, from a run on, and open no chunk for that."""
+        cdef Plan plan
         if not self.ledger.isolate_from(&run, va, end):
             return self.no_run()
         if not plan_commit(self.ledger, flags, run, end, plan):
@@ -426,7 +434,8 @@ cdef class AddressSpace:
         cdef Plan plan
         cdef uint64_t mappings
         cdef uint32_t access = opening_access(self.ledger, va, end)
-        if access == 0:
+        cdef Runs.iterator run = self.ledger.run_at(chunk.start)
+        if access == 0 or not self.ledger.narrow(&run, &chunk.start, &chunk.end):
             return False
         if (self.ledger.isolate(chunk.start, chunk.end) and self.ledger.isolate(va, end)
                 and plan_opening(self.ledger, chunk, va, end, access, plan)
@@ -559,8 +568,10 @@ cdef class AddressSpace:
                 answer = self.room_for(MDL_MAPPINGS, 1)
             if answer.reason != DONE:
                 return answer
-        if not self.ledger.isolate_from(&run, va, end):
-            return self.no_run()
+            if not self.ledger.isolate_from(&run, va, end):
+                return self.no_run()
+        elif not self.ledger.isolate_to_remove(&run, va, end):
+            return refused(NO_LEDGER_MEMORY)
         result = self.forget(region, run, end)
         if result < 0:
             self.ledger.coalesce_from(run, end)

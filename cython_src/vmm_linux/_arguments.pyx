@@ -91,7 +91,12 @@ cdef object plain_limits(str method, object value):
     """``Limits`` of the package's own class, whose bounds nobody computes."""
     if not isinstance(value, Limits):
         raise InvalidArgument(method, f"limits is {describe(value)}, not Limits(...)")
-    return Limits(**{figure: getattr(value, figure) for figure in FIGURES})
+    try:
+        bounds = {figure: getattr(value, figure) for figure in FIGURES}
+    except Exception as problem:
+        raise InvalidArgument(
+            method, f"limits is {describe(value)}, which does not tell its bounds") from problem
+    return Limits(**bounds)
 
 
 cdef object tristate(str method, str name, object value):

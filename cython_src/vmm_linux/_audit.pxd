@@ -30,6 +30,7 @@ cdef class Audit:
     cdef int fd                         # -1: none, or it could not be opened
     cdef uint64_t device
     cdef uint64_t inode
+    cdef bint linked                    # whether it had a name when it was opened
     cdef bint torn                      # whether the last line in the file is a half one
     cdef bint warned
     cdef set logging                    # threads whose record is just going to the logger

@@ -8,7 +8,7 @@ made.
 
 cimport cython
 from cpython.exc cimport PyErr_WriteUnraisable
-from libc.errno cimport EBADF, EINTR, ENOSPC, errno
+from libc.errno cimport EBADF, EINTR, ENOENT, ENOSPC, errno
 from libc.stdint cimport int64_t, uint64_t
 from posix.fcntl cimport O_APPEND, O_CLOEXEC, O_CREAT, O_NOCTTY, O_NONBLOCK, O_WRONLY
 from posix.stat cimport fstat, struct_stat
@@ -215,6 +215,7 @@ cdef class Audit:
         if fstat(self.fd, &found) == 0:
             self.device = found.st_dev
             self.inode = found.st_ino
+            self.linked = found.st_nlink != 0
 
     def history(self):
         """The last records, the oldest first: a tuple."""
@@ -298,6 +299,8 @@ cdef class Audit:
             return EBADF
         if found.st_dev != self.device or found.st_ino != self.inode:
             return EBADF        # somebody closed the descriptor, and the number is another file's
+        if self.linked and found.st_nlink == 0:
+            return ENOENT       # it was deleted, and nobody would ever read the line
         if self.torn:
             text = b"\n" + text
         start = text

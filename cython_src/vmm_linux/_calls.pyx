@@ -8,16 +8,17 @@ turned into a number once, and the number is what goes on. Python code of the ca
 cimport cython
 from libc.stdint cimport uint64_t
 
-from vmm_linux._arguments cimport contiguous, iterate, number, pair, plain_limits, tristate
-from vmm_linux._handles cimport rights_of
-from vmm_linux._vocabulary cimport (
-    FLAG_FIXED,
-    FLAG_HIGH_GUARD,
-    FLAG_LOCKED,
-    FLAG_LOW_GUARD,
-    FLAG_RWX_MASK,
-    RIGHT_ALL,
+from vmm_linux._arguments cimport (
+    MAP_FLAGS,
+    contiguous,
+    iterate,
+    number,
+    pair,
+    plain_limits,
+    tristate,
 )
+from vmm_linux._handles cimport rights_of
+from vmm_linux._vocabulary cimport FLAG_LOCKED, FLAG_RWX_MASK, RIGHT_ALL
 
 from enum import Enum
 from socket import SocketType
@@ -63,9 +64,6 @@ class Method(NamedTuple):
         """Whether an argument is of this kind."""
         return any(each is kind for _, each in self.arguments)
 
-
-cdef enum:
-    MAP_FLAGS = FLAG_RWX_MASK | FLAG_LOCKED | FLAG_LOW_GUARD | FLAG_HIGH_GUARD | FLAG_FIXED
 
 cdef tuple RANGE = (("va", Kind.NUMBER), ("size", Kind.SIZE))
 
@@ -158,7 +156,7 @@ cdef str name_of(int call):
 cdef tuple normalised(int call, tuple arguments, Facts *facts):
     """The arguments of a call as the plain numbers that they stand for; what rules look at.
 
-    Buffers become memoryviews, which hold their bytes and their size, ranges a list of pairs.
+    Buffers become memoryviews, which hold their bytes and their size, ranges a tuple of pairs.
 
     Errors:
         INVALID_ARGUMENT: what has no number, in the words of the method itself.
@@ -215,7 +213,7 @@ cdef object one(str method, str name, int kind, object value, Facts *facts):
     return found
 
 
-cdef list plain_ranges(str method, object ranges, Facts *facts):
+cdef tuple plain_ranges(str method, object ranges, Facts *facts):
     """Pairs of plain numbers; ``facts.size`` is their sum, or the most there is."""
     cdef list plain = []
     cdef uint64_t start, length
@@ -225,7 +223,7 @@ cdef list plain_ranges(str method, object ranges, Facts *facts):
         length = number(method, "size", size)
         facts.size = facts.size + length if length <= UNBOUNDED - facts.size else UNBOUNDED
         plain.append((start, length))
-    return plain
+    return tuple(plain)
 
 
 cdef dict as_numbers(int call, tuple arguments):

@@ -62,16 +62,17 @@ cdef class Client(Watched):
             INVALID_OPERATION: this VMM has been made already, with others.
             OSError: a file of the environment cannot be opened.
         """
-        cdef bint is_new = not self.is_settled
+        cdef bint was_settled = self.is_settled
+        cdef bint settled = False
         try:
             if limits is not None:
                 limits = plain_limits("VMM", limits)
-            self.settle(policy, audit)
+            settled = self.settle(policy, audit)
         except BaseException:
-            self.warned = self.warned or is_new     # nobody gets it who could close it
+            self.warned = self.warned or not was_settled    # nobody gets it who could close it
             raise
         if limits is not None:
-            if is_new:
+            if settled:
                 do_set_limits(self, limits)
             else:
                 self.limits = limits
@@ -80,14 +81,18 @@ cdef class Client(Watched):
         """Say once who is to be asked and told, and bound what nobody has bounded yet."""
         if not self.is_settled:
             look_up_defaults()
-            set_bounds(self.space, defaults)
-        return Watched.settle(self, policy, audit)
+        if not Watched.settle(self, policy, audit):
+            return False
+        set_bounds(self.space, defaults)
+        return True
 
     cdef object carry_out(self, int call, tuple a):
         """Carry out what every VMM has."""
         if call == CALL_LIMITS:
             return do_set_limits(self, a[0])
-        return do_close(self)
+        if call == CALL_CLOSE:
+            return do_close(self)
+        return Watched.carry_out(self, call, a)
 
     def __del__(self):
         self.warn_if_open()

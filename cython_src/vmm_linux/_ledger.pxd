@@ -87,7 +87,11 @@ cdef class Ledger:
     cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,
                            uintptr_t end) noexcept nogil
+    cdef bint isolate_to_remove(self, Runs.iterator *run, uintptr_t start,
+                                uintptr_t end) noexcept nogil
+    cdef bint narrow(self, Runs.iterator *run, uintptr_t *start, uintptr_t *end) noexcept nogil
     cdef bint cut_run(self, Runs.iterator *run, uintptr_t at) noexcept nogil
+    cdef void undo_cut(self, Runs.iterator right) noexcept nogil
     cdef Runs.iterator coalesce_from(self, Runs.iterator left, uintptr_t end) noexcept nogil
     cpdef void coalesce(self, uintptr_t start, uintptr_t end) noexcept nogil
     cpdef bint split(self, uintptr_t at) noexcept nogil

@@ -165,16 +165,50 @@ cdef class Ledger:
     cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,
                            uintptr_t end) noexcept nogil:
         """``isolate`` from the run that includes ``start``, then the one that starts there."""
+        cdef bint cut = dereference(run[0]).first < start
         cdef Runs.iterator last
-        if dereference(run[0]).first < start and not self.cut_run(run, start):
+        if cut and not self.cut_run(run, start):
             return False
         last = run[0]
         while dereference(last).second.end < end:
             preincrement(last)
         if dereference(last).second.end > end and not self.cut_run(&last, end):
-            self.coalesce_from(run[0], end)
+            if cut:
+                self.undo_cut(run[0])
             return False
         return True
+
+    cdef bint isolate_to_remove(self, Runs.iterator *run, uintptr_t start,
+                                uintptr_t end) noexcept nogil:
+        """``isolate_from`` of pages at a region's end, or all of it, which then are removed.
+
+        That leaves no more runs than there were, so the one that it takes meanwhile is no matter
+        of the limit: the kernel lets its own count pass for that, too.
+        """
+        cdef uint64_t most = self.most_mappings
+        cdef bint isolated
+        self.most_mappings = <uint64_t>-1
+        isolated = self.isolate_from(run, start, end)
+        self.most_mappings = most
+        return isolated
+
+    cdef bint narrow(self, Runs.iterator *run, uintptr_t *start, uintptr_t *end) noexcept nogil:
+        """Leave committed pages at both ends of a range out, from the run that includes ``start``.
+
+        So nobody cuts runs that stay as they are: those that views hold could not be joined again.
+        False where no page is reserved.
+        """
+        cdef Runs.iterator at = run[0]
+        cdef uintptr_t last = 0
+        while at != self.runs.end() and dereference(at).first < end[0]:
+            if dereference(at).second.state == STATE_RESERVED:
+                if last == 0:
+                    run[0] = at
+                    start[0] = max(start[0], dereference(at).first)
+                last = min(end[0], dereference(at).second.end)
+            preincrement(at)
+        end[0] = last
+        return last != 0
 
     cdef bint cut_run(self, Runs.iterator *run, uintptr_t at) noexcept nogil:
         """Cut a run inside it, and go on to its right part; false when memory is short."""
@@ -187,6 +221,13 @@ cdef class Ledger:
         dereference(run[0]).second.end = at
         run[0] = right
         return True
+
+    cdef void undo_cut(self, Runs.iterator right) noexcept nogil:
+        """Undo ``cut_run``, whether or not a view holds the run."""
+        cdef Runs.iterator left = right
+        predecrement(left)
+        dereference(left).second.end = dereference(right).second.end
+        self.runs.erase(right)
 
     cpdef void coalesce(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """Join the runs in and around ``[start, end)`` that are alike."""

@@ -47,7 +47,7 @@ from vmm_linux._calls cimport (
     CALL_VIEW,
     CALL_WRITE,
 )
-from vmm_linux._client cimport Client, check_open, do_close
+from vmm_linux._client cimport Client, check_open
 from vmm_linux._query cimport query
 from vmm_linux._ranges cimport Ranges, add_range
 from vmm_linux._views cimport pinned_view
@@ -87,7 +87,7 @@ cdef class MemoryMethods(Client):
         return do_allocate(self, addr, size, flags)
 
     cdef object carry_out(self, int call, tuple a):
-        """Carry out one of these methods, or close."""
+        """Carry out one of these methods, or what every VMM has."""
         if call == CALL_ALLOCATE:
             return do_allocate(self, a[0], a[1], a[2])
         if call == CALL_COMMIT:
@@ -110,7 +110,7 @@ cdef class MemoryMethods(Client):
             return do_read(self, a[0], a[1])
         if call == CALL_WRITE:
             return do_write(self, a[0], a[1])
-        return do_close(self)
+        return Client.carry_out(self, call, a)
 
     cdef int change(self, Method method, str name, object va, object size,
                     uint64_t flags) except -1:

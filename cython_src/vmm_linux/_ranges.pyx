@@ -201,6 +201,9 @@ cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
         if answer.reason != DONE:
             break
         run = space.ledger.run_near(run, dereference(ranges)[i].start)
+        if not space.ledger.narrow(
+                &run, &dereference(ranges)[i].start, &dereference(ranges)[i].end):
+            continue
         if all_guarded(space.ledger, run, dereference(ranges)[i].end):
             if not append_or_fail(guarded, dereference(ranges)[i]):
                 answer = refused(NO_LEDGER_MEMORY)
@@ -251,9 +254,10 @@ cdef Answer commit_one(AddressSpace space, Ranges *ranges, size_t i, Ranges *hel
     """Commit the i-th range so that it can be undone."""
     cdef Range this = dereference(ranges)[i]
     cdef Regions.iterator region = space.ledger.region_at(this.start)
+    cdef uint32_t flags = dereference(region).second.flags
     cdef Chunk around = chunks_of(region, this.start, this.end)
     cdef bint opening = (
-        suits(space.ledger, dereference(region).second.flags, space.ledger.run_at(this.start),
+        suits(space.ledger, flags, space.ledger.run_at(this.start),
               around, this.start, this.end, islands_to_come(ranges, i, around.end))
         and opening_access(space.ledger, this.start, this.end) != 0)
     if not opening:
@@ -263,7 +267,9 @@ cdef Answer commit_one(AddressSpace space, Ranges *ranges, size_t i, Ranges *hel
         return space.no_run()
     if opening and space.commit_by_guards(around, this.start, this.end):
         return done()
-    return space.commit(region, this.start, this.end)
+    # Not by a chunk that is not held: to hold has cut runs, which could make one worth opening.
+    return space.commit_by_mappings(
+        flags, space.ledger.run_at(this.start), this.start, this.end)
 
 
 cdef size_t islands_to_come(Ranges *ranges, size_t i, uintptr_t end) noexcept nogil:
@@ -277,17 +283,19 @@ cdef size_t islands_to_come(Ranges *ranges, size_t i, uintptr_t end) noexcept no
 
 cdef bint hold(Ledger ledger, const Range &this, Chunk around, Ranges *held,
                SavedRuns *saved) noexcept nogil:
-    """Note what a commit of a range can change, in its chunk; false when memory is short.
+    """Note what a commit of a narrowed range can change, in its chunk; false when memory is short.
 
     These runs are pinned meanwhile: as they stay apart, the way back needs no memory.
     """
-    cdef Runs.iterator run
+    cdef Chunk closed = around
+    cdef Runs.iterator run = ledger.run_at(around.start)
     cdef SavedRun added
-    if not (hold_range(ledger, held, this.start, this.end)
-            and hold_range(ledger, held, around.start, around.end)):
+    if not (ledger.narrow(&run, &closed.start, &closed.end)
+            and hold_range(ledger, held, this.start, this.end)
+            and hold_range(ledger, held, closed.start, closed.end)):
         return False
-    run = ledger.runs.lower_bound(around.start)
-    while run != ledger.runs.end() and dereference(run).first < around.end:
+    run = ledger.runs.lower_bound(closed.start)
+    while run != ledger.runs.end() and dereference(run).first < closed.end:
         if dereference(run).second.state == STATE_RESERVED:
             added.start = dereference(run).first
             added.run = dereference(run).second

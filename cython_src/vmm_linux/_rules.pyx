@@ -54,7 +54,7 @@ cdef class RuleTable:
             rule.min_size, rule.max_size = sizes
             rule.uids, rule.gids, rule.other_user = peers
             for call in calls:
-                self.rules[call].push_back(rule)
+                self.rules.at(call).push_back(rule)     # an IndexError where there is none
                 if any(seals):
                     self.asks_seals[call] = True
                 if any(peers):

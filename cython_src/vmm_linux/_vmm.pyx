@@ -23,6 +23,7 @@ from vmm_linux._answer cimport (
     Request,
 )
 from vmm_linux._arguments cimport (
+    MAP_FLAGS,
     check_bits,
     check_bytes,
     check_fixed,
@@ -57,10 +58,7 @@ from vmm_linux._handles cimport rights_of
 from vmm_linux._mdl cimport HandleFacts, Parcel, close_parcel
 from vmm_linux._memory_methods cimport MemoryMethods
 from vmm_linux._vocabulary cimport (
-    FLAG_FIXED,
-    FLAG_HIGH_GUARD,
     FLAG_LOCKED,
-    FLAG_LOW_GUARD,
     FLAG_RWX_MASK,
     RIGHT_ALL,
     SEAL_FREEZE,
@@ -72,9 +70,6 @@ from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import Rights, Seal
 from vmm_linux.handles import Handle, HandleInfo
-
-cdef enum:
-    MAP_FLAGS = FLAG_RWX_MASK | FLAG_LOCKED | FLAG_LOW_GUARD | FLAG_HIGH_GUARD | FLAG_FIXED
 
 
 cdef class VMM(MemoryMethods):

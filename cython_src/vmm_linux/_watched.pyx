@@ -52,10 +52,13 @@ cdef class Watched:
         self.is_watched = True
 
     cdef int settle(self, object policy, object audit) except -1:
-        """Say once who is to be asked and told; who is not named comes from the environment."""
+        """Say once who is to be asked and told; who is not named comes from the environment.
+
+        Whether it was this call that said so.
+        """
         if self.is_settled:
             if policy is None and audit is None:
-                return 0
+                return False
             raise InvalidOperation(
                 "VMM", "a VMM keeps the policy and the audit that it was made with; make "
                 "another one")
@@ -68,14 +71,14 @@ cdef class Watched:
         elif not isinstance(audit, Audit) or not (<Audit>audit).made:
             raise InvalidArgument("VMM", f"audit is a {type(audit).__name__}, not an Audit")
         if self.is_settled:         # by another thread, while files were read
-            return 0
+            return False
         self.deciding = set()
         self.policy = policy
         self.audit = audit
         self.forbidden = self.policy.forbidden if policy is not None else 0
         self.is_watched = policy is not None or audit is not None
         self.is_settled = True
-        return 0
+        return True
 
     cdef object carry_out(self, int call, tuple arguments):
         """Carry out a method, whoever would be asked. The methods are those of classes above."""
@@ -176,7 +179,7 @@ cdef class Watched:
         """Ask the policy's callable: whether the call is allowed, by whom, and what it raised."""
         cdef Question question = Question.__new__(Question)
         cdef object asking = (getpid(), get_ident())
-        cdef str name = getattr(self.policy.ask, "__qualname__", type(self.policy.ask).__name__)
+        cdef str name = name_of_callable(self.policy.ask)
         question.vmm = self
         question.facts = facts[0]
         question.method = name_of(call)
@@ -190,7 +193,8 @@ cdef class Watched:
             self.deciding.discard(asking)
         if answer is True:
             return True, name, None
-        return False, f"{name}: {answer}" if isinstance(answer, str) else name, None
+        # No code of the answer's own is to run outside of the questioning.
+        return False, f"{name}: {str.__str__(answer)}" if isinstance(answer, str) else name, None
 
     # ---- what there is to know ------------------------------------------------------------------
 
@@ -228,6 +232,15 @@ cdef class Watched:
             record.sid = found.sid
             record.origin_sid = found.origin_sid if found.cloned else None
         return 0
+
+
+cdef str name_of_callable(object called):
+    """What a callable says that it is called, if it says that; else its class."""
+    try:
+        name = called.__qualname__
+    except Exception:
+        name = None
+    return name if type(name) is str else type(called).__name__
 
 
 cdef object policy_of_environment():
