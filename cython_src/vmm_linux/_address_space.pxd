@@ -28,8 +28,8 @@ cdef class AddressSpace:
                                 uint64_t seams=*) noexcept nogil
     cdef Answer room_for_commit(self, Runs.iterator run, uintptr_t va,
                                 uintptr_t end) noexcept nogil
-    cdef bint is_easily_committed(self, Runs.iterator run, uintptr_t va,
-                                  uintptr_t end) noexcept nogil
+    cdef Answer room_to_allocate(self, const Request *request) noexcept nogil
+    cdef bint is_easily_committed(self, uint64_t size) noexcept nogil
     cdef uint64_t reserved_bytes(self, Runs.iterator run, uintptr_t va,
                                  uintptr_t end) noexcept nogil
     cdef Answer no_run(self) noexcept nogil

@@ -189,6 +189,15 @@ cdef class AddressSpace:
             answer = self.room_for(MAPPINGS, 1 + seams + guards // _features.page_size())
         return answer
 
+    cdef Answer room_to_allocate(self, const Request *request) noexcept nogil:
+        """Whether a region may be made, and committed if that is asked for."""
+        cdef Answer answer = self.room_for_region(request)
+        if answer.reason == DONE and request.flags & FLAG_COMMIT:
+            answer = self.room_for(COMMITTED, request.size)
+            if answer.reason == DONE and request.flags & FLAG_LOCKED:
+                answer = self.room_for(LOCKED, request.size)
+        return answer
+
     cdef Answer room_for_commit(self, Runs.iterator run, uintptr_t va,
                                 uintptr_t end) noexcept nogil:
         """Whether the reserved pages of a range in one region, from a run on, may be committed."""
@@ -198,11 +207,10 @@ cdef class AddressSpace:
             answer = self.room_for(LOCKED, wish)
         return answer
 
-    cdef bint is_easily_committed(self, Runs.iterator run, uintptr_t va,
-                                  uintptr_t end) noexcept nogil:
-        """Whether all pages of the range fit even if each is reserved: then none is looked at."""
-        return (end - va + self.ledger.committed <= self.bounds[COMMITTED]
-                and not dereference(run).second.locked)
+    cdef bint is_easily_committed(self, uint64_t size) noexcept nogil:
+        """Whether so many bytes fit even if each is reserved, and locked: then none is looked at."""
+        return (size + self.ledger.committed <= self.bounds[COMMITTED]
+                and size + self.ledger.locked + self.buffers.locked <= self.bounds[LOCKED])
 
     cdef uint64_t reserved_bytes(self, Runs.iterator run, uintptr_t va,
                                  uintptr_t end) noexcept nogil:
@@ -335,13 +343,10 @@ cdef class AddressSpace:
         if (request.flags & FLAG_HUGE
                 and _features.lacks(_features.FEATURE_TRANSPARENT_HUGE_PAGES)):
             return refused(NO_HUGE_PAGES)
-        answer = self.room_for_region(request)
-        if answer.reason == DONE and request.flags & FLAG_COMMIT:
-            answer = self.room_for(COMMITTED, request.size)
-            if answer.reason == DONE and request.flags & FLAG_LOCKED:
-                answer = self.room_for(LOCKED, request.size)
-        if answer.reason != DONE:
-            return answer
+        if not is_easily_allocated(self, request):
+            answer = self.room_to_allocate(request)
+            if answer.reason != DONE:
+                return answer
         if request.flags & FLAG_SHAREABLE:
             backing = memory_object_new(request.size, request.flags & FLAG_EXECUTE != 0, &error)
             if backing == NULL:
@@ -394,7 +399,7 @@ cdef class AddressSpace:
         if not self.ledger.narrow(&run, &va, &end):
             return done()
         chunk = chunks_of(region, va, end)
-        if not self.is_easily_committed(run, va, end):
+        if not self.is_easily_committed(end - va):
             answer = self.room_for_commit(run, va, end)
             if answer.reason != DONE:
                 return answer
@@ -798,6 +803,18 @@ cdef class AddressSpace:
             if refusal == 0:
                 return 0
         return refusal
+
+cdef inline bint is_easily_allocated(AddressSpace self, const Request *request) noexcept nogil:
+    """Whether a region fits even with two guards: then it is not looked which limit it meets.
+
+    On the way of every ``allocate``, so without a call.
+    """
+    return (self.ledger.regions.size() < self.bounds[REGIONS]
+            and request.size + self.ledger.covered + (self.ledger.guards + 2) * PAGE_SIZE
+            <= self.bounds[RESERVED]
+            and self.ledger.mappings() + 3 <= self.bounds[MAPPINGS]
+            and (not request.flags & FLAG_COMMIT or self.is_easily_committed(request.size)))
+
 
 cdef bint is_of_unknown_length(Method method) noexcept nogil:
     """Whether a call may take or give back memory of which its request says nothing.

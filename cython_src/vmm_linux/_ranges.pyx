@@ -230,6 +230,11 @@ cdef Answer room_for_all(AddressSpace space, Ranges *ranges) noexcept nogil:
     cdef size_t i
     cdef Answer answer
     for i in range(ranges.size()):
+        committed += dereference(ranges)[i].end - dereference(ranges)[i].start
+    if space.is_easily_committed(committed):
+        return done()
+    committed = 0
+    for i in range(ranges.size()):
         run = space.ledger.run_near(run, dereference(ranges)[i].start)
         size = space.reserved_bytes(run, dereference(ranges)[i].start, dereference(ranges)[i].end)
         committed += size
