@@ -208,7 +208,7 @@ cdef class AddressSpace:
         return answer
 
     cdef bint is_easily_committed(self, uint64_t size) noexcept nogil:
-        """Whether so many bytes fit even if each is reserved, and locked: then none is looked at."""
+        """Whether so many bytes fit even if all are reserved and locked: then none is looked at."""
         return (size + self.ledger.committed <= self.bounds[COMMITTED]
                 and size + self.ledger.locked + self.buffers.locked <= self.bounds[LOCKED])
 

@@ -182,6 +182,8 @@ cdef class Audit:
         import logging
         if logger is None:
             logger = logging.getLogger("vmm_linux.audit")
+            if not logger.handlers:     # so that nobody's standard error gets what nobody asked for
+                logger.addHandler(logging.NullHandler())
         if not isinstance(logger, logging.Logger):
             raise InvalidArgument("Audit", f"logger is a {type(logger).__name__}, not a Logger")
         self.failure = failure
