@@ -658,7 +658,7 @@ def test_a_buffer_is_followed_through_processes(tmp_path: Path) -> None:
     ]
     assert (answer["sid"], answer["left_out"]) == (sid, [])
     shown = run("audit", "trace", str(sid), *map(str, files))
-    assert shown.stdout.endswith("Calls: 12, of 2 processes.\n")
+    assert shown.stdout.endswith("Calls: 12. Processes: 2.\n")
     assert "sealed FREEZE" in shown.stdout
 
 
@@ -702,7 +702,7 @@ def test_half_a_last_line_is_skipped_and_told(tmp_path: Path) -> None:
     shown = run("audit", "trace", str(sid), *map(str, files))
     assert shown.returncode == 0
     assert shown.stderr == f"vmm-linux audit: {files[0]}:{count}: half a line, the last one\n"
-    assert "Calls: 12," in shown.stdout
+    assert "Calls: 12." in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -733,7 +733,7 @@ def test_a_corrupt_line_is_named_and_nothing_else_is_lost(
     shown = run("audit", "trace", str(sid), str(path))
     assert shown.returncode == 1
     assert shown.stderr == f"vmm-linux audit: {path}:2: {reason}\n"
-    assert "Calls: 2, of 1 processes." in shown.stdout
+    assert "Calls: 2. Processes: 1." in shown.stdout
 
 
 def test_odd_values_in_a_file_are_shown_as_what_they_are(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from vmm_linux import (
     _vmm,
 )
 from vmm_linux._calls import METHODS
+from vmm_linux.audit import Audit
 from vmm_linux.errors import (
     InvalidArgument,
     InvalidOperation,
@@ -797,7 +798,7 @@ def test_nothing_is_writable_and_executable_under_w_xor_x() -> None:
 
 @pytest.mark.parametrize("flags", [COMMITTED, COMMITTED | VmmFlags.SHAREABLE])
 def test_no_page_of_a_buffer_becomes_executable(flags: VmmFlags) -> None:
-    with VMM(policy=Policy(ready=["no executable MDL"])) as vmm:
+    with VMM(policy=Policy(ready=["no executable MDL"]), audit=Audit()) as vmm:
         calls: list[Callable[[], object]] = [
             lambda: vmm.mdl_create(PAGE, READ_EXECUTE),
             lambda: vmm.mdl_create_from_buf(b"x", READ_EXECUTE),
@@ -810,6 +811,8 @@ def test_no_page_of_a_buffer_becomes_executable(flags: VmmFlags) -> None:
         vmm.protect(va, PAGE, READ_EXECUTE)
         with pytest.raises(SecurityDisallow, match="no executable MDL"):
             vmm.mdl_create_from_vm(va, 2 * PAGE, READ)
+        denial = vmm.history()[-1]
+        assert (denial.decision, denial.rule) == ("deny", "no executable MDL")
         vmm.protect(va, PAGE, READ_WRITE)
         vmm.mdl_create_from_vm(va, 2 * PAGE, READ)
         with pytest.raises(NoCapability):

@@ -34,7 +34,7 @@ WORDS: Final = {
     "handle_info": "looked at",
     "send_handle": "sent to {peer}",
     "recv_handle": "received from {peer}",
-    "handle_fileno": "left as descriptor {fd}",
+    "handle_fileno": "left as {fd}",
     "handle_from_fd": "came as a descriptor",
 }
 """What a method does to a buffer."""
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str]) -> int:
         description="Follow a buffer through processes: what their audit files say of it, in the "
         "order of time. The security id is the kernel's and the same in all of them "
         "(VMM.handle_info, Mdl.sid, or the sid of a record). A buffer that is passed on without "
-        "this package is in no audit file; 'vmm-linux sharing' finds it.",
+        "this package is in no audit file; 'vmm-linux sharing' finds it. Exit code 0: the buffer "
+        "was found; 1: it was not, or a line is corrupt; 2: a file could not be read.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="trace")
     trace = commands.add_parser("trace", help="every call about one buffer")
@@ -90,7 +91,7 @@ def show(found: Sequence[Entry], sid: int) -> None:
         rows = [row_of(entry, sid) for entry in found]
         choose_printer()(Table(f"Buffer {sid:#x}", COLUMNS, rows))
     processes = {entry.record["pid"] for entry in found}
-    print_line(f"Calls: {len(found)}, of {len(processes)} processes.")
+    print_line(f"Calls: {len(found)}. Processes: {len(processes)}.")
 
 
 def row_of(entry: Entry, sid: int) -> tuple[str, ...]:
@@ -126,7 +127,7 @@ def what_of(entry: Entry, sid: int) -> str:
         prot=names(VmmFlags, arguments.get("prot")),
         seals=names(Seal, arguments.get("seals")),
         rights=names(Rights, arguments.get("rights")),
-        fd=record["result"],
+        fd="a descriptor" if record["result"] is None else f"descriptor {record['result']}",
         peer="pid {} (uid {})".format(*record["peer"]) if record["peer"] else "somebody",
     )
 

@@ -85,7 +85,7 @@ class Limits:
         """Bound what is named.
 
         Errors:
-            INVALID_ARGUMENT: a bound that is no integer, negative, or of more than 64 bits; one
+            INVALID_ARGUMENT: a bound that is no integer, negative, or above 2**64 - 2; one
                 that can never be reached because another one, which includes it, is lower.
         """
         given = (
@@ -170,7 +170,7 @@ def _bound(name: str, value: SupportsIndex | None) -> int | None:
     if number < 0:
         raise InvalidArgument("Limits", f"{name} is negative; 0 allows nothing, None everything")
     if number >= NO_BOUND:
-        raise InvalidArgument("Limits", f"{name} has more than 64 bits; None is no bound")
+        raise InvalidArgument("Limits", f"{name} is above 2**64 - 2; None is no bound")
     return number
 
 

@@ -30,11 +30,12 @@ class VMM(_vmm.VMM):
     interpreter exits, warns (``ResourceWarning``) and says where it was made.
 
     Every method raises a subclass of ``VmmError``, with the return code in ``.rc``, and then has
-    changed nothing. On a closed VMM every method but ``close`` is ``INVALID_OPERATION``. A VMM with
-    a policy (``vmm_linux.policy``) asks it before every method but ``close``, each of which can be
-    ``SECURITY_DISALLOW`` for that reason. Integers
-    are ``int`` and whatever has ``__index__``, bools excepted; others are ``INVALID_ARGUMENT``.
-    Methods may be called from any thread.
+    changed nothing, but for what ``completed`` tells of ``write`` and ``mdl_seal``. On a closed VMM
+    every method but ``close`` and ``history`` is ``INVALID_OPERATION``. A VMM with a policy
+    (``vmm_linux.policy``) asks it before every method but ``close``, ``usage`` and ``history``,
+    each of which can be ``SECURITY_DISALLOW``. Integers are ``int`` and whatever has
+    ``__index__``, bools excepted; others are ``INVALID_ARGUMENT``. Methods may be called from any
+    thread.
 
     ``VMM(limits=...)`` bounds what it may have; without, defaults end a runaway loop (``limits``).
     """

@@ -5,9 +5,9 @@ Python object in sight: no garbage collection, no signal handler and no other Py
 run while the mutex is held. What went wrong comes back as a number and becomes an exception
 afterwards.
 
-The order inside a call is always the same: look at the ledger, cut runs at the borders
-(the last thing that may run out of memory), plan, carry the plan out, and write the result
-into the ledger, which cannot fail.
+The order inside a call is always the same: look at the ledger, see that limits allow it, cut runs
+at the borders (the last thing that may run out of memory, or of mappings), plan, carry the plan
+out, and write the result into the ledger, which cannot fail.
 """
 
 cimport cython

@@ -44,7 +44,8 @@ REASONS = {
         "contents; free it instead"),
     ABOVE_CEILING: (
         Retcode.NO_CAPABILITY,
-        "the page at 0x{value:x} was mapped with less than this protection; map the buffer again"),
+        "the page at 0x{value:x} belongs to a buffer, and may not have this protection here; map "
+        "the buffer again with it"),
     PINNED: (
         Retcode.BUSY,
         "a view holds the page at 0x{value:x}; let go of the view and of all that was made of it"),
@@ -169,7 +170,7 @@ cdef object explain(Request *request, Answer *answer):
             request.size + guards(request.flags) * (answer.limits & LIMIT_AS != 0),
             [name for bit, name in LIMITS if answer.limits & bit],
             answer.value)
-    elif answer.error == EDQUOT:        # of ``_room.ask_for``, not of the kernel
+    elif answer.error == EDQUOT:        # our word for a full memory cgroup, not the kernel's
         answer.error = 0
         rc, message = Retcode.OUT_OF_MEMORY, _shortage.explain_group(request.size)
     else:

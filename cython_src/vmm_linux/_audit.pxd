@@ -10,7 +10,7 @@ cdef class Record:
     cdef readonly long thread
     cdef readonly str method
     cdef dict numbers                   # the arguments; None where they were no numbers
-    cdef readonly str decision          # "allow", "deny"; None where nobody was asked
+    cdef readonly str decision          # "allow", "deny"; None before there was one
     cdef readonly str rule              # that decided
     cdef readonly object rc             # a Retcode; None of a call that still runs
     cdef readonly str error             # what was raised that is no return code

@@ -107,7 +107,7 @@ METHODS = (
     Method("limits", (("limits", Kind.LIMITS),)),
     Method("close", ()),
 )
-"""Every method that changes or reveals something, in the order of their numbers.
+"""Every method that is asked about and written down, in the order of their numbers.
 
 ``limits`` is setting them.
 """

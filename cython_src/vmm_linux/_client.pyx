@@ -45,7 +45,7 @@ cdef class Client(Watched):
         ALL.pop(<uintptr_t><PyObject *>self, None)
 
     def __init__(self, limits=None, *, policy=None, audit=None):
-        """Make a VMM without regions. It asks the kernel for nothing yet.
+        """Make a VMM without regions: no memory is taken yet.
 
         Args:
             limits: ``Limits``, or None for what keeps a runaway loop from taking the machine: at

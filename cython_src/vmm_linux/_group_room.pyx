@@ -5,7 +5,8 @@ So whoever takes memory asks first. It is a question, no claim: what other threa
 of the group and this one's own Python objects take between the answer and the touch is not known.
 
 Where the group is comes from Python (``vmm_linux._memory_group``) when the first VMM is made. A
-child of a fork is in the same one; a process that is moved to another later is not noticed. The
+child of a fork is in the same one; a process that is moved to another later is not
+noticed, nor, before another VMM is made, a limit where none was. The
 files of the levels that have a limit are read when somebody asks, each by its path: a descriptor
 would be one of the process's few. Where no level has one, a question is one look at a variable.
 
@@ -226,7 +227,7 @@ def watch(list found, bint first_version):
 def look_for_limits():
     """See which levels have a limit now that binds before the machine's memory is used up.
 
-    One that was lowered or raised since is noticed at every look.
+    One that is found here and lowered or raised later is noticed at every look.
     """
     cdef sysinfo_t now
     cdef uint64_t most = NO_LIMIT

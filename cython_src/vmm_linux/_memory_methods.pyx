@@ -76,7 +76,8 @@ cdef class MemoryMethods(Client):
             INVALID_ARGUMENT: zero, unaligned or overflowing numbers, an illegal protection, unknown
                 flags, no RESERVE, FIXED with 0 or outside what a process may map.
             ALREADY_EXISTS: FIXED, and something is mapped there.
-            OUT_OF_MEMORY: address space, map count, commit charge or memory is short.
+            OUT_OF_MEMORY: address space, map count, commit charge or memory is short; LOCKED, and
+                the memory cgroup has no room.
             QUOTA_EXCEEDED: ``limits``, RLIMIT_AS, RLIMIT_DATA or RLIMIT_NOFILE.
             UNIMPLEMENTED: a caching mode, or HUGE on a kernel without huge pages.
 
@@ -138,7 +139,8 @@ cdef class MemoryMethods(Client):
         Errors:
             INVALID_ARGUMENT: zero, unaligned or overflowing numbers.
             RESOURCE_NOT_FOUND: not wholly inside one region.
-            OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached.
+            OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached; in a
+                LOCKED region, the machine or the memory cgroup has no room.
             QUOTA_EXCEEDED: ``limits``, or RLIMIT_DATA.
 
         Source: Commit; mprotect(2), madvise(2) MADV_POPULATE_WRITE.
@@ -245,6 +247,7 @@ cdef class MemoryMethods(Client):
         Errors:
             INVALID_ARGUMENT: zero, unaligned or overflowing numbers, another protection.
             RESOURCE_NOT_FOUND: not wholly inside one region.
+            NO_CAPABILITY: pages of a buffer, and more access than ``mdl_map`` gave.
             BUSY: a view holds a page.
             OUT_OF_MEMORY: the kernel would not charge the pages, or its map count is reached.
             QUOTA_EXCEEDED: ``limits.mappings``, or RLIMIT_DATA.

@@ -1,6 +1,6 @@
 """Query: the kernel's word and the ledger's intent put together."""
 
-from libc.stdint cimport int8_t, uint32_t, uintptr_t
+from libc.stdint cimport uint32_t, uintptr_t
 
 from vmm_linux._address_space cimport AddressSpace
 from vmm_linux._own_process cimport OwnProcess, PageFacts

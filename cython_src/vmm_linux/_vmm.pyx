@@ -102,7 +102,7 @@ cdef class VMM(MemoryMethods):
 
         Errors:
             INVALID_ARGUMENT: zero size, unaligned numbers, no or illegal protection, unknown flags.
-            OUT_OF_MEMORY: LOCKED, and the machine has not that much memory.
+            OUT_OF_MEMORY: LOCKED, and the machine or the memory cgroup has not that much memory.
             QUOTA_EXCEEDED: ``limits``, or RLIMIT_NOFILE.
 
         Source: MdlCreate; memfd_create(2), fcntl(2) F_ADD_SEALS.
@@ -130,7 +130,9 @@ cdef class VMM(MemoryMethods):
             RESOURCE_NOT_FOUND: not wholly inside one region.
             INVALID_OPERATION: a page is not committed, or belongs to an MDL buffer.
             BUSY: a view holds a page.
-            OUT_OF_MEMORY: no memory for the copy, or the kernel's map count is reached.
+            OUT_OF_MEMORY: no memory, or no room in the memory cgroup, for the copy; or the
+                kernel's map count is reached.
+            SECURITY_DISALLOW: a page is executable, and the policy has ``no executable MDL``.
             QUOTA_EXCEEDED: ``limits``, RLIMIT_NOFILE, RLIMIT_AS.
 
         Source: MdlCreateFromVm; memfd_create(2), mremap(2).
@@ -151,7 +153,7 @@ cdef class VMM(MemoryMethods):
 
         Errors:
             INVALID_ARGUMENT: no bytes, no contiguous buffer, no or illegal protection.
-            OUT_OF_MEMORY: no memory for the copy.
+            OUT_OF_MEMORY: no memory, or no room in the memory cgroup, for the copy.
             QUOTA_EXCEEDED: ``limits``, or RLIMIT_NOFILE.
 
         Source: memfd_create(2), fcntl(2) F_SEAL_WRITE.
@@ -199,7 +201,8 @@ cdef class VMM(MemoryMethods):
             NO_CAPABILITY: the handle's rights do not cover ``prot``; WRITE of a sealed buffer.
             BUSY: another process holds a lease on the memory, which is to be opened for reading.
             ALREADY_EXISTS: FIXED, and something is mapped there.
-            OUT_OF_MEMORY: address space, map count, or memory for LOCKED is short.
+            OUT_OF_MEMORY: address space, map count, or memory for LOCKED (the memory cgroup's too)
+                is short.
             QUOTA_EXCEEDED: ``limits``, RLIMIT_AS; RLIMIT_NOFILE for a segment's first mapping
                 without WRITE.
 

@@ -17,6 +17,7 @@ from vmm_linux._audit cimport Audit, Record
 from vmm_linux._calls cimport (
     CALL_CLOSE,
     CALL_HANDLE_FILENO,
+    CALL_MDL_CREATE_FROM_VM,
     CALL_RECV_HANDLE,
     CALL_SEND_HANDLE,
     Facts,
@@ -145,7 +146,13 @@ cdef class Watched:
         if record is not None and self.audit.writes_first(
                 None if self.policy is None else self.policy.audit_failure):
             self.audit.write_before(record)
-        return self.carry_out(call, plain)
+        try:
+            return self.carry_out(call, plain)
+        except SecurityDisallow:
+            # The one rule that looks at the pages themselves, under the mutex.
+            if record is not None and call == CALL_MDL_CREATE_FROM_VM:
+                record.decision, record.rule = "deny", "no executable MDL"
+            raise
 
     # ---- the decision -------------------------------------------------------------------------
 

@@ -88,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Experiments on how this machine treats memory: each asks a question, states "
         "a prediction, measures, and says what held. Exit code 0: all that had to hold held, or "
-        "is not observable here; 1: it did not; 2: it could not be tried.",
+        "is not observable here; 1: it did not, or an experiment could not be carried out; 2: the "
+        "order could not be tried.",
     )
     actions = made.add_subparsers(dest="action", required=True, metavar="list|run|report")
     listing = actions.add_parser("list", help="which experiments there are")
