@@ -43,7 +43,7 @@ def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]
             f"cache 99999\n{prefix}inactive_file {inactive}\n{prefix}active_file {active}\n"
             f"{prefix}shmem 77777\n"
         )
-    return Group(version, root, max(levels, key=len), limit, usage)
+    return Group(version, root, max(levels, key=len))
 
 
 @contextmanager

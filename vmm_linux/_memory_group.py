@@ -54,8 +54,16 @@ class Group(NamedTuple):
     version: str
     mount: Path
     path: str
-    limit: str
-    usage: str
+
+    @property
+    def limit(self) -> str:
+        """The file with the limit of memory."""
+        return FILES[self.version][0]
+
+    @property
+    def usage(self) -> str:
+        """The file with the memory in use."""
+        return FILES[self.version][1]
 
 
 def memory_group() -> Group | None:
@@ -64,12 +72,12 @@ def memory_group() -> Group | None:
     for _, controllers, path in groups:
         if "memory" in controllers.split(","):
             place = place_of("cgroup", "memory", path)
-            return place and Group("v1", *place, "memory.limit_in_bytes", "memory.usage_in_bytes")
+            return place and Group("v1", *place)
     for number_of, controllers, path in groups:
         if (number_of, controllers) == ("0", ""):
             place = place_of("cgroup2", "", path)
             if place and "memory" in (text_of(place[0] / "cgroup.controllers") or "").split():
-                return Group("v2", *place, "memory.max", "memory.current")
+                return Group("v2", *place)
     return None
 
 
