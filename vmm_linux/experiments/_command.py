@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from vmm_linux._default_limits import room_for_memory
+from vmm_linux._memory_group import memory_group
 from vmm_linux._report import printable
-from vmm_linux._settings import settings
+from vmm_linux._room import available_memory
 from vmm_linux._tables import print_line
 from vmm_linux._whole_file import write_whole
 from vmm_linux.doctor import diagnose
@@ -187,7 +189,7 @@ def check(outputs: dict[str, str]) -> None:
 
 def order_of(asked: argparse.Namespace) -> Order:
     """How experiments are to be run; more memory than there is is refused."""
-    available = available_memory()
+    available = room_for_memory(available_memory(), memory_group())
     memory = asked.memory
     if memory is None:
         memory = max(LEAST_MEMORY, min(USUAL_MEMORY, available // USUAL_PART))
@@ -198,13 +200,6 @@ def order_of(asked: argparse.Namespace) -> Order:
         )
     page = os.sysconf("SC_PAGE_SIZE")
     return Order(asked.quick, asked.seed, asked.repeat, memory // page * page)
-
-
-def available_memory() -> int:
-    """Bytes: what the machine has available, or all that the cgroup may have if that is less."""
-    limits = [each.value for each in settings() if each.name.endswith("memory limit")]
-    numbers = [value for value in limits if isinstance(value, int)]
-    return min([psutil.virtual_memory().available, *numbers])
 
 
 # ---- what is done -------------------------------------------------------------------------------
