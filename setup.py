@@ -37,6 +37,7 @@ def extension(source: Path) -> Extension:
     return Extension(
         name,
         [str(source)],
+        include_dirs=[str(source.parent)],
         language="c++",
         extra_compile_args=compile_args,
         extra_link_args=link_args,
@@ -74,7 +75,7 @@ class BuildExtensions(build_ext):
         )
         for module, made in zip(self.extensions, generated, strict=True):
             module.sources = made.sources
-            module.depends = ["setup.py"]
+            module.depends = ["setup.py", *made.depends]
         super().build_extensions()
 
 

@@ -39,7 +39,17 @@ from kernel_oracle import (
     guarded_pages,
     present_pages,
 )
-from vmm_linux import VMM, Handle, PageKind, Retcode, Rights, VmmError, VmmFlags, _features
+from vmm_linux import (
+    VMM,
+    Handle,
+    PageKind,
+    Retcode,
+    Rights,
+    VmmError,
+    VmmFlags,
+    _features,
+    _ledger,
+)
 from vmm_linux.errors import RETCODES
 
 if TYPE_CHECKING:
@@ -95,9 +105,13 @@ class Mode(Enum):
 
 
 class Faults:
-    """The library that this process was started with."""
+    """The library that this process was started with.
+
+    What the ledger enters takes memory each time from then on, so that it can fail each time.
+    """
 
     def __init__(self) -> None:
+        _ledger.set_leaf_limit(1)
         self._library = ctypes.CDLL(os.environ["LD_PRELOAD"])
         self._library.fault_name.restype = ctypes.c_char_p
 

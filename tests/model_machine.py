@@ -192,6 +192,12 @@ class RegionMachine(RuleBasedStateMachine):
         for side in self.sides:
             side.servant.take_guards(*RULES[name])
 
+    @rule(entries=st.sampled_from([1, 3, 1000]))
+    def limit_leaves(self, entries: int) -> None:
+        """Leaves of the ledger that hold fewer entries, or more again: nobody may notice."""
+        for side in self.sides:
+            side.servant.limit_leaves(entries)
+
     @precondition(lambda self: any(len(s.model.regions) < MOST_REGIONS for s in self.sides))
     @rule(
         which=SIDES,

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from typing_extensions import override
 
-from vmm_linux._ledger import Ledger
+from vmm_linux._ledger import Ledger, set_leaf_limit
 from vmm_linux.states import PageState
 
 PAGE = 0x1000
@@ -32,6 +33,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger()
         self.pages: dict[int, Page] = {}
         self.pinned: list[tuple[int, int]] = []
+
+    @override
+    def teardown(self) -> None:
+        set_leaf_limit()
+
+    @rule(entries=st.sampled_from([1, 2, 3, 1000]))
+    def limit_leaves(self, entries: int) -> None:
+        """Leaves that hold fewer entries, or more again: nobody may notice."""
+        set_leaf_limit(entries)
 
     def region_ends(self) -> dict[int, int]:
         """The end of every region, by its base, in pages."""

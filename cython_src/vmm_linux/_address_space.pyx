@@ -405,9 +405,10 @@ cdef class AddressSpace:
                 return answer
         if is_just_guarded(dereference(run).second, end):
             return self.unguard(run, va, end)
-        if (suits(self.ledger, flags, run, chunk, va, end)
-                and self.commit_by_guards(chunk, va, end)):
-            return done()
+        if suits(self.ledger, flags, run, chunk, va, end):
+            if self.commit_by_guards(chunk, va, end):
+                return done()
+            run = self.ledger.run_at(va)
         return self.commit_by_mappings(flags, run, va, end)
 
     cdef Answer commit_by_mappings(self, uint32_t flags, Runs.iterator run, uintptr_t va,
@@ -792,14 +793,11 @@ cdef class AddressSpace:
             while region != self.ledger.regions.end():
                 base = dereference(region).first
                 end = dereference(region).second.end
-                preincrement(region)
-                if self.first_pinned(self.ledger.run_at(base), base, end) != 0:
-                    continue
-                result = self.forget_region(base)
-                if result == 0:
-                    progress = True
-                else:
-                    refusal = result
+                if self.first_pinned(self.ledger.run_at(base), base, end) == 0:
+                    result = self.forget_region(base)
+                    progress = progress or result == 0
+                    refusal = min(refusal, result)
+                region = self.ledger.regions.upper_bound(base)
             if refusal == 0:
                 return 0
         return refusal

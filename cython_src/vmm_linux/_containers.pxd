@@ -1,5 +1,31 @@
 """C++ containers, and insertions that answer false, instead of throwing, when memory is short."""
 
+cdef extern from "_ordered_map.h" namespace "vmm" nogil:
+    cppclass MapEntry[Key, Value]:
+        Key first
+        Value second
+
+    cppclass OrderedMap[Key, Value]:
+        cppclass iterator:
+            MapEntry[Key, Value] &operator*() noexcept
+            iterator operator++() noexcept
+            iterator operator--() noexcept
+            bint operator==(iterator) noexcept
+            bint operator!=(iterator) noexcept
+
+        @staticmethod
+        void set_leaf_limit(size_t) noexcept
+        size_t size() noexcept
+        iterator begin() noexcept
+        iterator end() noexcept
+        iterator lower_bound(Key) noexcept
+        iterator upper_bound(Key) noexcept
+        iterator find(Key) noexcept
+        size_t count(Key) noexcept
+        bint insert(Key, const Value &) noexcept
+        bint insert_after(iterator *, Key, const Value &) noexcept
+        iterator erase(iterator) noexcept
+
 cdef extern from *:
     """
     #include <cstddef>
@@ -43,19 +69,6 @@ cdef extern from *:
         }
     }
 
-    /* Insert in front of `place`, which is told where that is. */
-    template <class Map, class Place, class Key, class Value>
-    static inline bool insert_before_or_fail(Map &into, Place *place, const Key &key,
-                                             const Value &value) noexcept
-    {
-        try {
-            *place = into.emplace_hint(*place, key, value);
-            return true;
-        } catch (const std::bad_alloc &) {
-            return false;
-        }
-    }
-
     template <class Vector, class Value>
     static inline bool append_or_fail(Vector &to, const Value &value) noexcept
     {
@@ -73,6 +86,4 @@ cdef extern from *:
         const Value &operator[](size_t) noexcept nogil
 
     bint insert_or_fail[Map, Key, Value](Map &into, Key key, Value value) noexcept nogil
-    bint insert_before_or_fail[Map, Place, Key, Value](
-        Map &into, Place *place, Key key, Value value) noexcept nogil
     bint append_or_fail[Vector, Value](Vector &to, Value value) noexcept nogil

@@ -8,7 +8,8 @@ the kernel is asked and changes no page's meaning; what follows the kernel's wor
 cimport cython
 from cython.operator cimport dereference, predecrement
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
-from libcpp.map cimport map as ordered_map
+
+from vmm_linux._containers cimport OrderedMap
 
 cdef struct Region:
     uintptr_t end               # guards not included
@@ -29,8 +30,8 @@ cdef struct Run:
     uint8_t opened              # reserved: access of the mapping, which guards hold back, or 0
     uint8_t locked              # whether the region is LOCKED
 
-ctypedef ordered_map[uintptr_t, Region] Regions
-ctypedef ordered_map[uintptr_t, Run] Runs
+ctypedef OrderedMap[uintptr_t, Region] Regions
+ctypedef OrderedMap[uintptr_t, Run] Runs
 
 
 @cython.final

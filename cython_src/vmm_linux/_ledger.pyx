@@ -4,7 +4,8 @@ Runs never cross a region's border, cover each region without a gap, and two
 neighbours in one region differ in something, unless a view pins one of them: the borders of a
 pin stay as long as the pin does, so that letting go of one never needs memory.
 
-A run is a node of 80 bytes, whatever its length.
+A run takes 48 bytes of a leaf, whatever its length. An iterator is good until something is inserted
+or erased at its own key or below.
 
 Beware: Cython carries ``dereference(run).second.pins += 1`` out on a copy; plain assignment writes
 to the node.
@@ -14,7 +15,6 @@ cimport cython
 from cython.operator cimport dereference, predecrement, preincrement
 from libc.string cimport memset
 
-from vmm_linux._containers cimport insert_before_or_fail, insert_or_fail
 from vmm_linux._vocabulary cimport (
     FLAG_RESERVE,
     FLAG_RWX_MASK,
@@ -64,6 +64,12 @@ cdef uint64_t locked_bytes(uintptr_t start, const Run &run) noexcept nogil:
     return run.end - start if run.state == STATE_COMMITTED and run.locked else 0
 
 
+def set_leaf_limit(size_t entries=<size_t>-1):
+    """Take memory for a new leaf from so many regions or runs on; for tests."""
+    Regions.set_leaf_limit(entries)
+    Runs.set_leaf_limit(entries)
+
+
 @cython.final
 cdef class Ledger:
     """Regions and page runs of one VMM."""
@@ -83,10 +89,10 @@ cdef class Ledger:
 
     cdef bint insert(self, uintptr_t base, Region region, Run run) noexcept nogil:
         """Enter a region whose pages are all as ``run`` says; false when memory is short."""
-        if not insert_or_fail(self.regions, base, region):
+        if not self.regions.insert(base, region):
             return False
-        if not insert_or_fail(self.runs, base, run):
-            self.regions.erase(base)
+        if not self.runs.insert(base, run):
+            self.regions.erase(self.regions.find(base))
             return False
         self.covered += region.end - base
         self.guards += guards_of(region)
@@ -142,20 +148,12 @@ cdef class Ledger:
     cpdef bint cut(self, uintptr_t at) noexcept nogil:
         """Make ``at`` a border between runs; false when memory is short."""
         cdef Runs.iterator run = self.runs.lower_bound(at)
-        cdef Run right
         if run != self.runs.end() and dereference(run).first == at:
             return True
         if run == self.runs.begin():
             return True
         predecrement(run)
-        if dereference(run).second.end <= at:
-            return True
-        right = dereference(run).second
-        right.offset += at - dereference(run).first
-        if not self.may_cut() or not insert_or_fail(self.runs, at, right):
-            return False
-        dereference(run).second.end = at
-        return True
+        return dereference(run).second.end <= at or self.cut_run(&run, at)
 
     cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """Cover ``[start, end)`` with whole runs, which means nothing; false: memory is short."""
@@ -215,8 +213,7 @@ cdef class Ledger:
         cdef Runs.iterator right = run[0]
         cdef Run part = dereference(run[0]).second
         part.offset += at - dereference(run[0]).first
-        preincrement(right)
-        if not self.may_cut() or not insert_before_or_fail(self.runs, &right, at, part):
+        if not self.may_cut() or not self.runs.insert_after(&right, at, part):
             return False
         dereference(run[0]).second.end = at
         run[0] = right
@@ -259,6 +256,7 @@ cdef class Ledger:
     cpdef bint split(self, uintptr_t at) noexcept nogil:
         """Make two regions of one at ``at``, which is inside it; false when memory is short."""
         cdef Regions.iterator region = self.region_at(at)
+        cdef Regions.iterator place = region
         cdef Region right
         if dereference(region).first == at:
             return True
@@ -266,7 +264,7 @@ cdef class Ledger:
             return False
         right = dereference(region).second
         right.low_guard = False
-        if not insert_or_fail(self.regions, at, right):
+        if not self.regions.insert_after(&place, at, right):
             self.coalesce(at, at)
             return False
         dereference(region).second.end = at
