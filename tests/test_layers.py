@@ -63,7 +63,7 @@ LAYERS = {
     "_query": 4.0,
     "_mdl": 4.1,
     # 5: transfer
-    "transfer": 5.0,
+    "_transfer": 5.0,
     # 6: the endpoint
     "_arguments": 6.0,
     "endpoint": 6.0,

@@ -16,7 +16,7 @@ from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import EXCEPTIONS
 from vmm_linux.experiments._catalogue import catalogue
 from vmm_linux.limits import FIGURES
-from vmm_linux.transfer import MAGIC, MESSAGE, VERSION
+from vmm_linux._transfer import MAGIC, MESSAGE_SIZE, VERSION
 
 if TYPE_CHECKING:
     from enum import IntFlag
@@ -143,7 +143,7 @@ def test_every_bit_of_a_handle_is_described() -> None:
 
 
 def test_the_message_is_as_long_as_it_says() -> None:
-    assert f"one message: {MESSAGE.size} bytes" in section("On the wire")
+    assert f"one message: {MESSAGE_SIZE} bytes" in section("On the wire")
     assert f"`{MAGIC.decode()}`, the version ({VERSION})" in section("On the wire")
 
 

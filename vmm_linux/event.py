@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn, Self, SupportsFloat, SupportsIndex
 
-from vmm_linux import _pickling, _syscalls, transfer
+from vmm_linux import _pickling, _syscalls, _transfer
 from vmm_linux._arguments import index
 from vmm_linux.errors import (
     RETCODES,
@@ -121,7 +121,7 @@ class Event:
         """
         method = "Event.from_fd"
         number = index(method, "fd", fd)
-        if not 0 <= number <= transfer.MOST_FD:
+        if not 0 <= number <= _transfer.MOST_FD:
             raise InvalidArgument(method, f"descriptor {number} is not open: no such number")
         try:
             # The duplicate is looked at, so that what was checked is what is used.
@@ -153,8 +153,8 @@ class Event:
         Source: recvmsg(2), unix(7) SCM_RIGHTS.
         """
         method = "Event.recv"
-        transfer.check_socket(method, sock)
-        message, descriptors, flags = transfer.read_message(sock, MESSAGE.size, 1)
+        _transfer.check_socket(method, sock)
+        message, descriptors, flags = _transfer.read_message(sock, MESSAGE.size, 1)
         owned = [Descriptor(number) for number in descriptors]
         if not (message or owned or flags) and sock.type != socket.SOCK_DGRAM:
             raise EOFError(f"{method}: the other end is closed")
@@ -289,7 +289,7 @@ class Event:
         Source: sendmsg(2), unix(7) SCM_RIGHTS.
         """
         descriptor = self._open("send")
-        transfer.check_socket("Event.send", sock)
+        _transfer.check_socket("Event.send", sock)
         rights = array.array("i", [descriptor.number])
         sent = sock.sendmsg(
             [MESSAGE.pack(MAGIC, VERSION, 1)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]

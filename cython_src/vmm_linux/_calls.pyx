@@ -24,7 +24,7 @@ from enum import Enum
 from socket import SocketType
 from typing import NamedTuple
 
-from vmm_linux import transfer
+from vmm_linux import _transfer
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.limits import FIGURES
 
@@ -183,7 +183,7 @@ cdef object one(str method, str name, int kind, object value, Facts *facts):
     if kind == RANGES:
         return plain_ranges(method, value, facts)
     if kind == SOCKET:
-        transfer.check_socket(method, value)
+        _transfer.check_socket(method, value)
         return value
     if kind == LIMITS:
         return plain_limits(method, value)

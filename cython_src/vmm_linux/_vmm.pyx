@@ -57,6 +57,7 @@ from vmm_linux._client cimport check_open
 from vmm_linux._handles cimport rights_of
 from vmm_linux._mdl cimport HandleFacts, Parcel, close_parcel
 from vmm_linux._memory_methods cimport MemoryMethods
+from vmm_linux._transfer cimport Demands, adopt, check_socket, receive, send
 from vmm_linux._vocabulary cimport (
     FLAG_LOCKED,
     FLAG_RWX_MASK,
@@ -65,7 +66,6 @@ from vmm_linux._vocabulary cimport (
     SEAL_PUBLISH,
 )
 
-from vmm_linux import transfer
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import Rights, Seal
@@ -495,26 +495,14 @@ cdef class VMM(MemoryMethods):
         self.space.call(&request)
         return 0
 
-    cdef object unpack(self, Method method, object received):
-        """A handle of a parcel that came in, and was checked."""
-        cdef Parcel parcel
-        cdef Request request
-        cdef int i
-        parcel.count = len(received.descriptors)
-        for i in range(parcel.count):
-            parcel.descriptors[i] = received.descriptors[i]
-        parcel.segments = received.segments
-        parcel.rights = received.rights
-        parcel.offset = received.offset
-        parcel.size = received.size
-        parcel.segment_size = received.segment_size
-        parcel.memory_size = received.memory_size
-        request = handle_request(method, 0, 0)
-        request.buffer = &parcel
+    cdef object unpack(self, Method method, Parcel *parcel):
+        """A handle of a parcel that came in, and was checked; it is used up."""
+        cdef Request request = handle_request(method, 0, 0)
+        request.buffer = parcel
         try:
             return Handle(self.space.call(&request))
         finally:
-            close_parcel(&parcel)
+            close_parcel(parcel)
 
     cdef int window(self, Request *request, str method, object offset, object length) except -1:
         """Fill in a part of a buffer: whole pages."""
@@ -665,24 +653,23 @@ cdef object do_handle_info(VMM self, object handle):
 cdef object do_send_handle(VMM self, object sock, object handle, object rights):
     cdef Parcel parcel
     check_open(self, "send_handle")
-    transfer.check_socket("send_handle", sock)
+    check_socket("send_handle", sock)
     self.pack(&parcel, SEND, "send_handle", handle, rights)
     try:
-        transfer.send(sock, transfer.Parcel(
-            [parcel.descriptors[i] for i in range(parcel.count)], parcel.segments,
-            parcel.rights, parcel.offset, parcel.size, parcel.segment_size,
-            parcel.memory_size))
+        send(sock, &parcel)
     finally:
         close_parcel(&parcel)
 
 
 cdef object do_recv_handle(VMM self, object sock, object require, object max_size, object peer_uid):
+    cdef Parcel parcel
     check_open(self, "recv_handle")
-    transfer.check_socket("recv_handle", sock)
+    check_socket("recv_handle", sock)
     demands = demands_of("recv_handle", require, max_size)
     if peer_uid is not None:
         peer_uid = number("recv_handle", "peer_uid", peer_uid)
-    return self.unpack(RECEIVE, transfer.receive(sock, demands, peer_uid))
+    receive(sock, demands, peer_uid, &parcel)
+    return self.unpack(RECEIVE, &parcel)
 
 
 cdef object do_handle_fileno(VMM self, object handle, object rights):
@@ -693,16 +680,19 @@ cdef object do_handle_fileno(VMM self, object handle, object rights):
 
 
 cdef object do_handle_from_fd(VMM self, object fd, object require, object max_size):
+    cdef Parcel parcel
     check_open(self, "handle_from_fd")
     demands = demands_of("handle_from_fd", require, max_size)
-    return self.unpack(
-        HANDLE_FROM_FD, transfer.adopt(number("handle_from_fd", "fd", fd), demands))
+    adopt(number("handle_from_fd", "fd", fd), demands, &parcel)
+    return self.unpack(HANDLE_FROM_FD, &parcel)
 
 
-cdef object demands_of(str method, object require, object max_size):
+cdef Demands demands_of(str method, object require, object max_size):
     """What a receiver demands, checked."""
-    cdef uint64_t seals = number(method, "require", require)
-    check_bits(method, "require", seals, SEAL_PUBLISH | SEAL_FREEZE)
+    cdef Demands demands = Demands.__new__(Demands)
+    demands.method = method
+    demands.require = number(method, "require", require)
+    check_bits(method, "require", demands.require, SEAL_PUBLISH | SEAL_FREEZE)
     if max_size is not None:
-        max_size = number(method, "max_size", max_size)
-    return transfer.Demands(method, seals, max_size)
+        demands.max_size = number(method, "max_size", max_size)
+    return demands

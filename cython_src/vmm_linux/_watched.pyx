@@ -32,7 +32,7 @@ from vmm_linux._rules cimport NOBODY, RuleTable
 import os
 from threading import get_ident
 
-from vmm_linux import transfer
+from vmm_linux import _transfer
 from vmm_linux.errors import InvalidArgument, InvalidOperation, Retcode, SecurityDisallow, VmmError
 from vmm_linux.handles import Handle
 
@@ -136,7 +136,7 @@ cdef class Watched:
             return self.checked_plain(call, plain, &facts, record)
         # A socket of this package's own: what the policy looks at is what is used, whatever the
         # caller's class overrides, or another thread puts under the descriptor's number.
-        with transfer.duplicate(name_of(call), plain[0]) as sock:
+        with _transfer.duplicate(name_of(call), plain[0]) as sock:
             return self.checked_plain(call, (sock, *plain[1:]), &facts, record)
 
     cdef object checked_plain(self, int call, tuple plain, Facts *facts, Record record):
@@ -217,7 +217,7 @@ cdef class Watched:
         if ((call == CALL_SEND_HANDLE or call == CALL_RECV_HANDLE)
                 and (record is not None or asked
                      or policy is not None and policy.asks_peer[call])):
-            peer = transfer.peer_of(plain[0])
+            peer = _transfer.peer_of(plain[0])
             if peer is not None:
                 facts.pid, facts.uid, facts.gid = peer
                 if record is not None:

@@ -1,0 +1,514 @@
+"""Handles on their way between processes: one message format, one sender, one distrustful receiver.
+
+The message, little-endian, 48 bytes, with its descriptors in one SCM_RIGHTS control message:
+
+=========== ====== ==================================================================
+bytes       type   what
+=========== ====== ==================================================================
+0 to 3      text   ``VMML``
+4 to 5      uint16 version of this format: 2
+6 to 7      uint16 number of segments: memory files that the buffer lies in
+8 to 9      uint16 number of identities: 0 to 2
+10 to 11    uint16 0
+12 to 15    uint32 ``Rights`` of the handle
+16 to 23    uint64 where in the first segment the buffer begins, in bytes
+24 to 31    uint64 size of the buffer in bytes
+32 to 39    uint64 size of each segment but the last, which may be shorter, in bytes
+40 to 47    uint64 size of all segments in bytes
+=========== ====== ==================================================================
+
+The descriptors are the identities, then the segments, at most 253 together. All are memfds; an
+identity is an empty one, sealed for good. A buffer that is all of one memory file is known by that
+and has none. Any other has one of its own: a buffer of several segments, and a clone, which is any
+window. A clone's origin has the second, if it is not that memory file itself. The buffer touches
+every segment that comes with it. Security ids are not in the message: the receiver asks the kernel.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EBADF
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from vmm_linux cimport _syscalls
+from vmm_linux._features cimport PAGE_SIZE
+from vmm_linux._mdl cimport PARCEL_DESCRIPTORS, Parcel, close_parcel
+from vmm_linux._syscalls cimport (
+    F_DUPFD_CLOEXEC,
+    F_GET_SEALS,
+    F_GETFL,
+    F_SEAL_FUTURE_WRITE,
+    F_SEAL_GROW,
+    F_SEAL_SEAL,
+    F_SEAL_SHRINK,
+    F_SEAL_WRITE,
+    O_RDONLY,
+    O_RDWR,
+)
+from vmm_linux._vocabulary cimport (
+    RIGHT_ALL,
+    RIGHT_COPY,
+    RIGHT_GET_SID,
+    RIGHT_MAP_READ,
+    RIGHT_MAP_WRITE,
+    RIGHT_TRANSFER,
+    SEAL_FREEZE,
+    SEAL_PUBLISH,
+    is_multiple,
+)
+
+import errno
+import os
+import socket
+import struct
+
+from vmm_linux.errors import (
+    RETCODES,
+    Fail,
+    InvalidArgument,
+    QuotaExceeded,
+    Retcode,
+    SecurityDisallow,
+    error,
+)
+from vmm_linux.flags import Seal
+
+cdef extern from "<endian.h>" nogil:
+    uint16_t htole16(uint16_t)
+    uint32_t htole32(uint32_t)
+    uint64_t htole64(uint64_t)
+    uint16_t le16toh(uint16_t)
+    uint32_t le32toh(uint32_t)
+    uint64_t le64toh(uint64_t)
+
+cdef extern from "<fcntl.h>" nogil:
+    int O_ACCMODE
+
+cdef struct Message:
+    char magic[4]
+    uint16_t version
+    uint16_t segments
+    uint16_t identities
+    uint16_t zero
+    uint32_t rights
+    uint64_t offset
+    uint64_t size
+    uint64_t segment_size
+    uint64_t memory_size
+
+cdef enum:
+    MESSAGE_BYTES = 48
+    FORMAT_VERSION = 2
+    MOST_IDENTITIES = 2
+    TMPFS_MAGIC = 0x01021994    # of memfds; those of huge pages, whose touch can kill, have another
+    SEALS_OF_MEMORY = F_SEAL_SHRINK | F_SEAL_GROW
+    SEALS_OF_IDENTITY = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL
+    # What whoever has a descriptor of a memory can do anyway.
+    RIGHTS_OF_DESCRIPTOR = RIGHT_TRANSFER | RIGHT_COPY | RIGHT_GET_SID | RIGHT_MAP_READ
+
+MAGIC = b"VMML"
+VERSION = FORMAT_VERSION
+MESSAGE_SIZE = MESSAGE_BYTES
+MOST_FD = 2**31 - 1
+CREDENTIALS = struct.Struct("iII")
+NOBODY_KNOWN = 0xFFFFFFFF
+"""The user at the other end of a socket that was never connected to one end alone."""
+SO_PASSPIDFD = 76
+TIMESTAMP = struct.Struct("2q")
+COMPANIONS = (
+    (socket.SO_PASSCRED, CREDENTIALS.size),
+    (SO_PASSPIDFD, struct.calcsize("i")),
+    (29, TIMESTAMP.size),  # SO_TIMESTAMP
+    (35, TIMESTAMP.size),  # SO_TIMESTAMPNS
+)
+"""The socket options that have the kernel add control data of its own, and its size in bytes."""
+
+# As plain integers: arithmetic with enumerations takes a microsecond each time.
+cdef int AF_UNIX = socket.AF_UNIX
+cdef int SOL_SOCKET = socket.SOL_SOCKET
+cdef int SCM_RIGHTS = socket.SCM_RIGHTS
+cdef int SCM_PIDFD = 4
+cdef int FLAWS = socket.MSG_TRUNC | socket.MSG_CTRUNC
+cdef int FLAW_OF_BYTES = socket.MSG_TRUNC
+cdef int FLAW_OF_DESCRIPTORS = socket.MSG_CTRUNC
+cdef object CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+# Bytes of control data for the longest message. No room lets more descriptors in than the kernel
+# takes, so nobody has to be asked which options the socket has.
+cdef object ROOM = socket.CMSG_LEN(PARCEL_DESCRIPTORS * sizeof(int)) + sum(
+    [socket.CMSG_SPACE(size) for _, size in COMPANIONS])
+cdef object Socket = socket.socket
+cdef object family_of = socket.SocketType.family.__get__
+
+# Makes the exception that says why a descriptor is refused.
+ctypedef object (*Refusal)(str why)
+
+
+# ---- Sockets -------------------------------------------------------------------------------------
+
+cpdef int check_socket(str method, object sock) except -1:
+    """Whether this is a socket that descriptors can go through."""
+    if not isinstance(sock, Socket):
+        raise InvalidArgument(method, f"sock is a {type(sock).__name__}, not a socket")
+    if family_of(sock) != AF_UNIX:
+        raise InvalidArgument(
+            method, f"sock is of family {sock.family!r}; only AF_UNIX carries descriptors")
+    return 0
+
+
+def duplicate(str method, sock):
+    """A plain socket on a descriptor of its own, which waits as long as the given one does."""
+    cdef int own = _syscalls.fcntl(socket.SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
+    if own == -EBADF:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    if own < 0:
+        raise QuotaExceeded(method, "no descriptor is left; raise RLIMIT_NOFILE", -own)
+    try:
+        plain = socket.socket(AF_UNIX, socket.SocketType.type.__get__(sock), 0, own)
+    except BaseException:
+        _syscalls.close(own)
+        raise
+    timeout = socket.SocketType.gettimeout(sock)
+    if plain.gettimeout() != timeout:
+        plain.settimeout(timeout)
+    return plain
+
+
+def peer_of(sock):
+    """The process, user and group that made the other end; None where the kernel does not tell."""
+    try:
+        credentials = socket.SocketType.getsockopt(
+            sock, SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    except OSError:
+        return None
+    pid, uid, gid = CREDENTIALS.unpack(credentials)
+    return None if uid == NOBODY_KNOWN else (pid, uid, gid)
+
+
+cdef int check_peer(object sock, object peer_uid) except -1:
+    """Whether the other end was connected by this user."""
+    peer = peer_of(sock)
+    if peer is None:
+        raise SecurityDisallow(
+            "recv_handle", "the socket does not tell who is at the other end; peer_uid needs that")
+    uid = peer[1]
+    if uid != peer_uid:
+        raise SecurityDisallow(
+            "recv_handle", f"user {uid} is at the other end; peer_uid is {peer_uid}")
+    return 0
+
+
+cpdef tuple read_message(object sock, size_t length, int most_descriptors):
+    """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
+
+    There is room for as many bytes and descriptors as the longest message has, for what the
+    socket's options add to it, and no more.
+    """
+    cdef list descriptors = []
+    room = ROOM if most_descriptors == PARCEL_DESCRIPTORS else room_for(sock, most_descriptors)
+    message, ancillary, flags, _ = sock.recvmsg(length, room, CLOEXEC)
+    for level, kind, data in ancillary:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            descriptors += descriptors_in(data)
+        elif level == SOL_SOCKET and kind == SCM_PIDFD:
+            # Nobody asked this call for the sender's pidfd. A negative number says there is none.
+            for pidfd in descriptors_in(data):
+                _syscalls.close(pidfd)
+    return message, descriptors, flags & FLAWS
+
+
+cdef list descriptors_in(bytes data):
+    """The descriptors that control data has; a last one that was cut off is none."""
+    cdef list descriptors = []
+    cdef int fd
+    cdef size_t i
+    for i in range(len(data) // sizeof(int)):
+        memcpy(&fd, PyBytes_AS_STRING(data) + i * sizeof(int), sizeof(int))
+        descriptors.append(fd)
+    return descriptors
+
+
+cdef object room_for(object sock, int descriptors):
+    """Bytes of control data for so many descriptors, and what the socket's options add to them."""
+    room = socket.CMSG_LEN(descriptors * sizeof(int))
+    for option, size in COMPANIONS:
+        if is_set(sock, option):
+            room += socket.CMSG_SPACE(size)
+    return room
+
+
+cdef bint is_set(object sock, object option) except? True:
+    """Whether an option of a socket is on; one that this kernel does not know is not."""
+    try:
+        return sock.getsockopt(SOL_SOCKET, option) != 0
+    except OSError as problem:
+        if problem.errno != errno.ENOPROTOOPT:
+            raise
+        return False
+
+
+# ---- The sender ----------------------------------------------------------------------------------
+
+cdef int send(object sock, const Parcel *parcel) except -1:
+    """Send a parcel in one message. The descriptors stay the caller's."""
+    cdef Message message
+    cdef Py_ssize_t sent
+    memcpy(message.magic, PyBytes_AS_STRING(MAGIC), sizeof(message.magic))
+    message.version = htole16(FORMAT_VERSION)
+    message.segments = htole16(<uint16_t>parcel.segments)
+    message.identities = htole16(<uint16_t>(parcel.count - parcel.segments))
+    message.zero = 0
+    message.rights = htole32(parcel.rights)
+    message.offset = htole64(parcel.offset)
+    message.size = htole64(parcel.size)
+    message.segment_size = htole64(parcel.segment_size)
+    message.memory_size = htole64(parcel.memory_size)
+    sent = sock.sendmsg(
+        [PyBytes_FromStringAndSize(<char *>&message, sizeof(Message))],
+        [(SOL_SOCKET, SCM_RIGHTS, PyBytes_FromStringAndSize(
+            <char *>parcel.descriptors, parcel.count * sizeof(int)))])
+    if sent != sizeof(Message):
+        raise Fail("send_handle", f"{sent} of {sizeof(Message)} bytes were sent; close the socket")
+    return 0
+
+
+# ---- The receiver --------------------------------------------------------------------------------
+
+@cython.final
+cdef class Demands:
+    """What the receiver of a buffer asks of it."""
+
+    cdef int check(self, int seals, uint64_t size) except -1:
+        """Whether memory with these F_SEAL_* bits, and a buffer of this size, is fine."""
+        cdef bint frozen = seals & F_SEAL_WRITE != 0
+        cdef bint published = frozen or seals & F_SEAL_FUTURE_WRITE != 0
+        if (self.require & SEAL_FREEZE and not frozen
+                or self.require & SEAL_PUBLISH and not published):
+            raise SecurityDisallow(
+                self.method, f"the memory is not sealed with {Seal(self.require)!r}")
+        if self.max_size is not None and size > self.max_size:
+            raise SecurityDisallow(
+                self.method, f"a buffer of {size} bytes; max_size is {self.max_size}")
+        return 0
+
+
+cdef object bad(str why):
+    """The exception for a message that is none of ``send``'s."""
+    return InvalidArgument("recv_handle", f"bad message: {why}")
+
+
+cdef object unfit(str why):
+    """The exception for a descriptor that is no buffer's."""
+    return InvalidArgument(
+        "handle_from_fd", f"{why}; handle_fileno of a buffer gives what is needed")
+
+
+cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) except -1:
+    """Receive one parcel, which is the caller's, and believe only what the kernel says of it."""
+    cdef bytes message
+    cdef list descriptors
+    message, descriptors, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
+    if not (message or descriptors or flags) and sock.type != socket.SOCK_DGRAM:
+        raise EOFError("recv_handle: the other end is closed")
+    try:
+        if peer_uid is not None:
+            check_peer(sock, peer_uid)
+        read_head(message, descriptors, flags, parcel)
+        examine_parcel(parcel, demands)
+    except BaseException:
+        for descriptor in descriptors:
+            _syscalls.close(descriptor)
+        raise
+    return 0
+
+
+cdef int read_head(bytes message, list descriptors, int flags, Parcel *parcel) except -1:
+    """What a message says, if it is one of ``send``'s and all that it announces came with it."""
+    cdef Message head
+    cdef int came = len(descriptors)
+    cdef int segments, identities, count, i
+    if len(message) != sizeof(Message) or flags & FLAW_OF_BYTES:
+        raise bad(f"{len(message)} bytes, not the {sizeof(Message)} of a handle's message")
+    memcpy(&head, PyBytes_AS_STRING(message), sizeof(Message))
+    if memcmp(head.magic, PyBytes_AS_STRING(MAGIC), sizeof(head.magic)) != 0 or head.zero != 0:
+        raise bad("not a handle's message")
+    if le16toh(head.version) != FORMAT_VERSION:
+        raise bad(
+            f"version {le16toh(head.version)} of the format; this package knows {FORMAT_VERSION}")
+    segments = le16toh(head.segments)
+    identities = le16toh(head.identities)
+    count = segments + identities
+    if flags & FLAW_OF_DESCRIPTORS and came < min(count, <int>PARCEL_DESCRIPTORS):
+        raise QuotaExceeded(
+            "recv_handle",
+            f"{count} descriptors came and {came} fitted; raise RLIMIT_NOFILE (ulimit -n) or "
+            "close some")
+    if flags & FLAW_OF_DESCRIPTORS or count != came or count > PARCEL_DESCRIPTORS:
+        raise bad(f"{count} descriptors are announced, and {came} or more came")
+    if segments == 0 or not (segments > 1) <= identities <= <int>MOST_IDENTITIES:
+        raise bad(f"{segments} segments with {identities} identities")
+    if le32toh(head.rights) & ~<uint32_t>RIGHT_ALL:
+        raise bad(f"unknown rights {le32toh(head.rights):#x}")
+    parcel.segments = segments
+    parcel.rights = le32toh(head.rights)
+    parcel.offset = le64toh(head.offset)
+    parcel.size = le64toh(head.size)
+    parcel.segment_size = le64toh(head.segment_size)
+    parcel.memory_size = le64toh(head.memory_size)
+    parcel.count = count
+    for i in range(count):
+        parcel.descriptors[i] = descriptors[i]
+    return 0
+
+
+cdef int examine_parcel(const Parcel *parcel, Demands demands) except -1:
+    """Check a parcel against the kernel's word and the caller's demands."""
+    cdef int identities = parcel.count - parcel.segments
+    cdef int seals, i
+    for i in range(identities):
+        examine_identity(parcel.descriptors[i])
+    seals = examine_memory(parcel)
+    check_window(parcel, identities > (parcel.segments > 1))
+    return demands.check(seals, parcel.size)
+
+
+cdef int examine_identity(int fd) except -1:
+    """Whether a descriptor can be a clone's identity."""
+    seals_of(fd, SEALS_OF_IDENTITY, bad)
+    if size_of(fd) != 0:
+        raise bad("an identity that is not empty")
+    return 0
+
+
+cdef int examine_memory(const Parcel *parcel) except -1:
+    """Whether the segments are what the message says, each another one.
+
+    Returns:
+        The F_SEAL_* bits that all of them have; F_SEAL_WRITE counts as F_SEAL_FUTURE_WRITE too.
+    """
+    cdef int common = SEALS_OF_MEMORY | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
+    cdef uint64_t left = parcel.memory_size
+    cdef uint64_t size
+    cdef int seals, i
+    for i in range(parcel.count - parcel.segments, parcel.count):
+        seals = examine(parcel.descriptors[i], parcel.rights, &size, bad)
+        if size != min(left, parcel.segment_size):
+            raise bad(f"a segment of {size} bytes, which is not the size that is announced")
+        left -= size
+        common &= seals | (F_SEAL_FUTURE_WRITE if seals & F_SEAL_WRITE else 0)
+    if left:
+        raise bad(f"{left} bytes of memory are announced that did not come")
+    if parcel.segments > 1:
+        check_different(parcel)
+    return common
+
+
+cdef int check_different(const Parcel *parcel) except -1:
+    """Whether no memory file comes twice."""
+    cdef int i
+    seen = {os.fstat(parcel.descriptors[i]).st_ino
+            for i in range(parcel.count - parcel.segments, parcel.count)}
+    if len(seen) < parcel.segments:
+        raise bad("the same memory twice")
+    return 0
+
+
+cdef int examine(int fd, uint32_t rights, uint64_t *size, Refusal refuse) except -1:
+    """Whether a descriptor is the memory of a buffer, open for just what the rights say.
+
+    Returns:
+        The memory's F_SEAL_* bits; ``size`` is set to its bytes.
+    """
+    cdef int seals = seals_of(fd, SEALS_OF_MEMORY, refuse)
+    cdef int mode = _syscalls.fcntl(fd, F_GETFL, 0) & O_ACCMODE
+    cdef int expected = O_RDWR if rights & RIGHT_MAP_WRITE else O_RDONLY
+    if mode != expected:
+        raise refuse(f"the memory's descriptor has access mode {mode}, the rights need {expected}")
+    size[0] = size_of(fd)
+    if size[0] == 0 or not is_multiple(size[0], PAGE_SIZE):
+        raise refuse(f"memory of {size[0]} bytes, not whole pages")
+    return seals
+
+
+cdef int64_t size_of(int fd) except -1:
+    """The size of a file in bytes."""
+    cdef int64_t size = _syscalls.file_size(fd)
+    if size < 0:
+        raise error(RETCODES.get(-size, Retcode.FAIL), "recv_handle", "fstat", -size)
+    return size
+
+
+cdef int seals_of(int fd, int needed, Refusal refuse) except -1:
+    """The seals of a descriptor, which is a memfd of ordinary pages with the ``needed`` ones.
+
+    Only files in memory have seals. Any other file is asked for nothing else: a file system in
+    user space, or on the network, can let who asks wait for ever.
+    """
+    cdef int seals = _syscalls.fcntl(fd, F_GET_SEALS, 0)
+    if seals < 0:
+        raise refuse("a descriptor that is no memfd")
+    if _syscalls.filesystem_type(fd) != TMPFS_MAGIC:
+        raise refuse("a descriptor that is no memfd of ordinary pages")
+    if needed & ~seals:
+        raise refuse(f"a memfd with seals {seals:#x}; {needed:#x} are needed")
+    return seals
+
+
+cdef int check_window(const Parcel *parcel, bint is_clone) except -1:
+    """Whether a buffer lies in its memory and needs all its segments.
+
+    A clone lies in whole pages of it; any other buffer is all of it.
+    """
+    cdef uint64_t offset = parcel.offset
+    cdef uint64_t size = parcel.size
+    cdef uint64_t memory_size = parcel.memory_size
+    if size == 0 or not is_multiple(size | offset, PAGE_SIZE):
+        raise bad(f"a buffer of {size} bytes at offset {offset}, not whole pages")
+    if offset > memory_size or size > memory_size - offset:
+        raise bad(f"{size} bytes at offset {offset} of a memory of {memory_size} bytes")
+    if not is_clone and size != memory_size:
+        raise bad(f"a buffer of {size} bytes that is no clone, of a memory of {memory_size} bytes")
+    # The segments were counted and measured, so that no product of theirs is beyond their memory.
+    if (parcel.segment_size > memory_size or offset >= parcel.segment_size
+            or offset + size <= (parcel.segments - 1) * parcel.segment_size):
+        raise bad(f"{size} bytes at offset {offset} do not touch every segment")
+    return 0
+
+
+# ---- Descriptors that somebody left to this process ----------------------------------------------
+
+cdef int adopt(uint64_t fd, Demands demands, Parcel *parcel) except -1:
+    """A parcel, which is the caller's, of a descriptor, which this process keeps.
+
+    A duplicate is looked at, so that what was checked is what is used.
+    """
+    cdef int own
+    if fd > <uint64_t>MOST_FD:
+        raise InvalidArgument(demands.method, f"fd {fd} is no descriptor")
+    own = _syscalls.fcntl(<int>fd, F_DUPFD_CLOEXEC, 0)
+    if own == -EBADF:
+        raise InvalidArgument(demands.method, f"fd {fd} is not open in this process")
+    if own < 0:
+        raise QuotaExceeded(
+            demands.method, "no descriptor is left; raise RLIMIT_NOFILE or close some", -own)
+    parcel.descriptors[0] = own
+    parcel.count = parcel.segments = 1
+    try:
+        return examine_adopted(parcel, demands)
+    except BaseException:
+        close_parcel(parcel)
+        raise
+
+
+cdef int examine_adopted(Parcel *parcel, Demands demands) except -1:
+    """Whether a descriptor can be a buffer's: the rights are what it is open for."""
+    cdef int fd = parcel.descriptors[0]
+    cdef int seals
+    # First whether it is a memfd: any other file is asked nothing else.
+    seals_of(fd, SEALS_OF_MEMORY, unfit)
+    parcel.rights = RIGHTS_OF_DESCRIPTOR
+    if _syscalls.fcntl(fd, F_GETFL, 0) & O_ACCMODE == O_RDWR:
+        parcel.rights |= RIGHT_MAP_WRITE
+    seals = examine(fd, parcel.rights, &parcel.size, unfit)
+    parcel.offset = 0
+    parcel.segment_size = parcel.memory_size = parcel.size
+    return demands.check(seals, parcel.size)

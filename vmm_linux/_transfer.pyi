@@ -1,0 +1,14 @@
+import socket
+from typing import Final
+
+MAGIC: Final[bytes]
+VERSION: Final[int]
+MESSAGE_SIZE: Final[int]
+MOST_FD: Final[int]
+
+def check_socket(method: str, sock: object) -> int: ...
+def duplicate(method: str, sock: socket.socket) -> socket.socket: ...
+def peer_of(sock: socket.socket) -> tuple[int, int, int] | None: ...
+def read_message(
+    sock: socket.socket, length: int, most_descriptors: int
+) -> tuple[bytes, list[int], int]: ...
