@@ -7,7 +7,7 @@ import mmap
 import os
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
-from socket import recv_fds, socketpair
+from socket import recv_fds, send_fds, socketpair
 from typing import TYPE_CHECKING, Final
 
 from bench_harness import FORK, US, Contestant, at_most, benchmark, faster, loop, peer_is_gone
@@ -130,6 +130,17 @@ def serve_held(sock: socket) -> None:
             answer_questions(sock, lambda: bytes(view))
 
 
+def serve_descriptors(sock: socket) -> None:
+    """As ``serve_handles``, with what Python has, and without a look at what comes."""
+    while True:
+        descriptors = recv_fds(sock, 64, 1)[1]
+        if not descriptors:
+            return
+        with mmap.mmap(descriptors[0], SIZE, prot=mmap.PROT_READ) as memory:
+            sock.send(memory[: len(NUMBER)])
+        os.close(descriptors[0])
+
+
 def serve_names(sock: socket) -> None:
     """Attach each SharedMemory whose name comes, and answer with its first bytes."""
     while name := sock.recv(64):
@@ -190,6 +201,22 @@ def ask_in_c_about_held(stage: Stage) -> Contestant:
     return stage.in_c("ask_about_held", sock.fileno(), SIZE)
 
 
+def hand_over_descriptor(stage: Stage) -> Callable[[int], None]:
+    """As ``hand_over_fresh``, with what Python has."""
+    sock = stage.child(serve_descriptors)
+
+    def by_os(count: int) -> None:
+        for _ in range(count):
+            fd = memfd()
+            with mmap.mmap(fd, SIZE) as memory:
+                memory[: len(NUMBER)] = NUMBER
+                send_fds(sock, [NUMBER], [fd])
+                expect(sock.recv(64), NUMBER)
+            os.close(fd)
+
+    return by_os
+
+
 def hand_over_name(stage: Stage) -> Callable[[int], None]:
     """As ``hand_over_fresh``, with SharedMemory."""
     resource_tracker.ensure_running()  # the child is to have the same one
@@ -222,6 +249,7 @@ def hand_over(stage: Stage) -> dict[str, Contestant]:
         HELD_IN_C: ask_in_c_about_held(stage),
         US: loop(hand_over_fresh(stage)),
         HELD: loop(ask_about_held(stage)),
+        "os + mmap + send_fds": loop(hand_over_descriptor(stage)),
         "SharedMemory": loop(hand_over_name(stage)),
     }
 
