@@ -3,7 +3,8 @@
    Where std::map allocates a node for every entry, this moves some entries up in a leaf. After a
    system call, which takes caches away, that is what is felt: allocating, freeing and rebalancing
    are code and data of their own. An entry takes no more than its own size in a full leaf, and
-   leaves are full that were filled in order, up or down.
+   leaves are full that were filled in order, up or down; filled at random they are half full. What
+   is erased leaves room in its leaf, which goes when it is empty.
 
    Insertion answers false, with nothing changed, when memory is short; nothing throws. An iterator
    stays good while only larger keys than its own come and go. */
