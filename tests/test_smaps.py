@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_oracle import PAGE
-from vmm_linux._smaps import NAMES, SmapsRecord, parse_maps, parse_smaps
+from vmm_linux._smaps_parser import parse_maps, parse_smaps
+from vmm_linux._smaps_record import NAMES, SmapsRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
