@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 READ, WRITE, EXECUTE, SHARED = 1, 2, 4, 8
 MADV_HUGEPAGE, MADV_GUARD_INSTALL = 14, 102
 
-kernel.libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-kernel.libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-
 
 @pytest.fixture
 def own() -> Iterator[OwnProcess]:
