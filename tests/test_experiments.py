@@ -274,6 +274,44 @@ def test_what_this_machine_lacks_is_not_observable(
     assert reason in result.findings.reason
 
 
+def test_a_size_is_halved_until_what_is_touched_fits(add: Callable[..., Result]) -> None:
+    result = add(
+        "run.memory = 100\n"
+        "run.physical('It fits as it is', run.fitting(100), equal(100), 'B')\n"
+        "run.physical('It is halved', run.fitting(101, times=2), equal(50), 'B')"
+    )
+    assert [claim.outcome for claim in result.findings.claims] == ["held", "held"]
+
+
+def test_a_setting_that_this_kernel_lacks_is_not_observable(add: Callable[..., Result]) -> None:
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    result = add(
+        f"run.physical('It is told', sysctl('vm.max_map_count'), equal({most}))\n"
+        "run.physical('Something holds', sysctl('vm.no_such', otherwise=7), equal(7))\n"
+        "sysctl('vm.no_such')"
+    )
+    assert [claim.outcome for claim in result.findings.claims] == ["held", "held"]
+    assert (result.status, result.findings.reason) == (
+        "not observable",
+        "this kernel has no vm.no_such",
+    )
+
+
+def test_figures_are_those_of_smaps_and_of_nothing_where_nothing_is(
+    add: Callable[..., Result],
+) -> None:
+    result = add(
+        "with run.vmm.region(4 * run.page) as region:\n"
+        "    region.commit()\n"
+        "    touch(region)\n"
+        "    (rss,) = figures(region.base, ['rss'])\n"
+        "    run.physical('They are told', rss, at_least(4 * run.page), 'B')\n"
+        "figures(0, ['rss'])"
+    )
+    assert [claim.outcome for claim in result.findings.claims] == ["held"]
+    assert result.findings.reason == "nothing is found in /proc/self/smaps at 0x0"
+
+
 def test_code_that_must_not_be_executed_is_not_observable(add: Callable[..., Result]) -> None:
     result = add(
         "need(ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0, 'this kernel has no PR_SET_MDWE')\n"
