@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from children import run_child
+from children import in_own_process
 from faces import Face, call
 from forked import in_child
 from inherited import outcome, region
-from kernel_oracle import PAGE, TESTS_IMPORTABLE
+from kernel_oracle import PAGE
 from vmm_linux import VMM, PageKind, Retcode, VmmFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 RW = VmmFlags.READ | VmmFlags.WRITE
@@ -37,18 +37,6 @@ SHAREABLE = VmmFlags.SHAREABLE
 def vmm() -> Iterator[VMM]:
     with VMM() as it:
         yield it
-
-
-def in_own_process(work: Callable[..., None], *arguments: object) -> str:
-    """Run a function of this module in a new process, and answer what it wrote to stderr."""
-    child = run_child(
-        f"from {__name__} import *\n{work.__name__}(*{arguments!r})\nprint('done')",
-        environment=TESTS_IMPORTABLE,
-        timeout=60,
-    )
-    assert child.returncode == 0, child.stderr
-    assert child.stdout.endswith("done\n"), child.stdout
-    return child.stderr
 
 
 def hammer(vmm: VMM, seed: int, stop: threading.Event) -> None:

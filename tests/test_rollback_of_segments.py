@@ -14,6 +14,24 @@ import pytest
 
 import faults
 import kernel_oracle as kernel
+from buffer_scenarios import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    MAKING,
+    ask_buffer,
+    closed,
+    connected,
+    facts,
+    first,
+    info,
+    mapped,
+    mapping,
+    newest,
+    receive,
+    send,
+    send_again,
+    window,
+)
 from faults import (
     BASE,
     FIXED,
@@ -33,23 +51,6 @@ from faults import (
 )
 from kernel_oracle import PAGE
 from segments import seals_of_files
-from test_rollback_of_buffers import (
-    FALLOC_FL_KEEP_SIZE,
-    FALLOC_FL_PUNCH_HOLE,
-    ask_buffer,
-    closed,
-    connected,
-    facts,
-    first,
-    info,
-    mapped,
-    mapping,
-    newest,
-    receive,
-    send,
-    send_again,
-    window,
-)
 from transfers import READ_ONLY
 from vmm_linux import Seal, VmmError, VmmFlags
 
@@ -88,7 +89,6 @@ def empty_segments(ground: Ground, error: VmmError) -> None:
             assert kernel.libc.fallocate(number, punch, ctypes.c_long(0), ctypes.c_long(size)) == 0
 
 
-MAKING = "malloc memfd_create ftruncate fcntl"
 SCENARIOS: Mapping[str, list[Scenario]] = {
     "mdl_create": [
         Scenario("plain", segmented_holes, lambda g: g.mdl_create(SIZE, RW, THIRD), MAKING),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import kernel_oracle as kernel
+from buffer_scenarios import refused
 from children import run_child
 from faults import FIXED, GUARDS, LOCKED, RESERVE, RW, Ground, R, pattern
 from forged_messages import UNWRITABLE
@@ -30,7 +31,10 @@ from segments import (
     pieces_at,
     seals_of_files,
 )
-from test_limits_of_the_system import (
+from transfers import READ_ONLY, contents, nothing_opened, text_of, vmm
+from vmm_linux import VMM, Limits, PageKind, Retcode, Seal, VmmError, VmmFlags
+from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, NoCapability, QuotaExceeded
+from walls import (
     FILL,
     ONE_HEAP,
     Singles,
@@ -38,10 +42,6 @@ from test_limits_of_the_system import (
     fill_map_count,
     steady_heap,
 )
-from test_rollback_of_buffers import refused
-from transfers import READ_ONLY, contents, nothing_opened, text_of, vmm
-from vmm_linux import VMM, Limits, PageKind, Retcode, Seal, VmmError, VmmFlags
-from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, NoCapability, QuotaExceeded
 
 __all__ = ["vmm"]  # the fixtures
 
