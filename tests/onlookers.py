@@ -1,17 +1,19 @@
-"""Processes to look at, and ways to look."""
+"""Processes to look at, and how to look at them."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import kernel_oracle as kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from vmm_linux.inspect import Mapping
 
@@ -74,3 +76,18 @@ def plain(mapping: Mapping) -> kernel.Mapping:
         mapping.inode,
         mapping.pathname or "",
     )
+
+
+def state_of(pid: int) -> str:
+    """The state of a process as one letter, "" where there is none."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what the kernel does by itself, soon."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
