@@ -10,6 +10,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from descriptors import reopened
 from kernel_oracle import PAGE
 from transfers import READ_ONLY
 
@@ -62,13 +63,6 @@ def memory(size: int = PAGE, seals: int = SIZED, flags: int = 0) -> int:
 def identity() -> int:
     """The identity of a clone, by the kernel's own calls."""
     return memory(0, SEALED | SIZED | UNWRITABLE)
-
-
-def reopened(fd: int, mode: int) -> int:
-    """Another description of the file, in place of this one."""
-    other = os.open(f"/proc/self/fd/{fd}", mode)
-    os.close(fd)
-    return other
 
 
 def read_only(size: int = PAGE, seals: int = SIZED) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from descriptors import reopened
 from forged_messages import (
     MESSAGE,
     SEALED,
@@ -21,7 +22,6 @@ from forged_messages import (
     memory,
     open_files,
     read_only,
-    reopened,
     send_raw,
 )
 from kernel_oracle import PAGE

@@ -14,17 +14,9 @@ import pytest
 
 import kernel_oracle as kernel
 from children import run_child
+from descriptors import reopened
 from faults import RW
-from forged_messages import (
-    SIZED,
-    forged,
-    identity,
-    memory,
-    open_files,
-    read_only,
-    reopened,
-    send_raw,
-)
+from forged_messages import SIZED, forged, identity, memory, open_files, read_only, send_raw
 from kernel_oracle import PAGE, TESTS_IMPORTABLE
 from segments import BYTES, PAGES, SEGMENT, in_segments, memory_files
 from transfers import (
