@@ -11,6 +11,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kernel_oracle import TESTS_IMPORTABLE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -85,3 +87,27 @@ def run_child(
         text=True,
         timeout=timeout,
     )
+
+
+def in_own_process(
+    work: Callable[..., object],
+    *arguments: object,
+    nobody: bool = False,
+    timeout: float = 60,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Run a function of a test module in a new process; its assertions are the test's.
+
+    Unlike one that ``run_child`` takes the source of, it may use whatever its module has.
+
+    Returns what it wrote to stderr.
+    """
+    imports = f"from {work.__module__} import {work.__name__} as work"
+    child = run_child(
+        f"{imports}\nwork(*{arguments!r})\nprint('done')",
+        nobody=nobody,
+        timeout=timeout,
+        environment={**TESTS_IMPORTABLE, **(environment or {})},
+    )
+    assert (child.returncode, child.stdout) == (0, "done\n"), child.stderr
+    return child.stderr

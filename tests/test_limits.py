@@ -1,4 +1,4 @@
-"""``Limits``: every bound is reached exactly and never passed, and holds against runaway loops."""
+"""``Limits``: what they are, and what counts against them."""
 
 from __future__ import annotations
 
@@ -8,33 +8,21 @@ import os
 import pickle
 import random
 import socket
-import threading
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
-import leaks
-from children import run_child
-from dangers import BY_DEFAULT, DANGERS
+from bounds import refusal, used
 from guarding import RULES, rule
-from kernel_oracle import PAGE, TESTS_IMPORTABLE, access_between, descriptors, maps, maps_between
-from memory_groups import cgroup
-from vmm_linux import VMM, Handle, Limits, Retcode, Rights, VmmError, VmmFlags, _room
-from vmm_linux._default_limits import (
-    MOST_HANDLES,
-    MOST_MDLS,
-    MOST_REGIONS,
-    bounds_for,
-    room_for_memory,
-)
-from vmm_linux._memory_group import memory_group
-from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded
+from kernel_oracle import PAGE, access_between, descriptors, maps_between
+from vmm_linux import VMM, Limits, Retcode, Rights, VmmError, VmmFlags
+from vmm_linux.errors import InvalidArgument, InvalidOperation
 from vmm_linux.limits import FIGURES, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
 
 RW = VmmFlags.READ | VmmFlags.WRITE
 RESERVE = VmmFlags.RESERVE | RW
@@ -43,7 +31,6 @@ LOCKED = VmmFlags.LOCKED
 GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
 #: Of the regions and buffers here.
 SIZE = 8 * PAGE
-SIZES = {"reserved", "committed", "locked", "mdl_bytes"}
 
 
 @pytest.fixture
@@ -53,21 +40,7 @@ def vmm() -> Iterator[VMM]:
         yield it
 
 
-def used(vmm: VMM) -> dict[str, int]:
-    """What is used of each figure."""
-    return {name: use.used for name, use in vmm.usage()._asdict().items()}
-
-
-def refusal(call: Callable[[], object]) -> QuotaExceeded:
-    """The refusal that a call met."""
-    with pytest.raises(QuotaExceeded) as caught:
-        call()
-    assert caught.value.rc is Retcode.QUOTA_EXCEEDED
-    assert caught.value.errno is None, "the kernel was asked"
-    return caught.value
-
-
-# ---- Limits -------------------------------------------------------------------------------------
+# ---- Limits --------------------------------------------------------------------------------------
 
 
 def test_what_is_not_named_is_unlimited() -> None:
@@ -182,240 +155,7 @@ def test_a_closed_vmm_has_neither_limits_nor_usage() -> None:
             call()
 
 
-# ---- every bound, exactly -----------------------------------------------------------------------
-
-
-class Ground:
-    """A VMM with what the calls need: a region, a buffer, a mapping."""
-
-    def __init__(self) -> None:
-        self.vmm = VMM(limits=Limits.unlimited())
-        self.region = self.vmm.allocate(0, 64 * PAGE, RESERVE)
-        self.locked = self.vmm.allocate(0, 64 * PAGE, RESERVE | LOCKED)
-        self.handle = self.vmm.mdl_create(SIZE, VmmFlags.RWX_MASK)
-        self.next = 0
-
-    def following(self) -> int:
-        """A page of the two regions that was not taken before."""
-        self.next += 1
-        return self.next * PAGE
-
-
-class Taking(NamedTuple):
-    """How one unit of a figure is taken, and given back."""
-
-    figure: str
-    method: str
-    unit: int
-    take: Callable[[Ground], object]
-    give: Callable[[Ground, object], object]
-    note: str = ""
-
-    def __str__(self) -> str:
-        return "-".join(filter(None, [self.figure, self.method, self.note or str(self.unit)]))
-
-
-def free(size: int = SIZE) -> Callable[[Ground, object], object]:
-    """Free a region."""
-    return lambda ground, va: ground.vmm.free(va, size)  # type: ignore[arg-type]
-
-
-def close(ground: Ground, handle: object) -> None:
-    """Close a handle."""
-    ground.vmm.handle_close(handle)  # type: ignore[arg-type]
-
-
-def commit(ground: Ground) -> int:
-    """Commit a page that has no committed neighbour."""
-    va = ground.region + ground.following()
-    ground.vmm.commit(va, PAGE)
-    return va
-
-
-def commit_apart(ground: Ground) -> int:
-    """Commit a page between reserved ones: two runs more."""
-    ground.next += 1
-    return commit(ground)
-
-
-def commit_locked(ground: Ground) -> int:
-    """Commit a page of a LOCKED region."""
-    va = ground.locked + ground.following()
-    ground.vmm.commit(va, PAGE)
-    return va
-
-
-def commit_some(ground: Ground) -> int:
-    """Commit a page by a call for many ranges."""
-    va = ground.region + ground.following()
-    ground.vmm.commit_ranges([(va, PAGE)])
-    return va
-
-
-def decommit(ground: Ground, va: object) -> None:
-    """Decommit it."""
-    ground.vmm.decommit(va, PAGE)  # type: ignore[arg-type]
-
-
-def convert(ground: Ground) -> Handle:
-    """A buffer of pages that were private; they keep their place, and it."""
-    va = ground.vmm.allocate(0, SIZE, COMMIT)
-    try:
-        return ground.vmm.mdl_create_from_vm(va, SIZE, RW)
-    except VmmError:
-        ground.vmm.free(va, SIZE)
-        raise
-
-
-def give_converted(ground: Ground, handle: object) -> None:
-    """Close it, and free the pages."""
-    close(ground, handle)
-    for mapping in maps():
-        info = ground.vmm.query(mapping.start, smaps=False)
-        if "/memfd:" in mapping.pathname and info.base not in (ground.region, ground.locked):
-            with suppress(VmmError):
-                ground.vmm.free(mapping.start, SIZE)
-            return
-
-
-def receive(ground: Ground) -> Handle:
-    """A handle that comes back as another one."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ground.vmm.send_handle(ours, ground.handle)
-        return ground.vmm.recv_handle(theirs)
-
-
-def adopt(ground: Ground) -> Handle:
-    """A handle of a descriptor."""
-    fd = ground.vmm.handle_fileno(ground.handle)
-    try:
-        return ground.vmm.handle_from_fd(fd)
-    finally:
-        os.close(fd)
-
-
-def clone(ground: Ground) -> Handle:
-    """A window."""
-    return ground.vmm.mdl_clone(ground.handle, PAGE, PAGE)
-
-
-def map_it(flags: VmmFlags = RW) -> Callable[[Ground], int]:
-    """A mapping of the whole buffer."""
-    return lambda ground: ground.vmm.mdl_map(ground.handle, 0, SIZE, 0, flags)
-
-
-def allocate(flags: VmmFlags = RESERVE) -> Callable[[Ground], int]:
-    """A region."""
-    return lambda ground: ground.vmm.allocate(0, SIZE, flags)
-
-
-def create(flags: VmmFlags = RW) -> Callable[[Ground], Handle]:
-    """A buffer."""
-    return lambda ground: ground.vmm.mdl_create(SIZE, flags)
-
-
-def create_of_bytes(ground: Ground) -> Handle:
-    """A buffer of bytes, a part of a page less than it has."""
-    return ground.vmm.mdl_create_from_buf(bytes(SIZE - 9), RW)
-
-
-def copy_of(ground: Ground) -> Handle:
-    """Another handle."""
-    return ground.vmm.handle_copy(ground.handle, Rights.MAP_READ)
-
-
-TAKINGS = [
-    Taking("regions", "allocate", 1, allocate(), free()),
-    Taking("regions", "mdl_map", 1, map_it(), free()),
-    Taking("reserved", "allocate", SIZE, allocate(), free()),
-    Taking("reserved", "allocate", SIZE + 2 * PAGE, allocate(RESERVE | GUARDS), free()),
-    Taking("reserved", "mdl_map", SIZE + PAGE, map_it(RW | VmmFlags.LOW_GUARD), free()),
-    Taking("committed", "allocate", SIZE, allocate(COMMIT), free()),
-    Taking("committed", "allocate", SIZE, allocate(COMMIT | VmmFlags.SHAREABLE), free(), "shared"),
-    Taking("committed", "commit", PAGE, commit, decommit),
-    Taking("committed", "commit_ranges", PAGE, commit_some, decommit),
-    Taking("locked", "allocate", SIZE, allocate(COMMIT | LOCKED), free()),
-    Taking("locked", "commit", PAGE, commit_locked, decommit),
-    Taking("locked", "mdl_create", SIZE, create(RW | LOCKED), close),
-    Taking("locked", "mdl_map", SIZE, map_it(RW | LOCKED), free()),
-    Taking("mappings", "allocate", 1, allocate(), free()),
-    Taking("mappings", "allocate", 3, allocate(RESERVE | GUARDS), free()),
-    Taking("mappings", "mdl_map", 1, map_it(), free()),
-    Taking("mappings", "commit", 2, commit_apart, decommit),
-    Taking("mdls", "mdl_create", 1, create(), close),
-    Taking("mdls", "mdl_create_from_buf", 1, create_of_bytes, close),
-    Taking("mdls", "mdl_create_from_vm", 1, convert, give_converted),
-    Taking("mdls", "mdl_clone", 1, clone, close),
-    Taking("mdls", "recv_handle", 1, receive, close),
-    Taking("mdls", "handle_from_fd", 1, adopt, close),
-    Taking("mdl_bytes", "mdl_create", SIZE, create(), close),
-    Taking("mdl_bytes", "mdl_create_from_buf", SIZE, create_of_bytes, close),
-    Taking("mdl_bytes", "mdl_create_from_vm", SIZE, convert, give_converted),
-    Taking("mdl_bytes", "recv_handle", SIZE, receive, close),
-    Taking("mdl_bytes", "handle_from_fd", SIZE, adopt, close),
-    Taking("mdl_mappings", "mdl_map", 1, map_it(), free()),
-    Taking("handles", "mdl_create", 1, create(), close),
-    Taking("handles", "mdl_create_from_buf", 1, create_of_bytes, close),
-    Taking("handles", "mdl_create_from_vm", 1, convert, give_converted),
-    Taking("handles", "mdl_clone", 1, clone, close),
-    Taking("handles", "handle_copy", 1, copy_of, close),
-    Taking("handles", "recv_handle", 1, receive, close),
-    Taking("handles", "handle_from_fd", 1, adopt, close),
-]
-
-
-@pytest.fixture
-def ground() -> Iterator[Ground]:
-    """A VMM with a region and a buffer."""
-    it = Ground()
-    with it.vmm:
-        yield it
-
-
-@pytest.mark.parametrize("taking", TAKINGS, ids=str)
-def test_a_bound_is_reached_exactly_and_never_passed(ground: Ground, taking: Taking) -> None:
-    vmm, count = ground.vmm, 3
-    start = used(vmm)[taking.figure]
-    bound = start + count * taking.unit
-    vmm.limits = Limits(**{taking.figure: bound})
-    taken = [taking.take(ground) for _ in range(count)]
-    assert used(vmm)[taking.figure] == bound
-    before = used(vmm), leaks.read_mappings(), descriptors()
-    met = refusal(lambda: taking.take(ground))
-    assert met.method == taking.method
-    # Of a cut in the middle, which takes two runs, the first is refused.
-    wish = 1 if taking.take is commit_apart else taking.unit
-    assert met.message == (
-        f"{wish} more {taking.figure} than the {bound} in use would pass this VMM's limit, "
-        f"{bound}; give some back, or raise it: vmm.limits = vmm.limits.replace({taking.figure}"
-        "=...)"
-    )
-    after = used(vmm), leaks.read_mappings(), descriptors()
-    assert (after[0], after[2]) == (before[0], before[2])
-    assert leaks.new_mappings(before[1], after[1]) == []
-    assert leaks.new_mappings(after[1], before[1]) == []
-    vmm._check()
-    vmm.limits = Limits(**{taking.figure: bound + taking.unit - 1})
-    refusal(lambda: taking.take(ground))
-    vmm.limits = Limits(**{taking.figure: bound})
-    taking.give(ground, taken.pop())
-    assert used(vmm)[taking.figure] == bound - taking.unit
-    taken.append(taking.take(ground))
-    refusal(lambda: taking.take(ground))
-    for item in taken:
-        taking.give(ground, item)
-    assert used(vmm)[taking.figure] == start
-    vmm._check()
-
-
-@pytest.mark.parametrize("taking", TAKINGS, ids=str)
-def test_a_bound_of_zero_allows_none(ground: Ground, taking: Taking) -> None:
-    ground.vmm.limits = Limits(**{taking.figure: 0})
-    refusal(lambda: taking.take(ground))
-
-
-# ---- what counts --------------------------------------------------------------------------------
+# ---- what counts ---------------------------------------------------------------------------------
 
 
 def test_a_region_cut_in_two_counts_two(vmm: VMM) -> None:
@@ -724,178 +464,3 @@ def test_a_child_begins_with_its_parents_figures_and_bounds(vmm: VMM) -> None:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     assert used(vmm)["committed"] == SIZE, "the child has nothing to do with the parent"
-
-
-# ---- threads ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("figure", FIGURES)
-def test_threads_that_race_for_the_last_unit_never_pass_a_bound(
-    ground: Ground, figure: str
-) -> None:
-    takings = [it for it in TAKINGS if it.figure == figure and it.take is not convert]
-    taking = next((it for it in takings if it.unit == 1), takings[0])
-    room, threads = 10, 4
-    bound = used(ground.vmm)[figure] + room * taking.unit
-    ground.vmm.limits = Limits(**{figure: bound})
-    begin = threading.Barrier(threads)
-    taken: list[object] = []
-    highest: list[int] = []
-
-    def race() -> None:
-        begin.wait()
-        for _ in range(room):
-            with suppress(QuotaExceeded):
-                taken.append(taking.take(ground))
-            highest.append(used(ground.vmm)[figure])
-
-    racers = [threading.Thread(target=race) for _ in range(threads)]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join()
-    assert len(taken) == room
-    assert max(highest) == used(ground.vmm)[figure] == bound
-    ground.vmm._check()
-
-
-def test_bounds_may_change_while_threads_take(ground: Ground) -> None:
-    vmm = ground.vmm
-    over = threading.Event()
-    bounds = [20, 40, 10]
-    seen: list[int] = []
-
-    def take() -> None:
-        while not over.is_set():
-            with suppress(QuotaExceeded):
-                vmm.handle_close(vmm.handle_copy(ground.handle, 0))
-            seen.append(used(vmm)["handles"])
-
-    takers = [threading.Thread(target=take) for _ in range(3)]
-    for taker in takers:
-        taker.start()
-    for turn in range(300):
-        vmm.limits = Limits(handles=bounds[turn % 3])
-    over.set()
-    for taker in takers:
-        taker.join()
-    assert max(seen) <= max(bounds)
-    assert used(vmm)["handles"] == 1
-    vmm._check()
-
-
-# ---- defaults -----------------------------------------------------------------------------------
-
-
-def test_a_vmm_that_is_told_nothing_has_bounds() -> None:
-    with VMM() as vmm, VMM(limits=None) as other:
-        limits = vmm.limits
-        available = _room.available_memory()
-        assert (limits.regions, limits.mdls, limits.handles) == (
-            MOST_REGIONS,
-            MOST_MDLS,
-            MOST_HANDLES,
-        )
-        assert (limits.reserved, limits.mappings, limits.mdl_mappings) == (None, None, None)
-        assert limits.committed == limits.locked == limits.mdl_bytes
-        assert limits.committed is not None
-        assert 0 < limits.committed <= available
-        assert other.limits.regions == MOST_REGIONS
-
-
-def test_available_memory_is_the_kernels_figure_without_swap() -> None:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    figures = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    assert abs(_room.available_memory() - figures["MemAvailable"]) < 1 << 30
-    assert _room.available() >= _room.available_memory()
-
-
-def test_the_defaults_are_three_quarters_of_what_can_be_had() -> None:
-    share = 3 << 30
-    assert bounds_for(4 << 30) == (
-        MOST_REGIONS,
-        None,
-        share,
-        share,
-        None,
-        MOST_MDLS,
-        share,
-        None,
-        MOST_HANDLES,
-    )
-
-
-@pytest.mark.parametrize(("version", "none"), [("v1", "9223372036854771712"), ("v2", "max")])
-def test_the_tightest_group_counts_without_the_cache_that_it_gives_up(
-    tmp_path: Path, version: str, none: str
-) -> None:
-    gib = 1 << 30
-    levels = {
-        "": (none, 9 * gib, 0, 0),
-        "outer": (f"{8 * gib}", 7 * gib, gib // 2, gib // 2),
-        "outer/inner": (f"{4 * gib}", gib, 0, 0),
-    }
-    group = cgroup(tmp_path, version, levels)
-    assert room_for_memory(100 * gib, group) == 2 * gib
-    assert room_for_memory(gib, group) == gib
-    assert room_for_memory(gib, None) == gib
-    group = cgroup(tmp_path, version, levels | {"outer": (none, 7 * gib, 0, 0)})
-    assert room_for_memory(100 * gib, group) == 3 * gib
-    group = cgroup(tmp_path, version, {"outer/inner": (f"{gib}", 2 * gib, 0, 0)})
-    assert room_for_memory(100 * gib, group) == 0
-
-
-def make_without_a_descriptor() -> None:
-    """The first VMM of a process that has no descriptor left."""
-    import os
-    import resource
-
-    from vmm_linux import VMM
-
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-    with VMM() as vmm:
-        limits = vmm.limits
-    assert limits.committed is not None
-    assert limits.committed <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    print(limits.regions)
-
-
-def test_without_a_descriptor_to_ask_with_there_are_defaults_too() -> None:
-    child = run_child(make_without_a_descriptor)
-    assert (child.returncode, child.stdout, child.stderr) == (0, f"{MOST_REGIONS}\n", "")
-
-
-def test_this_processs_own_group_is_read_without_trouble() -> None:
-    assert room_for_memory(1 << 40, memory_group()) >= 0
-
-
-# ---- under attack -------------------------------------------------------------------------------
-
-
-def attack(name: str) -> None:
-    """Drive one danger; runs in a child."""
-    import dangers
-
-    dangers.attack(name)
-
-
-def attack_by_default(name: str) -> None:
-    """Drive a loop against the defaults; runs in a child."""
-    import dangers
-
-    dangers.attack_by_default(name)
-
-
-@pytest.mark.parametrize("nobody", [False, True], ids=["as-we-are", "as-nobody"])
-@pytest.mark.parametrize("name", DANGERS)
-def test_a_runaway_loop_ends_with_quota_exceeded(name: str, nobody: bool) -> None:
-    child = run_child(attack, name, nobody=nobody, environment=TESTS_IMPORTABLE)
-    assert (child.returncode, child.stderr) == (0, "")
-    assert child.stdout.startswith("stood: ")
-
-
-@pytest.mark.parametrize("nobody", [False, True], ids=["as-we-are", "as-nobody"])
-@pytest.mark.parametrize("name", BY_DEFAULT)
-def test_the_defaults_end_a_runaway_loop(name: str, nobody: bool) -> None:
-    child = run_child(attack_by_default, name, nobody=nobody, environment=TESTS_IMPORTABLE)
-    assert (child.returncode, child.stdout, child.stderr) == (0, "stood\n", "")

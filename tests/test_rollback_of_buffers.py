@@ -1,28 +1,45 @@
 """A call that fails leaves MDL buffers, their handles and their mappings as they were.
 
-At whichever call to the system it fails (:mod:`faults`), and where the system really ends: at the
-map-count wall, under resource limits, without memory.
+At whichever call to the system it fails (:mod:`faults`). Where the system really ends:
+``test_buffers_at_walls``.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
-import re
-import resource
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 import faults
-from children import run_child
-from faces import Face, call
+from buffer_scenarios import (
+    MAKING,
+    READ_ONLY,
+    ask_buffer,
+    buffer,
+    closed,
+    connected,
+    convert,
+    converted,
+    copied,
+    first,
+    half_touched,
+    holes,
+    info,
+    make_holes_again,
+    mapped,
+    mapping,
+    newest,
+    oldest,
+    receive,
+    revoked,
+    send,
+    send_again,
+    window,
+)
 from faults import (
-    BASE,
     CLOSING,
-    COMMIT,
     ELSEWHERE,
     FIXED,
     GUARDS,
@@ -35,7 +52,6 @@ from faults import (
     NONE,
     OWN_FILES,
     PAGES,
-    RESERVE,
     RW,
     RX,
     SHAREABLE,
@@ -50,7 +66,6 @@ from faults import (
     R,
     Scenario,
     all_but_files,
-    ask,
     everything,
     filled,
     nothing,
@@ -59,174 +74,16 @@ from faults import (
     pattern,
     with_protections,
 )
-from kernel_oracle import ARENA, PAGE, TESTS_IMPORTABLE, descriptors, libc, present_pages, status
-from test_limits_of_the_system import (
-    FILL,
-    ONE_HEAP,
-    Singles,
-    State,
-    count_mappings,
-    fill_map_count,
-    limit,
-    meminfo,
-    refusal,
-    steady_heap,
-)
-from vmm_linux import VMM, Handle, Limits, Retcode, Rights, Seal, VmmError, VmmFlags, _features
+from kernel_oracle import PAGE
+from vmm_linux import VMM, Rights, Seal, VmmError
 from vmm_linux._features import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-# ---- the states
 
-
-def first(*steps: Callable[[Ground], object]) -> Callable[[Ground], None]:
-    """One state after the other."""
-
-    def prepare(ground: Ground) -> None:
-        for step in steps:
-            step(ground)
-
-    return prepare
-
-
-def buffer(prot: VmmFlags = RW) -> Callable[[Ground], None]:
-    """A buffer with something else in every page."""
-    return lambda ground: ground.handles.append(ground.mdl_create_from_buf(pattern(SIZE), prot))
-
-
-def holes(ground: Ground) -> None:
-    """A buffer that has no memory yet."""
-    ground.handles.append(ground.mdl_create(SIZE, RW))
-
-
-def window(ground: Ground) -> None:
-    """A clone of the newest buffer, a page smaller on either side."""
-    newest = ground.handles[-1]
-    size = ground.mdl_get_size(newest)
-    ground.handles.append(ground.mdl_clone(newest, PAGE, size - 2 * PAGE))
-
-
-def copied(rights: Rights) -> Callable[[Ground], None]:
-    """A copy of the newest handle."""
-    return lambda ground: ground.handles.append(ground.handle_copy(ground.handles[-1], rights))
-
-
-def mapped(flags: VmmFlags) -> Callable[[Ground], None]:
-    """The newest buffer, mapped at BASE."""
-
-    def prepare(ground: Ground) -> None:
-        newest = ground.handles[-1]
-        ground.mdl_map(newest, 0, ground.mdl_get_size(newest), BASE, FIXED | flags)
-
-    return prepare
-
-
-def converted(first_page: int, pages: int) -> Callable[[Ground], None]:
-    """Some pages of the region made a buffer."""
-    call = convert(first_page, pages)
-    return lambda ground: ground.handles.append(call(ground))
-
-
-def closed(ground: Ground) -> None:
-    """The newest handle closed."""
-    ground.handle_close(ground.handles.pop())
-
-
-def revoked(ground: Ground) -> None:
-    """What came from the oldest handle revoked."""
-    ground.handle_revoke(ground.handles[0])
-
-
-def half_touched(flags: VmmFlags) -> Callable[[Ground], None]:
-    """A committed region in which every other page was touched."""
-
-    def prepare(ground: Ground) -> None:
-        ground.allocate(BASE, SIZE, RESERVE | FIXED | COMMIT | RW | flags)
-        for page in range(0, PAGES, 2):
-            ground.write(BASE + page * PAGE, pattern(PAGE, page))
-
-    return prepare
-
-
-def connected(ground: Ground) -> None:
-    """Two sockets."""
-    assert ground.sockets
-
-
-# ---- the calls
-
-
-def newest(method: str, *arguments: object) -> Callable[[Ground], object]:
-    """Call a method with the newest handle."""
-    return lambda ground: getattr(ground, method)(ground.handles[-1], *arguments)
-
-
-def oldest(method: str, *arguments: object) -> Callable[[Ground], object]:
-    """Call a method with the oldest handle."""
-    return lambda ground: getattr(ground, method)(ground.handles[0], *arguments)
-
-
-def convert(first_page: int, pages: int, flags: VmmFlags = RW) -> Callable[[Ground], Handle]:
-    """Make a buffer of some of the region's pages."""
-    return lambda ground: ground.mdl_create_from_vm(BASE + first_page * PAGE, pages * PAGE, flags)
-
-
-def send(rights: Rights | None = None) -> Callable[[Ground], None]:
-    """Send the newest handle."""
-    return lambda ground: ground.send_handle(ground.sockets[0], ground.handles[-1], rights)
-
-
-def receive(ground: Ground) -> Handle:
-    """Receive a handle."""
-    return ground.recv_handle(ground.sockets[1])
-
-
-def send_again(rights: Rights | None = None) -> Callable[[Ground, VmmError], None]:
-    """A message that was received is gone, whatever became of it: it must be sent again."""
-
-    def take_back(ground: Ground, _error: VmmError) -> None:
-        assert ground.waiting() == b""
-        send(rights)(ground)
-
-    return take_back
-
-
-def info(ground: Ground) -> tuple[object, ...]:
-    """What is known of the newest handle, without its security ids."""
-    told = ground.handle_info(ground.handles[-1])
-    return told.rights, told.size, told.seals, told.sid != 0, told.origin_sid is None
-
-
-def ask_buffer(*, smaps: bool) -> Callable[[Ground], object]:
-    """Query of a page of a buffer, told as text without its security id and inode."""
-    question = ask(BASE + 3 * PAGE, smaps=smaps)
-    return lambda ground: re.sub("(sid|inode)=[0-9]+", "", str(question(ground)))
-
-
-def make_holes_again(ground: Ground, error: VmmError) -> None:
-    """A failed LOCKED mapping may leave memory in the buffer, which nobody can tell from holes.
-
-    It cannot be given back: somebody else who has the buffer may have written to it meanwhile.
-    """
-    nothing_to_take_back(ground, error)
-    for number, target in descriptors().items():
-        if target.startswith("/memfd:"):
-            assert _file_contents(number) == bytes(SIZE)
-            punch = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-            assert libc.fallocate(number, punch, ctypes.c_long(0), ctypes.c_long(SIZE)) == 0
-
-
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
-
-
-def _file_contents(number: int) -> bytes:
-    return os.pread(number, SIZE, 0)
-
-
-# ---- what a failure costs that a call gets over
+# ---- what a failure costs that a call gets over --------------------------------------------------
 
 
 def all_but_advice(picture: Picture) -> object:
@@ -244,9 +101,8 @@ CONVERTING = {
 }
 
 
-# ---- the scenarios
+# ---- the scenarios -------------------------------------------------------------------------------
 
-MAKING = "malloc memfd_create ftruncate fcntl"
 CREATE = [
     Scenario("plain", holes, lambda g: g.mdl_create(SIZE, RW), MAKING),
     Scenario("the first handle", nothing, lambda g: g.mdl_create(SIZE, RW), MAKING),
@@ -360,13 +216,6 @@ FROM_VM_WITHOUT_PAGEMAP = [
     for scenario in FROM_VM
     if scenario.name in {"runs", "LOCKED runs"}
 ]
-
-
-def mapping(flags: VmmFlags, hint: int = 0, pages: int = PAGES) -> Callable[[Ground], object]:
-    """Map the newest buffer from its start on."""
-    return newest("mdl_map", 0, pages * PAGE, hint, flags)
-
-
 MAP = [
     Scenario("writable", buffer(), mapping(RW), "malloc mmap"),
     Scenario("writable, guards", buffer(), mapping(RW | GUARDS), "malloc mmap"),
@@ -452,8 +301,6 @@ INFO = [
     for without, identity in (((), "name_to_handle_at"), ((Feature.FILE_HANDLES,), "fstat"))
     for name, prepare in (("a buffer", buffer()), ("a clone", first(buffer(), window, window)))
 ]
-
-READ_ONLY = Rights.TRANSFER | Rights.COPY | Rights.MAP_READ
 SENDINGS: tuple[tuple[str, Callable[[Ground], object], Rights | None], ...] = (
     ("a buffer", buffer(), None),
     ("a buffer, read-only", buffer(), READ_ONLY),
@@ -562,7 +409,6 @@ SCENARIOS: Mapping[str, list[Scenario]] = {
     "close": CLOSES,
 }
 
-
 REFUSED: Mapping[str, tuple[int, list[Scenario]]] = {
     "mdl_create": (errno.EPERM, CREATE),
     "interrupted mdl_create": (errno.EINTR, INTERRUPTED),
@@ -583,7 +429,7 @@ FIRST_CALLS = [
 ]
 
 
-# ---- every call to the system
+# ---- every call to the system --------------------------------------------------------------------
 
 library = pytest.fixture(faults.make_library, scope="session")
 
@@ -667,239 +513,3 @@ def try_first_identity() -> None:
 
 def test_a_shortage_does_not_change_a_security_id(library: Path) -> None:
     faults.run(library, try_first_identity)
-
-
-# ---- where the system ends
-
-
-def in_own_process(work: Callable[..., None], *arguments: object, nobody: bool = False) -> None:
-    """Run a function of this module in a process whose limits it may lower."""
-    child = run_child(
-        f"from {__name__} import {work.__name__} as work\nwork(*{arguments!r})\nprint('done')",
-        nobody=nobody,
-        environment={**TESTS_IMPORTABLE, **ONE_HEAP},
-    )
-    assert (child.returncode, child.stdout) == (0, "done\n"), child.stderr
-
-
-def facts(ground: Ground) -> tuple[object, ...]:
-    """What ``State`` does not see: handles that nobody was given, and the memory files."""
-    files = [number for number, name in descriptors().items() if name.startswith("/memfd:")]
-    status = {number: os.fstat(number) for number in sorted(files)}
-    return (
-        ground.strangers(),
-        ground.waiting(),
-        [(n, s.st_ino, s.st_blocks, s.st_mode) for n, s in status.items()],
-    )
-
-
-def refused(ground: Ground, method: str, *arguments: object) -> tuple[Retcode, str]:
-    """Return code and message of a call that must fail, and change nothing, through both faces."""
-    before = facts(ground)
-    rc, message = refusal(ground, method, *arguments)
-    assert facts(ground) == before, method
-    return rc, message
-
-
-#: Where, inside the arena of the limits' tests, buffers are mapped.
-PLACE = ARENA + 20 * PAGE
-
-
-def fail_at_the_wall() -> None:
-    """Every method that needs a mapping, with no mapping left."""
-    steady_heap()
-    with Ground() as ground:
-        buffer()(ground)
-        (handle,) = ground.handles
-        ground.mdl_map(handle, 0, 8 * PAGE, ARENA, RW | FIXED)
-        ground.allocate(ARENA + 10 * PAGE, 8 * PAGE, RESERVE | COMMIT | RW | FIXED)
-        ground.write(ARENA + 10 * PAGE, pattern(8 * PAGE))
-        fill_map_count(ground)
-        Singles().leave(0)
-        mappings = count_mappings()
-        calls: list[tuple[object, ...]] = [
-            ("mdl_map", handle, 0, PAGE, PLACE, RW | FIXED),
-            ("mdl_map", handle, 0, PAGE, PLACE, R | FIXED),
-            ("mdl_map", handle, 0, PAGE, PLACE, R | FIXED | GUARDS | LOCKED),
-            ("mdl_create_from_vm", ARENA + 10 * PAGE, 8 * PAGE, RW),
-            ("mdl_create_from_vm", ARENA + 12 * PAGE, PAGE, R),
-            ("free", ARENA + 3 * PAGE, PAGE),
-            ("protect", ARENA + 3 * PAGE, PAGE, R),
-        ]
-        for method, *arguments in calls:
-            rc, message = refused(ground, str(method), *arguments)
-            assert rc is Retcode.OUT_OF_MEMORY, message
-            assert "vm.max_map_count" in message, message
-        assert count_mappings() == mappings
-        ground.free(FILL, 40 * PAGE)
-        for method, *arguments in (calls[2], calls[4], calls[5]):
-            getattr(ground, str(method))(*arguments)
-        assert ground.read(PLACE, PAGE) == pattern(PAGE)
-        assert ground.read(ARENA + 10 * PAGE, 8 * PAGE) == pattern(8 * PAGE)
-
-
-def test_a_call_that_fails_at_the_map_count_wall_names_it_and_leaves_buffers_alone() -> None:
-    in_own_process(fail_at_the_wall)
-
-
-def convert_near_the_wall(flags: int, first_page: int, pages: int) -> None:
-    """A region of many protections is made a buffer as soon as there is room for the way there.
-
-    A whole SHAREABLE region needs none.
-    """
-    steady_heap()
-    with Ground() as ground:
-        ground.allocate(ARENA, SIZE, RESERVE | COMMIT | RW | FIXED | VmmFlags(flags))
-        ground.write(ARENA, pattern(SIZE))
-        for index, protection in enumerate(MIXED):
-            ground.protect(ARENA + (2 * index + 1) * PAGE, 2 * PAGE, protection)
-        fill_map_count(ground)
-        ground.free(FILL, 100 * PAGE)
-        singles = Singles()
-        permissions = State.of(ground).permissions
-        for room in range(20):
-            singles.leave(room)
-            arguments = (ARENA + first_page * PAGE, pages * PAGE, int(R))
-            before = State.of(ground), facts(ground)
-            got = call(ground, Face.METHODS, "mdl_create_from_vm", *arguments)
-            if got.rc is Retcode.OK:
-                break
-            assert "vm.max_map_count" in str(got.error)
-            assert State.of(ground) == before[0]
-            assert facts(ground) == before[1]
-        whole = flags & SHAREABLE and pages == PAGES
-        assert room == 0 if whole else 0 < room < 12
-        now = State.of(ground).permissions
-        assert [p and p[:3] for p in now] == [p and p[:3] for p in permissions]
-        ground.free(FILL + 100 * PAGE, 100 * PAGE)
-        ground.protect(ARENA, SIZE, R)
-        assert ground.read(ARENA, SIZE) == pattern(SIZE)
-
-
-@pytest.mark.parametrize("flags", [NONE, LOCKED, SHAREABLE, GUARDS], ids=repr)
-@pytest.mark.parametrize(("first_page", "pages"), [(0, PAGES), (2, 8), (3, 2)])
-def test_pages_become_a_buffer_near_the_map_count_wall_or_stay_as_they_were(
-    flags: VmmFlags, first_page: int, pages: int
-) -> None:
-    in_own_process(convert_near_the_wall, int(flags), first_page, pages)
-
-
-def short_of_descriptors() -> None:
-    """With no descriptor left, what needs one is a quota."""
-    with Ground() as ground:
-        first(buffer(), window, connected, send())(ground)
-        original, clone = ground.handles
-        _, inbox = ground.sockets
-        State.of(ground)  # the descriptors that Query keeps are open from here on
-        before = State.of(ground), facts(ground)
-        calls: list[tuple[object, ...]] = [
-            ("mdl_create", SIZE, RW),
-            ("mdl_create_from_buf", b"x", R),
-            ("mdl_clone", original, 0, PAGE),
-            ("mdl_map", original, 0, PAGE, 0, R),
-            ("mdl_map", clone, 0, PAGE, 0, R | GUARDS | LOCKED),
-            ("send_handle", ground.sockets[0], original),
-            ("send_handle", ground.sockets[0], clone, READ_ONLY),
-        ]
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        limit(resource.RLIMIT_NOFILE, 1)
-        outcomes = [
-            call(ground, face, str(method), *arguments)
-            for face in Face
-            for method, *arguments in calls
-        ]
-        limit(resource.RLIMIT_NOFILE, most)
-        assert (State.of(ground), facts(ground)) == before
-        # Whoever receives a message with no room for its descriptors has lost them.
-        limit(resource.RLIMIT_NOFILE, 1)
-        outcomes.append(call(ground, Face.METHODS, "recv_handle", inbox))
-        limit(resource.RLIMIT_NOFILE, most)
-        assert [outcome.rc for outcome in outcomes] == [Retcode.QUOTA_EXCEEDED] * len(outcomes)
-        assert all("RLIMIT_NOFILE" in str(outcome.error) for outcome in outcomes if outcome.error)
-        assert State.of(ground) == before[0]
-        for method, *arguments in calls:
-            getattr(ground, str(method))(*arguments)
-        ground.recv_handle(inbox)
-
-
-def short_of_address_space() -> None:
-    """RLIMIT_AS refuses mappings, and the mapping aside that pages become a buffer through."""
-    size = 128 << 20
-    with Ground() as ground:
-        ground.handles.append(ground.mdl_create(size, RW))
-        ground.allocate(PLACE, size, RESERVE | COMMIT | RW | FIXED)
-        ground.write(PLACE, pattern(SIZE))
-        limit(resource.RLIMIT_AS, status("VmSize") + (64 << 20))
-        calls: list[tuple[object, ...]] = [
-            ("mdl_map", ground.handles[0], 0, size, 0, RW),
-            ("mdl_map", ground.handles[0], 0, size, 0, R | GUARDS),
-            ("mdl_map", ground.handles[0], 0, size, 0, R | LOCKED),
-            ("mdl_create_from_vm", PLACE, size, RW),
-        ]
-        for method, *arguments in calls:
-            rc, message = refused(ground, str(method), *arguments)
-            assert (rc, "RLIMIT_AS" in message) == (Retcode.QUOTA_EXCEEDED, True), message
-        limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
-        ground.mdl_create_from_vm(PLACE, size, RW)
-        assert ground.read(PLACE, SIZE) == pattern(SIZE)
-
-
-def more_than_the_machine_has() -> None:
-    """Memory that can never be had is refused in the call that asks for it."""
-    too_much = (meminfo("MemTotal") + meminfo("SwapTotal")) * 2 // PAGE * PAGE
-    with Ground() as ground:
-        ground.limits = Limits.unlimited()
-        ground.handles.append(ground.mdl_create(too_much, RW))
-        ground.allocate(PLACE, too_much, RESERVE | COMMIT | R | FIXED)
-        shared = ground.allocate(0, too_much, RESERVE | COMMIT | RW | SHAREABLE)
-        before = status("VmSize"), status("RssShmem")
-        calls: list[tuple[object, ...]] = [
-            ("mdl_create", too_much, RW | LOCKED),
-            ("mdl_map", ground.handles[0], 0, too_much, 0, RW | LOCKED),
-            ("mdl_map", ground.handles[0], 0, too_much, 0, R | LOCKED | GUARDS),
-        ]
-        for method, *arguments in calls:
-            rc, message = refused(ground, str(method), *arguments)
-            assert (rc, "overcommit" in message) == (Retcode.OUT_OF_MEMORY, True), message
-        # Where the kernel does not tell which pages were touched, all are copied.
-        with _features.without(Feature.PAGEMAP):
-            rc, message = refused(ground, "mdl_create_from_vm", PLACE, too_much, R)
-        assert (rc, "overcommit" in message) == (Retcode.OUT_OF_MEMORY, True), message
-        assert (status("VmSize"), status("RssShmem")) == before
-        # Pages that were never touched take no room.
-        ground.mdl_create_from_vm(PLACE, too_much, R)
-        ground.mdl_create_from_vm(shared, too_much - PAGE, R)
-        assert status("RssShmem") == before[1]
-
-
-@pytest.mark.parametrize("nobody", [False, True], ids=["root", "nobody"])
-@pytest.mark.parametrize(
-    "work",
-    [short_of_descriptors, short_of_address_space, more_than_the_machine_has],
-    ids=lambda work: work.__name__,
-)
-def test_a_limit_that_refuses_is_named_and_leaves_buffers_alone(
-    work: Callable[[], None], nobody: bool
-) -> None:
-    in_own_process(work, nobody=nobody)
-
-
-def locked_beyond_the_limit(backing: int) -> None:
-    """Pages of a LOCKED region that become a buffer stay resident, locked or not."""
-    limit(resource.RLIMIT_MEMLOCK, 0)
-    for protection in (RW, R, NONE):
-        with Ground() as ground:
-            va = ground.allocate(
-                0, SIZE, RESERVE | COMMIT | LOCKED | protection | VmmFlags(backing)
-            )
-            ground.mdl_create_from_vm(va, 4 * PAGE, RW)
-            ground.mdl_create_from_vm(va + 4 * PAGE, 4 * PAGE, RW)
-            assert present_pages(va, PAGES) == [True] * PAGES
-
-
-@pytest.mark.parametrize("nobody", [False, True], ids=["root", "nobody"])
-@pytest.mark.parametrize("backing", [NONE, SHAREABLE], ids=["private", "SHAREABLE"])
-def test_locked_pages_stay_resident_when_they_become_a_buffer(
-    backing: VmmFlags, nobody: bool
-) -> None:
-    in_own_process(locked_beyond_the_limit, int(backing), nobody=nobody)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kernel_oracle as kernel
-from children import run_child
+from children import in_own_process
 from faces import Face, call
-from kernel_oracle import ARENA, PAGE, TESTS_IMPORTABLE
+from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmFlags
 
 if TYPE_CHECKING:
@@ -37,16 +37,6 @@ SHAREABLE = VmmFlags.SHAREABLE
 PAGES = 128
 ARENA_END = ARENA + PAGES * PAGE
 PERMISSIONS = {0: "---", 1: "r--", 3: "rw-", 5: "r-x", 7: "rwx"}
-
-
-def in_own_process(work: Callable[..., None], *arguments: object) -> None:
-    """Run a function of this module in a new process; its assertions are this test's."""
-    child = run_child(
-        f"from {__name__} import *\n{work.__name__}(*{arguments!r})\nprint('done')",
-        environment=TESTS_IMPORTABLE,
-        timeout=120,
-    )
-    assert (child.returncode, child.stdout) == (0, "done\n"), child.stderr
 
 
 def in_threads(*works: Callable[[], object]) -> None:
@@ -159,7 +149,7 @@ def hammer_one_vmm(seed: int, threads: int, calls: int) -> None:
 def test_threads_that_hammer_one_vmm_leave_ledger_and_kernel_in_step(
     seed: int, threads: int
 ) -> None:
-    in_own_process(hammer_one_vmm, seed, threads, 12_000 // threads)
+    in_own_process(hammer_one_vmm, seed, threads, 12_000 // threads, timeout=120)
 
 
 def close_under_calls(rounds: int) -> None:
@@ -208,7 +198,7 @@ def close_under_calls(rounds: int) -> None:
 
 
 def test_closing_while_others_call_ends_in_invalid_operation_and_leaves_nothing() -> None:
-    in_own_process(close_under_calls, 40)
+    in_own_process(close_under_calls, 40, timeout=120)
 
 
 def close_under_queries(rounds: int) -> None:
@@ -233,7 +223,7 @@ def close_under_queries(rounds: int) -> None:
 
 
 def test_a_query_that_meets_a_close_leaves_no_descriptor() -> None:
-    in_own_process(close_under_queries, 60)
+    in_own_process(close_under_queries, 60, timeout=120)
 
 
 def drop_views_and_close(rounds: int) -> None:
@@ -248,7 +238,7 @@ def drop_views_and_close(rounds: int) -> None:
 
 
 def test_the_last_view_out_unmaps_whichever_thread_drops_it() -> None:
-    in_own_process(drop_views_and_close, 100)
+    in_own_process(drop_views_and_close, 100, timeout=120)
 
 
 def make_and_drop(rounds: int) -> None:
@@ -266,7 +256,7 @@ def make_and_drop(rounds: int) -> None:
 
 
 def test_vmms_are_made_and_closed_in_many_threads() -> None:
-    in_own_process(make_and_drop, 1000)
+    in_own_process(make_and_drop, 1000, timeout=120)
 
 
 # ------------------------------------------------------------------------------ one sees another
@@ -482,4 +472,4 @@ def another_thread_runs_meanwhile(method: str) -> None:
     ],
 )
 def test_other_threads_run_during_a_call_that_can_be_long(method: str) -> None:
-    in_own_process(another_thread_runs_meanwhile, method)
+    in_own_process(another_thread_runs_meanwhile, method, timeout=120)

@@ -3,7 +3,7 @@ from types import NotImplementedType
 from typing import Any, final, overload
 
 from vmm_linux._inspect_types import PageRun, RegionRun
-from vmm_linux._smaps import SmapsRecord
+from vmm_linux._smaps_record import SmapsRecord
 
 @final
 class Mapping(SmapsRecord):

@@ -1,6 +1,6 @@
 from typing import final
 
-from vmm_linux._smaps import SmapsRecord
+from vmm_linux._smaps_record import SmapsRecord
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState
 

@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Final, NoReturn, Self, SupportsFloat, SupportsIndex
 
 from vmm_linux import _pickling, _syscalls, _transfer
@@ -314,12 +313,7 @@ class Event:
         self._open("__enter__")
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -36,7 +36,7 @@ from vmm_linux._inspect import (
 )
 from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
 from vmm_linux._sharing import Channel, Holder, Kind, Mapper, Sharing, Unread
-from vmm_linux._smaps import NAMES
+from vmm_linux._smaps_record import NAMES
 from vmm_linux.errors import (
     RETCODES,
     Fail,

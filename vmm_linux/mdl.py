@@ -14,7 +14,6 @@ from vmm_linux.region import Region
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     import numpy as np
     from typing_extensions import Buffer
@@ -275,12 +274,7 @@ class Mdl:
         self._vmm.mdl_get_size(self._handle)
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -9,8 +9,6 @@ from vmm_linux._exporter import Exporter, held
 from vmm_linux.errors import InvalidOperation, ResourceNotFound, VmmError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Buffer
 
     from vmm_linux._query import PageInfo
@@ -95,12 +93,7 @@ class Region(Exporter):
         self._inside("__enter__", 0, None)
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if not self.freed:
             self.free()
 

@@ -19,9 +19,11 @@ from vmm_linux._location cimport Intent
 from vmm_linux._own_process cimport (
     NAME_ROOM, OwnProcess, can_mean_two, query_with_name, settled_name)
 from vmm_linux._page_map cimport PagesFound, find_pages, flags_told, is_alive
-from vmm_linux._smaps cimport (
-    FIGURE_KERNEL_PAGE_SIZE, FIGURE_MMU_PAGE_SIZE, FIGURE_PROTECTION_KEY, FIGURE_SIZE, Record,
-    Records, SmapsRecord, read_records, restore_into, set_figure)
+from vmm_linux._smaps_parser cimport read_records
+from vmm_linux._smaps_record cimport (
+    FIGURE_KERNEL_PAGE_SIZE, FIGURE_MMU_PAGE_SIZE, FIGURE_PROTECTION_KEY, FIGURE_SIZE, SmapsRecord,
+    restore_into, set_figure)
+from vmm_linux._smaps_store cimport Record, Records
 
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState

@@ -17,7 +17,8 @@ from vmm_linux cimport _features, _fork, _syscalls
 from vmm_linux._maps_text cimport (
     SPAN_EXECUTE, SPAN_READ, SPAN_SHARED, SPAN_WRITE, Line, Reader, free_text, next_line,
     scan_mapping, start_reading, starts_mapping)
-from vmm_linux._smaps cimport SmapsRecord, device_text, record_from
+from vmm_linux._smaps_parser cimport record_from
+from vmm_linux._smaps_record cimport SmapsRecord, device_text
 
 cdef enum:
     # See hole_by_query.

@@ -13,7 +13,7 @@ from vmm_linux._location cimport Location, locate
 from vmm_linux._memory_object cimport memory_object_sid
 from vmm_linux._maps_text cimport Text, free_text
 from vmm_linux._own_process cimport NAME_ROOM, Span, can_mean_two, settled_name
-from vmm_linux._smaps cimport SmapsRecord
+from vmm_linux._smaps_record cimport SmapsRecord
 from vmm_linux._syscalls cimport ProcmapQuery
 from vmm_linux._vocabulary cimport (
     FLAG_RWX_MASK,
@@ -25,7 +25,7 @@ from vmm_linux._vocabulary cimport (
     round_down,
 )
 
-from vmm_linux._smaps import parse_smaps
+from vmm_linux._smaps_parser import parse_smaps
 from vmm_linux.errors import RETCODES, InvalidOperation, OutOfMemory, Retcode, error
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState

@@ -37,10 +37,11 @@ It has a number, four texts and one function::
   or the part that ``with run.part("name")`` surrounds. So does a ``VMM`` that is out of memory, or
   meets a limit of the user's.
 * ``run.steps(sequence)`` goes through a sequence and shows progress. ``run.random`` is seeded.
-  ``run.memory`` is what may be touched in all, in bytes. ``run.child(function, ...)`` forks: what
-  the child finds not to be observable is not.
+  ``run.memory`` is what may be touched in all, in bytes, and ``run.fitting(size)`` keeps within it.
+  ``run.child(function, ...)`` forks: what the child finds not to be observable is not.
 * ``libc("madvise", ...)`` is a system call that fails with its errno; ``become`` has a child be
-  another user; ``status``, ``meminfo`` and ``told`` are the kernel's figures.
+  another user; ``status``, ``meminfo``, ``told`` and ``figures`` are the kernel's figures, and
+  ``sysctl`` is what the administrator set.
 * What must not be measured through an interpreter is done by a few instructions of the machine's
   own: ``machine_code``.
 * Where pages or faults are counted, ``with small_pages()`` keeps huge ones away.
@@ -64,6 +65,7 @@ from vmm_linux.experiments._run import (
     Child,
     Run,
     charged,
+    figures,
     in_huge_pages,
     minor_faults,
     resident,
@@ -79,6 +81,7 @@ from vmm_linux.experiments._system import (
     mappings,
     meminfo,
     status,
+    sysctl,
     told,
 )
 
@@ -97,6 +100,7 @@ __all__ = [
     "charged",
     "equal",
     "errno_of",
+    "figures",
     "in_huge_pages",
     "libc",
     "machine_code",
@@ -107,6 +111,7 @@ __all__ = [
     "resident",
     "small_pages",
     "status",
+    "sysctl",
     "timed",
     "told",
     "touch",

@@ -147,6 +147,17 @@ class Plot:
             raise ValueError(f"series {label!r}: {len(x)} places and {len(y)} values")
         self.series.append(Series(label, list(map(sound, x)), list(map(sound, y))))
 
+    def add_columns(self, table: Table, x: str, *names: str) -> None:
+        """Add columns of a table as series, each under its name.
+
+        Args:
+            table: where they are.
+            x: the name of the column that has the places on the first axis.
+            names: those of the columns that have the numbers.
+        """
+        for name in names:
+            self.add(name, table.column(x), table.column(name))
+
 
 def sound(value: Any) -> Any:  # noqa: ANN401 (whatever kind of cell it is, it stays one)
     """A value that JSON can hold as it is, or a complaint."""

@@ -35,9 +35,8 @@ from vmm_linux.experiments._system import die_with_parent, libc
 from vmm_linux.inspect import PageFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from multiprocessing.connection import Connection
-    from types import TracebackType
 
     from vmm_linux import Region
 
@@ -46,6 +45,7 @@ __all__ = [
     "Child",
     "Run",
     "charged",
+    "figures",
     "in_huge_pages",
     "minor_faults",
     "resident",
@@ -195,6 +195,17 @@ class Run:
         self.need_feature("TRANSPARENT_HUGE_PAGES")
         need(self.huge_page, "the kernel does not tell how large a huge page is")
 
+    def fitting(self, size: int, times: float = 1) -> int:
+        """A size, halved until all that is touched may be.
+
+        Args:
+            size: what is best, in bytes.
+            times: how many times that much is touched in all.
+        """
+        while times * size > self.memory:
+            size //= 2
+        return size
+
     def need_memory(self, size: int) -> None:
         """Go on only if so many bytes may be touched."""
         need(size <= self.memory, f"it takes {size} bytes, and {self.memory} may be touched")
@@ -272,12 +283,7 @@ class Child:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.kill()
         self.connection.close()
 
@@ -358,6 +364,22 @@ def charged(region: Region) -> int:
         for mapping in inspect.snapshot()
         if mapping.end > start and mapping.start < end and "ac" in (mapping.vm_flags or ())
     )
+
+
+def figures(va: int, names: Iterable[str], pid: int | None = None) -> list[int]:
+    """Figures of smaps, in bytes, of the mapping that holds an address.
+
+    Args:
+        va: the address.
+        names: of the figures, as "rss" and "private_dirty".
+        pid: the process, None for this one.
+
+    Errors:
+        NotObservable: nothing is mapped there.
+    """
+    mapping = inspect.snapshot(pid).at(va)
+    need(mapping, f"nothing is found in /proc/{pid or 'self'}/smaps at {va:#x}")
+    return [mapping.whole.figures[name] for name in names] if mapping else []
 
 
 def in_huge_pages(va: int) -> int:

@@ -23,6 +23,7 @@ __all__ = [
     "mappings",
     "meminfo",
     "status",
+    "sysctl",
     "told",
 ]
 
@@ -123,6 +124,24 @@ def told(file: str, figure: str) -> int:
             number, *unit = value.split()
             return int(number) << (10 if unit == ["kB"] else 0)
     raise NotObservable(f"this kernel does not tell {figure}")
+
+
+def sysctl(name: str, otherwise: int | None = None) -> int:
+    """A number that the administrator sets, as the command of this name tells it.
+
+    Args:
+        name: as "vm.max_map_count".
+        otherwise: what holds where this kernel has no such setting.
+
+    Errors:
+        NotObservable: it has none, and nothing is said to hold then.
+    """
+    try:
+        return int(Path("/proc/sys", *name.split(".")).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if otherwise is None:
+            raise NotObservable(f"this kernel has no {name}") from None
+        return otherwise
 
 
 def mappings() -> int:

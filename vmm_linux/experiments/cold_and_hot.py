@@ -22,6 +22,7 @@ from vmm_linux.experiments import (
     minor_faults,
     need,
     resident,
+    sysctl,
     touch,
 )
 
@@ -62,15 +63,12 @@ Hops = Callable[[int, int, int], int]
 SMALL, HUGE = "small pages", "huge pages"
 #: What the kernel tells of a cache.
 TOLD = ("type", "level", "size")
-NUMA_BALANCING = Path("/proc/sys/kernel/numa_balancing")
 
 
 def measure(run: Run) -> None:
     """Read through ever more memory, in small pages and in huge ones."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the caches are that core's
-    most = run.choose(quick=64 * MIB, full=512 * MIB)
-    while most * 5 // 2 > run.memory:
-        most //= 2
+    most = run.fitting(run.choose(quick=64 * MIB, full=512 * MIB), times=2.5)
     sizes = [size for n in range(40) if 16 * KIB <= (size := 1 << n) <= most]
     code = machine_code(run.vmm, HOPS)
     hops: Hops = ctypes.CFUNCTYPE(*[ctypes.c_size_t] * 4)(code.base)
@@ -126,7 +124,7 @@ def times_in(
         run.physical("All that is read is resident", all(whole), equal(value=True))
     reads = len(memory) * len(sizes) * tries * count
     with run.part("Faults while reading"):
-        balanced = NUMA_BALANCING.exists() and NUMA_BALANCING.read_text().strip() != "0"
+        balanced = sysctl("kernel.numa_balancing", otherwise=0)
         need(not balanced, "kernel.numa_balancing makes pages fault to see who uses them")
         run.physical("Reading faults no page", faults / reads, at_most(0.001), "faults a read")
     return times

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from statistics import median
 
-from vmm_linux import Region, VmmFlags, inspect
+from vmm_linux import Region, VmmFlags
 from vmm_linux.experiments import (
     Axis,
     Child,
@@ -15,6 +15,7 @@ from vmm_linux.experiments import (
     at_most,
     between,
     equal,
+    figures,
     minor_faults,
     need,
     small_pages,
@@ -53,9 +54,7 @@ FIGURES = {"PSS": "pss", "private dirty": "private_dirty", "shared dirty": "shar
 
 def measure(run: Run) -> None:
     """Fork with touched memory, and have the child write to more and more of it."""
-    size = run.choose(quick=16 * MIB, full=256 * MIB)
-    while 2 * size > run.memory:
-        size //= 2
+    size = run.fitting(run.choose(quick=16 * MIB, full=256 * MIB), times=2)
     with small_pages(), run.vmm.region(size, FLAGS) as region:
         region.commit()
         fork_with_more(run, region)
@@ -128,9 +127,12 @@ def write_after_fork(run: Run, region: Region) -> None:
     )
 
     def look(step: str, child: Child | None = None, cost: Sequence[float] = ()) -> None:
-        its = figures(region, child.pid) if child else [None] * len(FIGURES)
+        its: Sequence[int | None] = [None] * len(FIGURES)
+        if child:
+            its = figures(region.base, FIGURES.values(), child.pid)
+        ours = figures(region.base, FIGURES.values())
         faults, seconds = cost or (None, None)
-        table.add(step, *its, *figures(region), faults, seconds and seconds / pages * 1e6)
+        table.add(step, *its, *ours, faults, seconds and seconds / pages * 1e6)
 
     look("before fork()")
     with run.child(write_as_told, region) as child:
@@ -163,13 +165,6 @@ def written(region: Region, offsets: Sequence[int]) -> tuple[int, float]:
     before = minor_faults()
     seconds = timed(write)
     return minor_faults() - before, seconds
-
-
-def figures(region: Region, pid: int | None = None) -> list[int]:
-    """What smaps says of the region in a process."""
-    mapping = inspect.snapshot(pid).at(region.base)
-    need(mapping, "the region is not found in /proc/PID/smaps")
-    return [mapping.whole.figures[name] for name in FIGURES.values()] if mapping else []
 
 
 # ---- what was predicted -------------------------------------------------------------------------

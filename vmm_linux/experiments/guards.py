@@ -166,8 +166,7 @@ def costs(run: Run) -> None:
         found[name] = it = cost_of(run, count, size, flags)
         table.add(name, *it[:-1], it.seconds / count * 1e6)
     plot = run.plot(table.title, Axis("guards"), Axis("addresses and memory", "B"))
-    for what in ("addresses", "promised", "resident"):
-        plot.add(what, table.column("guards"), table.column(what))
+    plot.add_columns(table, "guards", "addresses", "promised", "resident")
 
     bare, both = found["none"], found["below and above"]
     pages = (both.addresses - bare.addresses) / run.page / count

@@ -22,6 +22,7 @@ from vmm_linux.experiments import (
     libc,
     meminfo,
     need,
+    sysctl,
     touch,
 )
 from vmm_linux.inspect import Kind, sharing
@@ -48,7 +49,6 @@ EXPLANATION = """
 
 MIB = 1 << 20
 SHM = Path("/dev/shm")  # noqa: S108 (it is what is measured)
-RMID_FORCED = Path("/proc/sys/kernel/shm_rmid_forced")
 IPC_CREAT, IPC_EXCL, IPC_RMID = 0o1000, 0o2000, 0
 PR_SET_PDEATHSIG = 1
 
@@ -88,9 +88,8 @@ class Looks(NamedTuple):
 
 def measure(run: Run) -> None:
     """Make memory in each way in a process of its own, kill them all, and look."""
-    size = run.choose(quick=8 * MIB, full=16 * MIB)  # containers have 64 MiB in /dev/shm
-    while len(WAYS) * size > run.memory:
-        size //= 2
+    wished = run.choose(quick=8 * MIB, full=16 * MIB)  # containers have 64 MiB in /dev/shm
+    size = run.fitting(wished, times=len(WAYS))
     need(SHM.is_dir(), "there is no /dev/shm")
     ours, its = socket.socketpair()
     with ours, its:
@@ -138,11 +137,9 @@ def tabulate(run: Run, size: int, looks: Looks) -> None:
     columns = [Column(moment, "B") for moment in MOMENTS]
     table = run.table(f"{size // MIB} MiB each", Column("way"), *columns)
     plot = run.plot("Shared memory of a process that is killed", Axis("way"), Axis("memory", "B"))
-    ways = list(looks.found[0])
-    for way in ways:
+    for way in looks.found[0]:
         table.add(way, *(each[way] for each in looks.found))
-    for moment in MOMENTS:
-        plot.add(moment, ways, table.column(moment))
+    plot.add_columns(table, "way", *MOMENTS)
     title = "All together, and all shared memory of the machine (Shmem of /proc/meminfo)"
     names = ("found of ours", "Shmem, more than before")
     table = run.table(title, Column("moment"), *(Column(name, "B") for name in names))
@@ -156,7 +153,7 @@ def claim(run: Run, size: int, looks: Looks) -> None:
     run.physical("Alive, all of it is there", sum(alive.values()), equal(len(alive) * size), "B")
     for way, left in killed.items():
         with run.part(way):
-            forced = way == "System V" and is_forced()
+            forced = way == "System V" and sysctl("kernel.shm_rmid_forced", otherwise=0)
             need(not forced, "kernel.shm_rmid_forced has the kernel remove what is left")
             statement = f"{way}: left after kill -9"
             run.physical(statement, left / size, equal(WAYS[way].left), "of it")
@@ -168,11 +165,6 @@ def sizes_of(places: dict[str, Made]) -> dict[str, int]:
     channels = {(each.kind, each.inode): each for each in sharing(all=True).channels}
     there = {way: channels.get((made.kind, made.number)) for way, made in places.items()}
     return {way: (channel.resident or 0) if channel else 0 for way, channel in there.items()}
-
-
-def is_forced() -> bool:
-    """Whether the kernel destroys segments that nobody has attached."""
-    return RMID_FORCED.exists() and int(RMID_FORCED.read_text()) != 0
 
 
 # ---- processes ----------------------------------------------------------------------------------

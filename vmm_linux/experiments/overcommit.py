@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from vmm_linux import Limits, Region, VmmFlags
@@ -22,6 +21,7 @@ from vmm_linux.experiments import (
     need,
     resident,
     small_pages,
+    sysctl,
     touch,
 )
 
@@ -49,7 +49,8 @@ EXPLANATION = """
 MIB = 1 << 20
 READ = VmmFlags.READ
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-MODE = Path("/proc/sys/vm/overcommit_memory")
+MODE = "vm.overcommit_memory"
+TOO_MUCH = "in mode 2 it would take what all other processes may be promised"
 PIECES = 8
 
 
@@ -66,8 +67,8 @@ def measure(run: Run) -> None:
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
     run.vmm.limits = Limits.unlimited()  # the kernel is to answer, and not the package before it
-    mode = int(MODE.read_text(encoding="utf-8"))
-    need(mode in MODES, f"vm.overcommit_memory is {mode}, which this experiment does not know")
+    mode = sysctl(MODE)
+    need(mode in MODES, f"{MODE} is {mode}, which this experiment does not know")
     # In some containers /proc/meminfo is not the kernel's word.
     memory = max(meminfo("MemTotal"), os.sysconf("SC_PHYS_PAGES") * run.page) + meminfo("SwapTotal")
     limit = meminfo("CommitLimit")
@@ -75,13 +76,22 @@ def measure(run: Run) -> None:
     size = 2 * least // (PIECES * run.page) * (PIECES * run.page)
     machine = run.table(
         "The machine, and what it is asked for",
-        Column("vm.overcommit_memory"),
+        Column(MODE),
         Column("memory and swap", "B"),
         Column("CommitLimit", "B"),
         Column("Committed_AS", "B"),
         Column("asked for", "B"),
     )
     machine.add(mode, memory, limit, meminfo("Committed_AS"), size)
+    ask(run, size, mode)
+    with run.part("Promise and possession"):
+        need(mode != 2, TOO_MUCH)
+        possession(run, size, memory)
+    leave_out(run, mode)
+
+
+def ask(run: Run, size: int, mode: int) -> None:
+    """Make every request, and compare what came of it with what is expected in this mode."""
     table = run.table(
         "Requests",
         Column("request"),
@@ -92,21 +102,21 @@ def measure(run: Run) -> None:
     for name, (request, *expected) in run.steps(list(REQUESTS.items()), "asking"):
         with run.part(name):
             due = expected[mode]
-            need(due, "in mode 2 it would take what all other processes may be promised")
+            need(due, TOO_MUCH)
             try:
                 answer = request(run, size)
             except OutOfMemory as refusal:  # on the way to what is asked for
                 answer = Answer(refusal.rc.name)
             table.add(name, *answer)
             run.physical(f"In mode {mode}: {name}", answer.outcome, equal(due))
-    with run.part("Promise and possession"):
-        need(mode != 2, "in mode 2 it would take what all other processes may be promised")
-        possession(run, size, memory)
+
+
+def leave_out(run: Run, mode: int) -> None:
+    """Say what is not tried."""
     for other in (each for each in MODES if each != mode):
         with run.part(f"Mode {other}"):
             raise NotObservable(
-                f"vm.overcommit_memory is {mode}; it belongs to the whole machine, and to its "
-                "administrator"
+                f"{MODE} is {mode}; it belongs to the whole machine, and to its administrator"
             )
     with run.part("A touch that finds no memory"):
         raise NotObservable("it would take all memory, and the kernel would end some process")
@@ -251,8 +261,7 @@ def possession(run: Run, size: int, memory: int) -> None:
             touch(view)
         table.add(size, few, *seen("", region)[1:])
     plot = run.plot("Promise and possession", Axis("promised", "B"), Axis("memory", "B"))
-    for name in ("charged", "resident"):
-        plot.add(name, table.column("promised"), table.column(name))
+    plot.add_columns(table, "promised", "charged", "resident")
     plot.add("memory and swap", [0, size], [memory, memory])
     run.physical("All that is promised is charged", promise[2], equal(size), "B")
     run.physical("A promise takes no memory", promise[3], equal(0), "B")

@@ -239,8 +239,7 @@ def show(run: Run, costs: dict[str, list[Cost]]) -> None:
         Axis("on the other cores"),
         Axis("time for a page", "µs"),
     )
-    for name in what:
-        plot.add(name, table.column("on the other cores"), table.column(name))
+    plot.add_columns(table, "on the other cores", *what)
 
 
 def claim(run: Run, costs: dict[str, list[Cost]]) -> None:

@@ -5,8 +5,8 @@ import os
 import socket
 from multiprocessing.connection import Connection
 
-from vmm_linux import VMM, Mdl, Rights, inspect
-from vmm_linux.experiments import Axis, Column, Run, between, equal, need, touch
+from vmm_linux import VMM, Mdl, Rights
+from vmm_linux.experiments import Axis, Column, Run, Table, between, equal, figures, touch
 
 ORDER = 80
 TITLE = "Sharing"
@@ -51,24 +51,25 @@ def measure(run: Run) -> None:
                     child = at_end.enter_context(run.child(hold, its, run.page))
                     run.vmm.send_handle(ours, mdl.handle, Rights.MAP_READ)
                     places.append((child.pid, child.receive()))
-            figures = [figures_of(*place) for place in places]
-            sums = (sum(column) for column in zip(*figures, strict=True))
-            table.add(count, *figures[-1], *sums, os.fstat(mdl.fileno()).st_blocks * 512)
-
+            counted = [figures(base, ("rss", "pss"), pid) for pid, base in places]
+            sums = (sum(column) for column in zip(*counted, strict=True))
+            table.add(count, *counted[-1], *sums, os.fstat(mdl.fileno()).st_blocks * 512)
     plot = run.plot("What N processes count", Axis("processes"), Axis("memory", "B"))
-    for name in ("sum of RSS", "sum of PSS", "PSS of one"):
-        plot.add(name, counts, table.column(name))
+    plot.add_columns(table, "processes", "sum of RSS", "sum of PSS", "PSS of one")
+    claim(run, table, size, counts[-1])
+
+
+def claim(run: Run, table: Table, size: int, most: int) -> None:
+    """Compare with the prediction: one buffer, and at last so many processes."""
     rss, pss = table.column("sum of RSS"), table.column("sum of PSS")
     memory = table.column("memory of the file")
     run.physical("There is one buffer, however many map it", max(memory), equal(size), "B")
-    run.physical("Each counts all of it as RSS", rss[-1] / size / counts[-1], equal(1), "buffers")
+    run.physical("Each counts all of it as RSS", rss[-1] / size / most, equal(1), "buffers")
     for word, share in (("most", max(pss)), ("least", min(pss))):
         statement = f"At {word}, the sum of PSS is one buffer"
         run.physical(statement, share / size, between(0.99, 1.01), "buffers")
     last = table.column("PSS of one")[-1]
-    run.physical(
-        "Who only reads has its share of PSS", last * counts[-1] / size, between(0.99, 1.01)
-    )
+    run.physical("Who only reads has its share of PSS", last * most / size, between(0.99, 1.01))
 
 
 def hold(connection: Connection, sock: socket.socket, page: int) -> None:
@@ -77,11 +78,3 @@ def hold(connection: Connection, sock: socket.socket, page: int) -> None:
         bytes(region.view()[::page])
         connection.send(region.base)
         connection.recv()
-
-
-def figures_of(pid: int, base: int) -> tuple[int, int]:
-    """RSS and PSS of a mapping, as smaps has them."""
-    mapping = inspect.snapshot(pid).at(base)
-    need(mapping, "the mapping of the buffer is not found in /proc/PID/smaps")
-    figures = mapping.whole.figures if mapping else {}
-    return figures["rss"], figures["pss"]

@@ -5,7 +5,6 @@ import resource
 import sys
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from vmm_linux.experiments import (
     errno_of,
     mappings,
     need,
+    sysctl,
 )
 
 ORDER = 50
@@ -42,7 +42,7 @@ EXPLANATION = """
     has it do without, as here for the comparison and as on older kernels.
 """
 
-SYSCTL = Path("/proc/sys/vm/max_map_count")
+SYSCTL = "vm.max_map_count"
 RESERVED = VmmFlags.RESERVE | VmmFlags.READ | VmmFlags.WRITE
 #: So often the mappings are counted on the way to the wall.
 LOOKS = 15
@@ -72,9 +72,9 @@ class Climb(NamedTuple):
 
 def measure(run: Run) -> None:
     """Commit every second page, without guards and with them."""
-    wall = int(SYSCTL.read_text(encoding="utf-8"))
+    wall = sysctl(SYSCTL)
     far = run.choose(quick=200_000, full=2_000_000)
-    need(wall <= far, f"vm.max_map_count is {wall}, and this run goes no further than {far}")
+    need(wall <= far, f"{SYSCTL} is {wall}, and this run goes no further than {far}")
     most = wall * run.choose(quick=1, full=8)
     climbs = {"mprotect": climbed(run, "GUARD_REGIONS", most, wall // LOOKS)}
     with run.part("Commits by guards"):
@@ -125,7 +125,7 @@ def climbed(run: Run, without: str, most: int, step: int) -> Climb:
     """Commit up to so many pages in an interpreter of its own, without a feature of the kernel."""
     with run.child(start_anew, without, most, step) as child:
         climb: Climb = child.receive()
-    need(not climb.message or SYSCTL.name in climb.message, climb.message)  # another limit
+    need(not climb.message or SYSCTL in climb.message, climb.message)  # another limit
     return climb
 
 

@@ -91,8 +91,7 @@ def measure(run: Run) -> None:
     for size, row in zip(sizes, costs, strict=True):
         table.add(size, *(cost.seconds * 1e6 for cost in row))
     plot = run.plot(title, Axis("message", "B", log=True), Axis("time", "µs", log=True))
-    for way in WAYS:
-        plot.add(way, sizes, table.column(way))
+    plot.add_columns(table, "message", *WAYS)
     claim(run, sizes, costs)
 
 
