@@ -38,6 +38,7 @@ from faults import (
     GUARDS,
     LOCKED,
     LOCKS,
+    RESERVE,
     RW,
     SIZE,
     Faults,
@@ -65,7 +66,11 @@ THIRD = 6 * PAGE
 
 
 def segmented(ground: Ground) -> None:
-    """A buffer in segments of six, six and four pages, something else in every page."""
+    """A buffer in segments of six, six and four pages, something else in every page.
+
+    Beside it a region, without which the ledger would have an empty leaf to enter the first in.
+    """
+    ground.allocate(0, PAGE, RESERVE)
     handle = ground.mdl_create(SIZE, RW, THIRD)
     va = ground.mdl_map(handle, 0, SIZE, 0, RW)
     ground.write(va, pattern(SIZE))
