@@ -88,7 +88,7 @@ def install_for_everybody(folder: Path, *modules: str) -> list[str]:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     library = folder / "lib" / version
     script = (
-        f"import {', '.join(modules)}, sys, encodings.idna\n"
+        f"import {', '.join(modules)}, sys, encodings.idna, runpy\n"  # runpy is for -m
         "for name, module in sys.modules.items():\n"
         "    print(name, getattr(module, '__file__', None) or '', sep='\\t')\n"
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 leaks.quieten_libc()
 
-BEGINNING = pytest.StashKey[leaks.Snapshot]()
+BEGINNING = pytest.StashKey[leaks.Snapshot | None]()
 #: How long garbage and joined threads may take to vanish, in seconds.
 PATIENCE = 2.0
 
@@ -43,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help=text)
 
 
+def pytest_collection_finish() -> None:
+    """Have no search for garbage go through all that collecting has made, which stays."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests of other programs, unless everything is asked for."""
     if config.getoption("--all"):
@@ -54,10 +60,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
-# The check lies in hooks, not in a fixture: these two run at the same depth of calls (see
-# leaks.py), and outside of every fixture of the test. A test that failed is not looked at: its
-# exception keeps alive what its frames hold. Fixtures of a wider scope must not hold memory,
-# descriptors or children: the first test that uses them would be taken to leak them.
+# The check lies in hooks, not in a fixture: these run at the same depth of calls (see leaks.py),
+# and outside of every fixture of the test. What there is at a test's end is what the next one
+# begins with: looked at once, nothing that comes in between goes unseen. A test that failed is not
+# looked at: its exception keeps alive what its frames hold. Fixtures of a wider scope must not hold
+# memory, descriptors or children: the first test that uses them would be taken to leak them.
 
 
 def forgetting(item: pytest.Item) -> Generator[None]:
@@ -65,14 +72,15 @@ def forgetting(item: pytest.Item) -> Generator[None]:
     try:
         return (yield)
     except BaseException:
-        del item.stash[BEGINNING]
+        item.config.stash[BEGINNING] = None
         raise
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
     """Remember what the process has before the test."""
-    item.stash[BEGINNING] = leaks.Snapshot.take()
+    before = item.config.stash.get(BEGINNING, None)
+    item.config.stash[BEGINNING] = before or leaks.Snapshot.take()
     return (yield from forgetting(item))
 
 
@@ -85,13 +93,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     """Fail the test if the process has anything that it had not before."""
-    result = yield
+    yield from forgetting(item)
     if inspect := sys.modules.get("vmm_linux.inspect"):
         inspect.close_files()  # which it keeps for the next question
-    if BEGINNING in item.stash:
+    if before := item.config.stash[BEGINNING]:
+        item.config.stash[BEGINNING] = None
         deadline = time.monotonic() + PATIENCE
-        while left := leaks.left_behind(item.stash[BEGINNING], leaks.Snapshot.take()):
+        while left := leaks.left_behind(before, now := leaks.Snapshot.take()):
             if time.monotonic() > deadline:
                 pytest.fail("left behind by this test:\n" + "\n".join(left), pytrace=False)
             gc.collect()
-    return result
+        item.config.stash[BEGINNING] = now

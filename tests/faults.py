@@ -24,7 +24,7 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -65,6 +65,7 @@ SOURCE = Path(__file__).with_name("fault_injection.c")
 # ---- the parent's side
 
 
+@cache  # one for all modules
 def build(folder: Path) -> Path:
     """Compile the library into this folder with the C compiler (``CC``, else ``cc``)."""
     library = folder / "fault_injection.so"
@@ -77,7 +78,7 @@ def build(folder: Path) -> Path:
 
 def make_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that makes calls fail: a fixture, for the whole session, of whoever uses it."""
-    return build(tmp_path_factory.mktemp("faults"))
+    return build(tmp_path_factory.getbasetemp())
 
 
 def run(library: Path, function: Callable[..., None], *arguments: object) -> None:

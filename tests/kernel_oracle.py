@@ -1,7 +1,7 @@
 """What the kernel says about this process, read in plain Python.
 
 Nothing here comes from ``vmm_linux``: the tests compare the package's answers with
-these. Every function looks afresh; nothing is remembered between calls.
+these. Every function looks afresh; nothing that the kernel said is remembered between calls.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,7 @@ class Mapping(NamedTuple):
     pathname: str
 
 
+@lru_cache(maxsize=4096)  # what the same line says is the same
 def _mapping(line: str) -> Mapping:
     fields = line.split(None, 5)
     start, _, end = fields[0].partition("-")

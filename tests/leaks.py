@@ -26,6 +26,7 @@ import ctypes
 import os
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -80,13 +81,16 @@ class Mapping(NamedTuple):
 
 def read_mappings() -> list[Mapping]:
     """The mappings of this process, in order of address."""
-    mappings = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        addresses, permissions, _offset, device, inode, *path = line.split(maxsplit=5)
-        start, end = (int(number, 16) for number in addresses.split("-"))
-        backing = " ".join([device, inode, *path]) if inode != "0" or path else ""
-        mappings.append(Mapping(Span(start, end), permissions, backing))
-    return mappings
+    return [parse_mapping(line) for line in Path("/proc/self/maps").read_text().splitlines()]
+
+
+@lru_cache(maxsize=4096)  # from one test to the next hardly a line changes
+def parse_mapping(line: str) -> Mapping:
+    """What a line of ``/proc/self/maps`` says."""
+    addresses, permissions, _offset, device, inode, *path = line.split(maxsplit=5)
+    start, end = (int(number, 16) for number in addresses.split("-"))
+    backing = " ".join([device, inode, *path]) if inode != "0" or path else ""
+    return Mapping(Span(start, end), permissions, backing)
 
 
 def read_descriptors() -> dict[int, str]:
@@ -151,14 +155,16 @@ def zeroed_data(before: list[Mapping], after: list[Mapping]) -> list[Span]:
 
 def new_mappings(before: list[Mapping], after: list[Mapping]) -> list[Mapping]:
     """The parts of ours that are in ``after`` and were not, or not so, in ``before``."""
+    same = set(before)
+    changed = [mapping for mapping in after if mapping not in same and not mapping.is_foreign]
+    if not changed:
+        return []
     old: dict[tuple[str, str], list[Span]] = {}
     for span, permissions, backing in before:
         old.setdefault((permissions, backing), []).append(span)
     others = stacks(after) + zeroed_data(before, after)
     found = []
-    for mapping in after:
-        if mapping.is_foreign:
-            continue
+    for mapping in changed:
         parts = [mapping.span]
         for other in [*old.get((mapping.permissions, mapping.backing), []), *others]:
             parts = [rest for part in parts for rest in part.without(other)]

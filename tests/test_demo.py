@@ -85,12 +85,29 @@ LINE = re.compile(r"(?P<mark>ok|FAILED) +(?P<method>[\w.]+)\((?P<arguments>.*?)\
 HEAD, TAIL = 3, 1
 
 
-@pytest.fixture
-def some_file(tmp_path: Path) -> Path:
+def make_file(folder: Path) -> Path:
     """A file of five pages, the last one not full, without two equal pages."""
-    path = tmp_path / "some file"
+    path = folder / "some file"
     path.write_bytes(os.urandom(5 * PAGE - 100))
     return path
+
+
+@pytest.fixture
+def some_file(tmp_path: Path) -> Path:
+    """Such a file, which the test may change."""
+    return make_file(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shown_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a file, which nobody changes."""
+    return make_file(tmp_path_factory.mktemp("shown"))
+
+
+@pytest.fixture(scope="module")
+def report(shown_file: Path) -> dict[str, Any]:
+    """The JSON report about it: the tests look at one run together."""
+    return report_of(shown_file)
 
 
 def report_of(path: str | Path) -> dict[str, Any]:
@@ -202,8 +219,7 @@ def test_a_name_that_would_command_the_terminal_is_shown_escaped(tmp_path: Path)
 # ---- what it says and checks --------------------------------------------------------------------
 
 
-def test_json_has_every_step_with_its_call_figures_and_checks(some_file: Path) -> None:
-    report = report_of(some_file)
+def test_json_has_every_step_with_its_call_figures_and_checks(report: dict[str, Any]) -> None:
     assert report.keys() == {"file", "size", "sha256", "machine", "steps", "ok"}
     assert report["ok"] is True
     assert report["machine"].keys() == {"memory", "available", "swap_free"}
@@ -216,8 +232,7 @@ def test_json_has_every_step_with_its_call_figures_and_checks(some_file: Path) -
         assert step["ok"] is True
 
 
-def test_it_reserves_64_gib_and_commits_just_what_the_file_needs(some_file: Path) -> None:
-    report = report_of(some_file)
+def test_it_reserves_64_gib_and_commits_just_what_the_file_needs(report: dict[str, Any]) -> None:
     reserved, committed = (step_of(report, name) for name in ("Allocate", "Commit"))
     assert reserved["arguments"]["size"] == 64 * GIB
     assert reserved["kernel"]["rss"] == 0
@@ -226,14 +241,12 @@ def test_it_reserves_64_gib_and_commits_just_what_the_file_needs(some_file: Path
     assert "ac" in committed["kernel"]["vm_flags"]
 
 
-def test_the_files_hash_is_taken_from_memory(some_file: Path) -> None:
-    report = report_of(some_file)
-    digest = hashlib.sha256(some_file.read_bytes()).hexdigest()
+def test_the_files_hash_is_taken_from_memory(shown_file: Path, report: dict[str, Any]) -> None:
+    digest = hashlib.sha256(shown_file.read_bytes()).hexdigest()
     assert (report["sha256"], step_of(report, "read")["kernel"]["sha256"]) == (digest, digest)
 
 
-def test_half_becomes_read_only_and_the_other_half_is_returned(some_file: Path) -> None:
-    report = report_of(some_file)
+def test_half_becomes_read_only_and_the_other_half_is_returned(report: dict[str, Any]) -> None:
     assert step_of(report, "Query")["kernel"]["rss"] == 5 * PAGE
     assert step_of(report, "Protect")["kernel"]["size"] == 2 * PAGE
     assert step_of(report, "Protect")["kernel"]["permissions"] == "r--p"
@@ -241,17 +254,16 @@ def test_half_becomes_read_only_and_the_other_half_is_returned(some_file: Path) 
     assert returned["kernel"]["returned"] == returned["arguments"]["size"] == 3 * PAGE
 
 
-def test_the_child_dies_on_a_page_that_was_given_back(some_file: Path) -> None:
-    report = report_of(some_file)
+def test_the_child_dies_on_a_page_that_was_given_back(report: dict[str, Any]) -> None:
     touched, returned = step_of(report, "touch"), step_of(report, "Decommit")["arguments"]
     assert touched["kernel"]["signal"] == "SIGSEGV"
     assert 0 <= touched["arguments"]["va"] - returned["va"] < returned["size"]
 
 
 def test_the_process_ends_with_the_mappings_and_descriptors_of_its_beginning(
-    some_file: Path,
+    report: dict[str, Any],
 ) -> None:
-    closed = step_of(report_of(some_file), "close")["kernel"]
+    closed = step_of(report, "close")["kernel"]
     assert closed["mappings_changed"] == closed["descriptors_changed"] == []
     assert closed["mappings"] > 0
     assert closed["descriptors"] > 0
@@ -277,21 +289,19 @@ def test_the_default_is_the_interpreters_binary() -> None:
 # ---- the other process --------------------------------------------------------------------------
 
 
-def test_every_method_of_the_reference_is_called(some_file: Path) -> None:
-    called = {step["method"] for step in report_of(some_file)["steps"]}
+def test_every_method_of_the_reference_is_called(report: dict[str, Any]) -> None:
+    called = {step["method"] for step in report["steps"]}
     assert {name for name in vars(Endpoint) if name[0] != "_"} <= called
 
 
-def test_what_was_given_back_is_taken_again_and_read_in_again(some_file: Path) -> None:
-    report = report_of(some_file)
+def test_what_was_given_back_is_taken_again_and_read_in_again(report: dict[str, Any]) -> None:
     again = steps_of(report, "Commit")[1]
     assert again["arguments"] == step_of(report, "Decommit")["arguments"] | {"flags": 0}
     assert again["checks"]["it is zeros"]
     assert steps_of(report, "view")[1]["kernel"]["rss"] == 5 * PAGE
 
 
-def test_the_files_pages_become_a_buffer_where_they_are(some_file: Path) -> None:
-    report = report_of(some_file)
+def test_the_files_pages_become_a_buffer_where_they_are(report: dict[str, Any]) -> None:
     shared = step_of(report, "MdlCreateFromVm")
     assert shared["arguments"]["va"] == step_of(report, "Commit")["arguments"]["va"]
     assert shared["arguments"]["size"] == step_of(report, "MdlGetSize")["kernel"]["size"]
@@ -300,15 +310,17 @@ def test_the_files_pages_become_a_buffer_where_they_are(some_file: Path) -> None
 
 
 def test_the_other_process_is_a_program_of_its_own_without_any_of_the_memory(
-    some_file: Path,
+    report: dict[str, Any],
 ) -> None:
-    started = step_of(report_of(some_file), "start")["kernel"]
+    started = step_of(report, "start")["kernel"]
     assert started["mappings"] > 0
     assert started["shared"] == []
 
 
-def test_the_other_process_gets_the_file_to_read_and_one_page_to_write(some_file: Path) -> None:
-    whole, window, board = steps_of(report_of(some_file), "peer.recv_handle")
+def test_the_other_process_gets_the_file_to_read_and_one_page_to_write(
+    report: dict[str, Any],
+) -> None:
+    whole, window, board = steps_of(report, "peer.recv_handle")
     modes = [[*step["kernel"]["descriptors"].values()] for step in (whole, window, board)]
     assert modes == [["O_RDONLY"], ["O_RDONLY"], ["O_RDWR"]]
     assert [step["arguments"]["require"] for step in (whole, window, board)] == [
@@ -319,16 +331,14 @@ def test_the_other_process_gets_the_file_to_read_and_one_page_to_write(some_file
     assert whole["kernel"]["size"] == 5 * PAGE
 
 
-def test_the_other_process_finds_the_whole_file(some_file: Path) -> None:
-    report = report_of(some_file)
+def test_the_other_process_finds_the_whole_file(shown_file: Path, report: dict[str, Any]) -> None:
     found, told = step_of(report, "peer.view")["kernel"], steps_of(report, "read")[-1]["kernel"]
-    digest = hashlib.sha256(some_file.read_bytes()).hexdigest()
+    digest = hashlib.sha256(shown_file.read_bytes()).hexdigest()
     assert (found["sha256"], told["sha256"]) == (digest, digest)
     assert found["inode"] == step_of(report, "MdlCreateFromVm")["kernel"]["inode"]
 
 
-def test_the_kernel_refuses_the_other_process_every_way_to_write(some_file: Path) -> None:
-    report = report_of(some_file)
+def test_the_kernel_refuses_the_other_process_every_way_to_write(report: dict[str, Any]) -> None:
     assert step_of(report, "peer.mprotect")["kernel"]["errno"] == "EACCES"
     assert step_of(report, "peer.poke")["kernel"]["signal"] == "SIGSEGV"
     assert step_of(report, "peer.reopen")["kernel"] == {
@@ -339,8 +349,7 @@ def test_the_kernel_refuses_the_other_process_every_way_to_write(some_file: Path
     }
 
 
-def test_the_clone_is_the_second_half_of_the_same_memory(some_file: Path) -> None:
-    report = report_of(some_file)
+def test_the_clone_is_the_second_half_of_the_same_memory(report: dict[str, Any]) -> None:
     whole, window, _ = steps_of(report, "peer.MdlMap")
     sent, cloned = steps_of(report, "peer.recv_handle")[1], step_of(report, "MdlClone")
     assert window["kernel"]["inode"] == whole["kernel"]["inode"]
@@ -350,8 +359,7 @@ def test_the_clone_is_the_second_half_of_the_same_memory(some_file: Path) -> Non
     assert sent["kernel"]["origin_sid"] == cloned["kernel"]["origin_sid"]
 
 
-def test_each_of_the_two_processes_pays_for_half_of_the_file(some_file: Path) -> None:
-    report = report_of(some_file)
+def test_each_of_the_two_processes_pays_for_half_of_the_file(report: dict[str, Any]) -> None:
     here, there = steps_of(report, "Query")[1]["kernel"]["file"], step_of(report, "peer.Query")
     assert here["rss"] == there["kernel"]["rss"] == 5 * PAGE
     assert here["pss"] + there["kernel"]["pss"] == 5 * PAGE
@@ -359,9 +367,8 @@ def test_each_of_the_two_processes_pays_for_half_of_the_file(some_file: Path) ->
 
 
 def test_the_other_process_ends_with_the_mappings_and_descriptors_of_its_beginning(
-    some_file: Path,
+    report: dict[str, Any],
 ) -> None:
-    report = report_of(some_file)
     closed = step_of(report, "peer.close")["kernel"]
     assert closed["mappings_changed"] == closed["descriptors_changed"] == []
     assert closed["mappings"] > 0

@@ -42,7 +42,7 @@ def run(*command: str | Path) -> str:
     outcome = subprocess.run(
         command,
         check=False,
-        env={**os.environ, "CFLAGS": "-O0"},  # what is packed matters here, not how fast it is
+        env={**os.environ, "CXXFLAGS": "-O0"},  # what is packed matters here, not how fast it is
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
