@@ -7,7 +7,7 @@ made.
 """
 
 cimport cython
-from cpython.exc cimport PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from libc.errno cimport EBADF, EINTR, ENOENT, ENOSPC, errno
 from libc.stdint cimport int64_t, uint64_t
 from posix.fcntl cimport O_APPEND, O_CLOEXEC, O_CREAT, O_NOCTTY, O_NONBLOCK, O_WRONLY
@@ -146,6 +146,12 @@ cdef str quoted(str text):
                           f"\\u{0xDC00 + ((<int>each - 0x10000) & 0x3FF):04x}")
     pieces.append('"')
     return "".join(pieces)
+
+
+cdef void tell_unraisable(object where, BaseException problem) noexcept:
+    """Hand an exception that is not to come up to ``sys.unraisablehook``."""
+    PyErr_SetObject(type(problem), problem)
+    PyErr_WriteUnraisable(where)
 
 
 cdef ssize_t append(int fd, const char *start, ssize_t size) noexcept nogil:
@@ -289,8 +295,8 @@ cdef class Audit:
             self.log(record)
             if error != 0:
                 self.warn(error)
-        except Exception:
-            PyErr_WriteUnraisable(self)
+        except Exception as problem:
+            tell_unraisable(self, problem)
         return 0
 
     cdef int log(self, Record record) except -1:

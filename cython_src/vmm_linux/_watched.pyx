@@ -7,13 +7,12 @@ Nothing here runs under the VMM's mutex.
 """
 
 cimport cython
-from cpython.exc cimport PyErr_WriteUnraisable
 from libc.stdint cimport uint64_t
 from posix.unistd cimport getpid
 
 from vmm_linux._answer cimport DONE, HANDLE_INFO, Request
 from vmm_linux._arguments cimport handle_request
-from vmm_linux._audit cimport Audit, Record
+from vmm_linux._audit cimport Audit, Record, tell_unraisable
 from vmm_linux._calls cimport (
     CALL_CLOSE,
     CALL_HANDLE_FILENO,
@@ -116,9 +115,9 @@ cdef class Watched:
                 record.result = int(result)     # a handle without its class
             if isinstance(result, Handle):
                 self.look_at_handle(result, NULL, record)
-        except Exception:
+        except Exception as problem:
             # The caller is to get what the call made, even if no memory is left to tell of it.
-            PyErr_WriteUnraisable(self)
+            tell_unraisable(self, problem)
         self.audit.end(record)
         return result
 
