@@ -609,6 +609,52 @@ def test_a_watched_call_that_fails_leaves_everything_as_it_was(library: Path) ->
     faults.run(library, try_watched_calls)
 
 
+def close_without_memory(failure: str) -> None:
+    """Close a watched VMM, with each allocation of the interpreter's failing; runs in a child."""
+    import sys
+    import tempfile
+    from contextlib import suppress
+    from itertools import count
+    from pathlib import Path
+
+    from faults import Faults, Mode, surroundings
+    from kernel_oracle import PAGE
+    from vmm_linux import VMM, VmmFlags
+    from vmm_linux.audit import Audit
+
+    told: list[str] = []
+    sys.unraisablehook = lambda problem: told.append(problem.exc_type.__name__)
+    library = Faults()
+    with tempfile.TemporaryDirectory() as folder:
+        audit = Audit(Path(folder, "calls.jsonl"), failure=failure)
+        around = surroundings()
+        begun = 0
+        for n in count(1):
+            vmm = VMM(audit=audit)
+            vmm.allocate(0, PAGE, VmmFlags.RESERVE | VmmFlags.COMMIT | VmmFlags.READ)
+            refused = False
+            with suppress(MemoryError), library.armed(Mode.INTERPRETER, n):
+                begun += 1
+                try:
+                    vmm.close()
+                except MemoryError:
+                    refused = True
+            assert not refused, n
+            vmm.close()  # where what arms the library found no memory itself
+            assert surroundings() == around, n
+            if not library.name:
+                break
+        assert begun > 5, begun
+        assert {*told} == {"MemoryError"}
+
+
+@pytest.mark.parametrize("failure", ["deny", "continue"])
+def test_a_vmm_is_closed_even_where_no_record_of_it_can_be_made(
+    library: Path, failure: str
+) -> None:
+    faults.run(library, close_without_memory, failure)
+
+
 # ---- logging -------------------------------------------------------------------------------------
 
 

@@ -98,7 +98,15 @@ cdef class Watched:
 
     cdef object record(self, int call, tuple arguments):
         """Carry out a method if it may be, and write down how that ended."""
-        cdef Record record = self.audit.begin(name_of(call))
+        cdef Record record
+        try:
+            record = self.audit.begin(name_of(call))
+        except MemoryError as problem:
+            if call != CALL_CLOSE:
+                raise
+            # Closing only gives back, and memory too: it does not fail for want of a record.
+            tell_unraisable(self.audit, problem)
+            return self.carry_out(call, arguments)
         try:
             result = self.checked(call, arguments, record)
         except BaseException as problem:
