@@ -90,7 +90,10 @@ class Rule:
         all_seals, any_seals, no_seals: ``Seal``: of a buffer that leaves (``send_handle``,
             ``handle_fileno``) those that it has, of others those that are put on or demanded.
         peer_uid, peer_gid: users and groups, one of which made the other end of the socket.
-        other_user: True: that was another user than this process's, or it cannot be told.
+        other_user: True: that was another user than this process's.
+
+    Where the kernel does not tell who made the other end, a condition about that holds in a rule
+    that denies, and does not in one that allows.
     """
 
     allow: str | Sequence[str] | None = None

@@ -24,9 +24,7 @@ cdef struct Rule:
     Bits seals
     vector[int64_t] uids        # of the peer, in order; empty: no matter
     vector[int64_t] gids
-    # Whether the peer has to be another user than this process's, or somebody of whom the kernel
-    # does not tell.
-    bint other_user
+    bint other_user             # whether the peer has to be another user than this process's
 
 cdef class RuleTable:
     cdef vector[vector[Rule]] rules     # of every method

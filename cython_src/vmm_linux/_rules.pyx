@@ -125,7 +125,16 @@ cdef bint matches(const Rule *rule, const Facts *facts) noexcept:
         and rule.min_size <= facts.size <= rule.max_size
         and has(&rule.rights, facts.rights)
         and has(&rule.seals, facts.seals)
-        and among(rule.uids, facts.uid)
+        and (not has_peers(rule) or peer_matches(rule, facts))
+    )
+
+
+cdef bint peer_matches(const Rule *rule, const Facts *facts) noexcept:
+    """Whether the peer is one that a rule is about; one who is unknown is where that denies."""
+    if facts.uid < 0:
+        return not rule.allows
+    return (
+        among(rule.uids, facts.uid)
         and among(rule.gids, facts.gid)
         and (not rule.other_user or facts.uid != <int64_t>geteuid())
     )
@@ -155,16 +164,24 @@ cdef bint among(const vector[int64_t] &wanted, int64_t found) noexcept:
 
 
 cdef bint covers(const Rule *wide, const Rule *narrow) noexcept:
-    """Whether every condition of a rule holds for every call for which another's hold."""
+    """Whether a rule matches every call that another matches, so far as each condition tells."""
     return (
         wide.min_size <= narrow.min_size
         and narrow.max_size <= wide.max_size
         and bits_cover(&wide.flags, &narrow.flags)
         and bits_cover(&wide.rights, &narrow.rights)
         and bits_cover(&wide.seals, &narrow.seals)
-        and ids_cover(wide.uids, narrow.uids)
+        and (not has_peers(wide) or peers_cover(wide, narrow))
+    )
+
+
+cdef bint peers_cover(const Rule *wide, const Rule *narrow) noexcept:
+    """Whether every peer that a rule is about is one that another is about, the unknown too."""
+    return (
+        ids_cover(wide.uids, narrow.uids)
         and ids_cover(wide.gids, narrow.gids)
         and (not wide.other_user or narrow.other_user)
+        and (not wide.allows or narrow.allows)
     )
 
 
