@@ -105,6 +105,7 @@ SCM_RIGHTS: Final = int(socket.SCM_RIGHTS)
 MSG_TRUNC: Final = int(socket.MSG_TRUNC)
 MSG_CTRUNC: Final = int(socket.MSG_CTRUNC)
 MSG_CMSG_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+MSG_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
 family_of = socket.SocketType.family.__get__
 
 
@@ -180,7 +181,7 @@ def peer_of(sock: socket.socket) -> tuple[int, int, int] | None:
 
 
 def send(sock: socket.socket, parcel: Parcel) -> None:
-    """Send a parcel in one message. The descriptors stay the caller's."""
+    """Send a parcel in one message, without SIGPIPE. The descriptors stay the caller's."""
     message = MESSAGE.pack(
         MAGIC,
         VERSION,
@@ -194,7 +195,7 @@ def send(sock: socket.socket, parcel: Parcel) -> None:
         parcel.memory_size,
     )
     rights = (SOL_SOCKET, SCM_RIGHTS, array.array("i", parcel.descriptors))
-    sent = sock.sendmsg([message], [rights])
+    sent = sock.sendmsg([message], [rights], MSG_NOSIGNAL)
     if sent != len(message):
         raise Fail("send_handle", f"{sent} of {len(message)} bytes were sent; close the socket")
 
