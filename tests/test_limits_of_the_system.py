@@ -792,3 +792,37 @@ def the_largest_region() -> None:
 
 def test_a_region_of_64_tebibytes_costs_as_little_as_one_of_a_page() -> None:
     in_own_process(the_largest_region, heap=EXACT_HEAP)
+
+
+def take_memory_past_the_limit_for_files() -> None:
+    """Take shared memory in every way, in a program that SIGXFSZ ends; runs in a child."""
+    import os
+    import resource
+    import signal
+
+    from vmm_linux import VMM, VmmFlags
+
+    page = os.sysconf("SC_PAGE_SIZE")
+    read_write = VmmFlags.READ | VmmFlags.WRITE
+    committed = read_write | VmmFlags.RESERVE | VmmFlags.COMMIT
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    with VMM() as vmm:
+        private = vmm.allocate(0, 8 * page, committed)
+        vmm.write(private, b"kept" * page)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (page, page))
+        for rc in (
+            vmm.endpoint.MdlCreate(8 * page, read_write)[1],
+            vmm.endpoint.MdlCreateFromVm(private, 8 * page, read_write)[1],
+            vmm.endpoint.Allocate(0, 8 * page, committed | VmmFlags.SHAREABLE)[1],
+        ):
+            print(rc.name)
+        assert vmm.read(private, 4) == b"kept"
+        vmm.mdl_create(page, read_write)
+        vmm._check()
+    assert signal.sigpending() == set()
+
+
+def test_memory_past_the_limit_for_files_is_refused_whatever_sigxfsz_does() -> None:
+    child = run_child(take_memory_past_the_limit_for_files)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.split() == ["FAIL"] * 3
