@@ -142,6 +142,8 @@ def test_records_do_not_change() -> None:
         {"ring": True},
         {"ring": 1 << 40},
         {"file": 3.5},
+        {"file": "a\0b"},
+        {"file": "a\0b", "failure": "continue"},
         {"logger": "name"},
     ],
 )

@@ -1095,6 +1095,8 @@ def test_files_of_bytes_and_files_too_long_are_refused(tmp_path: Path) -> None:
         Policy.from_toml(path)
     with pytest.raises(FileNotFoundError):
         Policy.from_toml(tmp_path / "none.toml")
+    with pytest.raises(PolicyError, match="null byte"):
+        Policy.from_toml("a\0b")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for odd in (pipe, tmp_path, Path("/dev/null")):

@@ -359,7 +359,10 @@ class Policy(RuleTable):
 def contents_of(path: str) -> bytes:
     """What is in a file, if it is one for policies."""
     # A pipe that nobody writes is not to be waited for, nor taken for an empty file.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as problem:
+        raise PolicyError(f"no path: {problem}", path) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise PolicyError("no ordinary file", path)

@@ -236,6 +236,8 @@ cdef class Audit:
         flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
         try:
             self.fd = os.open(self.file, flags, MODE)
+        except ValueError as problem:       # no path that a file could have
+            raise InvalidArgument("Audit", f"file is {self.file!r}: {problem}") from None
         except OSError as problem:
             if self.failure == "deny":
                 raise
