@@ -4,13 +4,15 @@
  * A library for LD_PRELOAD. It stands before the C library's functions for memory and
  * descriptors. Only calls that come from the package's own extension modules (the folder of
  * the caller's object is named "vmm_linux"), or from the C++ library, whose operator new only the
- * package uses, and from the thread that armed it are counted; all others, those of Python's
- * allocator for one, pass by.
+ * package uses, and from the thread that armed it are counted; all others pass by, those of Python's
+ * allocator too if they are not asked for.
  *
  *   fault_arm(n, error)         from now on count; the n-th call fails with errno = error
  *                               (error 0: the errno that a full system gives that call)
  *   fault_arm_half(n, error)    the same, but calls that can do half of their work do half of it
  *   fault_arm_memory(n)         count allocations of memory alone; the n-th and all after it fail
+ *   fault_arm_interpreter(n)    count the interpreter's allocations, and not the package's; the n-th
+ *                               fails (PYTHONMALLOC=malloc)
  *   fault_spare(name)           let calls of this name pass by from now on; "" for none
  *   fault_disarm()              stop counting; returns how many calls were seen
  *   fault_name()                the name of the call that was made to fail, or ""
@@ -56,7 +58,7 @@
 /* In a place that the loader sets aside: malloc is called before anything can be allocated. */
 #define THREAD_LOCAL static __thread __attribute__((tls_model("initial-exec")))
 
-THREAD_LOCAL int armed, halve, memory_alone, error_given;
+THREAD_LOCAL int armed, halve, memory_alone, of_interpreter, error_given;
 THREAD_LOCAL long wanted, seen;
 THREAD_LOCAL const char *failed = "";
 static char spared[32];
@@ -65,7 +67,7 @@ EXPORTED void fault_arm(long n, int error)
 {
     wanted = n;
     error_given = error;
-    seen = halve = memory_alone = 0;
+    seen = halve = memory_alone = of_interpreter = 0;
     failed = "";
     armed = 1;
 }
@@ -80,6 +82,12 @@ EXPORTED void fault_arm_memory(long n)
 {
     fault_arm(n, 0);
     memory_alone = 1;
+}
+
+EXPORTED void fault_arm_interpreter(long n)
+{
+    fault_arm(n, 0);
+    of_interpreter = 1;
 }
 
 EXPORTED void fault_spare(const char *name)
@@ -146,14 +154,25 @@ static int is_counted(const char *path)
         && memcmp(slash - length, folder, length) == 0;
 }
 
+/* Whether an object is Python's interpreter or its library. */
+static int is_interpreter(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *name = slash ? slash + 1 : path;
+
+    return strncmp(name, "python", 6) == 0 || strncmp(name, "libpython", 9) == 0;
+}
+
 /* Count a call if the package made it; true when this is one that must fail (errno is set). */
 static int fails(const void *caller, int is_memory, const char *name, int usual)
 {
     Dl_info object;
 
-    if (!armed || (memory_alone && !is_memory) || strcmp(name, spared) == 0)
+    if (!armed || ((memory_alone || of_interpreter) && !is_memory) || strcmp(name, spared) == 0)
         return 0;
-    if (!dladdr(caller, &object) || !object.dli_fname || !is_counted(object.dli_fname))
+    if (!dladdr(caller, &object) || !object.dli_fname)
+        return 0;
+    if (!(of_interpreter ? is_interpreter : is_counted)(object.dli_fname))
         return 0;
     ++seen;
     if (!wanted || (memory_alone ? seen < wanted : seen != wanted))

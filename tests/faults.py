@@ -103,6 +103,7 @@ class Mode(Enum):
     ALONE = "fails"
     HALF = "does half of its work and fails"
     MEMORY = "and all later ones find no memory"
+    INTERPRETER = "of the interpreter's own finds no memory"
 
 
 class Faults:
@@ -126,6 +127,8 @@ class Faults:
         self._library.fault_spare(spare.encode())
         if mode is Mode.MEMORY:
             self._library.fault_arm_memory(ctypes.c_long(n))
+        elif mode is Mode.INTERPRETER:
+            self._library.fault_arm_interpreter(ctypes.c_long(n))
         elif mode is Mode.HALF:
             self._library.fault_arm_half(ctypes.c_long(n), error)
         else:

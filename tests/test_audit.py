@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,8 @@ def test_records_do_not_change() -> None:
         {"ring": True},
         {"ring": 1 << 40},
         {"file": 3.5},
+        {"file": "a\0b"},
+        {"file": "a\0b", "failure": "continue"},
         {"logger": "name"},
     ],
 )
@@ -186,7 +189,8 @@ def test_a_handler_that_calls_the_vmm_is_recorded_and_not_logged_again() -> None
 
     def act() -> None:
         logged.append(1)
-        vmm.query(0, smaps=False)
+        if not vmm.closed:
+            vmm.query(0, smaps=False)
 
     with VMM(audit=Audit(logger=logger_that(act))) as vmm:
         vmm.query(PAGE, smaps=False)
@@ -195,14 +199,22 @@ def test_a_handler_that_calls_the_vmm_is_recorded_and_not_logged_again() -> None
         assert asked == [{"va": PAGE, "smaps": False}, {"va": 0, "smaps": False}]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_handler_that_fails_takes_nothing_away_from_the_caller() -> None:
+def test_a_handler_that_fails_takes_nothing_away_from_the_caller_and_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def act() -> None:
         raise ValueError("the handler")
 
+    told: list[tuple[str, bool]] = []
+
+    def tell(unraisable: sys.UnraisableHookArgs) -> None:
+        told.append((repr(unraisable.exc_value), unraisable.exc_traceback is not None))
+
+    monkeypatch.setattr(sys, "unraisablehook", tell)
     with VMM(audit=Audit(logger=logger_that(act))) as vmm:
         va = vmm.allocate(0, PAGE, RESERVED)
         assert vmm.query(va, smaps=False).base == va
+    assert told == [("ValueError('the handler')", True)] * 3
 
 
 # ---- a buffer's way ------------------------------------------------------------------------------

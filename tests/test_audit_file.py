@@ -267,6 +267,83 @@ def test_a_disk_that_is_full_between_the_two_lines_leaves_a_warning(tmp_path: Pa
     ]
 
 
+def audit_where_writing_raises_a_signal(kind: str, failure: str) -> None:
+    """Write to a pipe that nobody reads any more, or past the limit for files; runs in a child."""
+    import os
+    import resource
+    import signal
+    import tempfile
+    import warnings
+    from pathlib import Path
+
+    from vmm_linux import VMM, VmmError
+    from vmm_linux.audit import Audit
+
+    raised = {"pipe": signal.SIGPIPE, "file": signal.SIGXFSZ}[kind]
+    signal.signal(raised, signal.SIG_DFL)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        path = Path(folder, "calls.jsonl")
+        (os.mkfifo if kind == "pipe" else Path.touch)(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with VMM(audit=Audit(path, failure=failure)) as vmm:
+            vmm.query(0, smaps=False)
+            print(os.read(reader, 1 << 16).endswith(b"\n"))
+            os.close(reader)
+            if kind == "file":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size,) * 2)
+            try:
+                vmm.query(0, smaps=False)
+                print("done")
+            except VmmError as refusal:
+                print(refusal.errno and os.strerror(refusal.errno))
+            assert signal.sigpending() == set()
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, {raised}) == set()
+            # One that waits already is the program's own.
+            for whole_process in (True, False):
+                if whole_process:
+                    os.kill(os.getpid(), raised)
+                else:
+                    signal.raise_signal(raised)
+                vmm.endpoint.Query(0)
+                assert signal.sigpending() == {raised}
+                assert signal.sigwait({raised}) == raised
+                assert signal.sigpending() == set()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {raised})
+            seen: list[int] = []
+            signal.signal(raised, lambda number, _frame: seen.append(number))
+            vmm.endpoint.Query(0)
+            assert seen == []
+    assert len(warned) == 1, warned
+
+
+@pytest.mark.parametrize("failure", ["deny", "continue"])
+@pytest.mark.parametrize(("kind", "reason"), [("pipe", "Broken pipe"), ("file", "File too large")])
+def test_a_line_that_cannot_be_written_raises_no_signal_whatever_the_program_does_with_it(
+    kind: str, reason: str, failure: str
+) -> None:
+    child = run_child(audit_where_writing_raises_a_signal, kind, failure)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout == f"True\n{reason if failure == 'deny' else 'done'}\n"
+
+
+def test_a_pipe_is_not_waited_for_when_it_is_full(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with VMM(audit=Audit(pipe)) as vmm:
+            while vmm.endpoint.Query(0)[1] is Retcode.OK:
+                pass
+            lines = os.read(reader, 1 << 20).splitlines(keepends=True)
+            vmm.query(0, smaps=False)
+            assert [json.loads(line)["event"] for line in lines[:2]] == ["begin", "end"]
+            assert json.loads(os.read(reader, 1 << 20).splitlines()[-1])["rc"] == "rcOk"
+    os.close(reader)
+    assert [each.category for each in caught] == [RuntimeWarning]
+
+
 def audit_on_small_and_read_only_disks() -> None:
     """Fill a tiny file system, and use one that nothing can be written to, in a namespace."""
     import contextlib
@@ -405,3 +482,49 @@ def try_watched_calls() -> None:
 
 def test_a_watched_call_that_fails_leaves_everything_as_it_was(library: Path) -> None:
     faults.run(library, try_watched_calls)
+
+
+def close_without_memory(failure: str) -> None:
+    """Close a watched VMM, with each allocation of the interpreter's failing; runs in a child."""
+    import sys
+    import tempfile
+    from contextlib import suppress
+    from itertools import count
+    from pathlib import Path
+
+    from faults import Faults, Mode, surroundings
+    from kernel_oracle import PAGE
+    from vmm_linux import VMM, VmmFlags
+    from vmm_linux.audit import Audit
+
+    told: list[str] = []
+    sys.unraisablehook = lambda problem: told.append(problem.exc_type.__name__)
+    library = Faults()
+    with tempfile.TemporaryDirectory() as folder:
+        audit = Audit(Path(folder, "calls.jsonl"), failure=failure)
+        around = surroundings()
+        begun = 0
+        for n in count(1):
+            vmm = VMM(audit=audit)
+            vmm.allocate(0, PAGE, VmmFlags.RESERVE | VmmFlags.COMMIT | VmmFlags.READ)
+            refused = False
+            with suppress(MemoryError), library.armed(Mode.INTERPRETER, n):
+                begun += 1
+                try:
+                    vmm.close()
+                except MemoryError:
+                    refused = True
+            assert not refused, n
+            vmm.close()  # where what arms the library found no memory itself
+            assert surroundings() == around, n
+            if not library.name:
+                break
+        assert begun > 5, begun
+        assert {*told} == {"MemoryError"}
+
+
+@pytest.mark.parametrize("failure", ["deny", "continue"])
+def test_a_vmm_is_closed_even_where_no_record_of_it_can_be_made(
+    library: Path, failure: str
+) -> None:
+    faults.run(library, close_without_memory, failure)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from children import run_child
-from dangers import BY_DEFAULT, DANGERS
-from kernel_oracle import TESTS_IMPORTABLE
+from dangers import BY_DEFAULT, DANGERS, HELD, bystander
+from kernel_oracle import TESTS_IMPORTABLE, maps
 from memory_groups import cgroup
 from vmm_linux import VMM, Limits, _room
 from vmm_linux._default_limits import (
@@ -140,6 +142,25 @@ def test_a_runaway_loop_ends_with_quota_exceeded(name: str, nobody: bool) -> Non
     child = run_child(attack, name, nobody=nobody, environment=TESTS_IMPORTABLE)
     assert (child.returncode, child.stderr) == (0, "")
     assert child.stdout.startswith("stood: ")
+
+
+def test_what_is_done_to_a_bystander_is_seen() -> None:
+    with bystander() as other:
+        state = other.state()
+        assert (other.answers(), other.state()) == (True, state)
+        code = next(each.start for each in maps() if each.permissions == "r-xp")  # the same in both
+        with Path(f"/proc/{other.pid}/mem").open("r+b", buffering=0) as memory:
+            os.pwrite(memory.fileno(), os.pread(memory.fileno(), 1, code), code)
+            assert other.state() != state, "a page of a file became one of its own"
+            assert other.answers()
+            os.pwrite(memory.fileno(), b"x", other.memory + HELD - 1)
+        assert not other.answers()
+        os.kill(other.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises((OSError, StopIteration)):
+            other.state()
+        with pytest.raises(OSError, match="Broken pipe"):
+            other.answers()
 
 
 @pytest.mark.parametrize("nobody", [False, True], ids=["as-we-are", "as-nobody"])

@@ -30,6 +30,7 @@ LAYERS = {
     "limits": 0.1,
     "states": 0.0,
     # 1: the kernel; the ledger
+    "_file_signals": 0.9,
     "_fork": 1.0,
     "_memory_group": 1.0,
     "_ledger": 1.0,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
+from children import run_child
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, Limits, PageKind, Retcode, VmmFlags
@@ -259,3 +260,37 @@ def more_shared_memory_than_is_available() -> None:
 
 def test_locked_shared_memory_beyond_what_is_available_is_refused_at_once() -> None:
     in_own_process(more_shared_memory_than_is_available)
+
+
+def take_memory_past_the_limit_for_files() -> None:
+    """Take shared memory in every way, in a program that SIGXFSZ ends; runs in a child."""
+    import os
+    import resource
+    import signal
+
+    from vmm_linux import VMM, VmmFlags
+
+    page = os.sysconf("SC_PAGE_SIZE")
+    read_write = VmmFlags.READ | VmmFlags.WRITE
+    committed = read_write | VmmFlags.RESERVE | VmmFlags.COMMIT
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    with VMM() as vmm:
+        private = vmm.allocate(0, 8 * page, committed)
+        vmm.write(private, b"kept" * page)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (page, page))
+        for rc in (
+            vmm.endpoint.MdlCreate(8 * page, read_write)[1],
+            vmm.endpoint.MdlCreateFromVm(private, 8 * page, read_write)[1],
+            vmm.endpoint.Allocate(0, 8 * page, committed | VmmFlags.SHAREABLE)[1],
+        ):
+            print(rc.name)
+        assert vmm.read(private, 4) == b"kept"
+        vmm.mdl_create(page, read_write)
+        vmm._check()
+    assert signal.sigpending() == set()
+
+
+def test_memory_past_the_limit_for_files_is_refused_whatever_sigxfsz_does() -> None:
+    child = run_child(take_memory_past_the_limit_for_files)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.split() == ["FAIL"] * 3

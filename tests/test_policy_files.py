@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,8 @@ def test_files_of_bytes_and_files_too_long_are_refused(tmp_path: Path) -> None:
         Policy.from_toml(path)
     with pytest.raises(FileNotFoundError):
         Policy.from_toml(tmp_path / "none.toml")
+    with pytest.raises(PolicyError, match="null byte"):
+        Policy.from_toml("a\0b")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for odd in (pipe, tmp_path, Path("/dev/null")):
@@ -203,6 +206,34 @@ def test_rules_that_differ_somewhere_are_no_contradiction() -> None:
         ],
         ready=list(READY),
     )
+
+
+@pytest.mark.parametrize("methods", ["*", ["allocate", "free"]])
+def test_the_interpreters_work_grows_with_the_rules_and_not_with_their_pairs(
+    methods: list[str],
+) -> None:
+    def work(count: int) -> int:
+        rules = [Rule(allow=methods, max_size=number) for number in range(count)]
+        calls: list[str] = []
+        sys.setprofile(lambda _frame, event, _argument: calls.append(event))
+        try:
+            Policy(rules)
+        finally:
+            sys.setprofile(None)
+        return len(calls)
+
+    few, twice, thrice = (work(count) for count in (50, 100, 150))
+    assert thrice - twice == twice - few > 0
+
+
+def test_among_many_rules_the_one_that_never_answers_is_named_with_the_one_that_does() -> None:
+    rules = [Rule(allow=["allocate", "free"], max_size=number) for number in range(1000)]
+    hidden = Rule(deny=["free", "allocate"], max_size=700)
+    with pytest.raises(PolicyError, match=r"^Policy: rule 1001: .*'rule 701' says the opposite"):
+        Policy([*rules, hidden])
+    apart = [Rule(allow=["allocate"]), Rule(allow=["commit", "free"], min_size=1)]
+    with pytest.raises(PolicyError, match=r"^Policy: rule 3: .*'rule 2' always answers first"):
+        Policy([*apart, Rule(deny=["free", "allocate"], min_size=2)])
 
 
 @pytest.mark.parametrize("value", [3, "deny", Policy, object()])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,10 +14,10 @@ from policies import outcome_of
 from vmm_linux import VMM, Rights, Seal, VmmFlags
 from vmm_linux.audit import Audit
 from vmm_linux.errors import NoCapability, SecurityDisallow
-from vmm_linux.policy import Policy, Rule
+from vmm_linux.policy import Policy, PolicyError, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -103,6 +104,86 @@ def test_peers_are_looked_at() -> None:
         vmm.send_handle(ours, vmm.mdl_create(PAGE, READ))
         with pytest.raises(SecurityDisallow, match="default"):
             vmm.recv_handle(theirs)
+
+
+@contextlib.contextmanager
+def sockets_that_do_not_tell() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends that were connected without the kernel noting by whom."""
+    address = f"\0vmm-linux-unknown-{os.getpid()}"
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs,
+    ):
+        theirs.bind(address)
+        ours.connect(address)
+        ours.settimeout(10)
+        theirs.settimeout(10)
+        yield ours, theirs
+
+
+ABOUT_PEERS: list[dict[str, Any]] = [
+    {"peer_uid": os.geteuid()},
+    {"peer_uid": os.geteuid() + 1},
+    {"peer_gid": [os.getegid(), os.getegid() + 1]},
+    {"peer_uid": os.geteuid(), "peer_gid": os.getegid()},
+    {"other_user": True},
+]
+
+
+@pytest.mark.parametrize("about", ABOUT_PEERS)
+def test_somebody_unknown_is_denied_by_every_rule_that_denies_some_peer(
+    about: dict[str, Any],
+) -> None:
+    rule = Rule(deny=["send_handle", "recv_handle"], **about, name="not to them")
+    with sockets_that_do_not_tell() as (ours, theirs), VMM(policy=Policy([rule])) as vmm:
+        handle = vmm.mdl_create(PAGE, READ)
+        with pytest.raises(SecurityDisallow, match="not to them"):
+            vmm.send_handle(ours, handle)
+        with pytest.raises(SecurityDisallow, match="not to them"):
+            vmm.recv_handle(theirs)
+
+
+@pytest.mark.parametrize("about", ABOUT_PEERS)
+def test_somebody_unknown_is_allowed_by_no_rule_that_allows_some_peer(
+    about: dict[str, Any],
+) -> None:
+    rules = [Rule(allow="*", **about), Rule(allow=["mdl_create"])]
+    with (
+        sockets_that_do_not_tell() as (ours, theirs),
+        VMM(policy=Policy(rules, default="deny")) as vmm,
+    ):
+        handle = vmm.mdl_create(PAGE, READ)
+        with pytest.raises(SecurityDisallow, match="default"):
+            vmm.send_handle(ours, handle)
+        with pytest.raises(SecurityDisallow, match="default"):
+            vmm.recv_handle(theirs)
+
+
+def test_with_somebody_unknown_the_other_conditions_have_to_hold_all_the_same() -> None:
+    rules = [Rule(deny=["send_handle"], other_user=True, any_rights=["MAP_WRITE"])]
+    with sockets_that_do_not_tell() as (ours, theirs), VMM(policy=Policy(rules)) as vmm:
+        handle = vmm.mdl_create(PAGE, READ_WRITE)
+        with pytest.raises(SecurityDisallow):
+            vmm.send_handle(ours, handle)
+        vmm.send_handle(ours, handle, Rights.MAP_READ)
+        assert vmm.recv_handle(theirs).rights == Rights.MAP_READ
+
+
+@pytest.mark.parametrize("about", ABOUT_PEERS)
+def test_after_a_rule_that_allows_the_same_peers_one_that_denies_answers_for_the_unknown(
+    about: dict[str, Any],
+) -> None:
+    allow, deny = Rule(allow=["send_handle"], **about), Rule(deny=["send_handle"], **about)
+    with (
+        sockets_that_do_not_tell() as (ours, _),
+        VMM(policy=Policy([allow, deny])) as vmm,
+        pytest.raises(SecurityDisallow, match="rule 2"),
+    ):
+        vmm.send_handle(ours, vmm.mdl_create(PAGE, READ))
+    with pytest.raises(PolicyError, match="'rule 1' says the opposite"):
+        Policy([deny, allow])
+    with pytest.raises(PolicyError, match="'rule 1' always answers first"):
+        Policy([allow, allow])
 
 
 # ---- ready rules ---------------------------------------------------------------------------------

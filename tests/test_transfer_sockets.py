@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kernel_oracle as kernel
+from children import run_child
 from forged_messages import forged, send_raw
 from kernel_oracle import PAGE
 from transfers import (
@@ -124,6 +125,38 @@ def test_closed_sockets_are_the_system_s_error(vmm: VMM, receiver: VMM, pair: Pa
         vmm.send_handle(pair.sender, handle)
     with nothing_opened(), pytest.raises(OSError, match="Bad file descriptor"):
         receiver.recv_handle(pair.receiver)
+
+
+def send_to_nobody(way: str) -> None:
+    """Send where nobody receives any more, in a program that SIGPIPE ends; runs in a child."""
+    import asyncio
+    import os
+    import signal
+    import socket
+
+    from vmm_linux import VMM, Event, VmmFlags
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours, VMM() as vmm, Event() as event:
+        handle = vmm.mdl_create(os.sysconf("SC_PAGE_SIZE"), VmmFlags.READ)
+        try:
+            if way == "send_handle":
+                vmm.send_handle(ours, handle)
+            elif way == "send_handle_async":
+                ours.setblocking(False)
+                asyncio.run(vmm.send_handle_async(ours, handle))
+            else:
+                event.send(ours)
+        except BrokenPipeError:
+            print("refused")
+
+
+@pytest.mark.parametrize("way", ["send_handle", "send_handle_async", "Event.send"])
+def test_sending_to_nobody_ends_no_program_whatever_sigpipe_does_there(way: str) -> None:
+    child = run_child(send_to_nobody, way)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "refused\n", "")
 
 
 @pytest.mark.parametrize("kind", ["stream", "seqpacket"])

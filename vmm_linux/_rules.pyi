@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 class RuleTable:
@@ -17,3 +17,5 @@ class RuleTable:
         forbidden: int,
         audit_failure: object,
     ) -> None: ...
+
+def first_hidden(rules: Sequence[tuple[Any, ...]], start: int) -> tuple[int, int] | None: ...

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SyntaxProblem", "line_of", "parse"]
 
-MOST_EFFORT = 1_000_000
+MOST_EFFORT = 400_000
 """Lines that are parsed at most, again and again, to find one: some seconds."""
 
 
@@ -67,8 +67,9 @@ def line_of(text: str, path: Sequence[str | int]) -> int | None:
         None where nothing of it is there, and where values of very many lines hide it.
     """
     lines = text.replace("\r\n", "\n").split("\n")
+    table = parsed(lines)
     while path:
-        if has(lines, path):
+        if has(table, path):
             return first_line(lines, path)
         path = path[:-1]
     return None
@@ -81,18 +82,19 @@ def first_line(lines: list[str], path: Sequence[str | int]) -> int | None:
     without, unknown, enough = 0, len(lines), len(lines)
     effort = 0
     while unknown - without > 1:
-        taken = None
+        taken = table = None
         middle = (without + unknown) // 2
         for number in range(middle, unknown):
             effort += number
             if effort > MOST_EFFORT:
                 return None
-            if parsed(lines[:number]) is not None:
+            table = parsed(lines[:number])
+            if table is not None:
                 taken = number
                 break
         if taken is None:
             unknown = middle
-        elif has(lines[:taken], path):
+        elif has(table, path):
             unknown = enough = taken
         else:
             without = taken
@@ -103,9 +105,8 @@ def first_line(lines: list[str], path: Sequence[str | int]) -> int | None:
     )
 
 
-def has(lines: list[str], path: Sequence[str | int]) -> bool:
-    """Whether the lines parse and have a thing."""
-    found: Any = parsed(lines)
+def has(found: Any, path: Sequence[str | int]) -> bool:  # noqa: ANN401  a table, a list, a value
+    """Whether a thing is in what was parsed."""
     for key in path:
         try:
             found = found[key]

@@ -291,7 +291,9 @@ class Event:
         _transfer.check_socket("Event.send", sock)
         rights = array.array("i", [descriptor.number])
         sent = sock.sendmsg(
-            [MESSAGE.pack(MAGIC, VERSION, 1)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            [MESSAGE.pack(MAGIC, VERSION, 1)],
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
+            socket.MSG_NOSIGNAL,
         )
         if sent != MESSAGE.size:
             raise Fail("Event.send", f"{sent} of {MESSAGE.size} bytes were sent; close the socket")

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from vmm_linux._calls import METHODS, Kind, Question
-from vmm_linux._rules import RuleTable
+from vmm_linux._rules import RuleTable, first_hidden
 from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import Rights, Seal, VmmFlags
 
@@ -40,6 +40,8 @@ FAILURES: Final = ("deny", "continue")
 EVERY: Final = "*"
 DECIDED: Final = {method.name: method for method in METHODS if method.name != "close"}
 """The methods that can be denied. Closing is none: it only gives back."""
+ORDER: Final = {method.name: number for number, method in enumerate(METHODS)}
+"""The methods' numbers, by name."""
 BITS: Final = ("all", "any", "no")
 
 
@@ -88,7 +90,10 @@ class Rule:
         all_seals, any_seals, no_seals: ``Seal``: of a buffer that leaves (``send_handle``,
             ``handle_fileno``) those that it has, of others those that are put on or demanded.
         peer_uid, peer_gid: users and groups, one of which made the other end of the socket.
-        other_user: True: that was another user than this process's, or it cannot be told.
+        other_user: True: that was another user than this process's.
+
+    Where the kernel does not tell who made the other end, a condition about that holds in a rule
+    that denies, and does not in one that allows.
     """
 
     allow: str | Sequence[str] | None = None
@@ -183,18 +188,6 @@ class Mask(NamedTuple):
     any: int = 0
     no: int = 0
 
-    def is_implied_by(self, other: Mask) -> bool:
-        """Whether every value that has the other's bits has these."""
-        return (
-            self.all & ~other.all == 0
-            and self.no & ~other.no == 0
-            and (
-                self.any == 0
-                or self.any & other.all != 0
-                or (other.any != 0 and other.any & ~self.any == 0)
-            )
-        )
-
 
 @dataclass(frozen=True)
 class Condition:
@@ -208,19 +201,6 @@ class Condition:
     gids: frozenset[int]
     other_user: bool
 
-    def is_implied_by(self, other: Condition) -> bool:
-        """Whether this one holds for every call for which the other does."""
-        return (
-            self.flags.is_implied_by(other.flags)
-            and self.rights.is_implied_by(other.rights)
-            and self.seals.is_implied_by(other.seals)
-            and self.sizes[0] <= other.sizes[0]
-            and other.sizes[1] <= self.sizes[1]
-            and (not self.uids or (bool(other.uids) and other.uids <= self.uids))
-            and (not self.gids or (bool(other.gids) and other.gids <= self.gids))
-            and (not self.other_user or other.other_user)
-        )
-
 
 @dataclass(frozen=True)
 class Compiled:
@@ -231,6 +211,20 @@ class Compiled:
     allows: bool
     methods: tuple[str, ...]
     condition: Condition
+
+    def as_numbers(self) -> tuple[Any, ...]:
+        """As ``RuleTable`` takes it."""
+        condition = self.condition
+        return (
+            [ORDER[name] for name in self.methods],
+            self.allows,
+            self.number,
+            condition.flags,
+            condition.rights,
+            condition.seals,
+            condition.sizes,
+            (sorted(condition.uids), sorted(condition.gids), condition.other_user),
+        )
 
 
 class Policy(RuleTable):
@@ -283,26 +277,10 @@ class Policy(RuleTable):
         compiled = readied + [
             compile_rule(rule, number, len(readied)) for number, rule in enumerate(rules)
         ]
-        check_reachable(compiled, len(readied))
-        order = {method.name: number for number, method in enumerate(METHODS)}
+        numbers = [rule.as_numbers() for rule in compiled]
+        check_reachable(compiled, numbers, len(readied))
         self._compile(
-            [
-                (
-                    [order[name] for name in rule.methods],
-                    rule.allows,
-                    rule.number,
-                    rule.condition.flags,
-                    rule.condition.rights,
-                    rule.condition.seals,
-                    rule.condition.sizes,
-                    (
-                        sorted(rule.condition.uids),
-                        sorted(rule.condition.gids),
-                        rule.condition.other_user,
-                    ),
-                )
-                for rule in compiled
-            ],
+            numbers,
             tuple(rule.name for rule in compiled),
             default == "allow",
             ask,
@@ -381,7 +359,10 @@ class Policy(RuleTable):
 def contents_of(path: str) -> bytes:
     """What is in a file, if it is one for policies."""
     # A pipe that nobody writes is not to be waited for, nor taken for an empty file.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as problem:
+        raise PolicyError(f"no path: {problem}", path) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise PolicyError("no ordinary file", path)
@@ -576,30 +557,19 @@ def one_of(value: object, known: Sequence[str], key: str) -> None:
         raise FlawError(f"{key} is {shown(value)}, not {words}{close}", key)
 
 
-def check_reachable(compiled: list[Compiled], readied: int) -> None:
+def check_reachable(
+    compiled: Sequence[Compiled], numbers: Sequence[tuple[Any, ...]], readied: int
+) -> None:
     """Whether every rule of the user's can be the first to match a call of one method at least."""
-    for place in range(readied, len(compiled)):
-        rule = compiled[place]
-        earlier = compiled[:place]
-        masters = [
-            next(
-                (
-                    each
-                    for each in earlier
-                    if method in each.methods and each.condition.is_implied_by(rule.condition)
-                ),
-                None,
-            )
-            for method in rule.methods
-        ]
-        if all(master is not None for master in masters):
-            first = masters[0]
-            assert first is not None  # noqa: S101  for the type checker
-            same = first.condition == rule.condition and first.allows != rule.allows
-            why = "says the opposite of the same calls" if same else "always answers first"
-            raise FlawError(
-                f"the rule can never match: {first.name!r} {why}", "rule", place - readied
-            )
+    hidden = first_hidden(numbers, readied)
+    if hidden is None:
+        return
+    rule, first = (compiled[place] for place in hidden)
+    same = first.condition == rule.condition and first.allows != rule.allows
+    why = "says the opposite of the same calls" if same else "always answers first"
+    raise FlawError(
+        f"the rule can never match: {first.name!r} {why}", "rule", rule.number - readied
+    )
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

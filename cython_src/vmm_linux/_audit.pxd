@@ -43,3 +43,5 @@ cdef class Audit:
     cdef bint writes_first(self, object failure)
     cdef int warn(self, int error) except -1
     cdef int log(self, Record record) except -1
+
+cdef void tell_unraisable(object where, BaseException problem) noexcept

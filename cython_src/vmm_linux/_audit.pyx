@@ -7,7 +7,7 @@ made.
 """
 
 cimport cython
-from cpython.exc cimport PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from libc.errno cimport EBADF, EINTR, ENOENT, ENOSPC, errno
 from libc.stdint cimport int64_t, uint64_t
 from posix.fcntl cimport O_APPEND, O_CLOEXEC, O_CREAT, O_NOCTTY, O_NONBLOCK, O_WRONLY
@@ -17,6 +17,7 @@ from posix.unistd cimport getpid
 from posix.unistd cimport write as write_bytes
 
 from vmm_linux cimport _syscalls
+from vmm_linux._file_signals cimport HeldSignals, drop_signals, hold_signals
 
 import os
 import warnings
@@ -147,13 +148,39 @@ cdef str quoted(str text):
     return "".join(pieces)
 
 
+cdef void tell_unraisable(object where, BaseException problem) noexcept:
+    """Hand an exception that is not to come up to ``sys.unraisablehook``."""
+    PyErr_SetObject(type(problem), problem)
+    PyErr_WriteUnraisable(where)
+
+
+cdef ssize_t append(int fd, const char *start, ssize_t size) noexcept nogil:
+    """write(2), once more where a signal came in between: the bytes written, or ``-errno``.
+
+    It raises no signal: the calls of a program that has these end it are audited too.
+    """
+    cdef HeldSignals held
+    cdef ssize_t written
+    hold_signals(&held)
+    written = write_bytes(fd, start, size)
+    while written < 0 and errno == EINTR:
+        written = write_bytes(fd, start, size)
+    if written < 0:
+        written = -errno
+    drop_signals(&held, written != size)
+    return written
+
+
 cdef class Audit:
     """Writes down every call of the VMMs that it is given to: ``VMM(audit=Audit(...))``.
 
     Args:
         file: path of a file that gets a line of JSON for each call (with ``failure="deny"`` two,
             one before it), or None. It is made if need be, readable for its owner alone, and
-            appended to; threads, processes and VMMs may share it.
+            appended to; threads, processes and VMMs may share it. A pipe (``/dev/stderr`` may be
+            one) or a terminal is written to as well, and never waited for: without a reader, or
+            full, it is a file that cannot be written. No write raises a signal (SIGPIPE, SIGXFSZ),
+            whatever the program does with those.
         logger: a ``logging.Logger`` for what is to go elsewhere than ``vmm_linux.audit``: calls
             that are denied as warnings, others for information.
         ring: how many of the last records ``VMM.history`` keeps, 0 or more.
@@ -165,7 +192,7 @@ cdef class Audit:
         INVALID_ARGUMENT: an argument of another kind.
         OSError: ``failure`` is ``"deny"``, and the file cannot be opened.
 
-    Source: open(2) O_APPEND, write(2).
+    Source: open(2) O_APPEND, write(2), pipe(7).
     """
 
     def __cinit__(self, *arguments, **keywords):
@@ -209,6 +236,8 @@ cdef class Audit:
         flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
         try:
             self.fd = os.open(self.file, flags, MODE)
+        except ValueError as problem:       # no path that a file could have
+            raise InvalidArgument("Audit", f"file is {self.file!r}: {problem}") from None
         except OSError as problem:
             if self.failure == "deny":
                 raise
@@ -268,8 +297,8 @@ cdef class Audit:
             self.log(record)
             if error != 0:
                 self.warn(error)
-        except Exception:
-            PyErr_WriteUnraisable(self)
+        except Exception as problem:
+            tell_unraisable(self, problem)
         return 0
 
     cdef int log(self, Record record) except -1:
@@ -308,14 +337,12 @@ cdef class Audit:
         start = text
         size = len(text)
         with nogil:
-            written = write_bytes(self.fd, start, size)
-            while written < 0 and errno == EINTR:
-                written = write_bytes(self.fd, start, size)
+            written = append(self.fd, start, size)
         if written == size:
             self.torn = False
             return 0
         if written < 0:
-            return errno
+            return -written
         self.torn = True
         return ENOSPC
 

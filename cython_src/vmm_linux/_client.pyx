@@ -179,7 +179,8 @@ cdef class Client(Watched):
     def close(self):
         """Free everything this VMM made. A second call does nothing.
 
-        Regions that a view holds are unmapped when the last view of them is gone.
+        Regions that a view holds are unmapped when the last view of them is gone. An audit that
+        cannot write this down holds it up in no case, and says so.
 
         Errors:
             OUT_OF_MEMORY: at the kernel's map count a region could not be unmapped; the VMM

@@ -14,18 +14,17 @@ cdef struct Bits:
     uint64_t none               # none of these
 
 cdef struct Rule:
+    uint64_t calls              # which it is for, a bit for each
     bint allows
     int number                  # in the policy's list of names
+    uint64_t min_size
+    uint64_t max_size
     Bits flags
     Bits rights
     Bits seals
-    uint64_t min_size
-    uint64_t max_size
-    vector[int64_t] uids        # of the peer; empty: no matter
+    vector[int64_t] uids        # of the peer, in order; empty: no matter
     vector[int64_t] gids
-    # Whether the peer has to be another user than this process's, or somebody of whom the kernel
-    # does not tell.
-    bint other_user
+    bint other_user             # whether the peer has to be another user than this process's
 
 cdef class RuleTable:
     cdef vector[vector[Rule]] rules     # of every method

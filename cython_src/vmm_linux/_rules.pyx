@@ -6,6 +6,10 @@ a question and its answer.
 
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
+from libcpp.vector cimport vector
+
+cdef extern from "<algorithm>" namespace "std" nogil:
+    bint includes(const int64_t *, const int64_t *, const int64_t *, const int64_t *)
 
 cdef extern from "<unistd.h>" nogil:
     unsigned int geteuid()
@@ -41,30 +45,77 @@ cdef class RuleTable:
         ``flags``, ``rights`` and ``seals`` are triples (all, any, none), ``sizes`` a pair,
         ``peers`` the users, the groups, and whether it has to be another user.
         """
+        cdef vector[vector[Rule]] of_calls
         cdef Rule rule
         cdef int call
         if self.compiled:
             raise RuntimeError("a policy does not change; make another one")
-        for calls, allows, number, flags, rights, seals, sizes, peers in rules:
-            rule.allows = allows
-            rule.number = number
-            rule.flags.all, rule.flags.any, rule.flags.none = flags
-            rule.rights.all, rule.rights.any, rule.rights.none = rights
-            rule.seals.all, rule.seals.any, rule.seals.none = seals
-            rule.min_size, rule.max_size = sizes
-            rule.uids, rule.gids, rule.other_user = peers
-            for call in calls:
-                self.rules.at(call).push_back(rule)     # an IndexError where there is none
-                if any(seals):
-                    self.asks_seals[call] = True
-                if any(peers):
-                    self.asks_peer[call] = True
+        of_calls.resize(CALLS)
+        for numbers in rules:
+            rule = rule_of(numbers)
+            for call in range(CALLS):
+                if rule.calls >> call & 1:
+                    of_calls[call].push_back(rule)
+                    self.asks_seals[call] |= has_bits(&rule.seals)
+                    self.asks_peer[call] |= has_peers(&rule)
+        self.rules.swap(of_calls)
         self.names = names
         self.allows_otherwise = allows_otherwise
         self.ask = ask
         self.forbidden = forbidden
         self.audit_failure = audit_failure
         self.compiled = True
+
+
+def first_hidden(rules, size_t start):
+    """The first rule that never answers, as earlier ones match all calls that it matches.
+
+    Every two rules are compared; as numbers, that is some nanoseconds.
+
+    Args:
+        rules: as ``RuleTable`` takes them.
+        start: the place of the first that is looked at.
+
+    Returns:
+        Its place, and that of the rule which answers calls of the method that it names first; or
+        None.
+    """
+    cdef vector[Rule] compiled
+    cdef uint64_t left, first
+    cdef size_t place, earlier, answering = 0
+    for numbers in rules:
+        compiled.push_back(rule_of(numbers))
+    for place in range(start, compiled.size()):
+        left = compiled[place].calls
+        first = <uint64_t>1 << <int>rules[place][0][0]
+        for earlier in range(place):
+            if left & compiled[earlier].calls == 0 or not covers(
+                    &compiled[earlier], &compiled[place]):
+                continue
+            if left & compiled[earlier].calls & first:
+                answering = earlier
+            left &= ~compiled[earlier].calls
+            if left == 0:
+                return place, answering
+    return None
+
+
+cdef Rule rule_of(tuple numbers) except *:
+    """A rule out of what ``RuleTable`` takes."""
+    cdef Rule rule
+    calls, rule.allows, rule.number, flags, rights, seals, sizes, peers = numbers
+    rule.calls = 0
+    for call in calls:
+        rule.calls |= <uint64_t>1 << <int>call
+    rule.flags.all, rule.flags.any, rule.flags.none = flags
+    rule.rights.all, rule.rights.any, rule.rights.none = rights
+    rule.seals.all, rule.seals.any, rule.seals.none = seals
+    rule.min_size, rule.max_size = sizes
+    rule.uids, rule.gids, rule.other_user = peers
+    return rule
+
+
+# ---- one rule and a call ------------------------------------------------------------------------
 
 
 cdef bint matches(const Rule *rule, const Facts *facts) noexcept:
@@ -74,7 +125,16 @@ cdef bint matches(const Rule *rule, const Facts *facts) noexcept:
         and rule.min_size <= facts.size <= rule.max_size
         and has(&rule.rights, facts.rights)
         and has(&rule.seals, facts.seals)
-        and among(rule.uids, facts.uid)
+        and (not has_peers(rule) or peer_matches(rule, facts))
+    )
+
+
+cdef bint peer_matches(const Rule *rule, const Facts *facts) noexcept:
+    """Whether the peer is one that a rule is about; one who is unknown is where that denies."""
+    if facts.uid < 0:
+        return not rule.allows
+    return (
+        among(rule.uids, facts.uid)
         and among(rule.gids, facts.gid)
         and (not rule.other_user or facts.uid != <int64_t>geteuid())
     )
@@ -98,3 +158,57 @@ cdef bint among(const vector[int64_t] &wanted, int64_t found) noexcept:
         if wanted[place] == found:
             return True
     return False
+
+
+# ---- two rules ----------------------------------------------------------------------------------
+
+
+cdef bint covers(const Rule *wide, const Rule *narrow) noexcept:
+    """Whether a rule matches every call that another matches, so far as each condition tells."""
+    return (
+        wide.min_size <= narrow.min_size
+        and narrow.max_size <= wide.max_size
+        and bits_cover(&wide.flags, &narrow.flags)
+        and bits_cover(&wide.rights, &narrow.rights)
+        and bits_cover(&wide.seals, &narrow.seals)
+        and (not has_peers(wide) or peers_cover(wide, narrow))
+    )
+
+
+cdef bint peers_cover(const Rule *wide, const Rule *narrow) noexcept:
+    """Whether every peer that a rule is about is one that another is about, the unknown too."""
+    return (
+        ids_cover(wide.uids, narrow.uids)
+        and ids_cover(wide.gids, narrow.gids)
+        and (not wide.other_user or narrow.other_user)
+        and (not wide.allows or narrow.allows)
+    )
+
+
+cdef bint bits_cover(const Bits *wide, const Bits *narrow) noexcept:
+    """Whether every value that has some bits has others."""
+    return (
+        wide.all & ~narrow.all == 0
+        and wide.none & ~narrow.none == 0
+        and (
+            wide.any == 0
+            or wide.any & narrow.all != 0
+            or (narrow.any != 0 and narrow.any & ~wide.any == 0)
+        )
+    )
+
+
+cdef bint ids_cover(const vector[int64_t] &wide, const vector[int64_t] &narrow) noexcept:
+    """Whether every number that is one of some, if any are, is one of others."""
+    return wide.empty() or not narrow.empty() and includes(
+        wide.data(), wide.data() + wide.size(), narrow.data(), narrow.data() + narrow.size())
+
+
+cdef bint has_bits(const Bits *bits) noexcept:
+    """Whether any bit matters."""
+    return bits.all | bits.any | bits.none != 0
+
+
+cdef bint has_peers(const Rule *rule) noexcept:
+    """Whether it matters who is at the other end."""
+    return not rule.uids.empty() or not rule.gids.empty() or rule.other_user

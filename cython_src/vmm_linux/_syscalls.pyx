@@ -2,6 +2,13 @@
 
 from libc.errno cimport errno
 
+from vmm_linux._file_signals cimport (
+    HeldSignals,
+    drop_signals,
+    hold_signals,
+    is_past_file_limit,
+)
+
 cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
     void *c_mmap "mmap"(void *, size_t, int, int, int, long)
@@ -175,8 +182,15 @@ cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil:
 
 
 cpdef int ftruncate(int fd, uint64_t length) noexcept nogil:
-    """``ftruncate(2)``."""
-    return <int>answer(c_ftruncate(fd, <long>length))
+    """``ftruncate(2)``, without SIGXFSZ."""
+    cdef HeldSignals held
+    cdef intptr_t result
+    if not is_past_file_limit(length):
+        return <int>answer(c_ftruncate(fd, <long>length))
+    hold_signals(&held)
+    result = answer(c_ftruncate(fd, <long>length))
+    drop_signals(&held, result < 0)
+    return <int>result
 
 
 cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil:
@@ -205,8 +219,15 @@ cdef intptr_t pread(int fd, void *buffer, size_t length, uint64_t offset) noexce
 
 
 cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil:
-    """``pwrite(2)``: bytes written."""
-    return answer(c_pwrite(fd, buffer, length, <long>offset))
+    """``pwrite(2)``, without SIGXFSZ: bytes written."""
+    cdef HeldSignals held
+    cdef intptr_t result
+    if not is_past_file_limit(offset + length):
+        return answer(c_pwrite(fd, buffer, length, <long>offset))
+    hold_signals(&held)
+    result = answer(c_pwrite(fd, buffer, length, <long>offset))
+    drop_signals(&held, result < 0)
+    return result
 
 
 cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil:

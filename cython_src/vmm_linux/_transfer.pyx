@@ -132,6 +132,7 @@ cdef int FLAWS = socket.MSG_TRUNC | socket.MSG_CTRUNC
 cdef int FLAW_OF_BYTES = socket.MSG_TRUNC
 cdef int FLAW_OF_DESCRIPTORS = socket.MSG_CTRUNC
 cdef object CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+cdef object NOSIGNAL = int(socket.MSG_NOSIGNAL)
 # Bytes of control data for the longest message. No room lets more descriptors in than the kernel
 # takes, so nobody has to be asked which options the socket has.
 cdef object ROOM = socket.CMSG_LEN(PARCEL_DESCRIPTORS * sizeof(int)) + sum(
@@ -249,7 +250,7 @@ cdef bint is_set(object sock, object option) except? True:
 # ---- The sender ----------------------------------------------------------------------------------
 
 cdef int send(object sock, const Parcel *parcel) except -1:
-    """Send a parcel in one message. The descriptors stay the caller's."""
+    """Send a parcel in one message, without SIGPIPE. The descriptors stay the caller's."""
     cdef Message message
     cdef Py_ssize_t sent
     memcpy(message.magic, PyBytes_AS_STRING(MAGIC), sizeof(message.magic))
@@ -265,7 +266,7 @@ cdef int send(object sock, const Parcel *parcel) except -1:
     sent = sock.sendmsg(
         [PyBytes_FromStringAndSize(<char *>&message, sizeof(Message))],
         [(SOL_SOCKET, SCM_RIGHTS, PyBytes_FromStringAndSize(
-            <char *>parcel.descriptors, parcel.count * sizeof(int)))])
+            <char *>parcel.descriptors, parcel.count * sizeof(int)))], NOSIGNAL)
     if sent != sizeof(Message):
         raise Fail("send_handle", f"{sent} of {sizeof(Message)} bytes were sent; close the socket")
     return 0

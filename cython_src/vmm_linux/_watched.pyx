@@ -7,13 +7,12 @@ Nothing here runs under the VMM's mutex.
 """
 
 cimport cython
-from cpython.exc cimport PyErr_WriteUnraisable
 from libc.stdint cimport uint64_t
 from posix.unistd cimport getpid
 
 from vmm_linux._answer cimport DONE, HANDLE_INFO, Request
 from vmm_linux._arguments cimport handle_request
-from vmm_linux._audit cimport Audit, Record
+from vmm_linux._audit cimport Audit, Record, tell_unraisable
 from vmm_linux._calls cimport (
     CALL_CLOSE,
     CALL_HANDLE_FILENO,
@@ -99,7 +98,15 @@ cdef class Watched:
 
     cdef object record(self, int call, tuple arguments):
         """Carry out a method if it may be, and write down how that ended."""
-        cdef Record record = self.audit.begin(name_of(call))
+        cdef Record record
+        try:
+            record = self.audit.begin(name_of(call))
+        except MemoryError as problem:
+            if call != CALL_CLOSE:
+                raise
+            # Closing only gives back, and memory too: it does not fail for want of a record.
+            tell_unraisable(self.audit, problem)
+            return self.carry_out(call, arguments)
         try:
             result = self.checked(call, arguments, record)
         except BaseException as problem:
@@ -116,9 +123,9 @@ cdef class Watched:
                 record.result = int(result)     # a handle without its class
             if isinstance(result, Handle):
                 self.look_at_handle(result, NULL, record)
-        except Exception:
+        except Exception as problem:
             # The caller is to get what the call made, even if no memory is left to tell of it.
-            PyErr_WriteUnraisable(self)
+            tell_unraisable(self, problem)
         self.audit.end(record)
         return result
 
