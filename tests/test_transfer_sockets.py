@@ -36,6 +36,8 @@ from transfers import (
 from vmm_linux.errors import InvalidOperation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm_linux import VMM, Handle
 
 
@@ -259,3 +261,35 @@ def test_a_vmm_that_is_closed_while_it_waits_keeps_nothing(
             receiver.recv_handle(sock)
         with refused("closed", InvalidOperation):
             receiver.send_handle(sock, 0)
+
+
+class Spoils(socket.socket):
+    """A socket of a class of the caller's own, whose answers are not what they should be."""
+
+    spoil: Callable[[bytes, list[Any], int], tuple[Any, Any, Any]]
+
+    def recvmsg(self, *arguments: Any) -> Any:  # noqa: ANN401  (as the base class has it)
+        """Receive, and answer something else."""
+        message, ancillary, flags, address = super().recvmsg(*arguments)
+        return (*self.spoil(message, ancillary, flags), address)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda m, a, f: (list(m), a, f), id="the message"),
+        pytest.param(
+            lambda m, a, f: (m, [*a, (socket.SOL_SOCKET, socket.SCM_RIGHTS, None)], f),
+            id="the control data",
+        ),
+        pytest.param(lambda m, a, _: (m, a, "none"), id="the flags"),
+    ],
+)
+def test_a_socket_that_answers_nonsense_leaves_nothing_open(
+    spoil: Callable[..., Any], vmm: VMM, receiver: VMM, packets: Pair
+) -> None:
+    with Spoils(fileno=os.dup(packets.receiver.fileno())) as sock:
+        sock.spoil = spoil
+        vmm.send_handle(packets.sender, vmm.mdl_create(PAGE, RW))
+        with nothing_opened(), pytest.raises(TypeError):
+            receiver.recv_handle(sock)

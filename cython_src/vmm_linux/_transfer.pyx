@@ -106,7 +106,9 @@ cdef enum:
     # What whoever has a descriptor of a memory can do anyway.
     RIGHTS_OF_DESCRIPTOR = RIGHT_TRANSFER | RIGHT_COPY | RIGHT_GET_SID | RIGHT_MAP_READ
 
-MAGIC = b"VMML"
+cdef const char *MAGIC_TEXT = b"VMML"
+
+MAGIC = MAGIC_TEXT
 VERSION = FORMAT_VERSION
 MESSAGE_SIZE = MESSAGE_BYTES
 MOST_FD = 2**31 - 1
@@ -207,14 +209,17 @@ cpdef tuple read_message(object sock, size_t length, int most_descriptors):
     cdef list descriptors = []
     room = ROOM if most_descriptors == PARCEL_DESCRIPTORS else room_for(sock, most_descriptors)
     message, ancillary, flags, _ = sock.recvmsg(length, room, CLOEXEC)
-    for level, kind, data in ancillary:
-        if level == SOL_SOCKET and kind == SCM_RIGHTS:
-            descriptors += descriptors_in(data)
-        elif level == SOL_SOCKET and kind == SCM_PIDFD:
-            # Nobody asked this call for the sender's pidfd. A negative number says there is none.
-            for pidfd in descriptors_in(data):
-                _syscalls.close(pidfd)
-    return message, descriptors, flags & FLAWS
+    try:
+        for level, kind, data in ancillary:
+            if level == SOL_SOCKET and kind == SCM_RIGHTS:
+                descriptors += descriptors_in(data)
+            elif level == SOL_SOCKET and kind == SCM_PIDFD:
+                # Nobody asked for the sender's pidfd. A negative number says there is none.
+                close_all(descriptors_in(data))
+        return message, descriptors, flags & FLAWS
+    except BaseException:
+        close_all(descriptors)
+        raise
 
 
 cdef list descriptors_in(bytes data):
@@ -226,6 +231,13 @@ cdef list descriptors_in(bytes data):
         memcpy(&fd, PyBytes_AS_STRING(data) + i * sizeof(int), sizeof(int))
         descriptors.append(fd)
     return descriptors
+
+
+cdef void close_all(list descriptors) noexcept:
+    """Close what came and is not wanted."""
+    cdef int fd
+    for fd in descriptors:
+        _syscalls.close(fd)
 
 
 cdef object room_for(object sock, int descriptors):
@@ -253,7 +265,7 @@ cdef int send(object sock, const Parcel *parcel) except -1:
     """Send a parcel in one message, without SIGPIPE. The descriptors stay the caller's."""
     cdef Message message
     cdef Py_ssize_t sent
-    memcpy(message.magic, PyBytes_AS_STRING(MAGIC), sizeof(message.magic))
+    memcpy(message.magic, MAGIC_TEXT, sizeof(message.magic))
     message.version = htole16(FORMAT_VERSION)
     message.segments = htole16(<uint16_t>parcel.segments)
     message.identities = htole16(<uint16_t>(parcel.count - parcel.segments))
@@ -305,19 +317,17 @@ cdef object unfit(str why):
 
 cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) except -1:
     """Receive one parcel, which is the caller's, and believe only what the kernel says of it."""
-    cdef bytes message
     cdef list descriptors
     message, descriptors, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
-    if not (message or descriptors or flags) and sock.type != socket.SOCK_DGRAM:
-        raise EOFError("recv_handle: the other end is closed")
     try:
+        if not (message or descriptors or flags) and sock.type != socket.SOCK_DGRAM:
+            raise EOFError("recv_handle: the other end is closed")
         if peer_uid is not None:
             check_peer(sock, peer_uid)
         read_head(message, descriptors, flags, parcel)
         examine_parcel(parcel, demands)
     except BaseException:
-        for descriptor in descriptors:
-            _syscalls.close(descriptor)
+        close_all(descriptors)
         raise
     return 0
 
@@ -330,7 +340,7 @@ cdef int read_head(bytes message, list descriptors, int flags, Parcel *parcel) e
     if len(message) != sizeof(Message) or flags & FLAW_OF_BYTES:
         raise bad(f"{len(message)} bytes, not the {sizeof(Message)} of a handle's message")
     memcpy(&head, PyBytes_AS_STRING(message), sizeof(Message))
-    if memcmp(head.magic, PyBytes_AS_STRING(MAGIC), sizeof(head.magic)) != 0 or head.zero != 0:
+    if memcmp(head.magic, MAGIC_TEXT, sizeof(head.magic)) != 0 or head.zero != 0:
         raise bad("not a handle's message")
     if le16toh(head.version) != FORMAT_VERSION:
         raise bad(
