@@ -11,6 +11,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -72,10 +73,11 @@ class OrderedMap {
     static inline std::size_t leaf_limit = ENTRIES;
 
 public:
-    /* How many entries make a leaf full, from now on, for all these maps: tests lower it. */
+    /* How many entries make a leaf full, from now on, for all these maps; one at least. Tests
+       lower it. */
     static void set_leaf_limit(std::size_t entries) noexcept
     {
-        leaf_limit = entries < ENTRIES ? entries : std::size_t(ENTRIES);
+        leaf_limit = std::min<std::size_t>(std::max<std::size_t>(entries, 1), ENTRIES);
     }
 
     class iterator {
