@@ -236,19 +236,31 @@ class Servant:
         """Look."""
         mappings = [kernel.access_between(low, high) for low, high in look.ranges]
         contents = [ctypes.string_at(va, PAGE) for va in look.pages]
-        infos = [Info.of(self.vmm.query(va, smaps=False)) for va in look.addresses]
-        strange = (PageKind.FREE, PageKind.FOREIGN)
-        found = [self.mapping_at(info.va) if info.kind in strange else None for info in infos]
+        answers = [self.query_beside(va) for va in look.addresses]
         handle = None
         if look.handle is not None:
             handle = self.call(Face.METHODS, "handle_info", look.handle)
-        answers = list(zip(infos, found, strict=True))
         usage = {}
         if not self.vmm.closed:
             self.vmm._check()
             usage = {name: use.used for name, use in self.vmm.usage()._asdict().items()}
         present = kernel.present_pages(*look.present)
         return Sight(mappings, contents, present, answers, handle, usage)
+
+    def query_beside(self, va: int) -> tuple[Info, kernel.Mapping | None]:
+        """Query, and what the kernel has there if that is not ours.
+
+        To look takes memory, for which the interpreter may map just this: then once more.
+        """
+        tries = 3
+        while True:
+            tries -= 1
+            info = Info.of(self.vmm.query(va, smaps=False))
+            if info.kind not in (PageKind.FREE, PageKind.FOREIGN):
+                return info, None
+            mapping = self.mapping_at(info.va)
+            if tries == 0 or (mapping is None) == (info.kind is PageKind.FREE):
+                return info, mapping
 
     def query_between(self, va: int, smaps: bool) -> tuple[Around, Info, Around]:
         """Query, and what the kernel has there before and after."""
