@@ -97,7 +97,6 @@ cdef struct Message:
     uint64_t memory_size
 
 cdef enum:
-    MESSAGE_BYTES = 48
     FORMAT_VERSION = 2
     MOST_IDENTITIES = 2
     TMPFS_MAGIC = 0x01021994    # of memfds; those of huge pages, whose touch can kill, have another
@@ -110,7 +109,7 @@ cdef const char *MAGIC_TEXT = b"VMML"
 
 MAGIC = MAGIC_TEXT
 VERSION = FORMAT_VERSION
-MESSAGE_SIZE = MESSAGE_BYTES
+MESSAGE_SIZE = sizeof(Message)
 MOST_FD = 2**31 - 1
 CREDENTIALS = struct.Struct("iII")
 NOBODY_KNOWN = 0xFFFFFFFF
