@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import fcntl
 import os
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING
 
 from descriptors import reopened
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
 MESSAGE = struct.Struct("<4sHHHHIQQQQ")
 #: F_SEAL_SEAL, SHRINK and GROW, WRITE.
 SEALED, SIZED, UNWRITABLE = 1, 2 | 4, 8
+AT_EMPTY_PATH = 0x1000
 
 
 def forged(
     *,
     magic: bytes = b"VMML",
-    version: int = 2,
+    version: int = 3,
     segments: int = 1,
     identities: int = 0,
     zero: int = 0,
@@ -60,9 +63,34 @@ def memory(size: int = PAGE, seals: int = SIZED, flags: int = 0) -> int:
     return fd
 
 
-def identity() -> int:
-    """The identity of a clone, by the kernel's own calls."""
-    return memory(0, SEALED | SIZED | UNWRITABLE)
+def identity(
+    *files: int,
+    offset: int = 0,
+    size: int = PAGE,
+    segment_size: int = PAGE,
+    magic: bytes = b"VMMLINK1",
+    count: int | None = None,
+    seals: int = SEALED | SIZED | UNWRITABLE,
+) -> int:
+    """An identity of a part of these files, by the kernel's own calls."""
+    names = [struct.pack("=2Q", os.fstat(fd).st_ino, kernel_name(fd)) for fd in files]
+    head = struct.pack(
+        "=8s4Q", magic, offset, size, segment_size, len(files) if count is None else count
+    )
+    fd = memory(0, 0)
+    os.pwrite(fd, head + b"".join(names), 0)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def kernel_name(fd: int) -> int:
+    """The first eight bytes of what name_to_handle_at(2) calls a file."""
+    handle = ctypes.create_string_buffer(struct.pack("=Ii", 16, 0), 8 + 16)
+    mount = ctypes.c_int()
+    c_library = ctypes.CDLL(None, use_errno=True)
+    if c_library.name_to_handle_at(fd, b"", handle, ctypes.byref(mount), AT_EMPTY_PATH) != 0:
+        raise OSError(ctypes.get_errno(), "name_to_handle_at")
+    return int.from_bytes(handle.raw[8:16], sys.byteorder)
 
 
 def read_only(size: int = PAGE, seals: int = SIZED) -> int:

@@ -134,6 +134,9 @@ def test_a_descriptor_that_became_another_files_is_not_written_to(tmp_path: Path
         with pytest.warns(RuntimeWarning, match="Bad file descriptor"):
             vmm.query(0, smaps=False)
     assert (other.read_text(), path.read_text()) == ("", "")
+    del audit, vmm
+    assert os.fstat(number).st_ino == other.stat().st_ino, "nor closed"
+    os.close(number)
 
 
 # ---- a file that cannot be written ---------------------------------------------------------------

@@ -57,13 +57,14 @@ def test_a_message_made_by_hand_is_as_good_as_one_of_the_package_s(
     receiver: VMM, pair: Pair
 ) -> None:
     for rights, fd in ((ALL_BUT_EXECUTE, memory(4 * PAGE)), (READ_ONLY, read_only(4 * PAGE))):
-        with open_files(identity(), identity(), fd) as fds:
+        own = identity(fd, offset=2 * PAGE, size=2 * PAGE)
+        with open_files(own, identity(fd, offset=PAGE, size=3 * PAGE), fd) as fds:
             for count in range(3):
                 size = 4 * PAGE if count == 0 else 2 * PAGE
                 offset = 4 * PAGE - size
                 window: dict[str, Any] = {"offset": offset, "size": size, "memory_size": 4 * PAGE}
                 message = forged(identities=count, rights=rights, **window)
-                send_raw(pair.sender, message, fds[2 - count :])
+                send_raw(pair.sender, message, [*fds[:count], fd])
                 info = receiver.handle_info(receiver.recv_handle(pair.receiver))
                 assert (info.rights, info.size, info.seals) == (rights, size, Seal(0))
 
@@ -136,29 +137,24 @@ def test_whatever_byte_is_flipped_no_handle_says_more_than_the_kernel(
         size=size,
         memory_size=pages * PAGE,
     )
-    with open_files(identity(), fd) as fds:
+    with open_files(identity(fd, offset=offset, size=size), fd) as fds:
         for place in range(len(message)):
             for change in range(1, 256):
                 flipped = bytearray(message)
                 flipped[place] ^= change
                 send_raw(packets.sender, bytes(flipped), fds[1 - identities :])
-                is_legal = says_no_more(bytes(flipped), message, pages * PAGE)
+                is_legal = says_no_more(bytes(flipped), message)
                 assert receive_the_truth(receiver, packets.receiver, bytes(flipped)) == is_legal
 
 
-def says_no_more(flipped: bytes, message: bytes, memory_size: int) -> bool:
+def says_no_more(flipped: bytes, message: bytes) -> bool:
     """Whether a flipped message is what a sender may say of these descriptors.
 
-    Rights that the kernel does not hold may be put in or left out, and a clone may be any window.
+    Rights that the kernel does not hold may be put in or left out.
     """
-    rights, offset, size = MESSAGE.unpack(flipped)[5:8]
-    changed = rights ^ MESSAGE.unpack(message)[5]
-    is_window = 0 < size <= memory_size - offset and offset % PAGE == size % PAGE == 0
-    is_clone = message[8] > 0
-    return (
-        (flipped[:12], flipped[32:]) == (message[:12], message[32:])
-        and not changed & ~int(~Rights(0) & ~Rights.MAP_WRITE)
-        and (is_window if is_clone else (offset, size) == (0, memory_size))
+    changed = MESSAGE.unpack(flipped)[5] ^ MESSAGE.unpack(message)[5]
+    return (flipped[:12], flipped[16:]) == (message[:12], message[16:]) and not changed & ~int(
+        ~Rights(0) & ~Rights.MAP_WRITE
     )
 
 
@@ -276,7 +272,7 @@ NO_MEMORY: dict[str, tuple[Callable[[], int], str]] = {
         "access mode 1, the rights need 0",
     ),
     "no bytes": (lambda: read_only(0), "memory of 0 bytes, not whole pages"),
-    "an identity": (lambda: reopened(identity(), os.O_RDONLY), "memory of 0 bytes"),
+    "an identity": (lambda: reopened(identity(), os.O_RDONLY), "memory of 40 bytes"),
     "less than a page": (lambda: read_only(PAGE - 1), f"memory of {PAGE - 1} bytes"),
     "more than a page": (lambda: read_only(PAGE + 1), f"memory of {PAGE + 1} bytes"),
 }
@@ -293,15 +289,21 @@ def test_what_is_no_memory_of_a_buffer_is_refused(name: str, receiver: VMM, pair
 
 
 #: What can be no clone's identity, and why not.
+OTHER_MEMORY = "an identity of other memory"
 NO_IDENTITY = {
     **{name: case for name, case in NO_MEMORY.items() if case[1] == NO_MEMFD},
     "file in /dev/shm": NO_MEMORY["file in /dev/shm"],
-    "empty memfd": (lambda: memory(0, seals=0), "seals 0x0; 0xf are needed"),
+    "memfd without seals": (lambda: memory(0, seals=0), "seals 0x0; 0xf are needed"),
     "memfd that can grow": (lambda: memory(0, 0xB), "seals 0xb; 0xf are needed"),
     "memfd that takes more seals": (lambda: memory(0, 0xE), "seals 0xe; 0xf are needed"),
     "memfd that can be written": (lambda: memory(0, 0x7), "seals 0x7; 0xf are needed"),
-    "memfd of a page": (lambda: memory(PAGE, 0xF), "an identity that is not empty"),
-    "memfd of a byte": (lambda: memory(1, 0xF), "an identity that is not empty"),
+    "empty memfd": (lambda: memory(0, 0xF), OTHER_MEMORY),
+    "memfd of a page": (lambda: memory(PAGE, 0xF), OTHER_MEMORY),
+    "memfd of a byte": (lambda: memory(1, 0xF), OTHER_MEMORY),
+    "memfd of all bytes": (lambda: memory(2**63 - PAGE, 0xF), OTHER_MEMORY),
+    "identity of no file": (identity, OTHER_MEMORY),
+    "identity with another head": (lambda: identity(magic=b"VMMLINK2"), OTHER_MEMORY),
+    "identity that announces more": (lambda: identity(count=2**64 - 1), OTHER_MEMORY),
     "memfd of huge pages": (
         lambda: memory(0, 0xF, os.MFD_HUGETLB),
         "no memfd of ordinary pages",
@@ -312,7 +314,8 @@ NO_IDENTITY = {
 @pytest.mark.parametrize("name", NO_IDENTITY)
 def test_what_is_no_identity_of_a_clone_is_refused(name: str, receiver: VMM, pair: Pair) -> None:
     make, why = NO_IDENTITY[name]
-    with open_files(read_only(), make(), identity()) as (fd, wrong, right):
+    memory_file = read_only()
+    with open_files(memory_file, make(), identity(memory_file)) as (fd, wrong, right):
         for fds in ([wrong, fd], [wrong, right, fd], [right, wrong, fd]):
             send_raw(pair.sender, forged(identities=len(fds) - 1), fds)
             with refused(f"bad message: .*({why})"):
@@ -334,9 +337,10 @@ def test_rights_and_access_mode_that_do_not_agree_are_refused(receiver: VMM, pai
 HEADS: dict[str, tuple[dict[str, Any], str]] = {
     "no magic": ({"magic": bytes(4)}, "not a handle's message"),
     "other magic": ({"magic": b"LMMV"}, "not a handle's message"),
-    "version 0": ({"version": 0}, "version 0 of the format; this package knows 2"),
-    "version 1": ({"version": 1}, "version 1 of the format; this package knows 2"),
-    "version 3": ({"version": 3}, "version 3 of the format; this package knows 2"),
+    "version 0": ({"version": 0}, "version 0 of the format; this package knows 3"),
+    "version 1": ({"version": 1}, "version 1 of the format; this package knows 3"),
+    "version 2": ({"version": 2}, "version 2 of the format; this package knows 3"),
+    "version 4": ({"version": 4}, "version 4 of the format; this package knows 3"),
     "version 256": ({"version": 256}, "version 256 of the format"),
     "unknown rights": ({"rights": 0x4F}, "unknown rights 0x4f"),
     "all rights": ({"rights": 2**32 - 1}, "unknown rights 0xffffffff"),
@@ -402,7 +406,7 @@ def test_the_same_descriptor_as_memory_and_identity_is_refused(
     receiver: VMM, packets: Pair
 ) -> None:
     with open_files(read_only(), read_only(seals=SIZED | UNWRITABLE | SEALED)) as fds:
-        for fd, why in zip(fds, ("seals", "not empty"), strict=True):
+        for fd, why in zip(fds, ("seals", "other memory"), strict=True):
             send_raw(packets.sender, forged(identities=1), [fd, fd])
             with refused(why):
                 receiver.recv_handle(packets.receiver)

@@ -38,6 +38,7 @@ LAYERS = {
     "_syscalls": 1.0,
     "_group_room": 1.05,
     "_features": 1.1,
+    "_open_file": 1.1,
     "_room": 1.1,
     "_copy": 1.2,
     "_maps_text": 1.2,
@@ -49,6 +50,7 @@ LAYERS = {
     "_shortage": 1.2,
     "_default_limits": 1.2,
     # 2: memory objects
+    "_identity": 1.9,
     "_memory_object": 2.0,
     "_plan": 2.1,
     "_answer": 2.2,

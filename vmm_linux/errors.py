@@ -176,6 +176,7 @@ RETCODES: dict[int, Retcode] = {
     _errno.ENFILE: Retcode.OUT_OF_MEMORY,
     _errno.EEXIST: Retcode.ALREADY_EXISTS,
     _errno.EBUSY: Retcode.BUSY,
+    _errno.EBADF: Retcode.INVALID_OPERATION,
     _errno.ENOSYS: Retcode.UNIMPLEMENTED,
     _errno.EOPNOTSUPP: Retcode.UNIMPLEMENTED,
 }

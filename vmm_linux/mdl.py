@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
-from vmm_linux import _arrays, _pickling, _span, _syscalls
+from vmm_linux import _arrays, _pickling, _span
+from vmm_linux._open_file import Descriptor
 from vmm_linux._own_vmm import own_vmm
 from vmm_linux._vmm import VMM
 from vmm_linux.errors import InvalidArgument, NoCapability, VmmError
@@ -51,7 +51,7 @@ class Mdl:
         self._closed = False
         self._vmm = vmm
         self._handle = handle
-        self._descriptor: dict[str, int] = {}
+        self._descriptor: dict[str, Descriptor] = {}
         _pickling.enable(Mdl, _reduce)
 
     @classmethod
@@ -247,25 +247,24 @@ class Mdl:
     def fileno(self) -> int:
         """A descriptor of the buffer's memory, for ``Popen(pass_fds=...)``.
 
-        It belongs to this object, which closes it. See ``VMM.handle_fileno``.
+        It belongs to this object, which closes it. Where the program closed it, there is another.
+        See ``VMM.handle_fileno``.
         """
         made = self._descriptor.get("fd")
-        if made is None:
-            made = self._vmm.handle_fileno(self._handle)
-            kept = self._descriptor.setdefault("fd", made)
-            if kept != made:  # another thread was faster
-                os.close(made)
-            return kept
-        # One that was made before is no way around the handle's end.
-        self._vmm.mdl_get_size(self._handle)
-        return made
+        if made is not None:
+            # One that was made before is no way around the handle's end.
+            self._vmm.mdl_get_size(self._handle)
+            try:
+                return made.number
+            except OSError:
+                self._descriptor.pop("fd", None)
+        # Of threads that come at once, all get the same.
+        made = Descriptor(self._vmm.handle_fileno(self._handle))
+        return self._descriptor.setdefault("fd", made).number
 
     def close(self) -> None:
         """Close the handle and the descriptor. Mappings and arrays live on; twice is fine."""
-        descriptor = self._descriptor.pop("fd", None)
-        if descriptor is not None:
-            # Whoever took it for his own may have closed it: the handle is to be closed anyway.
-            _syscalls.close(descriptor)
+        self._descriptor.clear()
         if not self.closed:
             self._closed = True
             self._vmm.handle_close(self._handle)

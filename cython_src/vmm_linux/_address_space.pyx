@@ -352,7 +352,7 @@ cdef class AddressSpace:
             if backing == NULL:
                 return kernel_refused(-error)
         run = run_of(backing, 0, KIND_PRIVATE, STATE_RESERVED, request.flags, FLAG_RWX_MASK)
-        answer = self.place(request, run, -1 if backing == NULL else backing.fd, 0)
+        answer = self.place(request, run, -1 if backing == NULL else backing.identity.fd, 0)
         if answer.reason != DONE:
             if backing != NULL:
                 memory_object_release(backing, 0)

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from vmm_linux._open_file cimport OpenFile
+
 cdef class Record:
     cdef readonly uint64_t call
     cdef readonly int64_t time          # nanoseconds since 1970
@@ -27,9 +29,7 @@ cdef class Audit:
     cdef object logger                  # or None
     cdef readonly object file           # its path, or None
     cdef readonly str failure           # "deny" or "continue"
-    cdef int fd                         # -1: none, or it could not be opened
-    cdef uint64_t device
-    cdef uint64_t inode
+    cdef OpenFile opened                # its descriptor is -1 where it could not be opened
     cdef bint linked                    # whether it had a name when it was opened
     cdef bint torn                      # whether the last line in the file is a half one
     cdef bint warned

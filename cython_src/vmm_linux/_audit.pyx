@@ -11,13 +11,13 @@ from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from libc.errno cimport EBADF, EINTR, ENOENT, ENOSPC, errno
 from libc.stdint cimport int64_t, uint64_t
 from posix.fcntl cimport O_APPEND, O_CLOEXEC, O_CREAT, O_NOCTTY, O_NONBLOCK, O_WRONLY
-from posix.stat cimport fstat, struct_stat
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport getpid
 from posix.unistd cimport write as write_bytes
 
-from vmm_linux cimport _syscalls
 from vmm_linux._file_signals cimport HeldSignals, drop_signals, hold_signals
+from vmm_linux._open_file cimport open_file_close, open_file_note, open_file_status
+from vmm_linux._syscalls cimport FileStatus
 
 import os
 import warnings
@@ -196,7 +196,7 @@ cdef class Audit:
     """
 
     def __cinit__(self, *arguments, **keywords):
-        self.fd = -1
+        self.opened.fd = -1
         self.logging = set()
 
     def __init__(self, file=None, logger=None, ring=1024, failure="deny"):
@@ -226,16 +226,15 @@ cdef class Audit:
         self.made = True
 
     def __dealloc__(self):
-        if self.fd >= 0:
-            _syscalls.close(self.fd)
+        open_file_close(&self.opened)
 
     def _open(self):
-        """Open the file. What opens later under the same number is not taken for it."""
-        cdef struct_stat found
+        """Open the file."""
+        cdef FileStatus found
         # O_NONBLOCK: a pipe that nobody reads is an error, and nothing to wait for.
         flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
         try:
-            self.fd = os.open(self.file, flags, MODE)
+            self.opened.fd = os.open(self.file, flags, MODE)
         except ValueError as problem:       # no path that a file could have
             raise InvalidArgument("Audit", f"file is {self.file!r}: {problem}") from None
         except OSError as problem:
@@ -243,9 +242,7 @@ cdef class Audit:
                 raise
             self.warn(problem.errno or 0)
             return
-        if fstat(self.fd, &found) == 0:
-            self.device = found.st_dev
-            self.inode = found.st_ino
+        if open_file_note(&self.opened, &found) == 0:
             self.linked = found.st_nlink != 0
 
     def history(self):
@@ -322,14 +319,12 @@ cdef class Audit:
 
     cdef int write(self, str line):
         """Append a line: 0, or the errno of why it is not there."""
-        cdef struct_stat found
+        cdef FileStatus found
         cdef bytes text = line.encode("ascii")
         cdef const char *start
         cdef ssize_t written, size
-        if self.fd < 0 or fstat(self.fd, &found) != 0:
+        if open_file_status(&self.opened, &found) != 0:
             return EBADF
-        if found.st_dev != self.device or found.st_ino != self.inode:
-            return EBADF        # somebody closed the descriptor, and the number is another file's
         if self.linked and found.st_nlink == 0:
             return ENOENT       # it was deleted, and nobody would ever read the line
         if self.torn:
@@ -337,7 +332,7 @@ cdef class Audit:
         start = text
         size = len(text)
         with nogil:
-            written = append(self.fd, start, size)
+            written = append(self.opened.fd, start, size)
         if written == size:
             self.torn = False
             return 0

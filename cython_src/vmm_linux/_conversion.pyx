@@ -12,6 +12,7 @@ from cython.operator cimport dereference, preincrement
 from vmm_linux cimport _features, _room, _syscalls
 from vmm_linux._ledger cimport Run, Runs
 from vmm_linux._memory_object cimport memory_object_fill, memory_object_store
+from vmm_linux._open_file cimport open_file_number
 from vmm_linux._plan cimport lock_what_fits, page_access, populate_pages, unmap
 from vmm_linux._syscalls cimport (
     MADV_HUGEPAGE,
@@ -49,7 +50,7 @@ cdef int convert_pages(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t
     cdef int result
     if flags & FLAG_LOCKED:
         protection |= PROT_READ
-    aside = _syscalls.mmap(0, end - start, protection, MAP_SHARED, fresh.fd, 0)
+    aside = _syscalls.mmap(0, end - start, protection, MAP_SHARED, fresh.identity.fd, 0)
     if aside < 0:
         return <int>aside
     result = make_readable(ledger, start, end)
@@ -187,8 +188,10 @@ cdef void make_unreadable(Ledger ledger, uintptr_t start, uintptr_t end) noexcep
 cdef int next_touched(uintptr_t at, uintptr_t run_start, const Run &run, int pagemap,
                       uintptr_t *start, uintptr_t *end) noexcept nogil:
     """The next stretch of touched pages of a run from ``at`` on, or an empty one at its end."""
+    cdef int memory
     if run.backing != NULL:
-        return next_data((<MemoryObject *>run.backing).fd, at, run_start, run, start, end)
+        memory = open_file_number(&(<MemoryObject *>run.backing).identity)
+        return memory if memory < 0 else next_data(memory, at, run_start, run, start, end)
     if pagemap < 0:
         start[0] = at
         end[0] = run.end

@@ -6,15 +6,16 @@ from vmm_linux._answer cimport Answer, Request
 from vmm_linux._buffer_mappings cimport BufferMappings
 from vmm_linux._handles cimport Entry, HandleTable
 from vmm_linux._memory_object cimport MemoryObject
+from vmm_linux._open_file cimport OpenFile
 
 cdef enum:
     PARCEL_DESCRIPTORS = 253    # SCM_MAX_FD: the kernel takes no more in a message
 
 cdef struct Parcel:
-    # A handle on its way to or from another process. Whoever has a parcel owns its descriptors:
-    # of its identity and its origin's, as far as these are other memfds than its memory; then of
-    # each segment that it touches.
-    int descriptors[PARCEL_DESCRIPTORS]
+    # A handle on its way to or from another process. Whoever has a parcel owns its files: its
+    # identity and its origin's, as far as these are other memfds than its memory; then each
+    # segment that it touches.
+    OpenFile files[PARCEL_DESCRIPTORS]
     int count
     int segments                # how many of them are of memory
     uint32_t rights

@@ -7,7 +7,7 @@ end wholly done or with everything as it was.
 cimport cython
 from libc.errno cimport EBUSY, EPERM
 
-from vmm_linux cimport _room, _syscalls
+from vmm_linux cimport _room
 from vmm_linux._address_space cimport AddressSpace
 from vmm_linux._answer cimport (
     BEYOND_BUFFER,
@@ -51,7 +51,8 @@ from vmm_linux._memory_object cimport (
     memory_object_clone,
     memory_object_count,
     memory_object_descriptions,
-    memory_object_descriptor,
+    memory_object_describe,
+    memory_object_duplicate,
     memory_object_fill,
     memory_object_has_own_identity,
     memory_object_new,
@@ -64,8 +65,8 @@ from vmm_linux._memory_object cimport (
     memory_object_store,
     memory_object_undescribe,
 )
+from vmm_linux._open_file cimport OpenFile, open_file_close, open_file_duplicate
 from vmm_linux._ranges cimport Ranges, commit_ranges, decommit_ranges
-from vmm_linux._syscalls cimport F_DUPFD_CLOEXEC
 from vmm_linux._vocabulary cimport (
     FLAG_EXECUTE,
     FLAG_LOCKED,
@@ -374,9 +375,11 @@ cdef class BufferSpace(BufferMappings):
         descriptions = memory_object_descriptions(buffer)
         result = describe(buffer) if not request.flags & RIGHT_MAP_WRITE else 0
         if identities > 0 and result == 0:
-            result = add_descriptor(parcel, buffer.fd)
+            result = add_file(
+                parcel, open_file_duplicate(&buffer.identity), &buffer.identity)
         if identities > 1 and result == 0:
-            result = add_descriptor(parcel, buffer.origin.fd)
+            result = add_file(
+                parcel, open_file_duplicate(&buffer.origin.identity), &buffer.origin.identity)
         if result == 0:
             result = add_memory(parcel, buffer)
         if result < 0:
@@ -401,15 +404,15 @@ cdef class BufferSpace(BufferMappings):
         if answer.reason != DONE:
             return answer
         buffer = memory_object_adopt(
-            parcel.descriptors + first, segments, parcel.rights & RIGHT_MAP_WRITE != 0,
-            parcel.descriptors[identity], parcel.segment_size, parcel.memory_size)
+            parcel.files + first, segments, parcel.rights & RIGHT_MAP_WRITE != 0,
+            parcel.files[identity], parcel.segment_size, parcel.memory_size)
         if buffer == NULL:
             return refused(NO_LEDGER_MEMORY)
         memory_object_count(buffer, &self.buffers, False)
         parcel.count = identity
         while parcel.count > 0:
             inner = memory_object_adopt_clone(
-                buffer, parcel.descriptors[parcel.count - 1], parcel.offset, parcel.size)
+                buffer, parcel.files[parcel.count - 1], parcel.offset, parcel.size)
             if inner == NULL:
                 memory_object_release(buffer, 0)
                 return refused(NO_LEDGER_MEMORY)
@@ -454,12 +457,12 @@ cdef int describe(MemoryObject *buffer) noexcept nogil:
     """
     cdef uint64_t described = 0
     cdef Piece piece
-    cdef int fd
+    cdef int result
     while described < buffer.size:
         piece = memory_object_piece(buffer, described, buffer.size - described)
-        fd = memory_object_descriptor(buffer, piece.segment, False)
-        if fd < 0:
-            return fd
+        result = memory_object_describe(buffer, piece.segment)
+        if result < 0:
+            return result
         described += piece.size
     return 0
 
@@ -471,8 +474,10 @@ cdef int add_memory(Parcel *parcel, MemoryObject *buffer) noexcept nogil:
     cdef int result
     while added < buffer.size:
         piece = memory_object_piece(buffer, added, buffer.size - added)
-        result = add_descriptor(parcel, memory_object_descriptor(
-            buffer, piece.segment, parcel.rights & RIGHT_MAP_WRITE != 0))
+        result = add_file(
+            parcel, memory_object_duplicate(
+                buffer, piece.segment, parcel.rights & RIGHT_MAP_WRITE != 0),
+            &piece.segment.file)
         if result < 0:
             return result
         parcel.segments += 1
@@ -480,13 +485,12 @@ cdef int add_memory(Parcel *parcel, MemoryObject *buffer) noexcept nogil:
     return 0
 
 
-cdef int add_descriptor(Parcel *parcel, int fd) noexcept nogil:
-    """Put a duplicate of a descriptor into a parcel: 0 or -errno."""
-    if fd >= 0:
-        fd = _syscalls.fcntl(fd, F_DUPFD_CLOEXEC, 0)
+cdef int add_file(Parcel *parcel, int fd, const OpenFile *of) noexcept nogil:
+    """Put a duplicate of a file, or the -errno of why there is none, into a parcel: 0 or -errno."""
     if fd < 0:
         return fd
-    parcel.descriptors[parcel.count] = fd
+    parcel.files[parcel.count] = of[0]
+    parcel.files[parcel.count].fd = fd
     parcel.count += 1
     return 0
 
@@ -495,4 +499,4 @@ cdef void close_parcel(Parcel *parcel) noexcept nogil:
     """Close the descriptors of a parcel."""
     while parcel.count > 0:
         parcel.count -= 1
-        _syscalls.close(parcel.descriptors[parcel.count])
+        open_file_close(&parcel.files[parcel.count])

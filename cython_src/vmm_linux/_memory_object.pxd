@@ -6,7 +6,7 @@ mapped side by side they are one range. A clone is any other window. Who has a w
 of segments can do without the other segments: they are the most that can be kept from a receiver.
 
 What another process knows an object by is a memfd too: the memory itself of a root with one
-segment, an empty one of any other object.
+segment, an identity (see ``_identity.pyx``) of any other object.
 
 An object lives as long as something refers to it: a mapping counts one for each of its pages (so
 that cutting a mapping in two changes nothing), a handle one, a clone of it one. The mutex of the
@@ -15,9 +15,11 @@ VMM that made it guards its count.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from vmm_linux._open_file cimport OpenFile
+
 cdef struct Segment:
-    int fd                      # of memory
-    int read_only_fd            # its read-only description once needed, else -1
+    OpenFile file               # the memory
+    OpenFile read_only          # its read-only description once needed; the same where that is all
     uint64_t described          # which of the root's descriptions this was
 
 cdef struct Buffers:
@@ -32,7 +34,7 @@ cdef struct MemoryObject:
     uint64_t offset             # of the window in the root's memory
     uint64_t size               # bytes, a page multiple
     int64_t references
-    int fd                      # its identity; of a root with one segment that is the memory
+    OpenFile identity           # of a root with one segment that is the memory
     uint64_t sid                # the security id once asked for, else 0
     uint32_t generation         # of the process that made it
     uint32_t children           # which that process had at its birth
@@ -55,10 +57,11 @@ cdef MemoryObject *memory_object_new_of_segments(uint64_t size, uint64_t segment
                                                  bint executable, int *error) noexcept nogil
 cdef MemoryObject *memory_object_clone(MemoryObject *origin, uint64_t offset, uint64_t size,
                                        int *error) noexcept nogil
-cdef MemoryObject *memory_object_adopt(const int *memory, size_t count, bint writable, int identity,
-                                       uint64_t segment_size, uint64_t size) noexcept nogil
-cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, int fd, uint64_t offset,
-                                             uint64_t size) noexcept nogil
+cdef MemoryObject *memory_object_adopt(const OpenFile *memory, size_t count, bint writable,
+                                       OpenFile identity, uint64_t segment_size,
+                                       uint64_t size) noexcept nogil
+cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, OpenFile identity,
+                                             uint64_t offset, uint64_t size) noexcept nogil
 cdef void memory_object_count(MemoryObject *self, Buffers *buffers, bint locked) noexcept nogil
 cdef void memory_object_acquire(MemoryObject *self, int64_t references) noexcept nogil
 cdef void memory_object_release(MemoryObject *self, int64_t references) noexcept nogil
@@ -67,8 +70,11 @@ cdef Piece memory_object_piece(const MemoryObject *self, uint64_t offset,
 cdef uint64_t memory_object_seams(const MemoryObject *self, uint64_t start,
                                   uint64_t end) noexcept nogil
 cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogil
+cdef int memory_object_describe(MemoryObject *self, Segment *segment) noexcept nogil
 cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
                                   bint writable) noexcept nogil
+cdef int memory_object_duplicate(MemoryObject *self, Segment *segment,
+                                 bint writable) noexcept nogil
 cdef uint64_t memory_object_descriptions(const MemoryObject *self) noexcept nogil
 cdef void memory_object_undescribe(MemoryObject *self, uint64_t since) noexcept nogil
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil

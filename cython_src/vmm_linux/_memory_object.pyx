@@ -1,16 +1,25 @@
 """Memory objects (see ``_memory_object.pxd``)."""
 
-from libc.errno cimport EAGAIN, EBUSY, EFAULT, EINTR, EMFILE, ENOMEM
+from libc.errno cimport EAGAIN, EBADF, EBUSY, EFAULT, EINTR, EMFILE, ENOENT, ENOMEM
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 
 from vmm_linux cimport _features, _fork, _room, _syscalls
+from vmm_linux._identity cimport MOST_SEGMENTS, Window, identity_new
+from vmm_linux._open_file cimport (
+    OpenFile,
+    open_file_close,
+    open_file_duplicate,
+    open_file_number,
+    open_file_status,
+    open_file_take,
+)
 from vmm_linux._syscalls cimport (
     F_ADD_SEALS,
     F_GET_SEALS,
+    F_GETFL,
     F_SEAL_FUTURE_WRITE,
     F_SEAL_GROW,
-    F_SEAL_SEAL,
     F_SEAL_SHRINK,
     F_SEAL_WRITE,
     FALLOC_FL_KEEP_SIZE,
@@ -19,11 +28,13 @@ from vmm_linux._syscalls cimport (
     MFD_CLOEXEC,
     MFD_EXEC,
     MFD_NOEXEC_SEAL,
+    O_ACCMODE,
     O_CLOEXEC,
     O_NONBLOCK,
     O_RDONLY,
     SEEK_DATA,
     SEEK_HOLE,
+    FileStatus,
 )
 from vmm_linux._vocabulary cimport SEAL_FREEZE, SEAL_PUBLISH
 
@@ -34,8 +45,6 @@ cdef enum:
     # owner can, by giving himself leave first.
     READ_ONLY_MODE = 0o444
     EXECUTABLE_MODE = 0o555
-    # Of an identity that is no memory: it is empty for ever.
-    IDENTITY_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 
 
 cdef unsigned int creation_flags(bint executable) noexcept nogil:
@@ -62,7 +71,7 @@ cdef MemoryObject *object_with_room(size_t segments, uint64_t size) noexcept nog
     self.offset = 0
     self.size = size
     self.references = 0
-    self.fd = -1
+    self.identity.fd = -1
     self.sid = 0
     self.generation = _fork.generation()
     self.children = _fork.children()
@@ -75,11 +84,12 @@ cdef MemoryObject *object_with_room(size_t segments, uint64_t size) noexcept nog
     return self
 
 
-cdef void add_segment(MemoryObject *self, int fd, int read_only_fd) noexcept nogil:
+cdef void add_segment(MemoryObject *self, OpenFile file, bint writable) noexcept nogil:
     """Give a root, which has room for it, another segment, which it then owns."""
     cdef Segment *segment = self.segments + self.segment_count
-    segment.fd = fd
-    segment.read_only_fd = read_only_fd
+    segment.file = segment.read_only = file
+    if writable:
+        segment.read_only.fd = -1
     segment.described = 0
     self.segment_count += 1
 
@@ -101,20 +111,18 @@ cdef int new_memory(uint64_t size, bint executable) noexcept nogil:
     return fd
 
 
-cdef int new_identity() noexcept nogil:
-    """A memfd that is empty for ever: a descriptor or -errno.
-
-    It is made with its object: made later, on both sides of a fork, it would be two.
-    """
-    cdef int fd = _syscalls.memfd_create(b"vmm_linux identity", creation_flags(False))
-    cdef int result
-    if fd < 0:
-        return fd
-    result = _syscalls.fcntl(fd, F_ADD_SEALS, IDENTITY_SEALS)
-    if result < 0:
-        _syscalls.close(fd)
-        return result
-    return fd
+cdef Window window_of(const MemoryObject *self) noexcept nogil:
+    """The segments that an object's window touches, and where it lies in them."""
+    cdef const MemoryObject *root = self.root
+    cdef uint64_t first = self.offset // root.segment_size
+    cdef Window window
+    window.files = &root.segments[first].file
+    window.stride = sizeof(Segment)
+    window.count = (self.offset + self.size - 1) // root.segment_size - first + 1
+    window.offset = self.offset - first * root.segment_size
+    window.size = self.size
+    window.segment_size = root.segment_size
+    return window
 
 
 cdef MemoryObject *memory_object_new(uint64_t size, bint executable, int *error) noexcept nogil:
@@ -131,8 +139,10 @@ cdef MemoryObject *memory_object_new_of_segments(uint64_t size, uint64_t segment
     cdef uint64_t count = (size - 1) // segment_size + 1
     cdef uint64_t at
     cdef MemoryObject *self
-    cdef int fd = -1
-    if count > 1 and count > _syscalls.most_descriptors():
+    cdef OpenFile file
+    cdef Window window
+    cdef int result = 0
+    if count > 1 and count > min(_syscalls.most_descriptors(), <uint64_t>MOST_SEGMENTS):
         error[0] = EMFILE
         return NULL
     self = object_with_room(count, size)
@@ -141,14 +151,18 @@ cdef MemoryObject *memory_object_new_of_segments(uint64_t size, uint64_t segment
         return NULL
     self.segment_size = segment_size
     for at in range(count):
-        fd = new_memory(min(segment_size, size - at * segment_size), executable)
-        if fd < 0:
+        result = open_file_take(
+            &file, new_memory(min(segment_size, size - at * segment_size), executable))
+        if result < 0:
             break
-        add_segment(self, fd, -1)
-    if fd >= 0:
-        fd = self.fd = self.segments[0].fd if count == 1 else new_identity()
-    if fd < 0:
-        error[0] = -fd
+        add_segment(self, file, True)
+    if result == 0 and count == 1:
+        self.identity = self.segments[0].file
+    elif result == 0:
+        window = window_of(self)
+        result = open_file_take(&self.identity, identity_new(&window))
+    if result < 0:
+        error[0] = -result
         memory_object_release(self, 0)
         return NULL
     return self
@@ -157,20 +171,26 @@ cdef MemoryObject *memory_object_new_of_segments(uint64_t size, uint64_t segment
 cdef MemoryObject *memory_object_clone(MemoryObject *origin, uint64_t offset, uint64_t size,
                                        int *error) noexcept nogil:
     """A window on an object's memory with no reference yet, or NULL and the errno."""
-    cdef int fd = new_identity()
+    cdef OpenFile none
+    cdef Window window
     cdef MemoryObject *self
-    if fd < 0:
-        error[0] = -fd
-        return NULL
-    self = memory_object_adopt_clone(origin, fd, origin.offset + offset, size)
+    none.fd = -1
+    none.device = none.inode = 0
+    self = memory_object_adopt_clone(origin, none, origin.offset + offset, size)
     if self == NULL:
         error[0] = ENOMEM
-        _syscalls.close(fd)
+        return NULL
+    window = window_of(self)
+    error[0] = -open_file_take(&self.identity, identity_new(&window))
+    if error[0] != 0:
+        memory_object_release(self, 0)
+        return NULL
     return self
 
 
-cdef MemoryObject *memory_object_adopt(const int *memory, size_t count, bint writable, int identity,
-                                       uint64_t segment_size, uint64_t size) noexcept nogil:
+cdef MemoryObject *memory_object_adopt(const OpenFile *memory, size_t count, bint writable,
+                                       OpenFile identity, uint64_t segment_size,
+                                       uint64_t size) noexcept nogil:
     """An object of another process's making, which owns these descriptors, or NULL.
 
     The identity of one with a single segment is that.
@@ -179,18 +199,18 @@ cdef MemoryObject *memory_object_adopt(const int *memory, size_t count, bint wri
     cdef size_t at
     if self != NULL:
         self.segment_size = segment_size
-        self.fd = identity
+        self.identity = identity
         for at in range(count):
-            add_segment(self, memory[at], -1 if writable else memory[at])
+            add_segment(self, memory[at], writable)
     return self
 
 
-cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, int fd, uint64_t offset,
-                                             uint64_t size) noexcept nogil:
-    """A window at ``offset`` of the origin's root, which owns its identity ``fd``, or NULL."""
+cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, OpenFile identity,
+                                             uint64_t offset, uint64_t size) noexcept nogil:
+    """A window at ``offset`` of the origin's root, which owns its identity, or NULL."""
     cdef MemoryObject *self = object_with_room(0, size)
     if self != NULL:
-        self.fd = fd
+        self.identity = identity
         self.root = origin.root
         self.origin = origin
         self.offset = offset
@@ -242,15 +262,15 @@ cdef void memory_object_release(MemoryObject *self, int64_t references) noexcept
 
 
 cdef void close_descriptors(MemoryObject *self) noexcept nogil:
-    """Close all that the object owns."""
+    """Close all that the object owns, and the program has left to it."""
     cdef Segment *segment = self.segments
     cdef Segment *end = segment + self.segment_count
-    if self.fd >= 0 and memory_object_has_own_identity(self):
-        _syscalls.close(self.fd)
+    if memory_object_has_own_identity(self):
+        open_file_close(&self.identity)
     while segment != end:
-        if segment.read_only_fd >= 0 and segment.read_only_fd != segment.fd:
-            _syscalls.close(segment.read_only_fd)
-        _syscalls.close(segment.fd)
+        if segment.read_only.fd != segment.file.fd:
+            open_file_close(&segment.read_only)
+        open_file_close(&segment.file)
         segment += 1
 
 
@@ -279,34 +299,70 @@ cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogi
     return self.segment_count != 1
 
 
-cdef int reopen(int fd) noexcept nogil:
+cdef int reopen(const OpenFile *file) noexcept nogil:
     """A read-only description of its own for a memory file: a descriptor or -errno.
 
     Whoever made the memory can hold a lease on it, and would let an open(2) that blocks wait for
-    it, 45 seconds at a time.
+    it, 45 seconds at a time. The process's own folder is empty once its first thread has ended;
+    the thread's takes a microsecond longer.
     """
     cdef char path[40]
-    snprintf(path, sizeof(path), b"/proc/thread-self/fd/%d", fd)
-    return _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+    cdef int number = open_file_number(file)
+    cdef int fd = number
+    if number >= 0:
+        snprintf(path, sizeof(path), b"/proc/self/fd/%d", number)
+        fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+    if fd == -ENOENT:
+        snprintf(path, sizeof(path), b"/proc/thread-self/fd/%d", number)
+        fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+    return fd
+
+
+cdef int memory_object_describe(MemoryObject *self, Segment *segment) noexcept nogil:
+    """Open the read-only description of a segment, if it is not yet there: 0 or -errno.
+
+    It is opened when first needed: descriptors are scarce.
+    """
+    cdef int fd
+    if segment.read_only.fd >= 0:
+        return 0
+    fd = reopen(&segment.file)
+    if fd < 0:
+        return -EBUSY if fd == -EAGAIN else fd
+    segment.read_only.fd = fd
+    self.root.descriptions += 1
+    segment.described = self.root.descriptions
+    return 0
 
 
 cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
                                   bint writable) noexcept nogil:
-    """A descriptor of a segment, borrowed, or -errno.
+    """A descriptor of a segment, borrowed for one use at once, or -errno."""
+    cdef int result
+    if writable:
+        return open_file_number(&segment.file)
+    result = memory_object_describe(self, segment)
+    return result if result < 0 else open_file_number(&segment.read_only)
 
-    The read-only one is opened when first needed: descriptors are scarce.
+
+cdef int memory_object_duplicate(MemoryObject *self, Segment *segment,
+                                 bint writable) noexcept nogil:
+    """A new descriptor of a segment, the caller's, or -errno.
+
+    One that is not to be writable is not, whatever the program put under our number.
     """
     cdef int fd
+    cdef int result
     if writable:
-        return segment.fd
-    if segment.read_only_fd < 0:
-        fd = reopen(segment.fd)
-        if fd < 0:
-            return -EBUSY if fd == -EAGAIN else fd
-        segment.read_only_fd = fd
-        self.root.descriptions += 1
-        segment.described = self.root.descriptions
-    return segment.read_only_fd
+        return open_file_duplicate(&segment.file)
+    result = memory_object_describe(self, segment)
+    if result < 0:
+        return result
+    fd = open_file_duplicate(&segment.read_only)
+    if fd >= 0 and _syscalls.fcntl(fd, F_GETFL, 0) & O_ACCMODE != O_RDONLY:
+        _syscalls.close(fd)
+        return -EBADF
+    return fd
 
 
 cdef uint64_t memory_object_descriptions(const MemoryObject *self) noexcept nogil:
@@ -320,8 +376,7 @@ cdef void memory_object_undescribe(MemoryObject *self, uint64_t since) noexcept 
     cdef Segment *end = segment + self.root.segment_count
     while segment != end:
         if segment.described > since:
-            _syscalls.close(segment.read_only_fd)
-            segment.read_only_fd = -1
+            open_file_close(&segment.read_only)
             segment.described = 0
         segment += 1
 
@@ -332,14 +387,16 @@ cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
     The file's generation, a random number, with its inode number; where a sandbox hides it the
     inode number alone, which the kernel may give again once the object is gone.
     """
-    cdef uint64_t device, high
+    cdef uint64_t high
     cdef int result = 0
     if self.sid == 0:
         # A shortage while the kernel is asked what it offers must not give another identity.
         if _features.lacks(_features.FEATURE_FILE_HANDLES):
-            result = _syscalls.identity(self.fd, &device, &self.sid)
+            self.sid = self.identity.inode
         else:
-            result = _syscalls.file_handle(self.fd, &self.sid, &high)
+            result = open_file_number(&self.identity)
+            if result >= 0:
+                result = _syscalls.file_handle(result, &self.sid, &high)
     sid[0] = self.sid
     return result
 
@@ -360,7 +417,9 @@ cdef int memory_object_seal(MemoryObject *self, uint32_t seals, uint64_t *done) 
     done[0] = 0
     while done[0] < self.size:
         piece = memory_object_piece(self, done[0], self.size - done[0])
-        result = _syscalls.fcntl(piece.segment.fd, F_ADD_SEALS, wanted)
+        result = open_file_number(&piece.segment.file)
+        if result >= 0:
+            result = _syscalls.fcntl(result, F_ADD_SEALS, wanted)
         if result < 0:
             return result
         done[0] += piece.size
@@ -375,7 +434,9 @@ cdef int memory_object_seals(MemoryObject *self) noexcept nogil:
     cdef int seals
     while done < self.size:
         piece = memory_object_piece(self, done, self.size - done)
-        seals = _syscalls.fcntl(piece.segment.fd, F_GET_SEALS, 0)
+        seals = open_file_number(&piece.segment.file)
+        if seals >= 0:
+            seals = _syscalls.fcntl(seals, F_GET_SEALS, 0)
         if seals < 0:
             return seals
         common &= seals
@@ -410,9 +471,10 @@ cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t offset,
 
 cdef uint64_t most_holes(const MemoryObject *self, Piece piece) noexcept nogil:
     """At most how many bytes of a part of a segment are holes: no more than the segment has."""
-    cdef uint64_t allocated
-    if _syscalls.allocated(piece.segment.fd, &allocated) < 0:
-        allocated = 0
+    cdef FileStatus status
+    cdef uint64_t allocated = 0
+    if open_file_status(&piece.segment.file, &status) == 0:
+        allocated = status.st_blocks * 512
     return min(piece.size, self.root.segment_size - min(self.root.segment_size, allocated))
 
 
@@ -445,7 +507,7 @@ cdef uint64_t count_holes(Piece piece) noexcept nogil:
     cdef int64_t end = piece.offset + piece.size
     cdef uint64_t holes = 0
     cdef int64_t data
-    cdef int fd = reopen(piece.segment.fd)
+    cdef int fd = reopen(&piece.segment.file)
     if fd < 0:
         return piece.size
     while at < end:
@@ -479,7 +541,9 @@ cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) 
     while done < size:
         piece = memory_object_piece(
             self, offset + done, min(size - done, <uint64_t>FILL_AT_ONCE))
-        result = _syscalls.fallocate(piece.segment.fd, 0, piece.offset, piece.size)
+        result = open_file_number(&piece.segment.file)
+        if result >= 0:
+            result = _syscalls.fallocate(result, 0, piece.offset, piece.size)
         if result == 0:
             done += piece.size
         elif result != -EINTR:
@@ -497,7 +561,7 @@ cdef int memory_object_store(MemoryObject *self, uint64_t offset, const void *da
     cdef Py_ssize_t written
     while done < size:
         written = _syscalls.pwrite(
-            self.fd, <const char *>data + done, size - done, offset + done)
+            self.identity.fd, <const char *>data + done, size - done, offset + done)
         if written <= 0:
             return <int>written if written < 0 else -EFAULT
         done += written
@@ -506,5 +570,8 @@ cdef int memory_object_store(MemoryObject *self, uint64_t offset, const void *da
 
 cdef int memory_object_punch(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil:
     """Give memory of an object of one segment back to the system, for everybody who maps it."""
+    cdef int fd = open_file_number(&self.identity)
+    if fd < 0:
+        return fd
     return _syscalls.fallocate(
-        self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size)
+        fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size)

@@ -32,16 +32,11 @@ cdef struct PageFacts:
     int8_t locked               # in a mapping that mlock was called on
     int8_t file_or_shared       # its memory is a file's or shared (0 where there is none)
 
-cdef struct Descriptor:
-    # An open file, and the numbers by which it is known again.
-    int fd
-    uint64_t device
-    uint64_t inode
-
 cdef class OwnProcess:
-    cdef Descriptor maps
-    cdef Descriptor pagemap
-    cdef Descriptor smaps
+    # Descriptors, or -1, of files that nobody else has: known by their marks.
+    cdef int maps
+    cdef int pagemap
+    cdef int smaps
     cdef uint32_t generation
     cdef Text lines
 

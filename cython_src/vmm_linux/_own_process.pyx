@@ -9,7 +9,7 @@ import os
 
 from cython cimport final
 from libc.errno cimport (
-    EACCES, EBADF, EBADMSG, EBUSY, EINVAL, ENOENT, ENOMEM, ENOTTY, EPERM, ESRCH)
+    EACCES, EBADF, EBADMSG, EBUSY, EINVAL, ENOENT, ENOMEM, EPERM, ESRCH)
 from libc.stdint cimport intptr_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, memset
 
@@ -17,6 +17,8 @@ from vmm_linux cimport _features, _fork, _syscalls
 from vmm_linux._maps_text cimport (
     SPAN_EXECUTE, SPAN_READ, SPAN_SHARED, SPAN_WRITE, Line, Reader, free_text, next_line,
     scan_mapping, start_reading, starts_mapping)
+from vmm_linux._open_file cimport (
+    MARK_MAPS, MARK_PAGEMAP, MARK_SMAPS, Mark, is_marked, mark)
 from vmm_linux._smaps_parser cimport record_from
 from vmm_linux._smaps_record cimport SmapsRecord, device_text
 
@@ -32,44 +34,26 @@ cdef uint64_t PM_FILE = <uint64_t>1 << 61
 cdef uint64_t PM_GUARD_REGION = <uint64_t>1 << 58
 
 
-cdef bint is_ours(const Descriptor *descriptor) noexcept nogil:
-    """Whether the file is open, and nobody closed it so that its number now is another's."""
-    cdef uint64_t device, inode
-    return (descriptor.fd >= 0 and _syscalls.identity(descriptor.fd, &device, &inode) == 0
-            and device == descriptor.device and inode == descriptor.inode)
-
-
-cdef void forget(Descriptor *descriptor) noexcept nogil:
-    """Closes the file, if it still is ours."""
-    if is_ours(descriptor):
-        _syscalls.close(descriptor.fd)
-    descriptor.fd = -1
-
-
-cdef int ensure_open(Descriptor *descriptor, const char *path) noexcept nogil:
-    """The file's number, opened if it was not, or ``-errno``.
-
-    For an ioctl, which says itself (ENOTTY, EBADF) when the file is not ours any more.
-    """
-    cdef int fd
+cdef int ensure_open(int *fd, Mark kind, const char *path) noexcept nogil:
+    """The file's number, or ``-errno``. It is opened if it was not, or if the program closed it."""
     cdef int result
-    if descriptor.fd < 0:
-        fd = _syscalls.openat(path, _syscalls.O_RDONLY | _syscalls.O_CLOEXEC)
-        if fd < 0:
-            return fd
-        result = _syscalls.identity(fd, &descriptor.device, &descriptor.inode)
-        if result < 0:
-            _syscalls.close(fd)
-            return result
-        descriptor.fd = fd
-    return descriptor.fd
+    if is_marked(fd[0], kind):
+        return fd[0]
+    fd[0] = _syscalls.openat(path, _syscalls.O_RDONLY | _syscalls.O_CLOEXEC)
+    if fd[0] < 0:
+        return fd[0]
+    result = mark(fd[0], kind)
+    if result < 0:
+        _syscalls.close(fd[0])
+        fd[0] = result
+    return fd[0]
 
 
-cdef int ensure_ours(Descriptor *descriptor, const char *path) noexcept nogil:
-    """:func:`ensure_open` for reading, where another's file would give a wrong answer."""
-    if not is_ours(descriptor):
-        descriptor.fd = -1
-    return ensure_open(descriptor, path)
+cdef void close_file(int *fd, Mark kind) noexcept nogil:
+    """Closes the file, if it still is ours."""
+    if is_marked(fd[0], kind):
+        _syscalls.close(fd[0])
+    fd[0] = -1
 
 
 cdef inline void fill_span(Span *span, uintptr_t start, uintptr_t end,
@@ -93,7 +77,7 @@ cdef class OwnProcess:
     """
 
     def __cinit__(self):
-        self.maps.fd = self.pagemap.fd = self.smaps.fd = -1
+        self.maps = self.pagemap = self.smaps = -1
         self.generation = _fork.generation()
 
     def __dealloc__(self):
@@ -104,9 +88,9 @@ cdef class OwnProcess:
         self.release()
 
     cdef void release(self) noexcept nogil:
-        forget(&self.maps)
-        forget(&self.pagemap)
-        forget(&self.smaps)
+        close_file(&self.maps, MARK_MAPS)
+        close_file(&self.pagemap, MARK_PAGEMAP)
+        close_file(&self.smaps, MARK_SMAPS)
         free_text(&self.lines)
 
     cdef void notice_fork(self) noexcept nogil:
@@ -123,25 +107,19 @@ cdef class OwnProcess:
         A hole begins at the end of the mapping before it, or at 0, and ends at the start
         of the next, or at the end of user space.
         """
-        cdef int result
         if va >= _features.user_space_end():
             return -EINVAL
         self.notice_fork()
         if _features.has(_features.FEATURE_PROCMAP_QUERY):
-            result = self.span_by_query(va, span)
-            if result == -ENOTTY or result == -EBADF:
-                # Somebody closed it, and the number may be another file's now.
-                self.maps.fd = -1
-                result = self.span_by_query(va, span)
-            return result
+            return self.span_by_query(va, span)
         return self.span_by_text(va, span)
 
     cdef int span_by_query(self, uintptr_t va, Span *span) noexcept nogil:
         cdef _syscalls.ProcmapQuery query
-        cdef int result = ensure_open(&self.maps, b"/proc/thread-self/maps")
+        cdef int result = ensure_open(&self.maps, MARK_MAPS, b"/proc/thread-self/maps")
         if result < 0:
             return result
-        result = query_mapping(self.maps.fd, va, &query)
+        result = query_mapping(self.maps, va, &query)
         if result == -ENOENT:
             fill_span(span, 0, _features.user_space_end(), False)
             return self.hole_by_query(va, span)
@@ -179,7 +157,7 @@ cdef class OwnProcess:
         cdef int tries = DIRECT_TRIES
         cdef int result
         while low < high:
-            result = query_mapping(self.maps.fd, at, &query)
+            result = query_mapping(self.maps, at, &query)
             if result == -ENOENT or result == 0 and query.vma_start > va:
                 high = at
                 if not met:
@@ -206,7 +184,7 @@ cdef class OwnProcess:
         """:meth:`span_at` by reading ``/proc/self/maps`` as far as needed."""
         cdef int result = self.read_span(va, span)
         if result == -ESRCH:
-            forget(&self.maps)
+            close_file(&self.maps, MARK_MAPS)
             result = self.read_span(va, span)
         return result
 
@@ -217,7 +195,7 @@ cdef class OwnProcess:
         cdef const char *text
         cdef const char *end
         cdef uintptr_t before = 0
-        cdef int result = ensure_ours(&self.maps, b"/proc/thread-self/maps")
+        cdef int result = ensure_open(&self.maps, MARK_MAPS, b"/proc/thread-self/maps")
         if result < 0:
             return result
         start_reading(&reader, result, &self.lines)
@@ -253,15 +231,8 @@ cdef class OwnProcess:
         """:func:`query_with_name` for this process."""
         cdef int result
         self.notice_fork()
-        result = ensure_open(&self.maps, b"/proc/thread-self/maps")
-        if result >= 0:
-            result = query_with_name(result, va, query, name, room)
-            if result == -ENOTTY or result == -EBADF:
-                self.maps.fd = -1
-                result = ensure_open(&self.maps, b"/proc/thread-self/maps")
-                if result >= 0:
-                    result = query_with_name(result, va, query, name, room)
-        return result
+        result = ensure_open(&self.maps, MARK_MAPS, b"/proc/thread-self/maps")
+        return result if result < 0 else query_with_name(result, va, query, name, room)
 
     # -- one page
 
@@ -287,9 +258,6 @@ cdef class OwnProcess:
         result = -EACCES
         if _features.has(_features.FEATURE_PAGEMAP_SCAN):
             result = self.facts_by_scan(page, facts)
-            if result == -ENOTTY or result == -EBADF:
-                self.pagemap.fd = -1
-                result = self.facts_by_scan(page, facts)
         elif _features.has(_features.FEATURE_PAGEMAP):
             result = self.facts_by_pagemap(page, facts)
         if result == -EACCES or result == -EPERM:
@@ -306,7 +274,7 @@ cdef class OwnProcess:
         cdef _syscalls.ScanArgument scan
         cdef _syscalls.PageRegion region
         cdef bint guards_told = _features.has(_features.FEATURE_PAGEMAP_GUARD)
-        cdef int result = ensure_open(&self.pagemap, b"/proc/thread-self/pagemap")
+        cdef int result = ensure_open(&self.pagemap, MARK_PAGEMAP, b"/proc/thread-self/pagemap")
         if result < 0:
             return result
         memset(&scan, 0, sizeof(scan))
@@ -320,7 +288,7 @@ cdef class OwnProcess:
                             | _syscalls.PAGE_IS_FILE | _syscalls.PAGE_IS_HUGE)
         if guards_told:
             scan.return_mask |= _syscalls.PAGE_IS_GUARD
-        result = _syscalls.pagemap_scan(self.pagemap.fd, &scan)
+        result = _syscalls.pagemap_scan(self.pagemap, &scan)
         if result == -EINVAL and guards_told:
             # 6.15 tells guards, but not here yet.
             result = self.facts_by_pagemap(page, facts)
@@ -328,7 +296,7 @@ cdef class OwnProcess:
                 return result
             guards_told = False
             scan.return_mask = _syscalls.PAGE_IS_HUGE
-            result = _syscalls.pagemap_scan(self.pagemap.fd, &scan)
+            result = _syscalls.pagemap_scan(self.pagemap, &scan)
             if result >= 0:
                 facts.huge = region.categories & _syscalls.PAGE_IS_HUGE != 0
                 return 0
@@ -346,10 +314,10 @@ cdef class OwnProcess:
     cdef int facts_by_pagemap(self, uintptr_t page, PageFacts *facts) noexcept nogil:
         cdef uint64_t entry = 0
         cdef intptr_t length
-        cdef int result = ensure_ours(&self.pagemap, b"/proc/thread-self/pagemap")
+        cdef int result = ensure_open(&self.pagemap, MARK_PAGEMAP, b"/proc/thread-self/pagemap")
         if result < 0:
             return result
-        length = _syscalls.pread(self.pagemap.fd, &entry, PAGEMAP_ENTRY,
+        length = _syscalls.pread(self.pagemap, &entry, PAGEMAP_ENTRY,
                                  page // _features.page_size() * PAGEMAP_ENTRY)
         if length < 0:
             return <int>length
@@ -370,7 +338,7 @@ cdef class OwnProcess:
         """
         cdef int result = self.read_smaps(va, text)
         if result == -ESRCH:
-            forget(&self.smaps)
+            close_file(&self.smaps, MARK_SMAPS)
             result = self.read_smaps(va, text)
         return result
 
@@ -387,7 +355,7 @@ cdef class OwnProcess:
         if va >= _features.user_space_end():
             return -EINVAL
         self.notice_fork()
-        result = ensure_ours(&self.smaps, b"/proc/thread-self/smaps")
+        result = ensure_open(&self.smaps, MARK_SMAPS, b"/proc/thread-self/smaps")
         if result < 0:
             return result
         start_reading(&reader, result, text)

@@ -6,6 +6,7 @@ Nothing here touches the page.
 """
 
 cimport cython
+from libc.errno cimport EBADF
 from libc.stdint cimport int8_t, uint64_t
 
 from vmm_linux cimport _features
@@ -152,6 +153,8 @@ cdef int look(AddressSpace space, OwnProcess process, uintptr_t page, bint smaps
             result = process.smaps_text_at(page, &found.smaps)
         if result == 0 and found.where.buffer != NULL:
             result = memory_object_sid(found.where.buffer, &found.sid)
+            if result == -EBADF:
+                result = 0      # the program closed our descriptor; what is mapped goes on
     return result
 
 
@@ -184,7 +187,7 @@ cdef int put_together(PageInfo info, const Location &where, const Span &span,
             info._protection = where.protection
         if where.buffer != NULL:
             info.mdl_offset = where.mdl_offset
-            info.sid = sid
+            info.sid = sid if sid != 0 else None
     return 0
 
 

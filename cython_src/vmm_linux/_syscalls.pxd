@@ -81,11 +81,14 @@ cdef extern from "<fcntl.h>" nogil:
         F_GET_SEALS
         F_GETFL
         F_DUPFD_CLOEXEC
+        F_GETSIG
+        F_SETSIG
         F_SEAL_SEAL
         F_SEAL_SHRINK
         F_SEAL_GROW
         F_SEAL_WRITE
         F_SEAL_FUTURE_WRITE
+        O_ACCMODE
         O_RDONLY
         O_RDWR
         O_CLOEXEC
@@ -167,7 +170,16 @@ cpdef int msync(uintptr_t address, size_t length, int flags) noexcept nogil
 cdef int name_memory(uintptr_t address, size_t length, const char *name) noexcept nogil
 cdef int mincore(uintptr_t address, size_t length, unsigned char *vector) noexcept nogil
 
-# Memory files
+# Files
+cdef extern from "<sys/stat.h>" nogil:
+    struct FileStatus "stat":
+        uint64_t st_dev
+        uint64_t st_ino
+        uint32_t st_mode
+        uint64_t st_nlink
+        int64_t st_size
+        uint64_t st_blocks
+
 cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil
 cpdef int ftruncate(int fd, uint64_t length) noexcept nogil
 cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil
@@ -180,10 +192,8 @@ cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset)
 cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil
 cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil
 cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil
-cdef int identity(int fd, uint64_t *device, uint64_t *inode) noexcept nogil
-cdef int allocated(int fd, uint64_t *bytes) noexcept nogil
+cdef int fstat(int fd, FileStatus *status) noexcept nogil
 cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil
-cpdef int64_t file_size(int fd) noexcept nogil
 cpdef int64_t filesystem_type(int fd) noexcept nogil
 
 # Many ranges at once

@@ -67,12 +67,7 @@ cdef extern from *:
     unsigned long PAGEMAP_SCAN "VMM_PAGEMAP_SCAN"
 
 cdef extern from "<sys/stat.h>" nogil:
-    struct file_status "stat":
-        uint64_t st_dev
-        uint64_t st_ino
-        int64_t st_size
-        uint64_t st_blocks
-    int c_fstat "fstat"(int, file_status *)
+    int c_fstat "fstat"(int, FileStatus *)
     int c_fchmod "fchmod"(int, unsigned int)
 
 cdef extern from "<sys/vfs.h>" nogil:
@@ -245,30 +240,9 @@ cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil:
     return <int>answer(c_ioctl(fd, request, argument))
 
 
-cdef int identity(int fd, uint64_t *device, uint64_t *inode) noexcept nogil:
-    """``fstat(2)``: the two numbers that tell one open file from another."""
-    cdef file_status status
-    cdef int result = <int>answer(c_fstat(fd, &status))
-    if result == 0:
-        device[0] = status.st_dev
-        inode[0] = status.st_ino
-    return result
-
-
-cdef int allocated(int fd, uint64_t *bytes) noexcept nogil:
-    """``fstat(2)``: bytes of memory that a file has."""
-    cdef file_status status
-    cdef int result = <int>answer(c_fstat(fd, &status))
-    if result == 0:
-        bytes[0] = status.st_blocks * 512
-    return result
-
-
-cpdef int64_t file_size(int fd) noexcept nogil:
-    """``fstat(2)``: bytes of a file."""
-    cdef file_status status
-    cdef int result = <int>answer(c_fstat(fd, &status))
-    return result if result < 0 else status.st_size
+cdef int fstat(int fd, FileStatus *status) noexcept nogil:
+    """``fstat(2)``: which file it is, and how large."""
+    return <int>answer(c_fstat(fd, status))
 
 
 cpdef int fchmod(int fd, uint32_t mode) noexcept nogil:

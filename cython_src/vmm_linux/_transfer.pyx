@@ -6,7 +6,7 @@ The message, little-endian, 48 bytes, with its descriptors in one SCM_RIGHTS con
 bytes       type   what
 =========== ====== ==================================================================
 0 to 3      text   ``VMML``
-4 to 5      uint16 version of this format: 2
+4 to 5      uint16 version of this format: 3
 6 to 7      uint16 number of segments: memory files that the buffer lies in
 8 to 9      uint16 number of identities: 0 to 2
 10 to 11    uint16 0
@@ -18,10 +18,11 @@ bytes       type   what
 =========== ====== ==================================================================
 
 The descriptors are the identities, then the segments, at most 253 together. All are memfds; an
-identity is an empty one, sealed for good. A buffer that is all of one memory file is known by that
-and has none. Any other has one of its own: a buffer of several segments, and a clone, which is any
-window. A clone's origin has the second, if it is not that memory file itself. The buffer touches
-every segment that comes with it. Security ids are not in the message: the receiver asks the kernel.
+identity (see ``_identity.pyx``) is sealed for good. A buffer that is all of one memory file is
+known by that and has none. Any other has one of its own: a buffer of several segments, and a clone,
+which is any window. A clone's origin has the second, if it is not that memory file itself. The
+buffer touches every segment that comes with it. Security ids are not in the message: the receiver
+asks the kernel, and compares each identity with the memory that came.
 """
 
 cimport cython
@@ -32,7 +33,9 @@ from libc.string cimport memcmp, memcpy
 
 from vmm_linux cimport _syscalls
 from vmm_linux._features cimport PAGE_SIZE
-from vmm_linux._mdl cimport PARCEL_DESCRIPTORS, Parcel, close_parcel
+from vmm_linux._identity cimport Window, identity_includes, identity_is_of
+from vmm_linux._mdl cimport PARCEL_DESCRIPTORS, Parcel
+from vmm_linux._open_file cimport OpenFile, open_file_note
 from vmm_linux._syscalls cimport (
     F_DUPFD_CLOEXEC,
     F_GET_SEALS,
@@ -42,8 +45,10 @@ from vmm_linux._syscalls cimport (
     F_SEAL_SEAL,
     F_SEAL_SHRINK,
     F_SEAL_WRITE,
+    O_ACCMODE,
     O_RDONLY,
     O_RDWR,
+    FileStatus,
 )
 from vmm_linux._vocabulary cimport (
     RIGHT_ALL,
@@ -81,9 +86,6 @@ cdef extern from "<endian.h>" nogil:
     uint32_t le32toh(uint32_t)
     uint64_t le64toh(uint64_t)
 
-cdef extern from "<fcntl.h>" nogil:
-    int O_ACCMODE
-
 cdef struct Message:
     char magic[4]
     uint16_t version
@@ -97,7 +99,7 @@ cdef struct Message:
     uint64_t memory_size
 
 cdef enum:
-    FORMAT_VERSION = 2
+    FORMAT_VERSION = 3
     MOST_IDENTITIES = 2
     TMPFS_MAGIC = 0x01021994    # of memfds; those of huge pages, whose touch can kill, have another
     SEALS_OF_MEMORY = F_SEAL_SHRINK | F_SEAL_GROW
@@ -263,7 +265,11 @@ cdef bint is_set(object sock, object option) except? True:
 cdef int send(object sock, const Parcel *parcel) except -1:
     """Send a parcel in one message, without SIGPIPE. The descriptors stay the caller's."""
     cdef Message message
+    cdef int descriptors[PARCEL_DESCRIPTORS]
+    cdef int i
     cdef Py_ssize_t sent
+    for i in range(parcel.count):
+        descriptors[i] = parcel.files[i].fd
     memcpy(message.magic, MAGIC_TEXT, sizeof(message.magic))
     message.version = htole16(FORMAT_VERSION)
     message.segments = htole16(<uint16_t>parcel.segments)
@@ -277,7 +283,7 @@ cdef int send(object sock, const Parcel *parcel) except -1:
     sent = sock.sendmsg(
         [PyBytes_FromStringAndSize(<char *>&message, sizeof(Message))],
         [(SOL_SOCKET, SCM_RIGHTS, PyBytes_FromStringAndSize(
-            <char *>parcel.descriptors, parcel.count * sizeof(int)))], NOSIGNAL)
+            <char *>descriptors, parcel.count * sizeof(int)))], NOSIGNAL)
     if sent != sizeof(Message):
         raise Fail("send_handle", f"{sent} of {sizeof(Message)} bytes were sent; close the socket")
     return 0
@@ -366,30 +372,52 @@ cdef int read_head(bytes message, list descriptors, int flags, Parcel *parcel) e
     parcel.memory_size = le64toh(head.memory_size)
     parcel.count = count
     for i in range(count):
-        parcel.descriptors[i] = descriptors[i]
+        parcel.files[i].fd = descriptors[i]
     return 0
 
 
-cdef int examine_parcel(const Parcel *parcel, Demands demands) except -1:
+cdef int examine_parcel(Parcel *parcel, Demands demands) except -1:
     """Check a parcel against the kernel's word and the caller's demands."""
     cdef int identities = parcel.count - parcel.segments
     cdef int seals, i
     for i in range(identities):
-        examine_identity(parcel.descriptors[i])
+        seals_of(parcel.files[i].fd, SEALS_OF_IDENTITY, bad)
+        size_of(&parcel.files[i])
     seals = examine_memory(parcel)
     check_window(parcel, identities > (parcel.segments > 1))
+    check_identities(parcel, identities)
     return demands.check(seals, parcel.size)
 
 
-cdef int examine_identity(int fd) except -1:
-    """Whether a descriptor can be a clone's identity."""
-    seals_of(fd, SEALS_OF_IDENTITY, bad)
-    if size_of(fd) != 0:
-        raise bad("an identity that is not empty")
+cdef int check_identities(const Parcel *parcel, int identities) except -1:
+    """Whether the first identity is just this buffer's, and the second one of what it is a part of.
+
+    Otherwise somebody gives memory of his own the security id of another buffer.
+    """
+    cdef Window window
+    cdef int i
+    cdef int result = 0
+    window.files = parcel.files + identities
+    window.stride = sizeof(OpenFile)
+    window.count = parcel.segments
+    window.offset = parcel.offset
+    window.size = parcel.size
+    window.segment_size = parcel.segment_size
+    for i in range(identities):
+        if i == 0:
+            result = identity_is_of(parcel.files[i].fd, &window)
+        else:
+            result = identity_includes(parcel.files[i].fd, &window)
+        if result < 0:
+            raise error(
+                RETCODES.get(-result, Retcode.FAIL), "recv_handle",
+                "the kernel does not tell what an identity is of", -result)
+        if result != 0:
+            raise bad("an identity of other memory")
     return 0
 
 
-cdef int examine_memory(const Parcel *parcel) except -1:
+cdef int examine_memory(Parcel *parcel) except -1:
     """Whether the segments are what the message says, each another one.
 
     Returns:
@@ -400,7 +428,7 @@ cdef int examine_memory(const Parcel *parcel) except -1:
     cdef uint64_t size
     cdef int seals, i
     for i in range(parcel.count - parcel.segments, parcel.count):
-        seals = examine(parcel.descriptors[i], parcel.rights, &size, bad)
+        seals = examine(&parcel.files[i], parcel.rights, &size, bad)
         if size != min(left, parcel.segment_size):
             raise bad(f"a segment of {size} bytes, which is not the size that is announced")
         left -= size
@@ -414,37 +442,39 @@ cdef int examine_memory(const Parcel *parcel) except -1:
 
 cdef int check_different(const Parcel *parcel) except -1:
     """Whether no memory file comes twice."""
+    cdef set seen = set()
     cdef int i
-    seen = {os.fstat(parcel.descriptors[i]).st_ino
-            for i in range(parcel.count - parcel.segments, parcel.count)}
+    for i in range(parcel.count - parcel.segments, parcel.count):
+        seen.add(parcel.files[i].inode)
     if len(seen) < parcel.segments:
         raise bad("the same memory twice")
     return 0
 
 
-cdef int examine(int fd, uint32_t rights, uint64_t *size, Refusal refuse) except -1:
+cdef int examine(OpenFile *file, uint32_t rights, uint64_t *size, Refusal refuse) except -1:
     """Whether a descriptor is the memory of a buffer, open for just what the rights say.
 
     Returns:
         The memory's F_SEAL_* bits; ``size`` is set to its bytes.
     """
-    cdef int seals = seals_of(fd, SEALS_OF_MEMORY, refuse)
-    cdef int mode = _syscalls.fcntl(fd, F_GETFL, 0) & O_ACCMODE
+    cdef int seals = seals_of(file.fd, SEALS_OF_MEMORY, refuse)
+    cdef int mode = _syscalls.fcntl(file.fd, F_GETFL, 0) & O_ACCMODE
     cdef int expected = O_RDWR if rights & RIGHT_MAP_WRITE else O_RDONLY
     if mode != expected:
         raise refuse(f"the memory's descriptor has access mode {mode}, the rights need {expected}")
-    size[0] = size_of(fd)
+    size[0] = size_of(file)
     if size[0] == 0 or not is_multiple(size[0], PAGE_SIZE):
         raise refuse(f"memory of {size[0]} bytes, not whole pages")
     return seals
 
 
-cdef int64_t size_of(int fd) except -1:
-    """The size of a file in bytes."""
-    cdef int64_t size = _syscalls.file_size(fd)
-    if size < 0:
-        raise error(RETCODES.get(-size, Retcode.FAIL), "recv_handle", "fstat", -size)
-    return size
+cdef int64_t size_of(OpenFile *file) except -1:
+    """The size of a file in bytes. Which file it is, is noted."""
+    cdef FileStatus status
+    cdef int result = open_file_note(file, &status)
+    if result < 0:
+        raise error(RETCODES.get(-result, Retcode.FAIL), "recv_handle", "fstat", -result)
+    return status.st_size
 
 
 cdef int seals_of(int fd, int needed, Refusal refuse) except -1:
@@ -500,25 +530,25 @@ cdef int adopt(uint64_t fd, Demands demands, Parcel *parcel) except -1:
     if own < 0:
         raise QuotaExceeded(
             demands.method, "no descriptor is left; raise RLIMIT_NOFILE or close some", -own)
-    parcel.descriptors[0] = own
+    parcel.files[0].fd = own
     parcel.count = parcel.segments = 1
     try:
         return examine_adopted(parcel, demands)
     except BaseException:
-        close_parcel(parcel)
+        _syscalls.close(own)
         raise
 
 
 cdef int examine_adopted(Parcel *parcel, Demands demands) except -1:
     """Whether a descriptor can be a buffer's: the rights are what it is open for."""
-    cdef int fd = parcel.descriptors[0]
+    cdef int fd = parcel.files[0].fd
     cdef int seals
     # First whether it is a memfd: any other file is asked nothing else.
     seals_of(fd, SEALS_OF_MEMORY, unfit)
     parcel.rights = RIGHTS_OF_DESCRIPTOR
     if _syscalls.fcntl(fd, F_GETFL, 0) & O_ACCMODE == O_RDWR:
         parcel.rights |= RIGHT_MAP_WRITE
-    seals = examine(fd, parcel.rights, &parcel.size, unfit)
+    seals = examine(&parcel.files[0], parcel.rights, &parcel.size, unfit)
     parcel.offset = 0
     parcel.segment_size = parcel.memory_size = parcel.size
     return demands.check(seals, parcel.size)

@@ -676,7 +676,7 @@ cdef object do_handle_fileno(VMM self, object handle, object rights):
     cdef Parcel parcel
     check_open(self, "handle_fileno")
     self.pack(&parcel, HANDLE_FILENO, "handle_fileno", handle, rights)
-    return parcel.descriptors[0]
+    return parcel.files[0].fd
 
 
 cdef object do_handle_from_fd(VMM self, object fd, object require, object max_size):

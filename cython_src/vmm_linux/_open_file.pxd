@@ -1,0 +1,28 @@
+"""A descriptor that is kept: known by the file that it names (see ``_open_file.pyx``)."""
+
+from libc.stdint cimport uint64_t
+
+from vmm_linux._syscalls cimport FileStatus
+
+cdef struct OpenFile:
+    int fd                      # -1: none
+    uint64_t device
+    uint64_t inode
+
+cdef int open_file_note(OpenFile *self, FileStatus *status) noexcept nogil
+cdef int open_file_take(OpenFile *self, int fd) noexcept nogil
+cdef int open_file_is(const OpenFile *self, int fd, FileStatus *status) noexcept nogil
+cdef int open_file_status(const OpenFile *self, FileStatus *status) noexcept nogil
+cdef int open_file_number(const OpenFile *self) noexcept nogil
+cdef int open_file_duplicate(const OpenFile *self) noexcept nogil
+cdef void open_file_close(OpenFile *self) noexcept nogil
+
+cdef enum Mark:
+    # Signals, see ``_open_file.pyx``; no program chooses these.
+    MARK_MAPS = 61
+    MARK_PAGEMAP = 62
+    MARK_SMAPS = 63
+    MARK_ANONYMOUS = 64
+
+cdef int mark(int fd, Mark which) noexcept nogil
+cdef bint is_marked(int fd, Mark which) noexcept nogil

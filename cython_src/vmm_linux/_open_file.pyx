@@ -1,0 +1,184 @@
+"""A descriptor that is kept: known by the file that it names, not by its number.
+
+Any code of the process can close a descriptor of this package (``os.closerange`` of a program that
+becomes a daemon), or put another file under its number (``os.dup2``, or just the next ``open``).
+So the file is noted when the descriptor is made, and compared before each use, each sending and
+each closing. A descriptor that names another file is not ours: it is neither used nor closed.
+
+Between the look and the use another thread can still close the number and open a file. A
+duplicate is looked at after it is made, so that what is sent is what was checked. Elsewhere the
+two are steps of the kernel's own, and the gap remains.
+
+-EBADF means that the number names nothing, or another file.
+"""
+
+cimport cython
+from libc.errno cimport EBADF
+from libcpp.unordered_map cimport unordered_map
+
+from vmm_linux cimport _syscalls
+from vmm_linux._containers cimport insert_or_fail
+from vmm_linux._syscalls cimport F_DUPFD_CLOEXEC, F_GETSIG, F_SETSIG, FileStatus
+
+import errno
+import os
+
+cdef extern from "<sys/stat.h>" nogil:
+    unsigned int S_IFMT
+
+
+cdef int mark(int fd, Mark which) noexcept nogil:
+    """Mark the file behind a descriptor: 0 or -errno.
+
+    With the signal (fcntl(2) F_SETSIG) of a way to be told of input that such a file does not have:
+    so the mark does nothing, and is 0 in every file that is not ours. Whoever shares the file can
+    take it away.
+    """
+    return _syscalls.fcntl(fd, F_SETSIG, which)
+
+
+cdef bint is_marked(int fd, Mark which) noexcept nogil:
+    """Whether a descriptor names a file with this mark, at a third of the cost of fstat(2)."""
+    return fd >= 0 and _syscalls.fcntl(fd, F_GETSIG, 0) == which
+
+
+cdef int open_file_note(OpenFile *self, FileStatus *status) noexcept nogil:
+    """Note which file a descriptor names: 0 or -errno."""
+    cdef int result = _syscalls.fstat(self.fd, status)
+    if result == 0:
+        self.device = status.st_dev
+        self.inode = status.st_ino
+    return result
+
+
+cdef int open_file_take(OpenFile *self, int fd) noexcept nogil:
+    """Take charge of a descriptor that was just made: 0, or -errno and it is closed.
+
+    A negative ``fd`` is the -errno of the call that did not make it.
+    """
+    cdef FileStatus status
+    cdef int result
+    self.fd = fd
+    if fd < 0:
+        return fd
+    result = open_file_note(self, &status)
+    if result < 0:
+        _syscalls.close(fd)
+        self.fd = -1
+    return result
+
+
+cdef int open_file_is(const OpenFile *self, int fd, FileStatus *status) noexcept nogil:
+    """Whether a descriptor names this file: 0, -EBADF where it does not, or another -errno."""
+    cdef int result = _syscalls.fstat(fd, status)
+    if result == 0 and (status.st_dev != self.device or status.st_ino != self.inode):
+        return -EBADF
+    return result
+
+
+cdef int open_file_status(const OpenFile *self, FileStatus *status) noexcept nogil:
+    """What the kernel says of the file: 0, or -errno as of ``open_file_is``."""
+    return -EBADF if self.fd < 0 else open_file_is(self, self.fd, status)
+
+
+cdef int open_file_number(const OpenFile *self) noexcept nogil:
+    """The descriptor, for one use at once, or -errno."""
+    cdef FileStatus status
+    cdef int result = open_file_status(self, &status)
+    return result if result < 0 else self.fd
+
+
+cdef int open_file_duplicate(const OpenFile *self) noexcept nogil:
+    """A new descriptor of the same file, the caller's to close, or -errno."""
+    cdef FileStatus status
+    cdef int fd, result
+    if self.fd < 0:
+        return -EBADF
+    fd = _syscalls.fcntl(self.fd, F_DUPFD_CLOEXEC, 0)
+    if fd < 0:
+        return fd
+    result = open_file_is(self, fd, &status)
+    if result < 0:
+        _syscalls.close(fd)
+        return result
+    return fd
+
+
+cdef void open_file_close(OpenFile *self) noexcept nogil:
+    """Close the descriptor, if it is still this file's. A second call does nothing."""
+    cdef FileStatus status
+    if self.fd >= 0 and open_file_is(self, self.fd, &status) != -EBADF:
+        _syscalls.close(self.fd)
+    self.fd = -1
+
+
+# Which of the objects below was the last to get a number: the kernel gives one out again only once
+# somebody has closed it.
+cdef unordered_map[int, void *] owners
+
+
+@cython.final
+cdef class Descriptor:
+    """An open descriptor of this package's, closed when nobody refers to this any more.
+
+    Whoever uses the number holds this meanwhile: so no number is used that another thread closed.
+    And it is asked for at each use, which finds out whether the program closed it or put another
+    file under it.
+
+    Anonymous files, as eventfds are, all have one inode, so they are marked too. A peer who takes
+    the mark away makes the object lost. What remains unseen is one event that the program puts
+    under the number of another (``os.dup2``).
+    """
+
+    cdef OpenFile file
+    cdef bint is_anonymous
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self.file.fd = -1
+
+    def __init__(self, fd):
+        """Take charge of a descriptor that was just made; where that fails, it is closed.
+
+        Errors:
+            OSError: it is not open.
+        """
+        cdef FileStatus status
+        cdef int result
+        if self.file.fd >= 0:
+            raise ValueError("a Descriptor does not change; make another one")
+        result = open_file_take(&self.file, fd)
+        if result == 0:
+            result = _syscalls.fstat(self.file.fd, &status)
+        if result == 0 and status.st_mode & S_IFMT == 0:
+            self.is_anonymous = True
+            result = mark(self.file.fd, MARK_ANONYMOUS)
+        if result < 0:
+            open_file_close(&self.file)
+            raise OSError(-result, os.strerror(-result))
+        if not insert_or_fail(owners, self.file.fd, <void *>self):
+            open_file_close(&self.file)
+            raise MemoryError
+        owners[self.file.fd] = <void *>self     # there was one before, whose number was closed
+
+    def __dealloc__(self):
+        if self.file.fd >= 0 and self.is_ours():
+            _syscalls.close(self.file.fd)
+
+    cdef bint is_ours(self) noexcept:
+        """Whether the number still names the file."""
+        return (
+            open_file_number(&self.file) >= 0
+            and owners[self.file.fd] == <void *>self
+            and (not self.is_anonymous or is_marked(self.file.fd, MARK_ANONYMOUS)))
+
+    @property
+    def number(self):
+        """The descriptor, for one use at once.
+
+        Errors:
+            OSError (EBADF): the program closed it, or put another file under its number.
+        """
+        if not self.is_ours():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self.file.fd
