@@ -1,8 +1,8 @@
 """Build of the Cython core: ``cython_src/vmm_linux/*.pyx`` become ``vmm_linux/*.so``.
 
 Everything generated goes to ``build/``. ``python setup.py build_ext --inplace`` builds what has
-changed and nothing else: Cython compares the sources (``cimport``-ed ones too) with the C++ made
-from them, setuptools compares that with the modules.
+changed and nothing else: Cython compares the sources (``cimport``-ed ones too) and this file with
+the C++ made from them, setuptools compares that with the modules.
 """
 
 import os
@@ -54,6 +54,12 @@ class BuildExtensions(build_ext):
             self.build_temp = str(BUILD / "temp" / sys.implementation.cache_tag)
         super().finalize_options()
 
+    def is_newer_than_generated(self) -> bool:
+        """Whether this file, which has Cython's directives, changed since C++ was made."""
+        made = [BUILD / Path(each.sources[0]).with_suffix(".cpp") for each in self.extensions]
+        changed = Path("setup.py").stat().st_mtime
+        return any(each.exists() and each.stat().st_mtime < changed for each in made)
+
     def build_extensions(self) -> None:
         """Make the C++ that has to be made, then the modules."""
         generated = cythonize(
@@ -61,12 +67,15 @@ class BuildExtensions(build_ext):
             include_path=[str(SOURCES)],
             build_dir=str(BUILD),
             nthreads=os.cpu_count(),
-            force=self.force,
+            force=self.force or self.is_newer_than_generated(),
             compiler_directives={
                 "language_level": 3,
                 "boundscheck": False,
                 "wraparound": False,
                 "cdivision": True,
+                # What can be copied or pickled is for each class to say: what Cython makes up
+                # gives a second owner of one thing, and sets any attribute to anything.
+                "auto_pickle": False,
                 # Methods of a built-in type, which a call gets to without an object in between.
                 "binding": False,
                 "embedsignature": True,

@@ -106,7 +106,7 @@ def bytes_per_run() -> None:
     assert ledger.add(ARENA, runs * PAGE)
     before = heap_used()
     for page in range(1, runs, 2):
-        assert ledger.isolate(ARENA + page * PAGE, ARENA + (page + 1) * PAGE)
+        assert ledger.try_isolate(ARENA + page * PAGE, ARENA + (page + 1) * PAGE)
         ledger.set_state(ARENA + page * PAGE, ARENA + (page + 1) * PAGE, PageState.COMMITTED)
     used = heap_used() - before
     assert len(ledger.listing()) == runs

@@ -75,7 +75,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def set_state(self, data: st.DataObject, state: int) -> None:
         """Change the state of some pages."""
         start, end = self.range_in_a_region(data)
-        assert self.ledger.isolate(start * PAGE, end * PAGE)
+        assert self.ledger.try_isolate(start * PAGE, end * PAGE)
         self.ledger.set_state(start * PAGE, end * PAGE, state)
         self.change(start, end, state=state)
 
@@ -84,7 +84,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def set_protection(self, data: st.DataObject, protection: int) -> None:
         """Change the protection of some pages."""
         start, end = self.range_in_a_region(data)
-        assert self.ledger.isolate(start * PAGE, end * PAGE)
+        assert self.ledger.try_isolate(start * PAGE, end * PAGE)
         self.ledger.set_protection(start * PAGE, end * PAGE, protection)
         self.change(start, end, protection=protection)
 
@@ -93,7 +93,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def isolate_and_think_again(self, data: st.DataObject) -> None:
         """Cutting runs means nothing by itself."""
         start, end = self.range_in_a_region(data)
-        assert self.ledger.isolate(start * PAGE, end * PAGE)
+        assert self.ledger.try_isolate(start * PAGE, end * PAGE)
         self.ledger.coalesce(start * PAGE, end * PAGE)
 
     @precondition(lambda self: self.pages)
@@ -101,7 +101,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def pin(self, data: st.DataObject) -> None:
         """Hold some pages."""
         start, end = self.range_in_a_region(data)
-        assert self.ledger.pin(start * PAGE, end * PAGE)
+        assert self.ledger.try_pin(start * PAGE, end * PAGE)
         for number in range(start, end):
             self.change(number, number + 1, pins=self.pages[number].pins + 1)
         self.pinned.append((start, end))
@@ -122,9 +122,9 @@ class LedgerMachine(RuleBasedStateMachine):
         start, _ = self.range_in_a_region(data)
         if start == self.pages[start].region:
             return
-        assert self.ledger.split(start * PAGE)
+        assert self.ledger.try_split(start * PAGE)
         assert start * PAGE in {row[0] for row in self.ledger.listing()}
-        self.ledger.join(start * PAGE)
+        self.ledger.undo_split(start * PAGE)
 
     @precondition(lambda self: self.pages)
     @rule(data=st.data())
@@ -135,9 +135,9 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         region = self.pages[start].region
         region_end = self.region_ends()[region]
-        assert self.ledger.isolate(start * PAGE, end * PAGE)
+        assert self.ledger.try_isolate(start * PAGE, end * PAGE)
         if end < region_end:
-            assert self.ledger.split(end * PAGE)
+            assert self.ledger.try_split(end * PAGE)
         self.ledger.remove(start * PAGE, end * PAGE)
         for number in range(start, end):
             del self.pages[number]
@@ -184,7 +184,7 @@ def test_a_run_costs_at_most_100_bytes() -> None:
     before = resident()
     for number in range(1, pages, 2):
         start = number * PAGE
-        assert ledger.isolate(start, start + PAGE)
+        assert ledger.try_isolate(start, start + PAGE)
         ledger.set_state(start, start + PAGE, COMMITTED)
     grown = resident() - before
     assert len(ledger.listing()) == pages
@@ -195,7 +195,7 @@ def test_a_region_of_64_tib_is_one_run() -> None:
     """Size costs nothing."""
     ledger = Ledger()
     assert ledger.add(PAGE, 1 << 46)
-    assert ledger.isolate(1 << 45, (1 << 45) + PAGE)
+    assert ledger.try_isolate(1 << 45, (1 << 45) + PAGE)
     ledger.set_state(1 << 45, (1 << 45) + PAGE, COMMITTED)
     assert len(ledger.listing()) == 3
     ledger.check()
@@ -205,6 +205,6 @@ def test_check_names_a_broken_invariant() -> None:
     """Two neighbours that say the same are a defect, and told as one."""
     ledger = Ledger()
     assert ledger.add(PAGE, 4 * PAGE)
-    assert ledger.isolate(2 * PAGE, 3 * PAGE)
+    assert ledger.try_isolate(2 * PAGE, 3 * PAGE)
     with pytest.raises(AssertionError, match="two runs that should be one at 0x2000"):
         ledger.check()

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vmm_linux._own_vmm import own_vmm
 from vmm_linux.errors import (
     RETCODES,
-    InvalidOperation,
     QuotaExceeded,
     ResourceNotFound,
     Retcode,
     VmmError,
     error,
+    refuse_copies,
 )
 
 if TYPE_CHECKING:
@@ -33,13 +33,18 @@ if TYPE_CHECKING:
     from vmm_linux._vmm import VMM
     from vmm_linux.handles import Handle
 
-__all__ = ["GONE", "Sent", "arrived", "carry", "enable", "pack", "refusal", "unpack"]
+__all__ = ["GONE", "REFUSAL", "Sent", "arrived", "carry", "enable", "pack", "unpack"]
 
 NO_DESCRIPTOR_LEFT = "no descriptor is left; raise RLIMIT_NOFILE (ulimit -n) or close some"
 GONE = (
     "the descriptor of this pickle is gone: each is loaded once, by the process that it was sent "
     "to, while its sender still runs"
 )
+REFUSAL = refuse_copies(
+    "they go to other processes through multiprocessing alone (Process, Queue, Pipe, pools), "
+    "which can carry descriptors; elsewhere use send_handle, or fileno"
+)
+"""The ``__reduce__`` of an ``Mdl``, for every other pickler."""
 PARKED: set[weakref.finalize[[int], Any]] = set()
 """Ends of sockets that processes which are being started are to inherit."""
 
@@ -67,15 +72,6 @@ def register(kind: type, reduce: Callable[[Any], object]) -> None:
     from multiprocessing.reduction import ForkingPickler  # noqa: PLC0415  takes milliseconds
 
     ForkingPickler.register(kind, reduce)  # type: ignore[arg-type]
-
-
-def refusal() -> VmmError:
-    """The exception for what pickles an Mdl otherwise."""
-    return InvalidOperation(
-        "pickle",
-        "an Mdl goes to other processes through multiprocessing alone (Process, Queue, Pipe, "
-        "pools), which can carry its descriptor; elsewhere use send_handle, or fileno",
-    )
 
 
 def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from vmm_linux.errors import Retcode, VmmError
+from vmm_linux.errors import Retcode, VmmError, refuse_copies
 from vmm_linux.handles import INVALID_HANDLE
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Endpoint:
     """
 
     __slots__ = ("_vmm",)
+
+    __reduce__ = refuse_copies("each is a face of one VMM; ask for vmm.endpoint again")
 
     def __init__(self, vmm: "VMM") -> None:
         self._vmm = vmm

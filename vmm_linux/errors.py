@@ -1,8 +1,9 @@
 """Return codes, the exceptions that carry them, and what the kernel's errno means as one."""
 
 import errno as _errno
+from collections.abc import Callable
 from enum import IntEnum
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
 __all__ = ["Retcode", "VmmError"]
 
@@ -86,6 +87,13 @@ class InvalidOperation(VmmError, RuntimeError):
     """``INVALID_OPERATION``."""
 
     rc = Retcode.INVALID_OPERATION
+
+
+class NotCopyable(InvalidOperation, TypeError):
+    """A copy or a pickle of something that there is one of, and no way to make another out of it.
+
+    Whoever copies what he is given, as Python's own library does, catches ``TypeError``.
+    """
 
 
 class AlreadyExists(VmmError, FileExistsError):
@@ -188,3 +196,24 @@ def error(
 ) -> VmmError:
     """The exception that tells of ``rc``, ready to be raised."""
     return EXCEPTIONS[rc](method, message, errno, completed)
+
+
+def refuse_copies(reason: str) -> Callable[[object], NoReturn]:
+    """A ``__reduce__`` for a class whose objects are neither copied nor pickled.
+
+    ``copy`` and every protocol of ``pickle`` come to it. (``__reduce_ex__`` alone would leave
+    ``object.__reduce_ex__``, which makes a copy of whatever has no ``__reduce__`` of its own.)
+
+    Args:
+        reason: why not, and what to do instead.
+
+    Errors:
+        INVALID_OPERATION (``NotCopyable``, which is a ``TypeError`` too), always.
+    """
+
+    def refuse(self: object) -> NoReturn:
+        raise NotCopyable(
+            "pickle", f"{type(self).__name__} objects are neither copied nor pickled: {reason}"
+        )
+
+    return refuse

@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NoReturn, Self, SupportsFloat, SupportsIndex
+from typing import Final, Self, SupportsFloat, SupportsIndex
 
 from vmm_linux import _pickling, _syscalls, _transfer
 from vmm_linux._arguments import index
@@ -39,6 +39,7 @@ from vmm_linux.errors import (
     Retcode,
     VmmError,
     error,
+    refuse_copies,
 )
 
 __all__ = ["Event"]
@@ -62,11 +63,19 @@ class Descriptor:
 
     __slots__ = ("number",)
 
+    __reduce__ = refuse_copies("each owns its descriptor; duplicate that")
+
     def __init__(self, number: int) -> None:
         self.number = number
 
     def __del__(self, close: Callable[[int], int] = _syscalls.close) -> None:
-        close(self.number)
+        # Once, however often this is called: the number is another file's afterwards.
+        try:
+            number = self.number
+            del self.number
+        except AttributeError:
+            return
+        close(number)
 
 
 class Event:
@@ -94,9 +103,15 @@ class Event:
 
     __slots__ = ("__weakref__", "_descriptor")
 
+    __reduce__ = refuse_copies(
+        "bytes cannot carry an event; send it by Event.send, or let multiprocessing pickle it"
+    )
+
     _descriptor: Descriptor | None
 
     def __init__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            raise InvalidOperation("Event", "an Event does not change; make another one")
         self._descriptor = None
         try:
             fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -327,13 +342,6 @@ class Event:
         except VmmError:
             state = "lost"
         return f"<Event fd={descriptor.number} {state}>"
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuse: only multiprocessing's own pickler has a way for descriptors."""
-        raise InvalidOperation(
-            "Event.__reduce_ex__",
-            "bytes cannot carry an event; send it by Event.send, or let multiprocessing pickle it",
-        )
 
 
 def ready(method: str, fd: int, asked: int, milliseconds: float) -> bool:

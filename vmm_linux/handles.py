@@ -1,8 +1,8 @@
 """Handles of MDL buffers: what they look like from Python."""
 
-from typing import Final
+from typing import Final, Self
 
-from vmm_linux.errors import NoCapability
+from vmm_linux.errors import InvalidOperation, NoCapability
 from vmm_linux.flags import Rights, Seal
 
 __all__ = ["INVALID_HANDLE", "Handle", "HandleInfo"]
@@ -43,6 +43,8 @@ class HandleInfo:
     def __init__(
         self, rights: Rights, size: int, sid: int, origin_sid: int | None, seals: Seal
     ) -> None:
+        if hasattr(self, "_rights"):
+            raise InvalidOperation("HandleInfo", "a HandleInfo does not change")
         self._rights = rights
         self._size = size
         self._sid = sid
@@ -87,6 +89,9 @@ class HandleInfo:
     def _check_sid(self) -> None:
         if Rights.GET_SID not in self._rights:
             raise NoCapability("handle_info", "the handle lacks GET_SID")
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Rights, int, int, int | None, Seal]]:
+        return type(self), (self._rights, self._size, self._sid, self._origin_sid, self._seals)
 
     def __repr__(self) -> str:
         return f"HandleInfo(rights={self._rights!r}, size={self._size}, seals={self._seals!r})"

@@ -3,7 +3,7 @@
 import operator
 from typing import NamedTuple, Self, SupportsIndex
 
-from vmm_linux.errors import InvalidArgument
+from vmm_linux.errors import InvalidArgument, InvalidOperation
 
 __all__ = ["FIGURES", "Limits", "Usage", "Use"]
 
@@ -88,6 +88,8 @@ class Limits:
             INVALID_ARGUMENT: a bound that is no integer, negative, or above 2**64 - 2; one
                 that can never be reached because another one, which includes it, is lower.
         """
+        if hasattr(self, FIGURES[-1]):  # which is set last
+            raise InvalidOperation("Limits", "Limits cannot be changed; make others with replace()")
         given = (
             regions,
             reserved,

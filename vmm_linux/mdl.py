@@ -8,7 +8,7 @@ from vmm_linux import _arrays, _pickling, _span
 from vmm_linux._open_file import Descriptor
 from vmm_linux._own_vmm import own_vmm
 from vmm_linux._vmm import VMM
-from vmm_linux.errors import InvalidArgument, NoCapability, VmmError
+from vmm_linux.errors import InvalidArgument, InvalidOperation, NoCapability, VmmError
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region
 
@@ -41,13 +41,20 @@ class Mdl:
 
     __slots__ = ("__weakref__", "_closed", "_descriptor", "_handle", "_vmm")
 
+    __reduce__ = _pickling.REFUSAL
+
     def __init__(self, vmm: VMM, handle: Handle) -> None:
         """Take charge of a handle.
 
         Args:
             vmm: whose handle it is.
             handle: closed with this object.
+
+        Errors:
+            INVALID_OPERATION: this object has charge of a handle already.
         """
+        if hasattr(self, "_handle"):
+            raise InvalidOperation("Mdl", "an Mdl does not change; make another one")
         self._closed = False
         self._vmm = vmm
         self._handle = handle
@@ -282,9 +289,6 @@ class Mdl:
             self.close()
         except Exception:  # noqa: BLE001, S110
             pass
-
-    def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:  # noqa: ANN401
-        raise _pickling.refusal()
 
 
 def given_or_own(method: str, vmm: VMM | None) -> VMM:

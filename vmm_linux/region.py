@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsIndex, final
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
 from vmm_linux import _span
 from vmm_linux._exporter import Exporter, held
-from vmm_linux.errors import InvalidOperation, ResourceNotFound, VmmError
+from vmm_linux.errors import InvalidOperation, ResourceNotFound, VmmError, refuse_copies
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -37,6 +37,10 @@ class Region(Exporter):
 
     __slots__ = ("__weakref__", "_base", "_sizes", "_vmm")
 
+    __reduce__ = refuse_copies(
+        "each owns memory of this process; send the Mdl and map it there, or copy the bytes"
+    )
+
     def __init__(self, vmm: VMM, base: int, size: int) -> None:
         """Take charge of a region that ``vmm`` made.
 
@@ -44,7 +48,12 @@ class Region(Exporter):
             vmm: its maker.
             base: address of its first byte.
             size: its bytes, all of them.
+
+        Errors:
+            INVALID_OPERATION: this object has charge of a region already.
         """
+        if hasattr(self, "_sizes"):
+            raise InvalidOperation("Region", "a Region does not change; make another one")
         self._vmm = vmm
         self._base = base
         # One size or none: who takes it out, which is one step, is the only one to free.
@@ -232,10 +241,3 @@ class Region(Exporter):
 
         view = memoryview(self)
         return np.array(view, dtype) if copy else np.asarray(view, dtype)
-
-    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
-        raise InvalidOperation(
-            "pickle",
-            "a Region is memory of this process alone, and does not pickle; "
-            "send the Mdl and map it there",
-        )

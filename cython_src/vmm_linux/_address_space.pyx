@@ -120,6 +120,8 @@ from vmm_linux._vocabulary cimport (
     round_up,
 )
 
+from vmm_linux.errors import refuse_copies
+
 # Handing the GIL over costs 0.1 µs when nobody waits and a switch of threads when somebody
 # does; a call over this many bytes takes at most some ten microseconds.
 cdef enum:
@@ -129,6 +131,8 @@ cdef enum:
 @cython.no_gc
 cdef class AddressSpace:
     """Regions, pages and pins of one VMM."""
+
+    __reduce__ = refuse_copies("each belongs to one VMM")
 
     def __cinit__(self):
         cdef int figure

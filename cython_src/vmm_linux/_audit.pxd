@@ -36,6 +36,8 @@ cdef class Audit:
     cdef set logging                    # threads whose record is just going to the logger
     cdef bint made
 
+    cdef int check_unmade(self) except -1
+    cdef void keep(self, int fd) noexcept
     cdef Record begin(self, str method)
     cdef int write_before(self, Record record) except -1
     cdef int end(self, Record record) except -1

@@ -15,6 +15,7 @@ from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport getpid
 from posix.unistd cimport write as write_bytes
 
+from vmm_linux cimport _syscalls
 from vmm_linux._file_signals cimport HeldSignals, drop_signals, hold_signals
 from vmm_linux._open_file cimport open_file_close, open_file_note, open_file_status
 from vmm_linux._syscalls cimport FileStatus
@@ -24,7 +25,13 @@ import warnings
 from collections import deque
 from threading import get_ident
 
-from vmm_linux.errors import InvalidArgument, Retcode, SecurityDisallow
+from vmm_linux.errors import (
+    InvalidArgument,
+    InvalidOperation,
+    Retcode,
+    SecurityDisallow,
+    refuse_copies,
+)
 
 cdef extern from "<unistd.h>" nogil:
     int gettid()
@@ -76,6 +83,13 @@ cdef class Record:
         outcome = self.error if self.error is not None else self.rc
         return f"<Record {self.call}: {self.method}, {outcome}>"
 
+    def __reduce__(self):
+        # A handler of the logging sends records to other processes.
+        return _restore_record, (
+            self.call, self.time, self.duration, self.pid, self.thread, self.method, self.arguments,
+            self.decision, self.rule, self.rc, self.error, self.result, self.sid, self.origin_sid,
+            self.peer)
+
     @property
     def arguments(self):
         """A copy of the numbers."""
@@ -105,6 +119,31 @@ cdef class Record:
             f'"sid":{json_of(self.sid)},"origin_sid":{json_of(self.origin_sid)},'
             f'"peer":{json_of(self.peer)}}}\n'
         )
+
+
+def _restore_record(uint64_t call, int64_t time, int64_t duration, long pid, long thread,
+                    str method, dict arguments, str decision, str rule, rc, str error,
+                    result, sid, origin_sid, tuple peer):
+    """A new record that says what ``Record.__reduce__`` told of one."""
+    cdef Record made = Record.__new__(Record)
+    for name, value in (arguments or {}).items():
+        if not isinstance(name, str) or not is_number(value):
+            raise InvalidArgument("unpickle", "no audit record: its arguments are not numbers")
+    if not (is_number(result) and is_number(sid) and is_number(origin_sid)):
+        raise InvalidArgument("unpickle", "no audit record: result or sid is no number")
+    if peer is not None and (len(peer) != 3 or not all(isinstance(each, int) for each in peer)):
+        raise InvalidArgument("unpickle", "no audit record: peer is not (pid, uid, gid)")
+    made.call, made.time, made.duration, made.pid, made.thread = call, time, duration, pid, thread
+    made.method, made.decision, made.rule, made.error = method, decision, rule, error
+    made.numbers = None if arguments is None else dict(arguments)
+    made.rc = None if rc is None else Retcode(rc)
+    made.result, made.sid, made.origin_sid, made.peer = result, sid, origin_sid, peer
+    return made
+
+
+cdef bint is_number(object value):
+    """Whether it is a number or None."""
+    return value is None or isinstance(value, int)
 
 
 cdef str json_of(object value):
@@ -171,6 +210,26 @@ cdef ssize_t append(int fd, const char *start, ssize_t size) noexcept nogil:
     return written
 
 
+cdef str path_of(object file):
+    """The path that an argument is."""
+    try:
+        return os.fsdecode(file)
+    except TypeError:
+        raise InvalidArgument("Audit", f"file is a {type(file).__name__}, not a path") from None
+
+
+cdef int open_file(str path) except -1:
+    """Open a file to append to it."""
+    # O_NONBLOCK: a pipe that nobody reads is an error, and nothing to wait for.
+    flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
+    try:
+        return os.open(path, flags, MODE)
+    except ValueError as problem:       # no path that a file could have
+        raise InvalidArgument("Audit", f"file is {path!r}: {problem}") from None
+
+
+# An audit must not forget its file while a VMM can still be called that writes to it.
+@cython.no_gc_clear
 cdef class Audit:
     """Writes down every call of the VMMs that it is given to: ``VMM(audit=Audit(...))``.
 
@@ -195,13 +254,17 @@ cdef class Audit:
     Source: open(2) O_APPEND, write(2), pipe(7).
     """
 
+    __reduce__ = refuse_copies(
+        "each owns its file and its ring; use the same one, or make another on the same file")
+
     def __cinit__(self, *arguments, **keywords):
         self.opened.fd = -1
         self.logging = set()
 
     def __init__(self, file=None, logger=None, ring=1024, failure="deny"):
-        if self.made:
-            raise InvalidArgument("Audit", "an audit does not change; make another one")
+        cdef int fd = -1
+        cdef int error = 0
+        self.check_unmade()
         if failure not in FAILURES:
             raise InvalidArgument("Audit", f"failure is {failure!r}; 'deny' or 'continue'")
         if not isinstance(ring, int) or isinstance(ring, bool) or not 0 <= ring <= MOST_RECORDS:
@@ -213,40 +276,48 @@ cdef class Audit:
                 logger.addHandler(logging.NullHandler())
         if not isinstance(logger, logging.Logger):
             raise InvalidArgument("Audit", f"logger is a {type(logger).__name__}, not a Logger")
+        failure = FAILURES[FAILURES.index(failure)]     # without a class of its own
+        records = deque(maxlen=ring)
+        path = None if file is None else path_of(file)
+        if path is not None:
+            try:
+                fd = open_file(path)
+            except OSError as problem:
+                if failure == "deny":
+                    raise
+                error = problem.errno or 0
+        if self.made and fd >= 0:   # by another thread meanwhile, or by what the arguments ran
+            _syscalls.close(fd)
+        self.check_unmade()
         self.failure = failure
         self.logger = logger
-        self.ring = deque(maxlen=ring)
-        if file is not None:
-            try:
-                self.file = os.fsdecode(file)
-            except TypeError:
-                raise InvalidArgument(
-                    "Audit", f"file is a {type(file).__name__}, not a path") from None
-            self._open()
+        self.ring = records
+        self.file = path
+        self.keep(fd)
         self.made = True
+        if error != 0:
+            self.warn(error)
 
     def __dealloc__(self):
         open_file_close(&self.opened)
 
-    def _open(self):
-        """Open the file."""
+    cdef int check_unmade(self) except -1:
+        """Refuse to make an audit that somebody may have already."""
+        if self.made:
+            raise InvalidArgument("Audit", "an audit does not change; make another one")
+        return 0
+
+    cdef void keep(self, int fd) noexcept:
+        """Keep the file, if it is open."""
         cdef FileStatus found
-        # O_NONBLOCK: a pipe that nobody reads is an error, and nothing to wait for.
-        flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
-        try:
-            self.opened.fd = os.open(self.file, flags, MODE)
-        except ValueError as problem:       # no path that a file could have
-            raise InvalidArgument("Audit", f"file is {self.file!r}: {problem}") from None
-        except OSError as problem:
-            if self.failure == "deny":
-                raise
-            self.warn(problem.errno or 0)
-            return
-        if open_file_note(&self.opened, &found) == 0:
+        self.opened.fd = fd
+        if fd >= 0 and open_file_note(&self.opened, &found) == 0:
             self.linked = found.st_nlink != 0
 
     def history(self):
         """The last records, the oldest first: a tuple."""
+        if not self.made:
+            raise InvalidOperation("history", "this audit was never made; call Audit()")
         while True:
             try:
                 return tuple(self.ring)

@@ -25,6 +25,7 @@ from socket import SocketType
 from typing import NamedTuple
 
 from vmm_linux import _transfer
+from vmm_linux.errors import refuse_copies
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.limits import FIGURES
 
@@ -253,6 +254,8 @@ cdef class Question:
         method: its Python name.
         arguments: by name, as numbers; of data and ranges how many there are.
     """
+
+    __reduce__ = refuse_copies("each is of one call of one VMM; keep its method and arguments")
 
     def __init__(self):
         raise TypeError("questions are put by a VMM")

@@ -1,5 +1,6 @@
 """The life of a VMM: made, closed, warned of when nobody closes it."""
 
+cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t, uintptr_t
 from libcpp.vector cimport vector
@@ -27,6 +28,8 @@ cdef extern from "Python.h":
     PyObject *PyWeakref_GetObject(object)
 
 
+# As the policy, the files of /proc must not be cleared while the VMM can still be called.
+@cython.no_gc_clear
 cdef class Client(Watched):
     """What every method needs: the address space, the open files of /proc, and whether it lives."""
 

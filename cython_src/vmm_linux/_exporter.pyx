@@ -9,6 +9,8 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 
+from vmm_linux.errors import refuse_copies
+
 
 # Without garbage collection of its own, as memory that somebody looks at is no garbage: a cycle
 # through it would otherwise have its owner finalized while it still holds the pages.
@@ -24,6 +26,8 @@ cdef class Holder:
     # Taken as any consumer takes it: whatever ``view`` is, these bytes are there and stay.
     cdef Py_buffer whole
     cdef bint taken
+
+    __reduce__ = refuse_copies("each holds a buffer once; take another memoryview")
 
     def __cinit__(self, owner, view):
         self.owner = owner
@@ -51,6 +55,8 @@ cdef class Exporter:
 
     Each consumer gets a ``Holder`` of its own, so that pins end with their consumers.
     """
+
+    __reduce__ = refuse_copies("they are memory of this process; copy their bytes")
 
     def _pinned(self):
         """A memoryview that pins the memory as long as its object lives."""

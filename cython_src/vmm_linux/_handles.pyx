@@ -14,6 +14,8 @@ from vmm_linux._answer cimport (
 from vmm_linux._containers cimport insert_or_fail
 from vmm_linux._memory_object cimport memory_object_acquire, memory_object_release
 
+from vmm_linux.errors import refuse_copies
+
 cdef extern from *:
     """
     #include <atomic>
@@ -64,6 +66,8 @@ cdef uint32_t rights_of(uint64_t value) noexcept nogil:
 @cython.final
 cdef class HandleTable:
     """Every handle of one VMM."""
+
+    __reduce__ = refuse_copies("each belongs to one VMM")
 
     def __dealloc__(self):
         self.close_all()

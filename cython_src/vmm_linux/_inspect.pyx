@@ -151,9 +151,13 @@ cdef class Mapping(SmapsRecord):
             region, None if whole is None else Mapping.from_dict(whole))
 
 
-def _restore(tuple arguments, region, whole):
-    """Undoes :meth:`Mapping.__reduce__`."""
+def _restore(tuple arguments, region, Mapping whole):
+    """A new mapping that says what :meth:`Mapping.__reduce__` told of one."""
     cdef Mapping made = Mapping.__new__(Mapping)
+    if region is not None and type(region) is not RegionRun:
+        raise TypeError(f"no mapping: its region is of type {type(region).__name__}")
+    if whole is not None and whole.uncut is not None:
+        raise ValueError("no mapping: what it is a part of is a part itself")
     restore_into(made, arguments)
     made.region = region
     made.uncut = whole

@@ -76,6 +76,8 @@ cdef class Ledger:
         """Whether what ``region_at(va)`` found is a region that holds all of the range."""
         return region != self.regions.end() and size <= dereference(region).second.end - va
 
+    cdef int check_inside(self, uintptr_t start, uintptr_t end) except -1
+    cdef int check_isolated(self, uintptr_t start, uintptr_t end) except -1
     cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil
     cdef inline Runs.iterator run_at(self, uintptr_t va) noexcept nogil:
         """The run that includes ``va``, which is inside a region."""
@@ -85,7 +87,7 @@ cdef class Ledger:
 
     cdef Runs.iterator run_near(self, Runs.iterator near, uintptr_t va) noexcept nogil
     cpdef bint cut(self, uintptr_t at) noexcept nogil
-    cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,
                            uintptr_t end) noexcept nogil
     cdef bint isolate_to_remove(self, Runs.iterator *run, uintptr_t start,
@@ -95,9 +97,8 @@ cdef class Ledger:
     cdef void undo_cut(self, Runs.iterator right) noexcept nogil
     cdef Runs.iterator coalesce_from(self, Runs.iterator left, uintptr_t end) noexcept nogil
     cpdef void coalesce(self, uintptr_t start, uintptr_t end) noexcept nogil
-    cpdef bint split(self, uintptr_t at) noexcept nogil
-    cpdef void join(self, uintptr_t at) noexcept nogil
-    cpdef void remove(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef bint split(self, uintptr_t at) noexcept nogil
+    cdef void join(self, uintptr_t at) noexcept nogil
     cdef void remove_from(self, Regions.iterator region, Runs.iterator run,
                           uintptr_t end) noexcept nogil
     cpdef void set_state(self, uintptr_t start, uintptr_t end, uint8_t state) noexcept nogil
@@ -105,13 +106,11 @@ cdef class Ledger:
                                       uint8_t state) noexcept nogil
     cdef void set_guarded(self, Runs.iterator first, uintptr_t end) noexcept nogil
     cdef void set_opened(self, uintptr_t start, uintptr_t end, uint8_t access) noexcept nogil
-    cpdef void set_protection(self, uintptr_t start, uintptr_t end,
-                              uint8_t protection) noexcept nogil
     cdef void set_protection_from(self, Runs.iterator first, uintptr_t end,
                                   uint8_t protection) noexcept nogil
     cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,
                           uint8_t kind, uint8_t ceiling) noexcept nogil
-    cpdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil
+    cdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil
     cpdef void unpin(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef const char *flaw(self, uintptr_t *where) noexcept nogil
 

@@ -23,6 +23,8 @@ from vmm_linux._vocabulary cimport (
     STATE_RESERVED,
 )
 
+from vmm_linux.errors import refuse_copies
+
 
 cdef bint alike(const Run &left, const Run &right, size_t distance) noexcept nogil:
     """Whether two neighbouring runs may be one: ``distance`` is the length of the left one."""
@@ -73,6 +75,8 @@ def set_leaf_limit(size_t entries=<size_t>-1):
 @cython.final
 cdef class Ledger:
     """Regions and page runs of one VMM."""
+
+    __reduce__ = refuse_copies("each belongs to one VMM")
 
     def __cinit__(self):
         self.most_mappings = <uint64_t>-1
@@ -155,7 +159,7 @@ cdef class Ledger:
         predecrement(run)
         return dereference(run).second.end <= at or self.cut_run(&run, at)
 
-    cpdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil:
+    cdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """Cover ``[start, end)`` with whole runs, which means nothing; false: memory is short."""
         cdef Runs.iterator run = self.run_at(start)
         return self.isolate_from(&run, start, end)
@@ -253,7 +257,7 @@ cdef class Ledger:
                 preincrement(right)
         return left
 
-    cpdef bint split(self, uintptr_t at) noexcept nogil:
+    cdef bint split(self, uintptr_t at) noexcept nogil:
         """Make two regions of one at ``at``, which is inside it; false when memory is short."""
         cdef Regions.iterator region = self.region_at(at)
         cdef Regions.iterator place = region
@@ -272,7 +276,7 @@ cdef class Ledger:
         self.mapped += is_mapping(right)
         return True
 
-    cpdef void join(self, uintptr_t at) noexcept nogil:
+    cdef void join(self, uintptr_t at) noexcept nogil:
         """Undo ``split(at)``."""
         cdef Regions.iterator right = self.regions.find(at)
         cdef Regions.iterator left
@@ -286,13 +290,9 @@ cdef class Ledger:
         self.regions.erase(right)
         self.coalesce(at, at)
 
-    cpdef void remove(self, uintptr_t start, uintptr_t end) noexcept nogil:
-        """Forget ``[start, end)``: whole runs, up to an end that is a region's end."""
-        self.remove_from(self.region_at(start), self.runs.lower_bound(start), end)
-
     cdef void remove_from(self, Regions.iterator region, Runs.iterator run,
                           uintptr_t end) noexcept nogil:
-        """``remove`` from a run of this region on."""
+        """Forget whole runs of a region, from this one up to an end that is the region's end."""
         cdef uintptr_t start = dereference(run).first
         self.covered -= end - start
         while run != self.runs.end() and dereference(run).first < end:
@@ -344,14 +344,9 @@ cdef class Ledger:
             preincrement(run)
         self.coalesce(start, end)
 
-    cpdef void set_protection(self, uintptr_t start, uintptr_t end,
-                              uint8_t protection) noexcept nogil:
-        """Set the protection of isolated pages."""
-        self.set_protection_from(self.runs.lower_bound(start), end, protection)
-
     cdef void set_protection_from(self, Runs.iterator first, uintptr_t end,
                                   uint8_t protection) noexcept nogil:
-        """``set_protection`` from the run that starts there."""
+        """Set the protection of isolated pages, from the run that starts there."""
         cdef Runs.iterator run = first
         dereference(run).second.protection = protection
         while dereference(run).second.end < end:
@@ -373,7 +368,7 @@ cdef class Ledger:
             preincrement(run)
         self.coalesce(start, end)
 
-    cpdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil:
+    cdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """Hold the pages once more; false when memory is short."""
         cdef Runs.iterator run
         if not self.isolate(start, end):
@@ -439,10 +434,64 @@ cdef class Ledger:
         if flaw != NULL:
             raise AssertionError(f"{flaw.decode()} at 0x{where:x}")
 
+    # -- the same from Python, for tests: what the core knows of its ranges is checked here
+
+    cdef int check_inside(self, uintptr_t start, uintptr_t end) except -1:
+        """Refuse a range that is not inside one region."""
+        if start >= end or not self.holds(start, end - start):
+            raise ValueError(f"[0x{start:x}, 0x{end:x}) is not inside one region")
+        return 0
+
+    cdef int check_isolated(self, uintptr_t start, uintptr_t end) except -1:
+        """Refuse a range that is not made of whole runs of one region."""
+        self.check_inside(start, end)
+        if (dereference(self.run_at(start)).first != start
+                or dereference(self.run_at(end - 1)).second.end != end):
+            raise ValueError(f"[0x{start:x}, 0x{end:x}) is not isolated")
+        return 0
+
+    def try_isolate(self, uintptr_t start, uintptr_t end):
+        """``isolate``."""
+        self.check_inside(start, end)
+        return self.isolate(start, end)
+
+    def try_pin(self, uintptr_t start, uintptr_t end):
+        """``pin``."""
+        self.check_inside(start, end)
+        return self.pin(start, end)
+
+    def try_split(self, uintptr_t at):
+        """``split``."""
+        self.check_inside(at, at + 1)
+        return self.split(at)
+
+    def undo_split(self, uintptr_t at):
+        """``join``."""
+        self.check_inside(at, at + 1)
+        if at == 0 or not self.holds(at - 1, 1) or self.holds(at - 1, 2):
+            raise ValueError(f"no region ends, and none starts, at 0x{at:x}")
+        self.join(at)
+
+    def remove(self, uintptr_t start, uintptr_t end):
+        """Forget ``[start, end)``: whole runs, up to an end that is a region's end."""
+        self.check_isolated(start, end)
+        if dereference(self.region_at(start)).second.end != end:
+            raise ValueError(f"no region ends at 0x{end:x}")
+        self.remove_from(self.region_at(start), self.runs.lower_bound(start), end)
+
+    def set_protection(self, uintptr_t start, uintptr_t end, uint8_t protection):
+        """Set the protection of isolated pages."""
+        self.check_isolated(start, end)
+        self.set_protection_from(self.runs.lower_bound(start), end, protection)
+
     def add(self, uintptr_t base, size_t size, uint8_t protection=0):
         """Enter a region of reserved private pages; false when memory is short."""
         cdef Region region
         cdef Run run
+        cdef uintptr_t free_from, free_to
+        self.gap_around(base, 0, &free_from, &free_to)
+        if size == 0 or base < free_from or base >= free_to or size > free_to - base:
+            raise ValueError(f"{size} bytes at 0x{base:x} are no range where no region is")
         memset(&region, 0, sizeof(region))
         memset(&run, 0, sizeof(run))
         region.end = run.end = base + size

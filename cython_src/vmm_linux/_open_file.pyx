@@ -23,6 +23,8 @@ from vmm_linux._syscalls cimport F_DUPFD_CLOEXEC, F_GETSIG, F_SETSIG, FileStatus
 import errno
 import os
 
+from vmm_linux.errors import refuse_copies
+
 cdef extern from "<sys/stat.h>" nogil:
     unsigned int S_IFMT
 
@@ -129,6 +131,8 @@ cdef class Descriptor:
     the mark away makes the object lost. What remains unseen is one event that the program puts
     under the number of another (``os.dup2``).
     """
+
+    __reduce__ = refuse_copies("each owns its descriptor; duplicate that")
 
     cdef OpenFile file
     cdef bint is_anonymous

@@ -22,6 +22,8 @@ from vmm_linux._open_file cimport (
 from vmm_linux._smaps_parser cimport record_from
 from vmm_linux._smaps_record cimport SmapsRecord, device_text
 
+from vmm_linux.errors import refuse_copies
+
 cdef enum:
     # See hole_by_query.
     STEP_GROWTH = 64
@@ -75,6 +77,8 @@ cdef class OwnProcess:
     process's own have nothing to tell once its first thread has ended. With the thread that
     opened it a text ends too (ESRCH), and is opened anew then; the ioctls go on.
     """
+
+    __reduce__ = refuse_copies("each owns its descriptors; make another one")
 
     def __cinit__(self):
         self.maps = self.pagemap = self.smaps = -1

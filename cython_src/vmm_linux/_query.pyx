@@ -110,6 +110,14 @@ cdef class PageInfo:
             f"mdl_offset={self.mdl_offset}, sid={self.sid}, resident={self.resident}, "
             f"swapped={self.swapped}, locked={self.locked}, huge={self.huge})")
 
+    def __reduce__(self):
+        return _restore, (
+            self.va, self._state, self._kind, self._protection, self._flags,
+            (self.base, self._end), (self.run_start, self.run_end), self.mdl_offset, self.sid,
+            (self._facts.present, self._facts.swapped, self._facts.huge, self._facts.guard,
+             self._facts.locked, self._facts.file_or_shared),
+            self.smaps)
+
     def __eq__(self, other):
         if not isinstance(other, PageInfo):
             return NotImplemented
@@ -117,6 +125,33 @@ cdef class PageInfo:
 
     def __hash__(self):
         return hash((self.va, self.base, self._end, self._state, self._protection))
+
+
+def _restore(uintptr_t va, state, kind, protection, flags, tuple region, tuple run, mdl_offset, sid,
+             tuple facts, SmapsRecord smaps):
+    """A new answer that says what :meth:`PageInfo.__reduce__` told of one."""
+    cdef PageInfo made = PageInfo.__new__(PageInfo)
+    made.va = va
+    # As the enumerations have them, which refuse others.
+    made._state = int(PageState(state))
+    made._kind = int(PageKind(kind))
+    made._protection = int(VmmFlags(protection))
+    made._flags = int(VmmFlags(flags))
+    made.base, made._end = region
+    made.run_start, made.run_end = run
+    if made.base > made._end or made.run_start > made.run_end:
+        raise ValueError("no PageInfo: a range of it ends before it starts")
+    for number in (mdl_offset, sid):
+        if number is not None and not (type(number) is int and 0 <= number < 1 << 64):
+            raise ValueError("no PageInfo: mdl_offset and sid are numbers of 64 bits, or None")
+    if not all(fact in (-1, 0, 1) for fact in facts):
+        raise ValueError("no PageInfo: a fact about its page is neither 1, 0 nor -1")
+    made.mdl_offset = mdl_offset
+    made.sid = sid
+    (made._facts.present, made._facts.swapped, made._facts.huge, made._facts.guard,
+     made._facts.locked, made._facts.file_or_shared) = facts
+    made.smaps = smaps
+    return made
 
 
 cdef tuple figures(PageInfo info):

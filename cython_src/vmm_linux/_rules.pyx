@@ -5,8 +5,10 @@ a question and its answer.
 """
 
 cimport cython
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
+
+from vmm_linux.errors import InvalidOperation, refuse_copies
 
 cdef extern from "<algorithm>" namespace "std" nogil:
     bint includes(const int64_t *, const int64_t *, const int64_t *, const int64_t *)
@@ -18,6 +20,8 @@ cdef extern from "<unistd.h>" nogil:
 @cython.no_gc_clear
 cdef class RuleTable:
     """What a ``Policy`` is at its core. Compiled once, and never changed."""
+
+    __reduce__ = refuse_copies("they never change; use the same one, or make one of the same rules")
 
     def __cinit__(self, *arguments, **keywords):
         self.rules.resize(CALLS)
@@ -39,7 +43,8 @@ cdef class RuleTable:
         """What a rule is called."""
         return <str>self.names[number]
 
-    def _compile(self, rules, names, allows_otherwise, ask, forbidden, audit_failure):
+    def _compile(self, rules, tuple names not None, bint allows_otherwise, ask, uint32_t forbidden,
+                 audit_failure):
         """Take the rules: tuples ``(calls, allows, number, flags, rights, seals, sizes, peers)``.
 
         ``flags``, ``rights`` and ``seals`` are triples (all, any, none), ``sizes`` a pair,
@@ -48,17 +53,25 @@ cdef class RuleTable:
         cdef vector[vector[Rule]] of_calls
         cdef Rule rule
         cdef int call
-        if self.compiled:
-            raise RuntimeError("a policy does not change; make another one")
+        cdef size_t place
         of_calls.resize(CALLS)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("names of rules are strings")
         for numbers in rules:
             rule = rule_of(numbers)
+            if not 0 <= rule.number < len(names):
+                raise ValueError(f"rule {rule.number} has no name")
             for call in range(CALLS):
                 if rule.calls >> call & 1:
                     of_calls[call].push_back(rule)
-                    self.asks_seals[call] |= has_bits(&rule.seals)
-                    self.asks_peer[call] |= has_peers(&rule)
+        # From here on no code of anybody's runs that could compile it, or use it, in between.
+        if self.compiled:
+            raise InvalidOperation("Policy", "a policy does not change; make another one")
         self.rules.swap(of_calls)
+        for call in range(CALLS):
+            for place in range(self.rules[call].size()):
+                self.asks_seals[call] |= has_bits(&self.rules[call][place].seals)
+                self.asks_peer[call] |= has_peers(&self.rules[call][place])
         self.names = names
         self.allows_otherwise = allows_otherwise
         self.ask = ask

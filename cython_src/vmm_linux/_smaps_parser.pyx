@@ -20,6 +20,7 @@ from vmm_linux._smaps_record cimport FIGURE_SIZE, FIGURES, SmapsRecord
 from vmm_linux._smaps_store cimport Record, Records
 
 from vmm_linux._smaps_record import LABELS, NAMES
+from vmm_linux.errors import refuse_copies
 
 cdef enum:
     PIECE = 1 << 14             # bytes asked of a file at once, more than /proc gives
@@ -142,6 +143,8 @@ cdef class Parser:
     cdef const char *problem    # of the line that cannot be read; NULL: a record is not whole
     cdef const char *line
     cdef const char *line_end
+
+    __reduce__ = refuse_copies("each belongs to one text")
 
     def __cinit__(self):
         cdef int i

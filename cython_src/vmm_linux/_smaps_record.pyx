@@ -284,19 +284,22 @@ cdef class SmapsRecord:
 
 
 def _restore(*said):
-    """Undoes :meth:`SmapsRecord.__reduce__`."""
+    """A new record that says what :meth:`SmapsRecord.__reduce__` told of one."""
     cdef SmapsRecord record = SmapsRecord.__new__(SmapsRecord)
     restore_into(record, said)
     return record
 
 
 cdef int restore_into(SmapsRecord record, tuple said) except -1:
-    """Makes a new record say what ``__reduce__`` told of one."""
+    """Makes a new record say what ``__reduce__`` told of one, if a record can say that."""
     (start, end, permissions, offset, major, minor, inode, pathname, vm_flags, figures) = said
     cdef int i
+    check_told(pathname, vm_flags, figures)
     record.range_start = start
     record.range_end = end
-    record.permission_bits = permissions & 15
+    if record.range_start > record.range_end or not 0 <= permissions <= 15:
+        raise ValueError("no record of smaps: no such range, or no such permissions")
+    record.permission_bits = permissions
     record.file_offset = offset
     record.device_major = major
     record.device_minor = minor
@@ -308,6 +311,21 @@ cdef int restore_into(SmapsRecord record, tuple said) except -1:
         if NAMES[i] in figures:
             set_figure(record, i, figures.pop(NAMES[i]))
     record.others = figures or None
+    return 0
+
+
+cdef int check_told(object pathname, object vm_flags, object figures) except -1:
+    """Refuses what no text of smaps tells."""
+    if pathname is not None and type(pathname) is not str:
+        raise TypeError(f"no record of smaps: the path is of type {type(pathname).__name__}")
+    if vm_flags is not None and not (
+            type(vm_flags) is frozenset and all(type(flag) is str for flag in vm_flags)):
+        raise TypeError("no record of smaps: the flags are no frozenset of strings, nor None")
+    if type(figures) is not dict:
+        raise TypeError(f"no record of smaps: the figures are of type {type(figures).__name__}")
+    for name, value in figures.items():
+        if type(name) is not str or type(value) is not int or not 0 <= value < 1 << 64:
+            raise TypeError("no record of smaps: the figures are not numbers by name")
     return 0
 
 

@@ -16,6 +16,8 @@ from libc.string cimport memchr, memcmp, memcpy
 from vmm_linux._maps_text cimport Line
 from vmm_linux._smaps_record cimport FIGURES, SmapsRecord
 
+from vmm_linux.errors import refuse_copies
+
 cdef extern from "Python.h":
     object PyUnicode_DecodeFSDefaultAndSize(const char *, Py_ssize_t)
 
@@ -32,6 +34,8 @@ cdef class Records:
 
     They are filled once (see :func:`read_records` in ``_smaps_parser``) and then only looked at.
     """
+
+    __reduce__ = refuse_copies("take the objects that they make")
 
     def __cinit__(self):
         self.names = []

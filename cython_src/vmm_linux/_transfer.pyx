@@ -75,6 +75,7 @@ from vmm_linux.errors import (
     Retcode,
     SecurityDisallow,
     error,
+    refuse_copies,
 )
 from vmm_linux.flags import Seal
 
@@ -294,6 +295,8 @@ cdef int send(object sock, const Parcel *parcel) except -1:
 @cython.final
 cdef class Demands:
     """What the receiver of a buffer asks of it."""
+
+    __reduce__ = refuse_copies("each belongs to one call")
 
     cdef int check(self, int seals, uint64_t size) except -1:
         """Whether memory with these F_SEAL_* bits, and a buffer of this size, is fine."""

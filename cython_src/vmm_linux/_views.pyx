@@ -6,6 +6,8 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from vmm_linux._answer cimport DONE, PIN, UNPIN, Answer, Request, explain
 from vmm_linux._vocabulary cimport FLAG_READ, FLAG_WRITE
 
+from vmm_linux.errors import refuse_copies
+
 
 @cython.no_gc
 @cython.final
@@ -20,7 +22,11 @@ cdef class Pin:
     cdef size_t size
     cdef bint writable
 
+    __reduce__ = refuse_copies("each holds its pages once; take another view")
+
     def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if self.space is None:
+            raise BufferError("this pin holds no pages; VMM.view makes pins")
         PyBuffer_FillInfo(buffer, self, <void *>self.va, self.size, not self.writable, flags)
 
     def __releasebuffer__(self, Py_buffer *buffer):

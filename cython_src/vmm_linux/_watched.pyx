@@ -32,7 +32,14 @@ import os
 from threading import get_ident
 
 from vmm_linux import _transfer
-from vmm_linux.errors import InvalidArgument, InvalidOperation, Retcode, SecurityDisallow, VmmError
+from vmm_linux.errors import (
+    InvalidArgument,
+    InvalidOperation,
+    Retcode,
+    SecurityDisallow,
+    VmmError,
+    refuse_copies,
+)
 from vmm_linux.handles import Handle
 
 # The environment of a program that is not to be edited, and of the VMM that a process gets
@@ -45,6 +52,9 @@ AUDIT_VARIABLE = "VMM_LINUX_AUDIT"
 @cython.no_gc_clear
 cdef class Watched:
     """The base of every VMM: what its methods go through when somebody is to be asked or told."""
+
+    __reduce__ = refuse_copies(
+        "each owns its memory; make another VMM, and share memory by an Mdl")
 
     def __cinit__(self, *arguments, **keywords):
         # Until somebody says so, it is not known that nobody is to be asked. Nothing here may fail:
