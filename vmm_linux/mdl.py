@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
 from vmm_linux import _arrays, _pickling, _span, _syscalls
@@ -285,6 +286,8 @@ class Mdl:
             pass
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:  # noqa: ANN401
+        if _pickling.is_multiprocessing(sys._getframe(1)):  # noqa: SLF001
+            return _reduce(self)
         raise _pickling.refusal()
 
 
@@ -297,11 +300,16 @@ def given_or_own(method: str, vmm: VMM | None) -> VMM:
     return vmm
 
 
-def _reduce(mdl: Mdl) -> tuple[Any, tuple[_pickling.Sent, int]]:
+def _reduce(mdl: Mdl) -> tuple[Any, ...]:
     """An Mdl on its way through ``multiprocessing``."""
-    return _received, _pickling.pack(mdl.vmm, mdl.handle)
+    return _pickling.reduced(mdl, lambda: (_received, _pickling.pack(mdl.vmm, mdl.handle)))
 
 
 def _received(sent: _pickling.Sent, inode: int) -> Mdl:
     """The Mdl that came."""
-    return Mdl(*_pickling.unpack(sent, inode))
+    vmm, handle = _pickling.unpack(sent, inode)
+    try:
+        return Mdl(vmm, handle)
+    except BaseException:
+        vmm.handle_close(handle)
+        raise
