@@ -215,8 +215,12 @@ class Sharer:
         while self.kept is kept and kept.is_there():
             with contextlib.suppress(OSError):
                 request, control, _, address = sock.recvmsg(2 * HALF, PASS_CREDENTIALS)
-                if address and same_user(control):
+                if not address:
+                    continue  # nobody whom an answer could reach
+                if same_user(control):
                     self._answer(sock, request, address)
+                else:
+                    sock.sendto(b"", socket.MSG_DONTWAIT, address)
 
     def _answer(self, sock: socket.socket, request: bytes, address: str | bytes) -> None:
         """Give a descriptor to who has its ticket, or say that there is none."""
