@@ -35,8 +35,7 @@ ALL = "TRANSFER|COPY|GET_SID|MAP_READ|MAP_WRITE"
 READ_ONLY = "TRANSFER|COPY|GET_SID|MAP_READ"
 #: What multiprocessing imports when it is needed, and an ordinary user may not be able to read.
 LATE = "hmac, " + ", ".join(
-    f"multiprocessing.{module}"
-    for module in ("pool", "popen_fork", "queues", "synchronize")
+    f"multiprocessing.{module}" for module in ("pool", "popen_fork", "queues", "synchronize")
 )
 METHODS = ["fork", "forkserver", "spawn"]
 

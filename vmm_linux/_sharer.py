@@ -101,7 +101,7 @@ class Ticket(NamedTuple):
                     return self._taken(sock)
                 raise problem from None
         raise ResourceNotFound(
-            "unpickle", f"the sender of this pickle did not answer for {PATIENCE:.0f} seconds"
+            "unpickle", f"the sender of this pickle did not answer for {PATIENCE:g} seconds"
         )
 
     def _taken(self, sock: socket.socket) -> int:
