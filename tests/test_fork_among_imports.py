@@ -18,6 +18,7 @@ import pytest
 from children import in_own_process, run_child
 from kernel_oracle import PAGE, TESTS_IMPORTABLE
 from test_layers import LAYERS, SOURCES
+from vmm_linux import audit, policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,7 +106,7 @@ def importing(name: str) -> Iterator[None]:
     """While another thread imports this module, and holds its lock."""
     stuck = Stuck(name)
     original = sys.modules.pop(name, None)
-    sys.meta_path.insert(0, stuck)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, stuck)
 
     def run() -> None:
         __import__(name)
@@ -118,7 +119,7 @@ def importing(name: str) -> Iterator[None]:
     finally:
         stuck.go_on.set()
         thread.join()
-        sys.meta_path.remove(stuck)  # type: ignore[arg-type]
+        sys.meta_path.remove(stuck)
         del sys.modules[name]
         if original is not None:
             sys.modules[name] = original
@@ -152,10 +153,8 @@ def refuses(needed: str, call: Callable[[], object]) -> None:
 def everything() -> None:
     """Every method of every face, and all else that is public and imported something once."""
     from vmm_linux import VMM, Event, Mdl, VmmFlags
-    from vmm_linux.audit import Audit
-    from vmm_linux.policy import Policy, Rule
 
-    with VMM(policy=Policy(default="allow"), audit=Audit(failure="continue")) as vmm:
+    with VMM(policy=policy.Policy(default="allow"), audit=audit.Audit(failure="continue")) as vmm:
         va = vmm.allocate(0, PAGE, VmmFlags.RESERVE | VmmFlags.COMMIT | VmmFlags.READ)
         vmm.query(va)
         vmm.free(va, PAGE)
@@ -171,7 +170,7 @@ def everything() -> None:
         with pytest.raises(Exception, match="multiprocessing alone"):
             frozen.__reduce_ex__(4)
     with pytest.raises(Exception, match="did you mean 'allocate'"):
-        Policy([Rule(deny=["alocate"])])
+        policy.Policy([policy.Rule(deny=["alocate"])])
 
 
 #: Modules that are imported late, by the package as it was or by the standard library for it.
@@ -180,10 +179,6 @@ LATE = ["multiprocessing.reduction", "multiprocessing.util", "tracemalloc", "xml
 
 def fork_while_others_import(*names: str) -> None:
     """Children that are forked in the middle of an import do all that they could do."""
-    from vmm_linux import audit, policy
-
-    assert audit.Audit
-    assert policy.Policy
     for name in names:
         in_child_of(name, everything)
 
@@ -192,7 +187,7 @@ def test_a_child_needs_none_of_the_modules_that_somebody_was_importing() -> None
     in_own_process(fork_while_others_import, *LATE)
 
 
-def fork_without_the_modules(policy: str, log: str) -> None:
+def fork_without_the_modules(rules: str, log: str) -> None:
     """What a call needs and was not loaded is named; without an import under way it is loaded."""
     from vmm_linux import VMM, Mdl
 
@@ -202,7 +197,7 @@ def fork_without_the_modules(policy: str, log: str) -> None:
         refuses("numpy", lambda: mdl.array(4, "u1"))
         refuses("numpy", lambda: mdl.map().__array__())
         for variable, path, module in (
-            ("VMM_LINUX_POLICY", policy, "vmm_linux.policy"),
+            ("VMM_LINUX_POLICY", rules, "vmm_linux.policy"),
             ("VMM_LINUX_AUDIT", log, "vmm_linux.audit"),
         ):
             os.environ[variable] = path
@@ -214,7 +209,7 @@ def fork_without_the_modules(policy: str, log: str) -> None:
         in_child_of(name, calls)
 
 
-def load_in_a_child(policy: str, log: str) -> None:
+def load_in_a_child(rules: str, log: str) -> None:
     """A child of a process in which nobody imported anything at the fork."""
     from vmm_linux import VMM, Mdl
 
@@ -223,7 +218,7 @@ def load_in_a_child(policy: str, log: str) -> None:
     if child == 0:
         signal.alarm(PATIENCE)
         assert mdl.array(4, "u1").sum() == 0
-        os.environ.update(VMM_LINUX_POLICY=policy, VMM_LINUX_AUDIT=log)
+        os.environ.update(VMM_LINUX_POLICY=rules, VMM_LINUX_AUDIT=log)
         VMM().close()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -283,10 +278,6 @@ def test_policy_and_audit_of_the_environment_are_loaded_with_the_package(
 
 def import_nothing() -> None:
     """Every call that is made in a child, with the interpreter telling of each import."""
-    from vmm_linux import audit, policy
-
-    assert audit.Audit
-    assert policy.Policy
     imported: list[object] = []
     pid = os.fork()
     if pid == 0:

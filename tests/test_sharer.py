@@ -253,13 +253,13 @@ def pickle_here(_folder: str) -> None:
     """Send a buffer and an event, many times, under a TMPDIR that multiprocessing cannot use."""
     mdl = Mdl.from_bytes(bytes(PAGE))
     with Event() as event:
-        for number in range(50):
+        before = None
+        for _ in range(50):
             loaded = pickle.loads(ForkingPickler.dumps([mdl, event]))  # noqa: S301  our own
             assert loaded[0].sid == mdl.sid
             for each in loaded:
                 each.close()
-            if number == 0:
-                before = read_descriptors().keys()
+            before = before or read_descriptors().keys()
         assert read_descriptors().keys() == before
 
 

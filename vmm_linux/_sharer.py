@@ -197,15 +197,18 @@ class Sharer:
             thread = threading.Thread(
                 target=self._serve, args=(sock, kept), name="vmm_linux sharer", daemon=True
             )
-            self.sock, self.kept, self.thread = sock, kept, thread
-            thread.start()
-        except BaseException as problem:
-            self.sock = self.kept = self.thread = None
+            self.sock, self.kept = sock, kept
+            try:
+                thread.start()
+                self.thread = thread
+            except RuntimeError as problem:
+                if not is_ending():  # else the end itself answers, and does nothing else any more
+                    raise OutOfMemory(
+                        "pickle", f"no thread can be started to hand the descriptor out: {problem}"
+                    ) from None
+        except BaseException:
+            self.sock = self.kept = None
             sock.close()
-            if isinstance(problem, RuntimeError):
-                raise OutOfMemory(
-                    "pickle", f"no thread can be started to hand the descriptor out: {problem}"
-                ) from None
             raise
         return sock
 
@@ -213,14 +216,18 @@ class Sharer:
         """Answer until the socket is shut down, or closed by somebody else."""
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while self.kept is kept and kept.is_there():
-            with contextlib.suppress(OSError):
-                request, control, _, address = sock.recvmsg(2 * HALF, PASS_CREDENTIALS)
-                if not address:
-                    continue  # nobody whom an answer could reach
-                if same_user(control):
-                    self._answer(sock, request, address)
-                else:
-                    sock.sendto(b"", socket.MSG_DONTWAIT, address)
+            self._serve_one(sock)
+
+    def _serve_one(self, sock: socket.socket) -> None:
+        """Answer to who comes next."""
+        with contextlib.suppress(OSError):
+            request, control, _, address = sock.recvmsg(2 * HALF, PASS_CREDENTIALS)
+            if not address:  # nobody whom an answer could reach
+                return
+            if same_user(control):
+                self._answer(sock, request, address)
+            else:
+                sock.sendto(b"", socket.MSG_DONTWAIT, address)
 
     def _answer(self, sock: socket.socket, request: bytes, address: str | bytes) -> None:
         """Give a descriptor to who has its ticket, or say that there is none."""
@@ -249,8 +256,7 @@ class Sharer:
         if self.finalizer is not None:
             return
         util: Any = _imports.loaded("multiprocessing.util")
-        # At its end multiprocessing takes nothing in any more.
-        if util is None or util.is_exiting():
+        if util is None or is_ending():
             return
         # A child of multiprocessing's forgets what is to be done at the end, and then asks anew.
         util.register_after_fork(self, Sharer._prepare_again)
@@ -264,9 +270,8 @@ class Sharer:
     def finish(self) -> None:
         """Wait until all was fetched, but not for ever; then stop, and say what was lost."""
         try:
-            with self.changed:
-                if self.kept is not None and self.kept.is_there():
-                    self.changed.wait_for(lambda: not self.waiting, AT_EXIT)
+            if self.kept is not None and self.kept.is_there():
+                self._wait(AT_EXIT)
         finally:
             left = self.stop()
         if left and sys.stderr is not None:
@@ -274,6 +279,17 @@ class Sharer:
                 f"vmm_linux: process {os.getpid()} ends and closes {left} descriptors of buffers "
                 f"or events, which it sent and nobody fetched within {AT_EXIT:g} seconds\n"
             )
+
+    def _wait(self, seconds: float) -> None:
+        """Wait until all was fetched, for so long at most."""
+        if self.thread is not None:
+            with self.changed:
+                self.changed.wait_for(lambda: not self.waiting, seconds)
+            return
+        deadline = time.monotonic() + seconds
+        while self.sock is not None and self.waiting and time.monotonic() < deadline:
+            self.sock.settimeout(max(0.001, deadline - time.monotonic()))
+            self._serve_one(self.sock)
 
     def stop(self) -> int:
         """Close all that waits, and end the thread. Returns how many were not fetched."""
@@ -301,6 +317,12 @@ class Sharer:
         if self.sock is not None and self.kept is not None:
             let_go(self.sock, self.kept)
         self.sock = self.kept = self.thread = None
+
+
+def is_ending() -> bool:
+    """Whether multiprocessing has begun to end this process, and takes nothing in any more."""
+    util: Any = _imports.loaded("multiprocessing.util")
+    return util is not None and bool(util.is_exiting())
 
 
 def let_go(sock: socket.socket, kept: Kept) -> None:

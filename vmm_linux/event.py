@@ -73,6 +73,8 @@ class Event:
 
     It goes to other processes over Unix sockets (``send``, ``recv``) and through multiprocessing
     (arguments of a ``Process``, ``Queue``, ``Pipe``, ``Pool``). All that have it share one state.
+    ``Queue.put`` pickles later, in a thread: what was closed before that arrives as an error that
+    ``get`` raises.
     It is always close-on-exec. ``select``, ``selectors`` and event loops take it: it is readable
     while it is set.
 

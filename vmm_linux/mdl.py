@@ -34,7 +34,8 @@ class Mdl:
 
     It goes to other processes as it is, by ``multiprocessing``: as an argument of a ``Process``,
     through a ``Queue``, a ``Pipe``, a pool. The other side gets an ``Mdl`` with the same rights.
-    The memory is not copied and has no name that could be left behind.
+    The memory is not copied and has no name that could be left behind. ``Queue.put`` pickles later,
+    in a thread: what was closed before that arrives as an error that ``get`` raises.
 
     The errors are those of the ``VMM``'s method named with each; on a closed ``Mdl`` they are
     RESOURCE_NOT_FOUND.
