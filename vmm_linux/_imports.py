@@ -8,6 +8,7 @@ with itself (NumPy, the policy and the audit of an environment that was changed 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from threading import get_ident
@@ -18,10 +19,12 @@ from vmm_linux.errors import InvalidOperation
 if TYPE_CHECKING:
     from types import ModuleType
 
-# What Python itself imports to print a warning, in the moment when it prints one.
+# What Python itself imports to print a warning, in the moment when it prints one. Where it cannot
+# be read, Python prints without.
 if sys.warnoptions:
-    import linecache  # noqa: F401
-    import tracemalloc  # noqa: F401
+    with contextlib.suppress(ImportError):
+        import linecache  # noqa: F401
+        import tracemalloc  # noqa: F401
 
 __all__ = ["loaded", "needed"]
 

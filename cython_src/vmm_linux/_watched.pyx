@@ -277,4 +277,6 @@ cdef object audit_of_environment(RuleTable policy):
     path = os.environ.get(AUDIT_VARIABLE)
     if not path:
         return None
-    return _imports.needed("VMM", AUDIT_MODULE).Audit(path, failure=(None if policy is None else policy.audit_failure) or "deny")
+    audit = _imports.needed("VMM", AUDIT_MODULE)
+    return audit.Audit(
+        path, failure=(None if policy is None else policy.audit_failure) or "deny")
