@@ -106,6 +106,14 @@ def relay(queue: Any, answers: Any) -> None:  # noqa: ANN401
         answers.put((mdl.sid, first_byte(mdl), descriptors()))
 
 
+def make_one_and_die(answers: Any) -> None:  # noqa: ANN401
+    """Send a buffer, and end as who was killed does."""
+    answers.put(Mdl.from_bytes(b"made by a worker"))
+    answers.close()
+    answers.join_thread()
+    os._exit(0)
+
+
 def make_one(answers: Any, go_on: Any) -> None:  # noqa: ANN401
     """Make a buffer here, and send it while this process lives."""
     answers.put(Mdl.from_bytes(b"made by a worker"))
@@ -294,12 +302,10 @@ def close_all(mdls: list[Mdl]) -> None:
 
 
 def end_early(method: str) -> None:
-    """Put a buffer into a queue, and let its sender end before anybody fetches it."""
+    """Put a buffer into a queue, and let its sender die before anybody fetches it."""
     context = contexts(method)
     answers = context.Queue()
-    go_on = context.Event()
-    go_on.set()
-    maker = context.Process(target=make_one, args=(answers, go_on))
+    maker = context.Process(target=make_one_and_die, args=(answers,))
     maker.start()
     maker.join()
     before = descriptors()

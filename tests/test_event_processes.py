@@ -15,7 +15,7 @@ import kernel_oracle as kernel
 from children import run_child
 from forked import in_child
 from kernel_oracle import TESTS_IMPORTABLE
-from vmm_linux import Event, VmmError
+from vmm_linux import Event, VmmError, _sharer
 from vmm_linux import event as module
 from vmm_linux.errors import InvalidArgument, InvalidOperation, ResourceNotFound
 
@@ -94,7 +94,6 @@ def set_those_that_come(channel: Queue[Event | None] | Connection) -> None:
 def use_multiprocessing(method: str) -> None:
     """Every way through multiprocessing."""
     import multiprocessing
-    import multiprocessing.resource_sharer
 
     context = multiprocessing.get_context(method)
     event, back = Event(), OtherEvent()
@@ -128,7 +127,7 @@ def use_multiprocessing(method: str) -> None:
     with pytest.raises(InvalidOperation, match="closed"):
         multiprocessing.reduction.ForkingPickler.dumps(event)
     back.close()
-    multiprocessing.resource_sharer.stop(timeout=PATIENCE)
+    _sharer.stop()
     left = {target for target in kernel.descriptors().values() if "eventfd" in target}
     assert left == set()
     print("done")
@@ -146,12 +145,12 @@ def test_it_goes_through_multiprocessing(method: str) -> None:
 
 def load_what_is_gone() -> None:
     """A pickle of multiprocessing's whose descriptor is not there any more."""
-    import multiprocessing.resource_sharer
+    import multiprocessing.reduction
 
     with Event() as event:
         data = bytes(multiprocessing.reduction.ForkingPickler.dumps(event))
     pickle.loads(data).close()  # noqa: S301  one of ours
-    multiprocessing.resource_sharer.stop(timeout=PATIENCE)
+    _sharer.stop()
     before = kernel.descriptors()
     try:
         pickle.loads(data)  # noqa: S301  one of ours
@@ -177,7 +176,10 @@ def events_before_multiprocessing() -> None:
     event = Event()
     from multiprocessing.reduction import ForkingPickler
 
+    from vmm_linux import _sharer
+
     assert ForkingPickler.dumps(event)
+    assert _sharer.stop() == 1
 
 
 def test_it_does_not_matter_when_multiprocessing_is_loaded() -> None:

@@ -23,6 +23,7 @@ PACKAGE = "vmm_linux"
 LAYERS = {
     # 0: vocabulary
     "_containers": 0.0,
+    "_imports": 0.1,
     "_vocabulary": 0.0,
     "errors": 0.0,
     "flags": 0.0,
@@ -88,6 +89,7 @@ LAYERS = {
     "_exporter": 7.0,
     "_own_vmm": 7.0,
     "_span": 7.0,
+    "_sharer": 7.0,
     "_pickling": 7.1,
     "region": 7.1,
     "_arrays": 7.2,

@@ -357,7 +357,7 @@ def make_them_where_no_module_can_be_loaded() -> None:
     import sys
     from pathlib import Path
 
-    from vmm_linux import VMM, Event
+    from vmm_linux import VMM, Event, _sharer
 
     used = sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -373,6 +373,7 @@ def make_them_where_no_module_can_be_loaded() -> None:
             from multiprocessing.reduction import ForkingPickler
 
             print(len(ForkingPickler.dumps((mdl, event))) > 0)
+            _sharer.stop()
 
 
 def test_where_multiprocessing_cannot_be_loaded_buffers_and_events_do_all_else() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmm_linux import _syscalls
+from vmm_linux import _imports, _syscalls
 from vmm_linux._arguments import index
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
@@ -66,12 +66,11 @@ def array(
 def loaded() -> ModuleType:
     """NumPy, if it is installed."""
     try:
-        import numpy  # noqa: ICN001, PLC0415  an extra, and slow to import
+        return _imports.needed("array", "numpy")
     except ImportError as problem:
         raise Unimplemented(
             "array", "NumPy is not installed: pip install 'vmm-linux[numpy]'"
         ) from problem
-    return numpy
 
 
 def checked_dtype(numpy: ModuleType, dtype: object) -> np.dtype[Any]:

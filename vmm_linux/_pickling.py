@@ -1,24 +1,29 @@
 """Handles on their way through ``multiprocessing``.
 
 What is pickled is one descriptor, whatever the handle has: of a socket in which the handle's
-message lies, as ``send_handle`` put it there. ``multiprocessing`` carries descriptors from process
-to process in its own ways; the receiver's checks are those of ``recv_handle``.
+message lies, as ``send_handle`` put it there. A process that is being started inherits it, one that
+runs fetches it (``_sharer``). The receiver's checks are those of ``recv_handle``.
+
+Nothing here imports ``multiprocessing``: whoever pickles with it has loaded it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import functools
 import os
 import socket
 import stat
+import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from vmm_linux import _sharer, _syscalls
+from vmm_linux._open_file import duplicate
 from vmm_linux._own_vmm import own_vmm
+from vmm_linux._sharer import GONE, NO_DESCRIPTOR_LEFT
 from vmm_linux.errors import (
     RETCODES,
+    OutOfMemory,
     QuotaExceeded,
     ResourceNotFound,
     Retcode,
@@ -29,49 +34,126 @@ from vmm_linux.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from vmm_linux._vmm import VMM
     from vmm_linux.handles import Handle
 
-__all__ = ["GONE", "REFUSAL", "Sent", "arrived", "carry", "enable", "pack", "unpack"]
+__all__ = [
+    "REFUSAL",
+    "Sent",
+    "arrived",
+    "carry",
+    "enable",
+    "gone",
+    "is_multiprocessing",
+    "pack",
+    "reduced",
+    "unpack",
+]
 
-NO_DESCRIPTOR_LEFT = "no descriptor is left; raise RLIMIT_NOFILE (ulimit -n) or close some"
-GONE = (
-    "the descriptor of this pickle is gone: each is loaded once, by the process that it was sent "
-    "to, while its sender still runs"
-)
+REDUCTION = "multiprocessing.reduction"
+ENABLED: set[type] = set()
+"""Classes that ``multiprocessing``'s pickler was told of."""
 REFUSAL = refuse_copies(
     "they go to other processes through multiprocessing alone (Process, Queue, Pipe, pools), "
     "which can carry descriptors; elsewhere use send_handle, or fileno"
 )
 """The ``__reduce__`` of an ``Mdl``, for every other pickler."""
-PARKED: set[weakref.finalize[[int], Any]] = set()
+PARKED: set[weakref.finalize[[], Any]] = set()
 """Ends of sockets that processes which are being started are to inherit."""
 
 
 class Sent(Protocol):
-    """What ``multiprocessing`` makes of a descriptor that it is to carry."""
+    """A descriptor on its way."""
 
     def detach(self) -> int:
         """The descriptor, in the process where it arrived."""
 
 
+class Closable(Protocol):
+    """What is pickled."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether somebody closed it."""
+
+
+# ---- whose pickler it is ------------------------------------------------------------------------
+
+
 def enable(kind: type, reduce: Callable[[Any], object]) -> None:
-    """Let ``multiprocessing``, and no other pickler, pickle objects of this class.
+    """Tell ``multiprocessing``'s pickler of a class, if it is loaded by now.
 
-    Where it cannot be loaded, as no descriptor is left or a sandbox hides the standard library,
-    the objects do all else, and the next one tries again.
+    If it is loaded later, ``__reduce_ex__`` knows it by its frame.
     """
-    with contextlib.suppress(ImportError, OSError):
-        register(kind, reduce)
+    _sharer.prepare()
+    if kind not in ENABLED:
+        pickler: Any = getattr(sys.modules.get(REDUCTION), "ForkingPickler", None)
+        if pickler is not None:
+            pickler.register(kind, reduce)
+            ENABLED.add(kind)
 
 
-@functools.cache
-def register(kind: type, reduce: Callable[[Any], object]) -> None:
-    """Tell ``multiprocessing``'s pickler, once."""
-    from multiprocessing.reduction import ForkingPickler  # noqa: PLC0415  takes milliseconds
+def is_multiprocessing(frame: FrameType) -> bool:
+    """Whether a frame that called ``__reduce_ex__`` is ``multiprocessing``'s.
 
-    ForkingPickler.register(kind, reduce)  # type: ignore[arg-type]
+    Picklers have no frame: it is that of whoever called the pickler.
+    """
+    reduction = sys.modules.get(REDUCTION)
+    return reduction is not None and frame.f_globals is vars(reduction)
+
+
+# ---- sending ------------------------------------------------------------------------------------
+
+
+def reduced(thing: Closable, reduce: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+    """What a pickle has of something; an error, where nobody but the receiver would hear of it.
+
+    ``Queue.put`` leaves the pickling to a thread of the queue's. What is raised there is printed,
+    the item is lost, and its receiver would wait for ever.
+    """
+    try:
+        return reduce()
+    except (VmmError, MemoryError) as problem:
+        if not feeds_a_queue(sys._getframe()):  # noqa: SLF001  there is no other way to know
+            raise
+        return fail, (as_told(thing, problem),)
+
+
+def feeds_a_queue(frame: FrameType | None) -> bool:
+    """Whether this happens in the thread of a ``multiprocessing.Queue`` that prints its errors.
+
+    A class that does otherwise with them, as the one of ``concurrent.futures`` which hands them to
+    a future, gets them as exceptions.
+    """
+    queue: Any = getattr(sys.modules.get("multiprocessing.queues"), "Queue", None)
+    feed = getattr(getattr(queue, "_feed", None), "__code__", None)
+    while frame is not None:
+        if frame.f_code is feed:
+            return frame.f_locals.get("onerror") is queue._on_queue_feeder_error  # noqa: SLF001
+        frame = frame.f_back
+    return False
+
+
+def as_told(thing: Closable, problem: VmmError | MemoryError) -> VmmError:
+    """An error in words for the receiver, who did not see what was done to the thing."""
+    kind = type(thing).__name__
+    if thing.closed:
+        return ResourceNotFound(
+            "pickle",
+            f"the {kind} was closed before its sender's queue could pickle it: put() returns "
+            f"first, and a thread of the queue pickles then; close the {kind} when the receiver "
+            "said that it has it, or leave that to the garbage collector",
+        )
+    if not isinstance(problem, VmmError):
+        return OutOfMemory("pickle", f"in the sender's queue: {problem!r}")
+    return error(problem.rc, "pickle", f"in the sender's queue: {problem.message}", problem.errno)
+
+
+def fail(problem: VmmError) -> NoReturn:
+    """Raise, where a pickle is loaded, what was raised where it was made."""
+    raise problem
 
 
 def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:
@@ -83,7 +165,7 @@ def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:
     Errors:
         NO_CAPABILITY: the handle lacks TRANSFER.
         RESOURCE_NOT_FOUND, HANDLE_REVOKED: it was closed, was revoked.
-        QUOTA_EXCEEDED: RLIMIT_NOFILE.
+        QUOTA_EXCEEDED: RLIMIT_NOFILE; too many descriptors wait to be fetched.
     """
     try:
         ours, theirs = socket.socketpair()
@@ -93,38 +175,53 @@ def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:
     except VmmError as problem:
         raise error(problem.rc, "pickle", problem.message, problem.errno) from None
     except OSError as problem:
-        rc = RETCODES.get(problem.errno or 0, Retcode.FAIL)
-        why = NO_DESCRIPTOR_LEFT if is_shortage(problem) else str(problem)
-        raise error(rc, "pickle", why, problem.errno) from problem
+        raise refused("pickle", problem) from problem
 
 
-def is_shortage(problem: BaseException) -> bool:
-    """Whether descriptors ran out."""
-    return isinstance(problem, OSError) and problem.errno in {errno.EMFILE, errno.ENFILE}
+def refused(method: str, problem: OSError) -> VmmError:
+    """The exception for what the kernel refused."""
+    code = problem.errno or 0
+    if code in {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS}:
+        return QuotaExceeded(method, NO_DESCRIPTOR_LEFT, code)
+    return error(RETCODES.get(code, Retcode.FAIL), method, str(problem), code)
 
 
 def carry(descriptor: int) -> Sent:
-    """Have ``multiprocessing`` carry a descriptor, which the caller may close then."""
-    from multiprocessing import context, reduction  # noqa: PLC0415  takes milliseconds
+    """Send a descriptor with a pickle. The caller may close it then.
 
-    popen: Any = context.get_spawning_popen()
-    if popen is None:
-        # To a process that runs: a thread of multiprocessing's waits until it comes for it.
-        sent: Sent = reduction.DupFd(descriptor)
-        return sent
-    # To a process that is being started, which inherits it from here: it must stay open until
-    # then, and nobody tells when that was.
+    Errors:
+        QUOTA_EXCEEDED: RLIMIT_NOFILE; too many descriptors wait to be fetched.
+        OUT_OF_MEMORY: no thread can be started that hands it out.
+    """
+    context: Any = sys.modules.get("multiprocessing.context")
+    popen: Any = None if context is None else context.get_spawning_popen()
+    try:
+        return _sharer.share(descriptor) if popen is None else inherited(descriptor, popen)
+    except VmmError:
+        raise
+    except OSError as problem:
+        raise refused("pickle", problem) from problem
+
+
+def inherited(descriptor: int, popen: Any) -> Sent:  # noqa: ANN401  of several classes
+    """Have a process that is being started inherit a descriptor from here.
+
+    It must stay open until then, and nobody tells when that was.
+    """
     for parked in list(PARKED):
         starting = parked.peek()
         if starting is None or hasattr(starting[0], "pid"):
             parked()
             PARKED.discard(parked)
-    fd = os.dup(descriptor)
-    parked = weakref.finalize(popen, os.close, fd)
+    own = duplicate(descriptor)
+    parked = weakref.finalize(popen, own.close)
     parked.atexit = False
     PARKED.add(parked)
-    inherited: Sent = reduction.DupFd(fd)
-    return inherited
+    sent: Sent = popen.DupFd(popen.duplicate_for_child(own.number))
+    return sent
+
+
+# ---- receiving ----------------------------------------------------------------------------------
 
 
 def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
@@ -137,29 +234,38 @@ def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
     """
     fd = arrived(sent)
     if not is_socket(fd, inode):
-        # A number that names something else by now, which is not this function's to close.
-        raise ResourceNotFound("unpickle", GONE)
-    os.set_inheritable(fd, False)
-    with socket.socket(fileno=fd) as sock:
+        raise gone()
+    try:
+        os.set_inheritable(fd, False)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
+    except BaseException:
+        _syscalls.close(fd)
+        raise
+    with sock:
         vmm = own_vmm()
         try:
             return vmm, vmm.recv_handle(sock)
         except EOFError:
-            raise ResourceNotFound("unpickle", GONE) from None
+            raise gone() from None
         except VmmError as problem:
             raise error(problem.rc, "unpickle", problem.message, problem.errno) from None
 
 
 def arrived(sent: Sent) -> int:
-    """The descriptor that ``multiprocessing`` carried here."""
-    from multiprocessing import ProcessError  # noqa: PLC0415  takes milliseconds
-
+    """The number of the descriptor that came. It may name something else by now."""
     try:
         return sent.detach()
-    except (OSError, EOFError, RuntimeError, LookupError, TypeError, ProcessError) as problem:
-        if is_shortage(problem):
+    except VmmError:
+        raise
+    except (OSError, EOFError, RuntimeError, LookupError, TypeError) as problem:
+        if isinstance(problem, OSError) and problem.errno in {errno.EMFILE, errno.ENFILE}:
             raise QuotaExceeded("unpickle", NO_DESCRIPTOR_LEFT) from problem
         raise ResourceNotFound("unpickle", f"{GONE} ({problem!r})") from problem
+
+
+def gone() -> VmmError:
+    """The exception for a number that names something else: it is not this package's to close."""
+    return ResourceNotFound("unpickle", GONE)
 
 
 def is_socket(fd: int, inode: int) -> bool:

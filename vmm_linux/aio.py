@@ -1,19 +1,23 @@
 """Waiting in asyncio: for a socket that handles go through, for an event.
 
-Only ``VMM``'s and ``Event``'s own methods import this module, when they are called, and so asyncio.
+asyncio is not imported here: where a loop of it runs, it is loaded.
 """
 
-import asyncio
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
+from vmm_linux import _imports
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable
+
     from vmm_linux._vmm import VMM
     from vmm_linux.handles import Handle
 
@@ -23,7 +27,7 @@ Outcome = TypeVar("Outcome")
 
 
 async def send_handle(
-    vmm: "VMM", sock: socket.socket, handle: SupportsIndex, rights: SupportsIndex | None
+    vmm: VMM, sock: socket.socket, handle: SupportsIndex, rights: SupportsIndex | None
 ) -> None:
     """See ``VMM.send_handle_async``."""
     await repeat(
@@ -32,12 +36,12 @@ async def send_handle(
 
 
 async def recv_handle(
-    vmm: "VMM",
+    vmm: VMM,
     sock: socket.socket,
     require: SupportsIndex,
     max_size: SupportsIndex | None,
     peer_uid: SupportsIndex | None,
-) -> "Handle":
+) -> Handle:
     """See ``VMM.recv_handle_async``."""
     return await repeat(
         "recv_handle_async",
@@ -50,7 +54,7 @@ async def recv_handle(
 
 async def repeat(
     method: str,
-    vmm: "VMM",
+    vmm: VMM,
     sock: socket.socket,
     attempt: Callable[[], Outcome],
     ready: Callable[[str, int], Awaitable[None]],
@@ -81,32 +85,37 @@ def check_not_blocking(method: str, sock: object) -> None:
 async def readable(method: str, fd: int) -> None:
     """Wait until a descriptor can be read."""
     loop = running_loop(method)
-    await watch(method, fd, loop.add_reader, loop.remove_reader)
+    await watch(method, fd, loop.create_future(), loop.add_reader, loop.remove_reader)
 
 
 async def writable(method: str, fd: int) -> None:
     """Wait until a descriptor can be written."""
     loop = running_loop(method)
-    await watch(method, fd, loop.add_writer, loop.remove_writer)
+    await watch(method, fd, loop.create_future(), loop.add_writer, loop.remove_writer)
 
 
 def running_loop(method: str) -> asyncio.AbstractEventLoop:
     """The event loop that runs this task."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        raise InvalidOperation(method, "no event loop of asyncio is running here") from None
+    events: Any = _imports.loaded("asyncio.events")
+    running = None if events is None else events._get_running_loop()  # noqa: SLF001
+    loop: asyncio.AbstractEventLoop | None = running
+    if loop is None:
+        raise InvalidOperation(method, "no event loop of asyncio is running here")
+    return loop
 
 
 async def watch(
-    method: str, fd: int, add: Callable[..., object], remove: Callable[[int], object]
+    method: str,
+    fd: int,
+    woken: asyncio.Future[None],
+    add: Callable[..., object],
+    remove: Callable[[int], object],
 ) -> None:
     """Wait until the event loop finds a descriptor ready.
 
     The loop is given a duplicate. It knows one reader and one writer a descriptor, and a second
     one takes the place of the first, which then waits for ever: another task's, or the user's own.
     """
-    woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     watched = duplicate(method, fd)
     try:
         try:
@@ -123,7 +132,7 @@ async def watch(
         os.close(watched)
 
 
-def wake(woken: "asyncio.Future[None]") -> None:
+def wake(woken: asyncio.Future[None]) -> None:
     """Let the task go on that waits for this."""
     if not woken.done():
         woken.set_result(None)

@@ -9,6 +9,8 @@ user, group). With
 one with ``"event":"begin"`` comes before the call is carried out.
 """
 
+import logging  # noqa: F401  an Audit needs it, and its making is no time for imports
+
 from vmm_linux._audit import Audit, Record
 
 __all__ = ["Audit", "Record"]

@@ -25,9 +25,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self, SupportsFloat, SupportsIndex
+from typing import Any, Final, Self, SupportsFloat, SupportsIndex
 
-from vmm_linux import _pickling, _syscalls, _transfer
+from vmm_linux import _pickling, _syscalls, _transfer, aio
 from vmm_linux._arguments import index
 from vmm_linux.errors import (
     RETCODES,
@@ -35,7 +35,6 @@ from vmm_linux.errors import (
     InvalidArgument,
     InvalidOperation,
     QuotaExceeded,
-    ResourceNotFound,
     Retcode,
     VmmError,
     error,
@@ -83,6 +82,8 @@ class Event:
 
     It goes to other processes over Unix sockets (``send``, ``recv``) and through multiprocessing
     (arguments of a ``Process``, ``Queue``, ``Pipe``, ``Pool``). All that have it share one state.
+    ``Queue.put`` pickles later, in a thread: what was closed before that arrives as an error that
+    ``get`` raises.
     It is always close-on-exec. ``select``, ``selectors`` and event loops take it: it is readable
     while it is set.
 
@@ -281,8 +282,6 @@ class Event:
 
         Source: ``loop.add_reader``.
         """
-        from vmm_linux import aio  # noqa: PLC0415  asyncio is loaded where it is used
-
         descriptor = self._open("wait_async")
         if not ready("Event.wait_async", descriptor.number, select.POLLIN, 0):
             await aio.readable("Event.wait_async", descriptor.number)
@@ -342,6 +341,12 @@ class Event:
         except VmmError:
             state = "lost"
         return f"<Event fd={descriptor.number} {state}>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:  # noqa: ANN401
+        """Only multiprocessing's own pickler has a way for descriptors."""
+        if _pickling.is_multiprocessing(sys._getframe(1)):  # noqa: SLF001
+            return reduce(self)
+        return self.__reduce__()
 
 
 def ready(method: str, fd: int, asked: int, milliseconds: float) -> bool:
@@ -415,9 +420,9 @@ def bad(method: str, why: str) -> VmmError:
 
 def check_eventfd(method: str, fd: int) -> None:
     """Whether a descriptor is an eventfd that counts as events do, by the kernel's word."""
+    if not is_eventfd(fd):
+        raise InvalidArgument(method, f"descriptor {fd} is no eventfd")
     try:
-        if str(Path(f"/proc/self/fd/{fd}").readlink()) != EVENTFD:
-            raise InvalidArgument(method, f"descriptor {fd} is no eventfd")
         # Kernels before 6.7 do not tell of semaphores; clear() takes 1 from those, not all.
         if "eventfd-semaphore: 1" in Path(f"/proc/self/fdinfo/{fd}").read_text():
             raise InvalidArgument(method, f"descriptor {fd} is an eventfd with EFD_SEMAPHORE")
@@ -425,6 +430,14 @@ def check_eventfd(method: str, fd: int) -> None:
         raise InvalidArgument(method, f"descriptor {fd} is not open") from None
     except OSError as problem:
         raise refused(method, problem) from None
+
+
+def is_eventfd(fd: int) -> bool:
+    """Whether a descriptor is open, and an eventfd, by the kernel's word."""
+    try:
+        return str(Path(f"/proc/self/fd/{fd}").readlink()) == EVENTFD
+    except FileNotFoundError:
+        return False
 
 
 def refused(method: str, problem: OSError) -> VmmError:
@@ -435,20 +448,19 @@ def refused(method: str, problem: OSError) -> VmmError:
     return error(rc, method, f"{problem.strerror}{advice}", code)
 
 
-def reduce(
-    event: Event,
-) -> tuple[Callable[[type[Event], _pickling.Sent], Event], tuple[type[Event], _pickling.Sent]]:
+def reduce(event: Event) -> tuple[Any, ...]:
     """What multiprocessing sends of an event."""
-    descriptor = event._open("__reduce__")  # noqa: SLF001
-    return restore, (type(event), _pickling.carry(descriptor.number))
+
+    def send() -> tuple[Any, ...]:
+        descriptor = event._open("__reduce__")  # noqa: SLF001
+        return restore, (type(event), _pickling.carry(descriptor.number))
+
+    return _pickling.reduced(event, send)
 
 
 def restore(kind: type[Event], sent: _pickling.Sent) -> Event:
     """The event that multiprocessing brought."""
     number = _pickling.arrived(sent)
-    try:
-        check_eventfd("unpickle", number)
-    except InvalidArgument:
-        # A number that names something else by now, which is not this function's to close.
-        raise ResourceNotFound("unpickle", _pickling.GONE) from None
+    if not is_eventfd(number):
+        raise _pickling.gone()
     return kind._of(Descriptor(number))  # noqa: SLF001

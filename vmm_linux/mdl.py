@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
 from vmm_linux import _arrays, _pickling, _span
@@ -33,7 +34,8 @@ class Mdl:
 
     It goes to other processes as it is, by ``multiprocessing``: as an argument of a ``Process``,
     through a ``Queue``, a ``Pipe``, a pool. The other side gets an ``Mdl`` with the same rights.
-    The memory is not copied and has no name that could be left behind.
+    The memory is not copied and has no name that could be left behind. ``Queue.put`` pickles later,
+    in a thread: what was closed before that arrives as an error that ``get`` raises.
 
     The errors are those of the ``VMM``'s method named with each; on a closed ``Mdl`` they are
     RESOURCE_NOT_FOUND.
@@ -290,6 +292,11 @@ class Mdl:
         except Exception:  # noqa: BLE001, S110
             pass
 
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:  # noqa: ANN401
+        if _pickling.is_multiprocessing(sys._getframe(1)):  # noqa: SLF001
+            return _reduce(self)
+        return self.__reduce__()
+
 
 def given_or_own(method: str, vmm: VMM | None) -> VMM:
     """The VMM that a caller gave, or the package's own."""
@@ -300,11 +307,16 @@ def given_or_own(method: str, vmm: VMM | None) -> VMM:
     return vmm
 
 
-def _reduce(mdl: Mdl) -> tuple[Any, tuple[_pickling.Sent, int]]:
+def _reduce(mdl: Mdl) -> tuple[Any, ...]:
     """An Mdl on its way through ``multiprocessing``."""
-    return _received, _pickling.pack(mdl.vmm, mdl.handle)
+    return _pickling.reduced(mdl, lambda: (_received, _pickling.pack(mdl.vmm, mdl.handle)))
 
 
 def _received(sent: _pickling.Sent, inode: int) -> Mdl:
     """The Mdl that came."""
-    return Mdl(*_pickling.unpack(sent, inode))
+    vmm, handle = _pickling.unpack(sent, inode)
+    try:
+        return Mdl(vmm, handle)
+    except BaseException:
+        vmm.handle_close(handle)
+        raise

@@ -15,9 +15,11 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+from vmm_linux import _toml_lines
 from vmm_linux._calls import METHODS, Kind, Question
 from vmm_linux._rules import RuleTable, first_hidden
 from vmm_linux.errors import InvalidArgument
@@ -309,8 +311,6 @@ class Policy(RuleTable):
                 reason are said.
             OSError: it cannot be read.
         """
-        from vmm_linux import _toml_lines  # noqa: PLC0415  tomllib is loaded where it is used
-
         file = os.fsdecode(path)
         data = contents_of(file)
         try:
@@ -363,11 +363,13 @@ def contents_of(path: str) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except ValueError as problem:
         raise PolicyError(f"no path: {problem}", path) from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise PolicyError("no ordinary file", path)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(LONGEST_FILE + 1)
+    finally:
         os.close(fd)
-        raise PolicyError("no ordinary file", path)
-    with open(fd, "rb") as file:  # noqa: PTH123  a descriptor is no path
-        data = file.read(LONGEST_FILE + 1)
     if len(data) > LONGEST_FILE:
         raise PolicyError(f"longer than {LONGEST_FILE} bytes", path)
     return data
@@ -574,8 +576,6 @@ def check_reachable(
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The nearest known name, if one is near."""
-    from difflib import get_close_matches  # noqa: PLC0415  for mistakes alone
-
     names = list(known)
     folded = {each.casefold(): each for each in names}
     close = get_close_matches(name.casefold(), folded, 1)

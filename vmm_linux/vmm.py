@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_linux import _own_vmm, _vmm
+from vmm_linux import _own_vmm, _vmm, aio
 from vmm_linux._arguments import index
 from vmm_linux.flags import VmmFlags
 from vmm_linux.mdl import Mdl
@@ -116,8 +116,6 @@ class VMM(_vmm.VMM):
 
         Source: ``VMM.send_handle``, ``loop.add_writer``.
         """
-        from vmm_linux import aio  # noqa: PLC0415  asyncio is loaded where it is used
-
         await aio.send_handle(self, sock, handle, rights)
 
     async def recv_handle_async(
@@ -151,8 +149,6 @@ class VMM(_vmm.VMM):
 
         Source: ``VMM.recv_handle``, ``loop.add_reader``.
         """
-        from vmm_linux import aio  # noqa: PLC0415  asyncio is loaded where it is used
-
         return await aio.recv_handle(self, sock, require, max_size, peer_uid)
 
 

@@ -25,6 +25,7 @@ import warnings
 from collections import deque
 from threading import get_ident
 
+from vmm_linux import _imports
 from vmm_linux.errors import (
     InvalidArgument,
     InvalidOperation,
@@ -269,7 +270,7 @@ cdef class Audit:
             raise InvalidArgument("Audit", f"failure is {failure!r}; 'deny' or 'continue'")
         if not isinstance(ring, int) or isinstance(ring, bool) or not 0 <= ring <= MOST_RECORDS:
             raise InvalidArgument("Audit", f"ring is {ring!r}, not 0 to {MOST_RECORDS} records")
-        import logging
+        logging = _imports.needed("Audit", "logging")
         if logger is None:
             logger = logging.getLogger("vmm_linux.audit")
             if not logger.handlers:     # so that nobody's standard error gets what nobody asked for

@@ -13,7 +13,7 @@ two are steps of the kernel's own, and the gap remains.
 """
 
 cimport cython
-from libc.errno cimport EBADF
+from libc.errno cimport EBADF, ENOMEM
 from libcpp.unordered_map cimport unordered_map
 
 from vmm_linux cimport _syscalls
@@ -147,6 +147,13 @@ cdef class Descriptor:
         Errors:
             OSError: it is not open.
         """
+        self.take(fd)
+
+    def __dealloc__(self):
+        self.close()
+
+    cdef int take(self, int fd) except -1:
+        """Take charge of a descriptor, or raise what its -errno says."""
         cdef FileStatus status
         cdef int result
         if self.file.fd >= 0:
@@ -157,19 +164,22 @@ cdef class Descriptor:
         if result == 0 and status.st_mode & S_IFMT == 0:
             self.is_anonymous = True
             result = mark(self.file.fd, MARK_ANONYMOUS)
+        if result == 0 and not insert_or_fail(owners, self.file.fd, <void *>self):
+            result = -ENOMEM
         if result < 0:
             open_file_close(&self.file)
             raise OSError(-result, os.strerror(-result))
-        if not insert_or_fail(owners, self.file.fd, <void *>self):
-            open_file_close(&self.file)
-            raise MemoryError
         owners[self.file.fd] = <void *>self     # there was one before, whose number was closed
+        return 0
 
-    def __dealloc__(self):
-        if self.file.fd >= 0 and self.is_ours():
+    cpdef void close(self) noexcept:
+        """Close it now, if it is still what it was. A second call does nothing."""
+        if self.is_open:
             _syscalls.close(self.file.fd)
+        self.file.fd = -1
 
-    cdef bint is_ours(self) noexcept:
+    @property
+    def is_open(self):
         """Whether the number still names the file."""
         return (
             open_file_number(&self.file) >= 0
@@ -183,6 +193,17 @@ cdef class Descriptor:
         Errors:
             OSError (EBADF): the program closed it, or put another file under its number.
         """
-        if not self.is_ours():
+        if not self.is_open:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self.file.fd
+
+
+def duplicate(int fd):
+    """A ``Descriptor`` of the same file as a descriptor of anybody's.
+
+    Errors:
+        OSError: it is not open, or no descriptor is left.
+    """
+    cdef Descriptor made = Descriptor.__new__(Descriptor)
+    made.take(_syscalls.fcntl(fd, F_DUPFD_CLOEXEC, 0))
+    return made

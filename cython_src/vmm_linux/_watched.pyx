@@ -31,7 +31,7 @@ from vmm_linux._rules cimport NOBODY, RuleTable
 import os
 from threading import get_ident
 
-from vmm_linux import _transfer
+from vmm_linux import _imports, _transfer
 from vmm_linux.errors import (
     InvalidArgument,
     InvalidOperation,
@@ -46,6 +46,13 @@ from vmm_linux.handles import Handle
 # without asking.
 POLICY_VARIABLE = "VMM_LINUX_POLICY"
 AUDIT_VARIABLE = "VMM_LINUX_AUDIT"
+POLICY_MODULE = "vmm_linux.policy"
+AUDIT_MODULE = "vmm_linux.audit"
+
+# Who is to have them gets them with the package: the making of a VMM is no time for imports.
+for variable, module in ((POLICY_VARIABLE, POLICY_MODULE), (AUDIT_VARIABLE, AUDIT_MODULE)):
+    if os.environ.get(variable):
+        __import__(module)
 
 
 # The policy must not be cleared while the VMM can still be called: without one, all is allowed.
@@ -272,8 +279,7 @@ cdef object policy_of_environment():
     path = os.environ.get(POLICY_VARIABLE)
     if not path:
         return None
-    from vmm_linux.policy import Policy
-    return Policy.from_toml(path)
+    return _imports.needed("VMM", POLICY_MODULE).Policy.from_toml(path)
 
 
 cdef object audit_of_environment(RuleTable policy):
@@ -281,4 +287,6 @@ cdef object audit_of_environment(RuleTable policy):
     path = os.environ.get(AUDIT_VARIABLE)
     if not path:
         return None
-    return Audit(path, failure=(None if policy is None else policy.audit_failure) or "deny")
+    audit = _imports.needed("VMM", AUDIT_MODULE)
+    return audit.Audit(
+        path, failure=(None if policy is None else policy.audit_failure) or "deny")
