@@ -26,6 +26,7 @@ LAYERS = {
     "_vocabulary": 0.0,
     "errors": 0.0,
     "flags": 0.0,
+    "_values": 0.05,
     "handles": 0.1,
     "limits": 0.1,
     "states": 0.0,

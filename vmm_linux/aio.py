@@ -11,6 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
+from vmm_linux._values import is_a
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ async def repeat(
 
 def check_not_blocking(method: str, sock: object) -> None:
     """Whether a socket is one for event loops. Whether it is one at all is seen elsewhere."""
-    if isinstance(sock, socket.socket) and sock.gettimeout() != 0:
+    if is_a(sock, socket.socket) and sock.gettimeout() != 0:
         raise InvalidArgument(
             method, "sock blocks, which would stop the event loop: sock.setblocking(False)"
         )

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final, NoReturn, Self, SupportsFloat, SupportsIndex
 
 from vmm_linux import _pickling, _syscalls, _transfer
-from vmm_linux._arguments import index
+from vmm_linux._values import describe, index, is_a
 from vmm_linux.errors import (
     RETCODES,
     Fail,
@@ -369,15 +369,18 @@ def clear_by_read(fd: int) -> int:
 
 def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
     """A timeout as a float that is 0 or more."""
-    if isinstance(timeout, bool) or not isinstance(timeout, SupportsFloat | SupportsIndex):
+    cause: Exception | None = None
+    try:
+        # Not float() alone, which reads text too.
+        is_number = hasattr(type(timeout), "__float__") or hasattr(type(timeout), "__index__")
+        number = float(timeout) if is_number and not is_a(timeout, bool) else None
+    except Exception as problem:  # noqa: BLE001  what turns it into a float may raise anything
+        number, cause = None, problem
+    if number is None:
         raise InvalidArgument(
             f"Event.{method}",
-            f"timeout is a {type(timeout).__name__}, not a number of seconds or None",
-        )
-    try:
-        number = float(timeout)
-    except Exception as problem:  # what turns it into a float may raise anything
-        raise InvalidArgument(f"Event.{method}", f"timeout: {problem}") from problem
+            f"timeout is {describe(timeout)}, not a number of seconds or None",
+        ) from cause
     if not number >= 0:
         raise InvalidArgument(f"Event.{method}", f"timeout is {number}; 0 or more is expected")
     return number

@@ -18,7 +18,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
@@ -37,6 +36,7 @@ from vmm_linux._inspect import (
 from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
 from vmm_linux._sharing import Channel, Holder, Kind, Mapper, Sharing, Unread
 from vmm_linux._smaps_record import NAMES
+from vmm_linux._values import describe, exact_text, index, is_a, quoted
 from vmm_linux.errors import (
     RETCODES,
     Fail,
@@ -158,9 +158,9 @@ class Snapshot(Sequence[Mapping]):
             va: the address.
 
         Errors:
-            INVALID_ARGUMENT: ``va`` is no integer.
+            INVALID_ARGUMENT: ``va`` is no integer of 64 bits.
         """
-        va = _number("Snapshot.at", "va", va)
+        va = index("Snapshot.at", "va", va)
         place = bisect_right(self, va, key=lambda mapping: mapping.start)
         mapping = self[place - 1] if place else None
         return mapping if mapping is not None and va < mapping.end else None
@@ -186,11 +186,12 @@ class Snapshot(Sequence[Mapping]):
         Errors:
             INVALID_ARGUMENT: no mapping has such a figure, and no kernel that this package knows.
         """
-        if not isinstance(figure, str):
+        name = exact_text(figure)
+        if name is None:
             raise InvalidArgument(
-                "Snapshot.total",
-                f"figure is of type {type(figure).__name__}; expected a name as 'rss'",
+                "Snapshot.total", f"figure is {describe(figure)}; expected a name as 'rss'"
             )
+        figure = name
         told = [whole.figures[figure] for whole in self.wholes() if figure in whole.figures]
         if not told and figure not in NAMES:
             raise InvalidArgument("Snapshot.total", self._no_figure(figure))
@@ -199,9 +200,9 @@ class Snapshot(Sequence[Mapping]):
     def _no_figure(self, figure: str) -> str:
         """What is wrong with the name of a figure, and which may have been meant."""
         names = sorted({*NAMES}.union(*(whole.figures for whole in self.wholes())))
-        near = get_close_matches(figure, names, 1)
+        near = get_close_matches(figure[:100], names, 1)
         meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
-        return f"figure is {figure!r}, of which no mapping tells; {meant}"
+        return f"figure is {quoted(figure)}, of which no mapping tells; {meant}"
 
 
 class Change(NamedTuple):
@@ -286,7 +287,7 @@ def at(va: SupportsIndex, pid: SupportsIndex | None = None) -> Mapping | None:
 
     Source: ioctl PROCMAP_QUERY (Linux 6.11) where the kernel has it, else proc_pid_maps(5).
     """
-    address = _number("at", "va", va)
+    address = index("at", "va", va)
     if not 0 <= address < user_space_end():
         raise InvalidArgument(
             "at", f"va is {address:#x}; expected an address below {user_space_end():#x}"
@@ -398,16 +399,17 @@ def diff(before: Iterable[Mapping], after: Iterable[Mapping]) -> Difference:
 
 
 def _by_address(name: str, mappings: Iterable[Mapping]) -> dict[int, Mapping]:
-    if not isinstance(mappings, Iterable):
+    try:
+        found = list(mappings)
+    except VmmError:
+        raise
+    except Exception as problem:
         raise InvalidArgument(
-            "diff", f"{name} is of type {type(mappings).__name__}; expected a Snapshot or mappings"
-        )
-    found = list(mappings)
+            "diff", f"{name} is {describe(mappings)}; expected a Snapshot or mappings"
+        ) from problem
     for each in found:
-        if not isinstance(each, Mapping):
-            raise InvalidArgument(
-                "diff", f"{name} has something of type {type(each).__name__}; expected mappings"
-            )
+        if not is_a(each, Mapping):
+            raise InvalidArgument("diff", f"{name} has {describe(each)}; expected mappings")
     return {mapping.start: mapping for mapping in found}
 
 
@@ -466,29 +468,18 @@ def _joined(start: int, end: int, runs: Iterable[PageRun]) -> list[PageRun]:
 # ---- arguments ----------------------------------------------------------------------------------
 
 
-def _number(method: str, name: str, value: SupportsIndex) -> int:
-    if isinstance(value, bool):
-        raise InvalidArgument(method, f"{name} is {value}; expected an integer, not a bool")
-    try:
-        return index(value)
-    except TypeError:
-        raise InvalidArgument(
-            method, f"{name} is of type {type(value).__name__}; expected an integer"
-        ) from None
-
-
 def _process(method: str, pid: SupportsIndex | None) -> int | None:
     """The process that ``/proc`` is to be asked about, None for this one."""
     if pid is None:
         return None
-    number = _number(method, "pid", pid)
+    number = index(method, "pid", pid)
     if not 0 < number <= LAST_PID:
         raise InvalidArgument(method, "pid is not positive and of 32 bits; expected a process id")
     return None if number == os.getpid() else number
 
 
 def _range(method: str, va: SupportsIndex, size: SupportsIndex) -> tuple[int, int]:
-    start, length, page = _number(method, "va", va), _number(method, "size", size), page_size()
+    start, length, page = index(method, "va", va), index(method, "size", size), page_size()
     if start % page or length % page:
         raise InvalidArgument(
             method, f"va {start:#x} or size {length:#x} is no multiple of the page size {page}"

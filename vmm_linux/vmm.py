@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_linux import _own_vmm, _vmm
-from vmm_linux._arguments import index
+from vmm_linux._values import index
 from vmm_linux.flags import VmmFlags
 from vmm_linux.mdl import Mdl
 from vmm_linux.region import Region

@@ -24,6 +24,7 @@ import warnings
 from collections import deque
 from threading import get_ident
 
+from vmm_linux._values import describe, exact_text, index, is_a
 from vmm_linux.errors import InvalidArgument, Retcode, SecurityDisallow
 
 cdef extern from "<unistd.h>" nogil:
@@ -35,6 +36,9 @@ RC_NAMES = [str(rc) for rc in Retcode]
 START = '{"v":1,'
 MODE = 0o600
 MOST_RECORDS = 1 << 24
+# Of one text in a line, which somebody chose: a rule's name, or what a callable says. With two of
+# these, and each character escaped, a line is one that ``audit trace`` reads.
+cdef Py_ssize_t MOST_CHARACTERS = 1 << 16
 
 # Numbers the calls of this process, whatever VMM and whatever audit they are of.
 cdef uint64_t next_call = 0
@@ -125,10 +129,12 @@ cdef str json_of(object value):
 
 
 cdef str quoted(str text):
-    """A string in JSON, in ASCII."""
+    """A string in JSON, in ASCII; a very long one is cut."""
     cdef list pieces
     cdef Py_UCS4 each
     cdef bint plain = True
+    if len(text) > MOST_CHARACTERS:
+        text = text[:MOST_CHARACTERS] + "..."
     for each in text:
         plain = plain and 0x20 <= each < 0x7F and each != u'"' and each != u'\\'
     if plain:
@@ -202,26 +208,27 @@ cdef class Audit:
     def __init__(self, file=None, logger=None, ring=1024, failure="deny"):
         if self.made:
             raise InvalidArgument("Audit", "an audit does not change; make another one")
-        if failure not in FAILURES:
-            raise InvalidArgument("Audit", f"failure is {failure!r}; 'deny' or 'continue'")
-        if not isinstance(ring, int) or isinstance(ring, bool) or not 0 <= ring <= MOST_RECORDS:
-            raise InvalidArgument("Audit", f"ring is {ring!r}, not 0 to {MOST_RECORDS} records")
+        if exact_text(failure) not in FAILURES:
+            raise InvalidArgument("Audit", f"failure is {describe(failure)}; 'deny' or 'continue'")
+        ring = index("Audit", "ring", ring)
+        if not 0 <= ring <= MOST_RECORDS:
+            raise InvalidArgument("Audit", f"ring is {ring}, not 0 to {MOST_RECORDS} records")
         import logging
         if logger is None:
             logger = logging.getLogger("vmm_linux.audit")
             if not logger.handlers:     # so that nobody's standard error gets what nobody asked for
                 logger.addHandler(logging.NullHandler())
-        if not isinstance(logger, logging.Logger):
-            raise InvalidArgument("Audit", f"logger is a {type(logger).__name__}, not a Logger")
-        self.failure = failure
+        if not is_a(logger, logging.Logger):
+            raise InvalidArgument("Audit", f"logger is {describe(logger)}, not a Logger")
+        self.failure = exact_text(failure)
         self.logger = logger
         self.ring = deque(maxlen=ring)
         if file is not None:
             try:
-                self.file = os.fsdecode(file)
-            except TypeError:
+                self.file = str.__str__(os.fsdecode(file))
+            except Exception as problem:
                 raise InvalidArgument(
-                    "Audit", f"file is a {type(file).__name__}, not a path") from None
+                    "Audit", f"file is {describe(file)}, not a path") from problem
             self._open()
         self.made = True
 

@@ -15,6 +15,7 @@ from vmm_linux._arguments cimport (
     number,
     pair,
     plain_limits,
+    switch,
     tristate,
 )
 from vmm_linux._handles cimport rights_of
@@ -188,7 +189,7 @@ cdef object one(str method, str name, int kind, object value, Facts *facts):
     if kind == LIMITS:
         return plain_limits(method, value)
     if kind == SWITCH:
-        return bool(value)
+        return switch(method, name, value)
     if kind == TRISTATE:
         return tristate(method, name, value)
     if kind == IGNORED:

@@ -62,6 +62,7 @@ import os
 import socket
 import struct
 
+from vmm_linux._values import describe, is_a
 from vmm_linux.errors import (
     RETCODES,
     Fail,
@@ -140,6 +141,7 @@ cdef object ROOM = socket.CMSG_LEN(PARCEL_DESCRIPTORS * sizeof(int)) + sum(
     [socket.CMSG_SPACE(size) for _, size in COMPANIONS])
 cdef object Socket = socket.socket
 cdef object family_of = socket.SocketType.family.__get__
+cdef dict FAMILIES = {int(family): family.name for family in socket.AddressFamily}
 
 # Makes the exception that says why a descriptor is refused.
 ctypedef object (*Refusal)(str why)
@@ -149,11 +151,13 @@ ctypedef object (*Refusal)(str why)
 
 cpdef int check_socket(str method, object sock) except -1:
     """Whether this is a socket that descriptors can go through."""
-    if not isinstance(sock, Socket):
-        raise InvalidArgument(method, f"sock is a {type(sock).__name__}, not a socket")
-    if family_of(sock) != AF_UNIX:
+    if not is_a(sock, Socket):
+        raise InvalidArgument(method, f"sock is {describe(sock)}, not a socket")
+    family = family_of(sock)
+    if family != AF_UNIX:
+        name = FAMILIES.get(family, family)
         raise InvalidArgument(
-            method, f"sock is of family {sock.family!r}; only AF_UNIX carries descriptors")
+            method, f"sock is of family {name}; only AF_UNIX carries descriptors")
     return 0
 
 

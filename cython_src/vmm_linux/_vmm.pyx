@@ -31,7 +31,6 @@ from vmm_linux._arguments cimport (
     check_pages,
     check_protection,
     check_some_access,
-    describe,
     handle_request,
     number,
     request_of,
@@ -66,6 +65,7 @@ from vmm_linux._vocabulary cimport (
     SEAL_PUBLISH,
 )
 
+from vmm_linux._values import describe
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import Rights, Seal
