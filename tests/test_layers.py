@@ -33,6 +33,7 @@ LAYERS = {
     # 1: the kernel; the ledger
     "_file_signals": 0.9,
     "_fork": 1.0,
+    "_identity": 1.0,
     "_memory_group": 1.0,
     "_ledger": 1.0,
     "_mutex": 1.0,

@@ -39,6 +39,7 @@ from vmm_linux._demo_run import (
     raw_write,
     signal_name,
 )
+from vmm_linux._identity import known_uid
 from vmm_linux._report import Step, human
 
 __all__ = ["GO_ON", "LEAVE", "READY", "USE", "Other", "unpacked"]
@@ -138,7 +139,7 @@ class Peer(Caller):
     def receive(self, name: str, require: Seal) -> dict[str, str]:
         """Begin a step with a handle received: how each new descriptor of memory is open."""
         before = memory_files()
-        demands = {"require": require, "max_size": RESERVATION, "peer_uid": os.geteuid()}
+        demands = {"require": require, "max_size": RESERVATION, "peer_uid": known_uid(os.geteuid())}
         self.handles[name] = self.call("recv_handle", sock=self.sock, **demands)
         self.step.arguments = demands
         found = {new: modes(new) for new in memory_files().keys() - before.keys()}

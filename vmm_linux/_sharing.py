@@ -72,14 +72,14 @@ class Holder:
     Attributes:
         pid: the process.
         name: its command, as it calls itself.
-        uid: its user.
+        uid: its user; None for a stranger to this user namespace, who may be anybody.
         access: ``"r"``, ``"w"``, ``"rw"``, or ``"path"`` for a name of the file and no more.
         descriptors: their numbers.
     """
 
     pid: int
     name: str
-    uid: int
+    uid: int | None
     access: str
     descriptors: tuple[int, ...]
 
@@ -91,7 +91,7 @@ class Mapper:
     Attributes:
         pid: the process.
         name: its command, as it calls itself.
-        uid: its user.
+        uid: its user; None for a stranger to this user namespace, who may be anybody.
         permissions: as the kernel writes them: ``"rw-s"``, ``"r--s"``; ``p`` for a copy on write,
             which sees what others write until it writes itself.
         may_write: whether it could give itself write access to the shared pages; None: not told.
@@ -101,7 +101,7 @@ class Mapper:
 
     pid: int
     name: str
-    uid: int
+    uid: int | None
     permissions: str
     may_write: bool | None
     size: int
@@ -147,11 +147,11 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A process whose mappings and descriptors may not be read."""
+    """A process whose mappings and descriptors may not be read; ``uid`` as of a ``Holder``."""
 
     pid: int
     name: str
-    uid: int
+    uid: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,9 @@ class Rule:
         other_user: True: that was another user than this process's.
 
     Where the kernel does not tell who made the other end, a condition about that holds in a rule
-    that denies, and does not in one that allows.
+    that denies, and does not in one that allows. Nor does it tell of users and groups that this
+    process's user namespace does not map: all have one number, ``kernel.overflowuid`` (65534),
+    which in such a namespace is nobody's for sure.
     """
 
     allow: str | Sequence[str] | None = None

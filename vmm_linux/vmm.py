@@ -137,7 +137,8 @@ class VMM(_vmm.VMM):
             sock: a connected AF_UNIX socket that does not block.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
-            peer_uid: the user that must be at the other end, or None.
+            peer_uid: the user that must be at the other end, or None. One whom this process's user
+                namespace does not map may be anybody, and is refused.
 
         Returns:
             A ``Handle``.

@@ -70,7 +70,8 @@ cdef class Record:
         sid: the security id of the buffer that it was about, whatever rights the handle gives, or
             None.
         origin_sid: of the buffer that this one is a window on, or None.
-        peer: ``(pid, uid, gid)`` of who made the other end of the socket, or None.
+        peer: ``(pid, uid, gid)`` of who made the other end of the socket, or None; the user, and
+            the group, is None where it may be anybody (a stranger to this user namespace).
     """
 
     def __init__(self):

@@ -283,10 +283,14 @@ cdef class Question:
 
     @property
     def peer(self):
-        """``(pid, uid, gid)`` of who made the other end of the socket, or None."""
-        if self.facts.uid < 0:
+        """``(pid, uid, gid)`` of who made the other end of the socket, or None.
+
+        The user, and the group, is None where it may be anybody: a stranger to this user namespace.
+        """
+        if self.facts.pid < 0:
             return None
-        return self.facts.pid, self.facts.uid, self.facts.gid
+        return (self.facts.pid, None if self.facts.uid < 0 else self.facts.uid,
+                None if self.facts.gid < 0 else self.facts.gid)
 
     @property
     def usage(self):

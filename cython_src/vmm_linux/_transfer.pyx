@@ -62,6 +62,7 @@ import os
 import socket
 import struct
 
+from vmm_linux._identity import known_gid, known_uid
 from vmm_linux._values import describe, is_a
 from vmm_linux.errors import (
     RETCODES,
@@ -180,14 +181,17 @@ def duplicate(str method, sock):
 
 
 def peer_of(sock):
-    """The process, user and group that made the other end; None where the kernel does not tell."""
+    """The process, user and group that made the other end; None where the kernel does not tell.
+
+    The user, and the group, is None where it may be anybody.
+    """
     try:
         credentials = socket.SocketType.getsockopt(
             sock, SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     except OSError:
         return None
     pid, uid, gid = CREDENTIALS.unpack(credentials)
-    return None if uid == NOBODY_KNOWN else (pid, uid, gid)
+    return None if uid == NOBODY_KNOWN else (pid, known_uid(uid), known_gid(gid))
 
 
 cdef int check_peer(object sock, object peer_uid) except -1:
@@ -197,6 +201,12 @@ cdef int check_peer(object sock, object peer_uid) except -1:
         raise SecurityDisallow(
             "recv_handle", "the socket does not tell who is at the other end; peer_uid needs that")
     uid = peer[1]
+    if uid is None:
+        raise SecurityDisallow(
+            "recv_handle",
+            "the user at the other end is unknown: this process's user namespace does not map all "
+            "users (/proc/self/uid_map), and the kernel reports those that it does not by the "
+            f"same number as one that it may; peer_uid is {peer_uid}")
     if uid != peer_uid:
         raise SecurityDisallow(
             "recv_handle", f"user {uid} is at the other end; peer_uid is {peer_uid}")

@@ -226,7 +226,9 @@ cdef class Watched:
                      or policy is not None and policy.asks_peer[call])):
             peer = _transfer.peer_of(plain[0])
             if peer is not None:
-                facts.pid, facts.uid, facts.gid = peer
+                facts.pid, uid, gid = peer
+                facts.uid = -1 if uid is None else uid
+                facts.gid = -1 if gid is None else gid
                 if record is not None:
                     record.peer = peer
         return 0
