@@ -18,11 +18,12 @@ import pytest
 import kernel_oracle as kernel
 from children import run_child
 from kernel_oracle import PAGE, USER_SPACE_END
-from onlookers import PR_SET_PDEATHSIG, end, stopped_child
+from onlookers import PR_SET_PDEATHSIG, child_without_first_thread, end, stopped_child
 from vmm_linux import VMM, Retcode, VmmError, VmmFlags, inspect
 from vmm_linux._features import Feature, available, without
 from vmm_linux._inspect import read_mappings, read_pages
-from vmm_linux.inspect import Mapping, Snapshot
+from vmm_linux._map_model import take
+from vmm_linux.inspect import Mapping, PageFlags, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -294,6 +295,79 @@ def look_at_no_mappings() -> None:
     except IndexError:
         return
     sys.exit(1)
+
+
+@every_question
+@pytest.mark.parametrize("missing", [(), (Feature.PROCMAP_QUERY, Feature.PAGEMAP_SCAN)])
+def test_a_process_whose_first_thread_has_ended_is_seen(
+    vmm: VMM, question: Callable[[int], object], missing: tuple[Feature, ...]
+) -> None:
+    va = vmm.allocate(0, 4 * PAGE, RESERVE | VmmFlags.COMMIT)
+    vmm.write(va, b"x")
+    with child_without_first_thread() as child, without(*missing):
+        question(child)  # no exception
+        folders = Path(f"/proc/{child}/task").iterdir()
+        (other,) = (folder for folder in folders if folder.name != str(child))
+        kernel_told = (other / "maps").read_text().splitlines()
+        found = inspect.maps(child)
+        assert found.pid == child
+        assert [f"{each.start:08x}-{each.end:08x}" for each in found] == [
+            line.split()[0] for line in kernel_told
+        ]
+        snapshot = inspect.snapshot(child)
+        assert [each.start for each in snapshot] == [each.start for each in found]
+        assert inspect.rollup(child).rss == snapshot.total("rss") > 0
+        mapping = inspect.at(va, child)
+        assert mapping is not None
+        assert mapping.start <= va < mapping.end
+        (run, *rest) = inspect.pages(va, 4 * PAGE, child)
+        assert run.flags & PageFlags.PRESENT
+        assert run.end == va + PAGE
+        assert not any(each.flags & PageFlags.PRESENT for each in rest)
+
+
+def test_the_tools_see_a_process_whose_first_thread_has_ended() -> None:
+    name = f"headless {os.getpid()}"
+    kept: list[mmap.mmap] = []
+
+    def prepare() -> None:
+        fd = os.memfd_create(name)
+        os.ftruncate(fd, PAGE)
+        kept.append(mmap.mmap(fd, PAGE))
+
+    with child_without_first_thread(prepare) as child:
+        (channel,) = (each for each in inspect.sharing(all=True).channels if each.name == name)
+        assert [each.pid for each in channel.holders] == [child]
+        assert [each.pid for each in channel.mappers] == [child]
+        assert channel.mappers[0].resident is not None
+        assert take(child).command == take(os.getpid()).command != ""
+
+
+def test_a_system_v_segment_of_a_process_whose_first_thread_has_ended_is_one_channel() -> None:
+    size = 16 * PAGE
+    shmid = kernel.libc.shmget(0, size, 0o1600)  # IPC_PRIVATE, IPC_CREAT
+    assert shmid >= 0
+    try:
+
+        def prepare() -> None:
+            kernel.libc.shmat(shmid, None, 0)
+
+        with child_without_first_thread(prepare) as child:
+            found = [each for each in inspect.sharing(all=True).channels if each.inode == shmid]
+            (channel,) = (each for each in found if each.kind is inspect.Kind.SYSTEM_V)
+            assert [each.pid for each in channel.mappers] == [child]
+            assert channel.attached == 1
+    finally:
+        kernel.libc.shmctl(shmid, 0, None)  # IPC_RMID
+
+
+def test_a_process_all_of_whose_threads_have_ended_is_a_zombie() -> None:
+    with child_without_first_thread() as child:
+        os.kill(child, signal.SIGKILL)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        for question in QUESTIONS.values():
+            with pytest.raises(inspect.ZombieProcess):
+                question(child)
 
 
 def test_a_process_whose_first_thread_has_ended_sees_itself() -> None:

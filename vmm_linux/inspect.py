@@ -51,8 +51,10 @@ from vmm_linux.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
-    from typing import SupportsIndex
+    from collections.abc import Callable, Generator, Iterator
+    from typing import SupportsIndex, TypeVar
+
+    Answer = TypeVar("Answer")
 
 __all__ = [
     "AccessDenied",
@@ -101,7 +103,10 @@ class ProcessExited(NoSuchProcess):
 
 
 class ZombieProcess(InvalidOperation):
-    """It has ended and waits for its parent; it has no memory (``INVALID_OPERATION``)."""
+    """All its threads have ended, and it waits for its parent, without memory.
+
+    (``INVALID_OPERATION``)
+    """
 
 
 class KernelThread(InvalidOperation):
@@ -298,8 +303,7 @@ def at(va: SupportsIndex, pid: SupportsIndex | None = None) -> Mapping | None:
         except OSError as reason:
             raise _refused("at", None, reason) from None
     else:
-        with _opened("at", process, "maps") as fd:
-            found = foreign_mapping(fd, address)
+        found = _asked("at", process, "maps", lambda fd: foreign_mapping(fd, address))
     return maps(pid).at(address) if found is NotImplemented else found
 
 
@@ -315,11 +319,14 @@ def rollup(pid: SupportsIndex | None = None) -> Mapping:
     Source: proc_pid_smaps(5), smaps_rollup.
     """
     process = _process("rollup", pid)
-    with _opened("rollup", process, "smaps_rollup") as fd:
+
+    def read(fd: int) -> Mapping:
         found = read_mappings(fd, True, False)
         if not found:
             raise _without_memory("rollup", process, opened=True)
         return found[0]
+
+    return _asked("rollup", process, "smaps_rollup", read)
 
 
 def pages(
@@ -350,7 +357,8 @@ def pages(
     """
     start, end = _range("pages", va, size)
     process = _process("pages", pid)
-    with _opened("pages", process, "pagemap") as fd:
+
+    def read(fd: int) -> list[PageRun]:
         if available(Feature.PAGEMAP_SCAN):
             found = read_pages(fd, start, end, exclusive)
         else:
@@ -358,6 +366,8 @@ def pages(
         if process is not None and not has_memory(fd):
             raise _without_memory("pages", process, opened=True)
         return found
+
+    return _asked("pages", process, "pagemap", read)
 
 
 def page_flags_told(*, exclusive: bool = False) -> PageFlags:
@@ -499,26 +509,60 @@ def _range(method: str, va: SupportsIndex, size: SupportsIndex) -> tuple[int, in
 
 def _mappings(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
     process = _process(method, pid)
-    with _opened(method, process, name) as fd:
+
+    def read(fd: int) -> Sequence[Mapping]:
         found = read_mappings(fd, name == "smaps", process is None)
         if found.backslashes:
-            with contextlib.suppress(VmmError), _opened(method, process, "maps") as again:
-                found.settle_names(again)
+            with contextlib.suppress(VmmError):
+                _asked(method, process, "maps", found.settle_names)
         # A process that ends or starts another program is told up to there, as if that were all.
         # The file still stands for what it was opened for, and has nothing to tell any more.
         if process is not None and not found:
             raise _without_memory(method, process, opened=True)
         if process is not None and not os.pread(fd, 1, 0):
             raise _ended(method, process)
-    return Snapshot(os.getpid() if process is None else process, found)
+        return found
+
+    return Snapshot(
+        os.getpid() if process is None else process, _asked(method, process, name, read)
+    )
+
+
+def _asked(method: str, pid: int | None, name: str, read: Callable[[int], Answer]) -> Answer:
+    """What ``read`` finds in a file of ``/proc/PID``.
+
+    The first thread of a process can end while others live on. Then its files have nothing to tell
+    any more, and another thread's have it all.
+    """
+    try:
+        with _opened(method, pid, name) as fd:
+            return read(fd)
+    except ZombieProcess:
+        for thread in _other_threads(pid):
+            with (
+                contextlib.suppress(ZombieProcess, NoSuchProcess),
+                _opened(method, pid, f"task/{thread}/{name}") as fd,
+            ):
+                return read(fd)
+        raise
+
+
+def _other_threads(pid: int | None) -> list[str]:
+    """The threads of a process but for its first one."""
+    try:
+        threads = [each.name for each in Path(f"/proc/{pid}/task").iterdir()]
+        return [thread for thread in threads if thread != str(pid)]
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager
 def _opened(method: str, pid: int | None, name: str) -> Generator[int]:
     """A file of ``/proc/PID``, open for reading; what the kernel refuses as one of our errors."""
     fd = None
+    path = Path(f"/proc/{pid or 'thread-self'}") / name
     try:
-        fd = os.open(f"/proc/{pid or 'thread-self'}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         yield fd
     except VmmError:
         raise
@@ -547,7 +591,8 @@ def _refused(method: str, pid: int | None, reason: OSError, *, opened: bool = Fa
             "(ptrace(2), CAP_SYS_PTRACE)",
             number,
         )
-    if number == errno.ENOENT and Path(f"/proc/{pid or 'thread-self'}").exists():
+    # By its folder: that of a thread goes with the thread.
+    if number == errno.ENOENT and reason.filename and Path(reason.filename).parent.exists():
         return Unimplemented(method, f"this kernel has no {reason.filename}", number)
     if pid is not None and number in (errno.ENOENT, errno.ESRCH):
         return _without_memory(method, pid, opened=opened)
