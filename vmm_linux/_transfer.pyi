@@ -1,6 +1,8 @@
 import socket
 from typing import Final
 
+from vmm_linux.errors import VmmError
+
 MAGIC: Final[bytes]
 VERSION: Final[int]
 MESSAGE_SIZE: Final[int]
@@ -12,3 +14,4 @@ def peer_of(sock: socket.socket) -> tuple[int, int | None, int | None] | None: .
 def read_message(
     sock: socket.socket, length: int, most_descriptors: int
 ) -> tuple[bytes, list[int], int]: ...
+def cut_off(method: str, sock: socket.socket, what: str) -> VmmError: ...

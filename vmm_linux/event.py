@@ -34,7 +34,6 @@ from vmm_linux.errors import (
     Fail,
     InvalidArgument,
     InvalidOperation,
-    QuotaExceeded,
     ResourceNotFound,
     Retcode,
     VmmError,
@@ -157,7 +156,7 @@ class Event:
         owned = [Descriptor(number) for number in descriptors]
         if not (message or owned or flags) and sock.type != socket.SOCK_DGRAM:
             raise EOFError(f"{method}: the other end is closed")
-        check_message(method, message, len(owned), flags)
+        check_message(method, sock, message, len(owned), flags)
         check_eventfd(method, owned[0].number)
         return cls._of(owned[0])
 
@@ -386,7 +385,7 @@ def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
     return number
 
 
-def check_message(method: str, message: bytes, count: int, flags: int) -> None:
+def check_message(method: str, sock: socket.socket, message: bytes, count: int, flags: int) -> None:
     """Whether a message is ``Event.send``'s, with its one descriptor."""
     if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
         raise bad(method, f"{len(message)} bytes, not the {MESSAGE.size} of an event's message")
@@ -396,8 +395,12 @@ def check_message(method: str, message: bytes, count: int, flags: int) -> None:
     if version != VERSION:
         raise bad(method, f"version {version} of the format; this package knows {VERSION}")
     if flags & socket.MSG_CTRUNC and count == 0:
-        raise QuotaExceeded(
-            method, "the descriptor did not fit; raise RLIMIT_NOFILE (ulimit -n) or close some"
+        raise _transfer.cut_off(method, sock, "the descriptor did not fit")
+    if flags & socket.MSG_CTRUNC and announced == count == 1:
+        raise bad(
+            method,
+            "1 descriptors are announced, and 1 or more came; if that is all that was sent, "
+            "control data of the socket took the room: switch off SO_INQ",
         )
     if flags & socket.MSG_CTRUNC or not announced == count == 1:
         raise bad(method, f"{announced} descriptors are announced, and {count} or more came")
