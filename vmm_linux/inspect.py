@@ -127,10 +127,10 @@ class UnreadableText(Fail, ValueError):
 class Snapshot(Sequence[Mapping]):
     """The mappings of a process, lowest first.
 
-    The kernel tells them piece by piece. What the process maps or unmaps meanwhile may be among
-    them or not, and a mapping that grows meanwhile may be told twice, the second time as it is
-    then. ``at`` goes by the later word, ``total`` counts the earlier alone. Of a stopped process
-    all is exact.
+    They are in order and do not overlap. The kernel tells them piece by piece: what the process
+    maps, unmaps or changes meanwhile may be among them or not. Where the kernel tells of an address
+    twice, as of a mapping that grew meanwhile, its later word holds, and the mapping of which it
+    told earlier is left out, all of it. Of a stopped process all is exact.
 
     Attributes:
         pid: the process.
