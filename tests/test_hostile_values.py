@@ -321,8 +321,9 @@ def test_a_denial_of_many_words_is_a_line_that_is_read(tmp_path: Path, policy: P
     path = tmp_path / "calls"
     with VMM(policy=policy, audit=Audit(path)) as vmm:
         handle = vmm.mdl_create(PAGE, RW)
-        with pytest.raises(SecurityDisallow):
+        with pytest.raises(SecurityDisallow) as caught:
             vmm.handle_copy(handle, Rights.MAP_READ)
+        check_message(caught.value)
         sid = vmm.handle_info(handle).sid
     assert max(map(len, path.read_bytes().splitlines())) < 1 << 20
     assert [event["method"] for event in traced(path, sid)] == [

@@ -186,7 +186,7 @@ cdef class Watched:
             record.rule = rule
         if not allowed:
             raise SecurityDisallow(
-                name_of(call), f"the policy does not allow it (rule: {rule})") from cause
+                name_of(call), f"the policy does not allow it (rule: {one_line(rule)})") from cause
         return 0
 
     cdef tuple ask(self, int call, tuple plain, Facts *facts):
