@@ -16,6 +16,8 @@ __all__ = ["known_gid", "known_uid"]
 NO_ID = 2**32 - 1
 """What stands for no id at all; so there are as many."""
 USUAL_OVERFLOW = 65534
+MOST_OVERFLOW = 65535
+"""The highest that a placeholder can be set to, as it has to fit old programs' 16 bits."""
 LONGEST_MAP = 1 << 16
 """Bytes; a map has 340 lines at most, of three numbers each."""
 
@@ -35,8 +37,8 @@ def known_gid(gid: int) -> int | None:
 
 
 def _known(number: int, kind: str) -> int | None:
-    if number == NO_ID:
-        return None
+    if number > MOST_OVERFLOW:
+        return None if number == NO_ID else number
     return None if number == _overflow(kind) and not _all_mapped(kind) else number
 
 

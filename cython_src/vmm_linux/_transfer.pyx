@@ -200,22 +200,31 @@ def peer_of(sock):
 
     The user, and the group, is None where it may be anybody.
     """
+    credentials = credentials_of(sock)
+    if credentials is None:
+        return None
+    pid, uid, gid = credentials
+    return pid, known_uid(uid), known_gid(gid)
+
+
+cdef tuple credentials_of(object sock):
+    """The same as the kernel reports them, with its placeholders."""
     try:
         credentials = socket.SocketType.getsockopt(
             sock, SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     except OSError:
         return None
     pid, uid, gid = CREDENTIALS.unpack(credentials)
-    return None if uid == NOBODY_KNOWN else (pid, known_uid(uid), known_gid(gid))
+    return None if uid == NOBODY_KNOWN else (pid, uid, gid)
 
 
 cdef int check_peer(object sock, object peer_uid) except -1:
     """Whether the other end was connected by this user."""
-    peer = peer_of(sock)
-    if peer is None:
+    credentials = credentials_of(sock)
+    if credentials is None:
         raise SecurityDisallow(
             "recv_handle", "the socket does not tell who is at the other end; peer_uid needs that")
-    uid = peer[1]
+    uid = known_uid(credentials[1])
     if uid is None:
         raise SecurityDisallow(
             "recv_handle",
