@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,6 +56,29 @@ def stopped_program() -> Iterator[int]:
             os._exit(1)
     try:
         os.waitpid(child, os.WUNTRACED)
+        yield child
+    finally:
+        end(child)
+
+
+@contextmanager
+def child_without_first_thread(prepare: Callable[[], object] = lambda: None) -> Iterator[int]:
+    """A forked child whose first thread has ended, and another one waits.
+
+    Args:
+        prepare: what it does before.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            kernel.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            prepare()
+            threading.Thread(target=signal.pause).start()
+            kernel.libc.syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+        finally:
+            os._exit(1)
+    try:
+        wait_until(lambda: state_of(child) == "Z")
         yield child
     finally:
         end(child)

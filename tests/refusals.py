@@ -195,6 +195,8 @@ def names_value(error: VmmError, value: object) -> bool:
     ways = [repr(value), str(value), type(value).__name__]
     if type(value) is int:
         ways = [str(value), hex(value), f"{value:,}", f"{value:_}"]
+        if value.bit_length() > 64:
+            ways = [f"number of {value.bit_length()} bits"]
     return any(way in str(error) for way in ways)
 
 

@@ -258,16 +258,18 @@ class Moody:
 
 
 def test_whatever_goes_wrong_in_a_dtype_is_told(vmm: VMM) -> None:
-    refused(vmm, lambda mdl: mdl.array(2, Moody()), "dtype a Moody is none: not today")
+    refused(
+        vmm, lambda mdl: mdl.array(2, Moody()), "dtype is a Moody, of which NumPy makes no dtype"
+    )
     offsets = {"names": ["a"], "formats": ["u1"], "offsets": [2**70]}
-    refused(vmm, lambda mdl: mdl.array(2, offsets), "dtype a dict is none")
-    refused(vmm, lambda mdl: mdl.array(2, 10**5000), "dtype a int is none")
+    refused(vmm, lambda mdl: mdl.array(2, offsets), "dtype is a dict, of which")
+    refused(vmm, lambda mdl: mdl.array(2, 10**5000), r"dtype is a number of \d+ bits of type int")
 
 
 def test_shapes_too_large_for_a_message_are_refused(vmm: VMM) -> None:
     refused(vmm, lambda mdl: mdl.array((2**63,) * 300), "is not inside the buffer")
-    refused(vmm, lambda mdl: mdl.array(10**5000), "128 bits")
-    refused(vmm, lambda mdl: mdl.array(1, "u1", 10**5000), "128 bits")
+    refused(vmm, lambda mdl: mdl.array(10**5000), r"number of \d+ bits")
+    refused(vmm, lambda mdl: mdl.array(1, "u1", 10**5000), r"number of \d+ bits")
 
 
 @pytest.mark.parametrize("dtype", WRONG_DTYPES, ids=repr)

@@ -340,7 +340,7 @@ def test_half_a_last_line_is_skipped_and_told(tmp_path: Path) -> None:
         ("{}", "v is missing"),
         ("WHOLE:time=true", "time is of a wrong type"),
         ("WHOLE:sid='x'", "sid is of a wrong type"),
-        ("WHOLE:peer=[1, 2]", "peer is not three numbers"),
+        ("WHOLE:peer=[1, 2]", "peer is not a process, a user and a group"),
         ("WHOLE:v=2", "of another version"),
         pytest.param("x" * (9 << 20), "longer than 4194304 bytes", id="long"),
     ],

@@ -271,5 +271,5 @@ def test_what_raises_when_it_is_asked_for_a_number_is_refused(event: Event) -> N
             call()
         assert isinstance(caught.value.__cause__, RuntimeError)
     for fd in (10**5000, -(10**5000)):
-        with pytest.raises(InvalidArgument, match="128 bits"):
+        with pytest.raises(InvalidArgument, match=r"number of \d+ bits"):
             Event.from_fd(fd)

@@ -115,7 +115,7 @@ def test_what_is_no_event_is_refused_and_stays_as_it_is() -> None:
             with pytest.raises(InvalidArgument, match=r"no eventfd|EFD_SEMAPHORE"):
                 Event.from_fd(fd)
         for bad in (-1, 10**6, 2**31, 2**64, -(2**64)):
-            with pytest.raises(InvalidArgument, match="not open"):
+            with pytest.raises(InvalidArgument, match=r"not open|of 65 bits"):
                 Event.from_fd(bad)
         for wrong_type in (True, None, 1.0, "1"):
             with pytest.raises(InvalidArgument, match="not an integer"):

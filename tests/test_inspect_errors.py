@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -18,11 +19,12 @@ import pytest
 import kernel_oracle as kernel
 from children import run_child
 from kernel_oracle import PAGE, USER_SPACE_END
-from onlookers import PR_SET_PDEATHSIG, end, stopped_child
+from onlookers import PR_SET_PDEATHSIG, child_without_first_thread, end, stopped_child
 from vmm_linux import VMM, Retcode, VmmError, VmmFlags, inspect
 from vmm_linux._features import Feature, available, without
 from vmm_linux._inspect import read_mappings, read_pages
-from vmm_linux.inspect import Mapping, Snapshot
+from vmm_linux._map_model import take
+from vmm_linux.inspect import Mapping, PageFlags, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -250,9 +252,7 @@ def test_snapshots_are_taken_while_other_threads_allocate_and_close() -> None:
     try:
         for _ in range(40):
             snapshot = inspect.maps()
-            # A mapping that grows while the kernel tells of it can be told twice.
-            told_twice = [a for a, b in pairwise(snapshot) if a.end > b.start]
-            assert len(told_twice) <= len(threads)
+            assert all(a.end <= b.start for a, b in pairwise(snapshot))
             for mapping in snapshot:
                 inspect.at(min(mapping.start, USER_SPACE_END - 1))
                 assert mapping.whole.start <= mapping.start < mapping.end <= mapping.whole.end
@@ -261,6 +261,76 @@ def test_snapshots_are_taken_while_other_threads_allocate_and_close() -> None:
         for thread in threads:
             thread.join()
     assert not failures
+
+
+@contextlib.contextmanager
+def child_that_remaps() -> Iterator[int]:
+    """A child that makes a thousand mappings of one, and one of these again, all the time."""
+    pages = 2048
+    base = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(base))
+    child = os.fork()
+    if child == 0:
+        try:
+            kernel.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            protect = kernel.libc.mprotect
+            protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+            while True:
+                for page in range(0, pages, 2):
+                    protect(start + page * PAGE, PAGE, mmap.PROT_READ)
+                protect(start, pages * PAGE, mmap.PROT_READ | mmap.PROT_WRITE)
+        finally:
+            os._exit(1)
+    try:
+        yield child
+    finally:
+        end(child)
+
+
+@pytest.mark.parametrize("question", [inspect.maps, inspect.snapshot])
+def test_mappings_of_a_process_that_remaps_all_the_time_do_not_overlap(
+    question: Callable[[int], Snapshot],
+) -> None:
+    sizes = set()
+    with child_that_remaps() as child:
+        for _ in range(30):
+            found = question(child)
+            sizes.add(len(found))
+            assert all(a.end <= b.start for a, b in pairwise(found))
+            assert len([*found.wholes()]) == len(found)
+            for mapping in found[:: len(found) // 50 + 1]:
+                assert found.at(mapping.start) == found.at(mapping.end - 1) == mapping
+    assert len(sizes) > 1, "it did not remap"
+
+
+OVERLAPPING = {
+    "grown upwards": (["1-3", "5-6", "5-8", "9-a"], ["1-3", "5-8", "9-a"]),
+    "grown downwards over pieces": (["1-2", "3-4", "4-5", "2-9", "a-b"], ["1-2", "2-9", "a-b"]),
+    "grown over all": (["2-3", "3-4", "4-5", "1-9"], ["1-9"]),
+    "shrunk and merged": (["1-5", "3-9"], ["3-9"]),
+    "twice": (["1-2", "3-4", "2-6", "1-8", "9-a"], ["1-8", "9-a"]),
+    "not at all": (["1-2", "2-3", "3-4"], ["1-2", "2-3", "3-4"]),
+    "many": ([f"{i:x}-{i + 1:x}" for i in range(1, 5000)] + ["1-2000"], ["1-2000"]),
+}
+
+
+@pytest.mark.parametrize(("told", "kept"), OVERLAPPING.values(), ids=OVERLAPPING.keys())
+def test_the_kernels_later_word_about_an_address_holds(told: list[str], kept: list[str]) -> None:
+    def text_of(ranges: list[str]) -> str:
+        ends = (each.split("-") for each in ranges)
+        return "".join(f"{a}000-{b}000 rw-p 00000000 00:00 0 [{a}]\n" for a, b in ends)
+
+    def read(ranges: list[str]) -> list[Mapping]:
+        fd = os.memfd_create("maps")
+        try:
+            os.write(fd, text_of(ranges).encode())
+            os.lseek(fd, 0, os.SEEK_SET)
+            return list(read_mappings(fd, False, False))
+        finally:
+            os.close(fd)
+
+    assert read(told) == read(kept)
+    assert [f"{each.start >> 12:x}-{each.end >> 12:x}" for each in read(told)] == kept
 
 
 def test_a_snapshot_can_be_pickled_with_the_parts_of_regions(vmm: VMM) -> None:
@@ -294,6 +364,79 @@ def look_at_no_mappings() -> None:
     except IndexError:
         return
     sys.exit(1)
+
+
+@every_question
+@pytest.mark.parametrize("missing", [(), (Feature.PROCMAP_QUERY, Feature.PAGEMAP_SCAN)])
+def test_a_process_whose_first_thread_has_ended_is_seen(
+    vmm: VMM, question: Callable[[int], object], missing: tuple[Feature, ...]
+) -> None:
+    va = vmm.allocate(0, 4 * PAGE, RESERVE | VmmFlags.COMMIT)
+    vmm.write(va, b"x")
+    with child_without_first_thread() as child, without(*missing):
+        question(child)  # no exception
+        folders = Path(f"/proc/{child}/task").iterdir()
+        (other,) = (folder for folder in folders if folder.name != str(child))
+        kernel_told = (other / "maps").read_text().splitlines()
+        found = inspect.maps(child)
+        assert found.pid == child
+        assert [f"{each.start:08x}-{each.end:08x}" for each in found] == [
+            line.split()[0] for line in kernel_told
+        ]
+        snapshot = inspect.snapshot(child)
+        assert [each.start for each in snapshot] == [each.start for each in found]
+        assert inspect.rollup(child).rss == snapshot.total("rss") > 0
+        mapping = inspect.at(va, child)
+        assert mapping is not None
+        assert mapping.start <= va < mapping.end
+        (run, *rest) = inspect.pages(va, 4 * PAGE, child)
+        assert run.flags & PageFlags.PRESENT
+        assert run.end == va + PAGE
+        assert not any(each.flags & PageFlags.PRESENT for each in rest)
+
+
+def test_the_tools_see_a_process_whose_first_thread_has_ended() -> None:
+    name = f"headless {os.getpid()}"
+    kept: list[mmap.mmap] = []
+
+    def prepare() -> None:
+        fd = os.memfd_create(name)
+        os.ftruncate(fd, PAGE)
+        kept.append(mmap.mmap(fd, PAGE))
+
+    with child_without_first_thread(prepare) as child:
+        (channel,) = (each for each in inspect.sharing(all=True).channels if each.name == name)
+        assert [each.pid for each in channel.holders] == [child]
+        assert [each.pid for each in channel.mappers] == [child]
+        assert channel.mappers[0].resident is not None
+        assert take(child).command == take(os.getpid()).command != ""
+
+
+def test_a_system_v_segment_of_a_process_whose_first_thread_has_ended_is_one_channel() -> None:
+    size = 16 * PAGE
+    shmid = kernel.libc.shmget(0, size, 0o1600)  # IPC_PRIVATE, IPC_CREAT
+    assert shmid >= 0
+    try:
+
+        def prepare() -> None:
+            kernel.libc.shmat(shmid, None, 0)
+
+        with child_without_first_thread(prepare) as child:
+            found = [each for each in inspect.sharing(all=True).channels if each.inode == shmid]
+            (channel,) = (each for each in found if each.kind is inspect.Kind.SYSTEM_V)
+            assert [each.pid for each in channel.mappers] == [child]
+            assert channel.attached == 1
+    finally:
+        kernel.libc.shmctl(shmid, 0, None)  # IPC_RMID
+
+
+def test_a_process_all_of_whose_threads_have_ended_is_a_zombie() -> None:
+    with child_without_first_thread() as child:
+        os.kill(child, signal.SIGKILL)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        for question in QUESTIONS.values():
+            with pytest.raises(inspect.ZombieProcess):
+                question(child)
 
 
 def test_a_process_whose_first_thread_has_ended_sees_itself() -> None:

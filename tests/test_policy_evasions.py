@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,11 +16,13 @@ from children import run_child
 from forked import in_child
 from policies import Switch
 from vmm_linux import VMM, Limits, Mdl, Retcode, VmmFlags, _vmm
+from vmm_linux.audit import Audit
 from vmm_linux.errors import InvalidOperation, SecurityDisallow
 from vmm_linux.policy import Policy, Question, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -343,3 +346,90 @@ def test_threads_are_asked_each_for_its_own_call() -> None:
         for thread in threads:
             thread.join()
         assert wrong == []
+
+
+# ---- a VMM that is called while it is made ------------------------------------------------------
+
+
+class CalledEarly(VMM):
+    """A subclass that uses the VMM before it is made."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401
+        self.allocate(0, PAGE, RESERVED)
+        try:
+            super().__init__(**options)
+        except InvalidOperation:
+            self.close()
+            raise
+
+
+@pytest.mark.parametrize("option", ["policy", "audit"])
+def test_a_policy_that_comes_after_the_first_call_is_refused(option: str) -> None:
+    given = {"policy": DENY_ALL, "audit": Audit()}[option]
+    with pytest.raises(InvalidOperation, match="keeps the policy and the audit"):
+        CalledEarly(**{option: given})
+    CalledEarly().close()
+
+
+@pytest.mark.parametrize("option", ["policy", "audit"])
+def test_a_policy_is_refused_when_a_call_comes_while_files_of_the_environment_are_opened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
+) -> None:
+    log, rules = tmp_path / "calls", tmp_path / "rules"
+    rules.write_text('default = "allow"')
+    other = {"policy": ("VMM_LINUX_AUDIT", log), "audit": ("VMM_LINUX_POLICY", rules)}[option]
+    monkeypatch.setenv(other[0], str(other[1]))
+    given: Any = {"policy": DENY_ALL, "audit": Audit()}[option]
+    vmm = VMM.__new__(VMM)
+    opened: list[object] = []
+    real_open = os.open
+
+    def open_and_call(path: Any, *arguments: Any, **options: Any) -> int:  # noqa: ANN401
+        opened.append(path)
+        if len(opened) == 1:
+            vmm.allocate(0, PAGE, RESERVED)
+        return real_open(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", open_and_call)
+        with pytest.raises(InvalidOperation, match="keeps the policy and the audit"):
+            VMM.__init__(vmm, **{option: given})
+    assert len(opened) == 2, "the call opened the file too"
+    assert vmm.usage().regions.used == 1
+    vmm.allocate(0, PAGE, RESERVED)  # as the environment says, which allows it
+    vmm.close()
+
+
+def test_a_policy_is_never_dropped_whatever_thread_is_quicker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VMM_LINUX_AUDIT", str(tmp_path / "calls"))
+    interval = sys.getswitchinterval()
+    outcomes: list[str] = []
+
+    def call(vmm: VMM, start: threading.Barrier) -> None:
+        start.wait()
+        with contextlib.suppress(SecurityDisallow):
+            vmm.allocate(0, PAGE, RESERVED)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            vmm = VMM.__new__(VMM)
+            start = threading.Barrier(2)
+            thread = threading.Thread(target=call, args=(vmm, start))
+            thread.start()
+            start.wait()
+            try:
+                VMM.__init__(vmm, policy=DENY_ALL)
+            except InvalidOperation:
+                outcomes.append("refused")
+            else:
+                with pytest.raises(SecurityDisallow):
+                    vmm.allocate(0, PAGE, RESERVED)
+                outcomes.append("held")
+            thread.join()
+            vmm.close()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(outcomes) == 300

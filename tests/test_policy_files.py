@@ -141,7 +141,10 @@ def test_a_file_that_is_no_policy_is_refused_with_line_and_reason(
     [
         pytest.param("\nx = " + "9" * 5000, 2, "too many digits", id="digits"),
         pytest.param(
-            '[[rule]]\ndeny = ["free"]\nmax_size = 0x' + "f" * 9999, 3, "is a int, not", id="bits"
+            '[[rule]]\ndeny = ["free"]\nmax_size = 0x' + "f" * 9999,
+            3,
+            "is a number of 39996 bits, not",
+            id="bits",
         ),
         pytest.param(
             "[[rule]]\nallow" + ".a" * 2000 + " = 1", 2, "is a dict, not a list", id="depth"

@@ -280,7 +280,9 @@ def test_whatever_a_view_is_its_bytes_are_there_as_long_as_somebody_looks() -> N
 def test_negative_flags_are_no_flags(vmm: VMM) -> None:
     everything = 1 << max(VmmFlags).bit_length()
     for flags in (-1, -everything + RW, -(2**100)):
-        with pytest.raises(InvalidArgument, match=r"^allocate: flags -0x"):
+        with pytest.raises(
+            InvalidArgument, match=r"^allocate: flags (-0x|is a negative number of 101 bits)"
+        ):
             vmm.region(SIZE, flags)
 
 
@@ -294,7 +296,7 @@ def test_numbers_too_long_for_a_message_are_refused(number: int, vmm: VMM) -> No
         lambda: region.read(0, number),
     ]
     for call in calls:
-        with pytest.raises(InvalidArgument, match="128 bits"):
+        with pytest.raises(InvalidArgument, match=r"number of \d+ bits"):
             call()
 
 

@@ -6,11 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm_linux import _imports, _syscalls
-from vmm_linux._arguments import index
+from vmm_linux._values import describe, index, is_a, one_line
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import ModuleType
 
     import numpy as np
@@ -46,8 +47,8 @@ def array(
     if not 0 <= start <= whole or size > whole - start:
         raise InvalidArgument(
             "array",
-            f"shape {lengths} of {kind.itemsize} bytes each at offset {start} is not inside the "
-            f"buffer of {whole} bytes",
+            f"shape {shown(lengths)} of {kind.itemsize} bytes each at offset {start} is not inside "
+            f"the buffer of {whole} bytes",
         )
     if start % kind.alignment:
         raise InvalidArgument(
@@ -59,7 +60,7 @@ def array(
     try:
         made: np.ndarray[Any, Any] = numpy.ndarray(lengths, kind, region.view(), start - first)
     except ValueError as problem:  # more dimensions than this NumPy has
-        raise InvalidArgument("array", f"shape {lengths}: {problem}") from problem
+        raise InvalidArgument("array", f"shape {shown(lengths)}: {problem}") from problem
     return made
 
 
@@ -78,8 +79,9 @@ def checked_dtype(numpy: ModuleType, dtype: object) -> np.dtype[Any]:
     try:
         kind: np.dtype[Any] = numpy.dtype(dtype)
     except Exception as problem:  # what NumPy asks of it may raise anything
-        given = repr(dtype) if isinstance(dtype, str | type) else f"a {type(dtype).__name__}"
-        raise InvalidArgument("array", f"dtype {given} is none: {problem}") from problem
+        raise InvalidArgument(
+            "array", f"dtype is {describe(dtype)}, of which NumPy makes no dtype"
+        ) from problem
     if kind.hasobject:
         raise InvalidArgument(
             "array", f"dtype {kind} has Python objects: pointers mean nothing in another process"
@@ -91,20 +93,29 @@ def checked_dtype(numpy: ModuleType, dtype: object) -> np.dtype[Any]:
 
 def checked_shape(shape: object) -> tuple[int, ...]:
     """The lengths of an array of at least one element."""
-    lengths = tuple(
-        index("array", "shape", length)
-        for length in (shape if isinstance(shape, tuple | list) else (shape,))
-    )
+    lengths = tuple(index("array", "shape", length) for length in items_of(shape))
     for length in lengths:
         if length < 1:
-            raise InvalidArgument("array", f"shape {lengths}: each length is at least 1")
+            raise InvalidArgument("array", f"shape {shown(lengths)}: each length is at least 1")
     return lengths
+
+
+def items_of(shape: object) -> Iterable[object]:
+    """The lengths in a shape, which may be one length alone, whatever a subclass makes of them."""
+    if is_a(shape, tuple):
+        return tuple.__iter__(shape)
+    return list.__iter__(shape) if is_a(shape, list) else (shape,)
+
+
+def shown(lengths: tuple[int, ...]) -> str:
+    """A shape in a message."""
+    return one_line(str(lengths))
 
 
 def protection(writable: object) -> VmmFlags | None:
     """The protection of a mapping that is to be writable, is not to be, or where it can be."""
     if writable is None:
         return None
-    if not isinstance(writable, bool):
-        raise InvalidArgument("array", f"writable is {writable!r}, not True, False or None")
+    if not is_a(writable, bool):
+        raise InvalidArgument("array", f"writable is {describe(writable)}, not True, False or None")
     return VmmFlags.READ | VmmFlags.WRITE if writable else VmmFlags.READ

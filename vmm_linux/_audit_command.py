@@ -128,8 +128,15 @@ def what_of(entry: Entry, sid: int) -> str:
         seals=names(Seal, arguments.get("seals")),
         rights=names(Rights, arguments.get("rights")),
         fd="a descriptor" if record["result"] is None else f"descriptor {record['result']}",
-        peer="pid {} (uid {})".format(*record["peer"]) if record["peer"] else "somebody",
+        peer=peer_of(record["peer"]),
     )
+
+
+def peer_of(peer: list[int | None] | None) -> str:
+    """Who was at the other end of a socket."""
+    if peer is None:
+        return "somebody"
+    return f"pid {peer[0]} (uid {'unknown' if peer[1] is None else peer[1]})"
 
 
 def cloned(record: dict[str, Any], sid: int) -> str:

@@ -139,6 +139,15 @@ def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
     return (None, reason) if reason else (record, "")
 
 
+def is_peer(told: list[Any]) -> bool:
+    """Whether these are a process, a user and a group, of which the last two may be unknown."""
+    return (
+        len(told) == 3
+        and type(told[0]) is int
+        and all(each is None or type(each) is int for each in told[1:])
+    )
+
+
 def flaw_of(record: dict[str, Any]) -> str:
     """What is wrong with a record; nothing if it is one."""
     for name, kinds in TYPES.items():
@@ -149,6 +158,6 @@ def flaw_of(record: dict[str, Any]) -> str:
     if record["v"] != 1:
         return "of another version"
     peer = record["peer"]
-    if peer is not None and [type(each) for each in peer] != [int, int, int]:
-        return "peer is not three numbers"
+    if peer is not None and not is_peer(peer):
+        return "peer is not a process, a user and a group"
     return ""

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmm_linux import VMM, Handle, Retcode, Rights, Seal, VmmFlags
+from vmm_linux._credentials import known_uid
 from vmm_linux._demo_run import (
     CHUNK,
     PAGE,
@@ -138,7 +139,7 @@ class Peer(Caller):
     def receive(self, name: str, require: Seal) -> dict[str, str]:
         """Begin a step with a handle received: how each new descriptor of memory is open."""
         before = memory_files()
-        demands = {"require": require, "max_size": RESERVATION, "peer_uid": os.geteuid()}
+        demands = {"require": require, "max_size": RESERVATION, "peer_uid": known_uid(os.geteuid())}
         self.handles[name] = self.call("recv_handle", sock=self.sock, **demands)
         self.step.arguments = demands
         found = {new: modes(new) for new in memory_files().keys() - before.keys()}

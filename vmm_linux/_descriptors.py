@@ -16,6 +16,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm_linux._credentials import known_uid
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -62,14 +64,14 @@ class Process(NamedTuple):
     Attributes:
         pid: its number.
         name: its command, as it calls itself; empty where that is not told.
-        uid: the user whose it is.
+        uid: the user whose it is; None for a stranger to this user namespace.
         started: when, in ticks: another process with the same number has another one; 0 where that
             is not told.
     """
 
     pid: int
     name: str
-    uid: int
+    uid: int | None
     started: int
 
 
@@ -131,7 +133,7 @@ def process_of(pid: int) -> Process | None:
     """A process by its number; None where there is none, and for a thread of the kernel."""
     folder = PROC / str(pid)
     try:
-        uid = folder.stat().st_uid
+        uid = known_uid(folder.stat().st_uid)
         try:
             text = (folder / "stat").read_bytes()
         except PermissionError:  # hidepid=1: that it is there is all that is told

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from vmm_linux import inspect
-from vmm_linux._descriptors import process_of
+from vmm_linux._descriptors import process_of, threads_of
 from vmm_linux.inspect import Mapping, PageFlags
 from vmm_linux.states import PageKind, PageState
 
@@ -179,8 +179,10 @@ def words_of(pid: int) -> tuple[str, str]:
     """Name and command line of a process, empty where they cannot be read."""
     process = process_of(pid)
     words = b""
+    # Of a thread that has ended, the first one too, there is nothing to be read.
     with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        for tid in threads_of(process) if process is not None else ():
+            words = words or Path(f"/proc/{pid}/task/{tid}/cmdline").read_bytes()
     command = b" ".join(filter(None, words.split(b"\0")))
     return process.name if process is not None else "", os.fsdecode(command)
 

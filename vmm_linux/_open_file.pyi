@@ -1,5 +1,3 @@
-"""Types of ``_open_file.pyx``."""
-
 from typing import final
 
 @final

@@ -29,7 +29,7 @@ import threading
 import time
 from typing import Any, Final, NamedTuple
 
-from vmm_linux import _imports
+from vmm_linux import _imports, _syscalls
 from vmm_linux._open_file import Descriptor, duplicate
 from vmm_linux.errors import OutOfMemory, QuotaExceeded, ResourceNotFound
 
@@ -300,7 +300,11 @@ def let_go(sock: socket.socket, kept: Descriptor) -> None:
 
 
 def same_user(control: list[tuple[int, int, bytes]]) -> bool:
-    """Whether the kernel says that a message is of this process's user."""
+    """Whether the kernel says that a message is of this process's user.
+
+    Strangers have this user's number too where that is the kernel's placeholder for those it does
+    not map; then the ticket alone decides.
+    """
     for level, kind, data in control:
         if (
             level == socket.SOL_SOCKET

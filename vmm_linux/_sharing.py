@@ -72,14 +72,14 @@ class Holder:
     Attributes:
         pid: the process.
         name: its command, as it calls itself.
-        uid: its user.
+        uid: its user; None for a stranger to this user namespace, who may be anybody.
         access: ``"r"``, ``"w"``, ``"rw"``, or ``"path"`` for a name of the file and no more.
         descriptors: their numbers.
     """
 
     pid: int
     name: str
-    uid: int
+    uid: int | None
     access: str
     descriptors: tuple[int, ...]
 
@@ -91,7 +91,7 @@ class Mapper:
     Attributes:
         pid: the process.
         name: its command, as it calls itself.
-        uid: its user.
+        uid: its user; None for a stranger to this user namespace, who may be anybody.
         permissions: as the kernel writes them: ``"rw-s"``, ``"r--s"``; ``p`` for a copy on write,
             which sees what others write until it writes itself.
         may_write: whether it could give itself write access to the shared pages; None: not told.
@@ -101,7 +101,7 @@ class Mapper:
 
     pid: int
     name: str
-    uid: int
+    uid: int | None
     permissions: str
     may_write: bool | None
     size: int
@@ -147,11 +147,11 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A process whose mappings and descriptors may not be read."""
+    """A process whose mappings and descriptors may not be read; ``uid`` as of a ``Holder``."""
 
     pid: int
     name: str
-    uid: int
+    uid: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,9 +285,9 @@ def collect(
     """
     tids = threads_of(process)
     mounts = {**mounts_seen_by(process, tids), **internal}
-    records = mappings_of(maps, tids)
+    records = mappings_of(maps, process)
     descriptors = descriptors_of(process, tids, mounts)
-    namespace = ipc_namespace(process)
+    namespace = ipc_namespace(f"{process.pid}/task/{tid}" for tid in tids)
     again = process_of(process.pid)
     if again is None or again.started != process.started:
         return False  # it ended, and the number may be another's
@@ -342,23 +342,23 @@ def mounts_seen_by(process: Process, tids: list[int]) -> dict[int, Mount]:
     return {}
 
 
-def mappings_of(maps: Callable[[int], Iterable[Record]], tids: list[int]) -> list[Record]:
-    """The mappings of a process. Where its first thread has ended, another one tells."""
-    for tid in tids:
-        with contextlib.suppress(InvalidOperation, *GONE):
-            records = list(maps(tid))
-            if records:
-                return records
+def mappings_of(maps: Callable[[int], Iterable[Record]], process: Process) -> list[Record]:
+    """The mappings of a process; none where it has ended."""
+    with contextlib.suppress(InvalidOperation, *GONE):
+        return list(maps(process.pid))
     return []
 
 
-def ipc_namespace(process: Process | None) -> str:
-    """The namespace whose System V segments it sees; empty where that is not told."""
-    whose = "thread-self" if process is None else str(process.pid)
-    try:
-        return os.readlink(f"/proc/{whose}/ns/ipc")  # noqa: PTH115 (not a path)
-    except OSError:
-        return ""
+def ipc_namespace(threads: Iterable[str]) -> str:
+    """The namespace whose System V segments a process sees; empty where that is not told.
+
+    Args:
+        threads: the folders of its threads under ``/proc``. One that has ended tells nothing.
+    """
+    for thread in threads:
+        with contextlib.suppress(OSError):
+            return os.readlink(f"/proc/{thread}/ns/ipc")  # noqa: PTH115 (not a path)
+    return ""
 
 
 class Kinds:
@@ -406,7 +406,7 @@ class Kinds:
 def add_system_v(internal: dict[int, Mount], found: dict[Key, Found]) -> None:
     """Add what the kernel lists: the segments of this IPC namespace, whoever has them."""
     device = next((each.device for each in internal.values() if each.filesystem == "tmpfs"), "")
-    namespace = ipc_namespace(None)
+    namespace = ipc_namespace(["thread-self"])
     for segment in system_v_segments():
         channel = found[Key(device, segment["shmid"], f"ipc {namespace}")]
         note(channel, Kind.SYSTEM_V, f"SYSV{segment['key'] & 0xFFFFFFFF:08x}", deleted=False)

@@ -20,9 +20,9 @@ NAMES = {
     "close some",
     errno.ENFILE: "no descriptor is left on this machine; raise fs.file-max",
     errno.EAGAIN: "more memory than may be locked; raise RLIMIT_MEMLOCK (ulimit -l)",
-    errno.EBADF: "the program closed this package's descriptor of the shared memory, or put another "
-    "file under its number (os.closerange, os.dup2); what is mapped stays, and nothing else can be "
-    "done with the buffer but to close its handle",
+    errno.EBADF: "the program closed this package's descriptor of the shared memory, or put "
+    "another file under its number (os.closerange, os.dup2); what is mapped stays, and nothing "
+    "else can be done with the buffer but to close its handle",
     errno.EBUSY: "another process holds a lease on the memory (fcntl(2) F_SETLEASE), which the "
     "kernel ends after fs.lease-break-time seconds",
     errno.EFAULT: "the memory is not there any more: something outside this package unmapped or "

@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from vmm_linux import _imports
+from vmm_linux._values import is_a
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ async def repeat(
 
 def check_not_blocking(method: str, sock: object) -> None:
     """Whether a socket is one for event loops. Whether it is one at all is seen elsewhere."""
-    if isinstance(sock, socket.socket) and sock.gettimeout() != 0:
+    if is_a(sock, socket.socket) and sock.gettimeout() != 0:
         raise InvalidArgument(
             method, "sock blocks, which would stop the event loop: sock.setblocking(False)"
         )

@@ -28,8 +28,9 @@ def _outcome(method: Callable[..., Out], failed: Out, *arguments: object) -> tup
 class Endpoint:
     """One ``VMM`` as the reference has it: methods return their out parameters and a return code.
 
-    They never raise for anything that a caller passes; a failed call's out values are 0, ``None``
-    or ``INVALID_HANDLE``.
+    They never raise for anything that a caller passes, whatever its code raises; a failed call's
+    out values are 0, ``None`` or ``INVALID_HANDLE``. What ends a program or a task is no error, and
+    passes through: ``KeyboardInterrupt``, ``SystemExit``, and all that is no ``Exception``.
     """
 
     __slots__ = ("_vmm",)

@@ -28,13 +28,12 @@ from pathlib import Path
 from typing import Any, Final, Self, SupportsFloat, SupportsIndex
 
 from vmm_linux import _pickling, _syscalls, _transfer, aio
-from vmm_linux._arguments import index
+from vmm_linux._values import describe, index, is_a
 from vmm_linux.errors import (
     RETCODES,
     Fail,
     InvalidArgument,
     InvalidOperation,
-    QuotaExceeded,
     Retcode,
     VmmError,
     error,
@@ -173,7 +172,7 @@ class Event:
         owned = [Descriptor(number) for number in descriptors]
         if not (message or owned or flags) and sock.type != socket.SOCK_DGRAM:
             raise EOFError(f"{method}: the other end is closed")
-        check_message(method, message, len(owned), flags)
+        check_message(method, sock, message, len(owned), flags)
         check_eventfd(method, owned[0].number)
         return cls._of(owned[0])
 
@@ -382,21 +381,24 @@ def clear_by_read(fd: int) -> int:
 
 def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
     """A timeout as a float that is 0 or more."""
-    if isinstance(timeout, bool) or not isinstance(timeout, SupportsFloat | SupportsIndex):
+    cause: Exception | None = None
+    try:
+        # Not float() alone, which reads text too.
+        is_number = hasattr(type(timeout), "__float__") or hasattr(type(timeout), "__index__")
+        number = float(timeout) if is_number and not is_a(timeout, bool) else None
+    except Exception as problem:  # noqa: BLE001  what turns it into a float may raise anything
+        number, cause = None, problem
+    if number is None:
         raise InvalidArgument(
             f"Event.{method}",
-            f"timeout is a {type(timeout).__name__}, not a number of seconds or None",
-        )
-    try:
-        number = float(timeout)
-    except Exception as problem:  # what turns it into a float may raise anything
-        raise InvalidArgument(f"Event.{method}", f"timeout: {problem}") from problem
+            f"timeout is {describe(timeout)}, not a number of seconds or None",
+        ) from cause
     if not number >= 0:
         raise InvalidArgument(f"Event.{method}", f"timeout is {number}; 0 or more is expected")
     return number
 
 
-def check_message(method: str, message: bytes, count: int, flags: int) -> None:
+def check_message(method: str, sock: socket.socket, message: bytes, count: int, flags: int) -> None:
     """Whether a message is ``Event.send``'s, with its one descriptor."""
     if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
         raise bad(method, f"{len(message)} bytes, not the {MESSAGE.size} of an event's message")
@@ -406,8 +408,12 @@ def check_message(method: str, message: bytes, count: int, flags: int) -> None:
     if version != VERSION:
         raise bad(method, f"version {version} of the format; this package knows {VERSION}")
     if flags & socket.MSG_CTRUNC and count == 0:
-        raise QuotaExceeded(
-            method, "the descriptor did not fit; raise RLIMIT_NOFILE (ulimit -n) or close some"
+        raise _transfer.cut_off(method, sock, "the descriptor did not fit")
+    if flags & socket.MSG_CTRUNC and announced == count == 1:
+        raise bad(
+            method,
+            "1 descriptors are announced, and 1 or more came; if that is all that was sent, "
+            "control data of the socket took the room: switch off SO_INQ",
         )
     if flags & socket.MSG_CTRUNC or not announced == count == 1:
         raise bad(method, f"{announced} descriptors are announced, and {count} or more came")

@@ -18,7 +18,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
@@ -37,6 +36,7 @@ from vmm_linux._inspect import (
 from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
 from vmm_linux._sharing import Channel, Holder, Kind, Mapper, Sharing, Unread
 from vmm_linux._smaps_record import NAMES
+from vmm_linux._values import describe, exact_text, index, is_a, quoted
 from vmm_linux.errors import (
     RETCODES,
     Fail,
@@ -51,8 +51,10 @@ from vmm_linux.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
-    from typing import SupportsIndex
+    from collections.abc import Callable, Generator, Iterator
+    from typing import SupportsIndex, TypeVar
+
+    Answer = TypeVar("Answer")
 
 __all__ = [
     "AccessDenied",
@@ -101,7 +103,10 @@ class ProcessExited(NoSuchProcess):
 
 
 class ZombieProcess(InvalidOperation):
-    """It has ended and waits for its parent; it has no memory (``INVALID_OPERATION``)."""
+    """All its threads have ended, and it waits for its parent, without memory.
+
+    (``INVALID_OPERATION``)
+    """
 
 
 class KernelThread(InvalidOperation):
@@ -122,10 +127,10 @@ class UnreadableText(Fail, ValueError):
 class Snapshot(Sequence[Mapping]):
     """The mappings of a process, lowest first.
 
-    The kernel tells them piece by piece. What the process maps or unmaps meanwhile may be among
-    them or not, and a mapping that grows meanwhile may be told twice, the second time as it is
-    then. ``at`` goes by the later word, ``total`` counts the earlier alone. Of a stopped process
-    all is exact.
+    They are in order and do not overlap. The kernel tells them piece by piece: what the process
+    maps, unmaps or changes meanwhile may be among them or not. Where the kernel tells of an address
+    twice, as of a mapping that grew meanwhile, its later word holds, and the mapping of which it
+    told earlier is left out, all of it. Of a stopped process all is exact.
 
     Attributes:
         pid: the process.
@@ -158,9 +163,9 @@ class Snapshot(Sequence[Mapping]):
             va: the address.
 
         Errors:
-            INVALID_ARGUMENT: ``va`` is no integer.
+            INVALID_ARGUMENT: ``va`` is no integer of 64 bits.
         """
-        va = _number("Snapshot.at", "va", va)
+        va = index("Snapshot.at", "va", va)
         place = bisect_right(self, va, key=lambda mapping: mapping.start)
         mapping = self[place - 1] if place else None
         return mapping if mapping is not None and va < mapping.end else None
@@ -186,11 +191,12 @@ class Snapshot(Sequence[Mapping]):
         Errors:
             INVALID_ARGUMENT: no mapping has such a figure, and no kernel that this package knows.
         """
-        if not isinstance(figure, str):
+        name = exact_text(figure)
+        if name is None:
             raise InvalidArgument(
-                "Snapshot.total",
-                f"figure is of type {type(figure).__name__}; expected a name as 'rss'",
+                "Snapshot.total", f"figure is {describe(figure)}; expected a name as 'rss'"
             )
+        figure = name
         told = [whole.figures[figure] for whole in self.wholes() if figure in whole.figures]
         if not told and figure not in NAMES:
             raise InvalidArgument("Snapshot.total", self._no_figure(figure))
@@ -199,9 +205,9 @@ class Snapshot(Sequence[Mapping]):
     def _no_figure(self, figure: str) -> str:
         """What is wrong with the name of a figure, and which may have been meant."""
         names = sorted({*NAMES}.union(*(whole.figures for whole in self.wholes())))
-        near = get_close_matches(figure, names, 1)
+        near = get_close_matches(figure[:100], names, 1)
         meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
-        return f"figure is {figure!r}, of which no mapping tells; {meant}"
+        return f"figure is {quoted(figure)}, of which no mapping tells; {meant}"
 
 
 class Change(NamedTuple):
@@ -286,7 +292,7 @@ def at(va: SupportsIndex, pid: SupportsIndex | None = None) -> Mapping | None:
 
     Source: ioctl PROCMAP_QUERY (Linux 6.11) where the kernel has it, else proc_pid_maps(5).
     """
-    address = _number("at", "va", va)
+    address = index("at", "va", va)
     if not 0 <= address < user_space_end():
         raise InvalidArgument(
             "at", f"va is {address:#x}; expected an address below {user_space_end():#x}"
@@ -297,8 +303,7 @@ def at(va: SupportsIndex, pid: SupportsIndex | None = None) -> Mapping | None:
         except OSError as reason:
             raise _refused("at", None, reason) from None
     else:
-        with _opened("at", process, "maps") as fd:
-            found = foreign_mapping(fd, address)
+        found = _asked("at", process, "maps", lambda fd: foreign_mapping(fd, address))
     return maps(pid).at(address) if found is NotImplemented else found
 
 
@@ -314,11 +319,14 @@ def rollup(pid: SupportsIndex | None = None) -> Mapping:
     Source: proc_pid_smaps(5), smaps_rollup.
     """
     process = _process("rollup", pid)
-    with _opened("rollup", process, "smaps_rollup") as fd:
+
+    def read(fd: int) -> Mapping:
         found = read_mappings(fd, True, False)
         if not found:
             raise _without_memory("rollup", process, opened=True)
         return found[0]
+
+    return _asked("rollup", process, "smaps_rollup", read)
 
 
 def pages(
@@ -349,7 +357,8 @@ def pages(
     """
     start, end = _range("pages", va, size)
     process = _process("pages", pid)
-    with _opened("pages", process, "pagemap") as fd:
+
+    def read(fd: int) -> list[PageRun]:
         if available(Feature.PAGEMAP_SCAN):
             found = read_pages(fd, start, end, exclusive)
         else:
@@ -357,6 +366,8 @@ def pages(
         if process is not None and not has_memory(fd):
             raise _without_memory("pages", process, opened=True)
         return found
+
+    return _asked("pages", process, "pagemap", read)
 
 
 def page_flags_told(*, exclusive: bool = False) -> PageFlags:
@@ -398,16 +409,17 @@ def diff(before: Iterable[Mapping], after: Iterable[Mapping]) -> Difference:
 
 
 def _by_address(name: str, mappings: Iterable[Mapping]) -> dict[int, Mapping]:
-    if not isinstance(mappings, Iterable):
+    try:
+        found = list(mappings)
+    except VmmError:
+        raise
+    except Exception as problem:
         raise InvalidArgument(
-            "diff", f"{name} is of type {type(mappings).__name__}; expected a Snapshot or mappings"
-        )
-    found = list(mappings)
+            "diff", f"{name} is {describe(mappings)}; expected a Snapshot or mappings"
+        ) from problem
     for each in found:
-        if not isinstance(each, Mapping):
-            raise InvalidArgument(
-                "diff", f"{name} has something of type {type(each).__name__}; expected mappings"
-            )
+        if not is_a(each, Mapping):
+            raise InvalidArgument("diff", f"{name} has {describe(each)}; expected mappings")
     return {mapping.start: mapping for mapping in found}
 
 
@@ -466,29 +478,18 @@ def _joined(start: int, end: int, runs: Iterable[PageRun]) -> list[PageRun]:
 # ---- arguments ----------------------------------------------------------------------------------
 
 
-def _number(method: str, name: str, value: SupportsIndex) -> int:
-    if isinstance(value, bool):
-        raise InvalidArgument(method, f"{name} is {value}; expected an integer, not a bool")
-    try:
-        return index(value)
-    except TypeError:
-        raise InvalidArgument(
-            method, f"{name} is of type {type(value).__name__}; expected an integer"
-        ) from None
-
-
 def _process(method: str, pid: SupportsIndex | None) -> int | None:
     """The process that ``/proc`` is to be asked about, None for this one."""
     if pid is None:
         return None
-    number = _number(method, "pid", pid)
+    number = index(method, "pid", pid)
     if not 0 < number <= LAST_PID:
         raise InvalidArgument(method, "pid is not positive and of 32 bits; expected a process id")
     return None if number == os.getpid() else number
 
 
 def _range(method: str, va: SupportsIndex, size: SupportsIndex) -> tuple[int, int]:
-    start, length, page = _number(method, "va", va), _number(method, "size", size), page_size()
+    start, length, page = index(method, "va", va), index(method, "size", size), page_size()
     if start % page or length % page:
         raise InvalidArgument(
             method, f"va {start:#x} or size {length:#x} is no multiple of the page size {page}"
@@ -508,26 +509,60 @@ def _range(method: str, va: SupportsIndex, size: SupportsIndex) -> tuple[int, in
 
 def _mappings(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
     process = _process(method, pid)
-    with _opened(method, process, name) as fd:
+
+    def read(fd: int) -> Sequence[Mapping]:
         found = read_mappings(fd, name == "smaps", process is None)
         if found.backslashes:
-            with contextlib.suppress(VmmError), _opened(method, process, "maps") as again:
-                found.settle_names(again)
+            with contextlib.suppress(VmmError):
+                _asked(method, process, "maps", found.settle_names)
         # A process that ends or starts another program is told up to there, as if that were all.
         # The file still stands for what it was opened for, and has nothing to tell any more.
         if process is not None and not found:
             raise _without_memory(method, process, opened=True)
         if process is not None and not os.pread(fd, 1, 0):
             raise _ended(method, process)
-    return Snapshot(os.getpid() if process is None else process, found)
+        return found
+
+    return Snapshot(
+        os.getpid() if process is None else process, _asked(method, process, name, read)
+    )
+
+
+def _asked(method: str, pid: int | None, name: str, read: Callable[[int], Answer]) -> Answer:
+    """What ``read`` finds in a file of ``/proc/PID``.
+
+    The first thread of a process can end while others live on. Then its files have nothing to tell
+    any more, and another thread's have it all.
+    """
+    try:
+        with _opened(method, pid, name) as fd:
+            return read(fd)
+    except ZombieProcess:
+        for thread in _other_threads(pid):
+            with (
+                contextlib.suppress(ZombieProcess, NoSuchProcess),
+                _opened(method, pid, f"task/{thread}/{name}") as fd,
+            ):
+                return read(fd)
+        raise
+
+
+def _other_threads(pid: int | None) -> list[str]:
+    """The threads of a process but for its first one."""
+    try:
+        threads = [each.name for each in Path(f"/proc/{pid}/task").iterdir()]
+        return [thread for thread in threads if thread != str(pid)]
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager
 def _opened(method: str, pid: int | None, name: str) -> Generator[int]:
     """A file of ``/proc/PID``, open for reading; what the kernel refuses as one of our errors."""
     fd = None
+    path = Path(f"/proc/{pid or 'thread-self'}") / name
     try:
-        fd = os.open(f"/proc/{pid or 'thread-self'}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         yield fd
     except VmmError:
         raise
@@ -556,7 +591,8 @@ def _refused(method: str, pid: int | None, reason: OSError, *, opened: bool = Fa
             "(ptrace(2), CAP_SYS_PTRACE)",
             number,
         )
-    if number == errno.ENOENT and Path(f"/proc/{pid or 'thread-self'}").exists():
+    # By its folder: that of a thread goes with the thread.
+    if number == errno.ENOENT and reason.filename and Path(reason.filename).parent.exists():
         return Unimplemented(method, f"this kernel has no {reason.filename}", number)
     if pid is not None and number in (errno.ENOENT, errno.ESRCH):
         return _without_memory(method, pid, opened=opened)

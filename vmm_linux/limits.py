@@ -1,8 +1,8 @@
 """Bounds of one VMM, and what it uses of them."""
 
-import operator
 from typing import NamedTuple, Self, SupportsIndex
 
+from vmm_linux._values import index, is_a, quoted, shown
 from vmm_linux.errors import InvalidArgument, InvalidOperation
 
 __all__ = ["FIGURES", "Limits", "Usage", "Use"]
@@ -120,7 +120,7 @@ class Limits:
         for name in changes:
             if name not in FIGURES:
                 raise InvalidArgument(
-                    "Limits", f"there is no figure {name!r}; there are {', '.join(FIGURES)}"
+                    "Limits", f"there is no figure {quoted(name)}; there are {', '.join(FIGURES)}"
                 )
         return type(self)(**(self._values() | changes))
 
@@ -130,13 +130,15 @@ class Limits:
         return {name: getattr(self, name) for name in FIGURES}
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"Limits cannot be changed: set vmm.limits.replace({name}={value!r})")
+        raise AttributeError(
+            f"Limits cannot be changed: set vmm.limits.replace({name}={shown(value)})"
+        )
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError("Limits cannot be changed")
 
     def __eq__(self, other: object) -> bool:
-        return self._values() == other._values() if isinstance(other, Limits) else NotImplemented
+        return self._values() == other._values() if is_a(other, Limits) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(tuple(self._values().values()))
@@ -161,14 +163,7 @@ def _bound(name: str, value: SupportsIndex | None) -> int | None:
     """A bound as an int, or None."""
     if value is None:
         return None
-    if isinstance(value, bool):
-        raise InvalidArgument("Limits", f"{name} is {value}, not an integer or None")
-    try:
-        number = operator.index(value)
-    except Exception as problem:
-        raise InvalidArgument(
-            "Limits", f"{name} is of type {type(value).__name__}, not an integer or None"
-        ) from problem
+    number = index("Limits", name, value, "an integer or None")
     if number < 0:
         raise InvalidArgument("Limits", f"{name} is negative; 0 allows nothing, None everything")
     if number >= NO_BOUND:

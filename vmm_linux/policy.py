@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from vmm_linux import _toml_lines
 from vmm_linux._calls import METHODS, Kind, Question
 from vmm_linux._rules import RuleTable, first_hidden
+from vmm_linux._values import exact_text, is_a, kind_of, one_line, quoted, shown
 from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import Rights, Seal, VmmFlags
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["READY", "Policy", "PolicyError", "Question", "Rule"]
 
 LONGEST_FILE: Final = 1 << 20
-LONGEST_TEXT: Final = 60
+LONGEST_NAME: Final = 100
+"""Of characters that may be meant for one of the names that there are."""
 MOST: Final = 2**64 - 1
 MOST_ID: Final = 2**32 - 2
 ANSWERS: Final = ("allow", "deny")
@@ -57,7 +59,8 @@ class PolicyError(InvalidArgument):
     """
 
     def __init__(self, reason: str, file: str | None = None, line: int | None = None) -> None:
-        where = "" if file is None else f"{file}:{line}: " if line else f"{file}: "
+        name = "" if file is None else one_line(file)
+        where = "" if file is None else f"{name}:{line}: " if line else f"{name}: "
         super().__init__("Policy", f"{where}{reason}")
         self.reason = reason
         self.file = file
@@ -95,7 +98,9 @@ class Rule:
         other_user: True: that was another user than this process's.
 
     Where the kernel does not tell who made the other end, a condition about that holds in a rule
-    that denies, and does not in one that allows.
+    that denies, and does not in one that allows. Nor does it tell of users and groups that this
+    process's user namespace does not map: all have one number, ``kernel.overflowuid`` (65534),
+    which in such a namespace is nobody's for sure.
     """
 
     allow: str | Sequence[str] | None = None
@@ -257,15 +262,17 @@ class Policy(RuleTable):
         audit_failure: str | None = None,
     ) -> None:
         try:
-            self._take(list(rules), default, list(ready), ask, audit_failure)
+            self._take(
+                members("rules", rules), default, members("ready", ready), ask, audit_failure
+            )
         except FlawError as flaw:
             raise PolicyError(f"{place_of(flaw.path)}{flaw.reason}") from None
 
     def _take(
         self,
-        rules: list[Rule],
+        rules: Sequence[object],
         default: object,
-        ready: list[str],
+        ready: Sequence[object],
         ask: Callable[[Question], object] | None,
         audit_failure: object,
     ) -> None:
@@ -275,7 +282,8 @@ class Policy(RuleTable):
             one_of(audit_failure, FAILURES, "audit_failure")
         if ask is not None and not callable(ask):
             raise FlawError(f"{shown(ask)} cannot be called", "ask")
-        readied = compiled_ready(ready)
+        names = names_in(ready, "ready")
+        readied = compiled_ready(names)
         compiled = readied + [
             compile_rule(rule, number, len(readied)) for number, rule in enumerate(rules)
         ]
@@ -284,10 +292,10 @@ class Policy(RuleTable):
         self._compile(
             numbers,
             tuple(rule.name for rule in compiled),
-            default == "allow",
+            exact_text(default) == "allow",
             ask,
-            int(VmmFlags.EXECUTE) if "no executable MDL" in ready else 0,
-            audit_failure,
+            int(VmmFlags.EXECUTE) if "no executable MDL" in names else 0,
+            exact_text(audit_failure),
         )
 
     @classmethod
@@ -311,7 +319,10 @@ class Policy(RuleTable):
                 reason are said.
             OSError: it cannot be read.
         """
-        file = os.fsdecode(path)
+        try:
+            file = str.__str__(os.fsdecode(path))
+        except Exception as problem:
+            raise PolicyError(f"{shown(path)} is no path") from problem
         data = contents_of(file)
         try:
             text, table = _toml_lines.parse(data)
@@ -329,7 +340,7 @@ class Policy(RuleTable):
         """Compile what a file says."""
         for key in table:
             if key not in TOP_KEYS:
-                raise FlawError(f"unknown key {key!r}{suggestion(key, TOP_KEYS)}", key)
+                raise FlawError(f"unknown key {quoted(key)}{suggestion(key, TOP_KEYS)}", key)
         listed = table.get("rule", [])
         if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
             raise FlawError("rule is no list of tables; write [[rule]]", "rule")
@@ -338,7 +349,7 @@ class Policy(RuleTable):
             for key in each:
                 if key not in KEYS:
                     raise FlawError(
-                        f"unknown key {key!r}{suggestion(key, KEYS)}", "rule", number, key
+                        f"unknown key {quoted(key)}{suggestion(key, KEYS)}", "rule", number, key
                     )
             rules.append(Rule(**each))
         ready = names_in(table.get("ready", []), "ready")
@@ -375,14 +386,15 @@ def contents_of(path: str) -> bytes:
     return data
 
 
-def compiled_ready(ready: list[str]) -> list[Compiled]:
+def compiled_ready(ready: tuple[str, ...]) -> list[Compiled]:
     """The ready rules with these names."""
     compiled: list[Compiled] = []
     for name in ready:
         if name not in READY:
-            raise FlawError(f"unknown ready rule {name!r}{suggestion(name, READY)}", "ready")
+            close = suggestion(name, READY)
+            raise FlawError(f"unknown ready rule {quoted(name)}{close}", "ready")
         if ready.count(name) > 1:
-            raise FlawError(f"{name!r} is named twice", "ready")
+            raise FlawError(f"{quoted(name)} is named twice", "ready")
         for rule in READY[name]:
             number = len(compiled)
             compiled.append(Compiled(number, name, *parts_of(rule, "ready")))
@@ -391,14 +403,52 @@ def compiled_ready(ready: list[str]) -> list[Compiled]:
 
 def compile_rule(rule: object, number: int, before: int) -> Compiled:
     """A rule of the user's, the first of which is number 0, in numbers."""
-    if not isinstance(rule, Rule):
+    if not is_a(rule, Rule):
         raise FlawError(f"{shown(rule)} is no Rule", "rule", number)
+    rule = plain_rule(rule, "rule", number)
     name = rule.name
     if name is None:
         name = f"rule {number + 1}"
     elif not is_text(name):
         raise FlawError("name is no printable text", "rule", number, "name")
     return Compiled(before + number, name, *parts_of(rule, "rule", number))
+
+
+def plain_rule(rule: Rule, *path: str | int) -> Rule:
+    """The same with Python's own strings, ints and tuples, which answer the same each time."""
+    values = {}
+    for key in KEYS:
+        try:
+            values[key] = plain(getattr(rule, key))
+        except Exception as problem:
+            raise FlawError(f"{key} cannot be had: {kind_of(problem)}", *path, key) from problem
+    return Rule(**values)
+
+
+def plain(value: object) -> Any:  # noqa: ANN401  whatever it is
+    """A string, an int or a list of them without what a subclass adds; others as they are."""
+    if is_a(value, list):
+        return tuple(map(plain_one, list.__iter__(value)))
+    if is_a(value, tuple):
+        return tuple(map(plain_one, tuple.__iter__(value)))
+    return plain_one(value)
+
+
+def plain_one(value: object) -> object:
+    """A string or an int without what a subclass adds; anything else as it is."""
+    if is_a(value, str):
+        return exact_text(value)
+    if is_a(value, int) and not is_a(value, bool):
+        return int.__index__(value)
+    return value
+
+
+def members(name: str, values: object) -> list[object]:
+    """What is in an argument that can be gone through."""
+    try:
+        return list(values)  # type: ignore[call-overload,no-any-return]
+    except Exception as problem:
+        raise FlawError(f"{name} is {shown(values)}, which nothing is in", name) from problem
 
 
 def parts_of(rule: Rule, *path: str | int) -> tuple[bool, tuple[str, ...], Condition]:
@@ -422,7 +472,7 @@ def parts_of(rule: Rule, *path: str | int) -> tuple[bool, tuple[str, ...], Condi
 def methods_of(rule: Rule, answer: str, condition: Condition, *path: str | int) -> tuple[str, ...]:
     """The methods that a rule is for: each has what the rule's conditions are about."""
     named = getattr(rule, answer)
-    if named == EVERY:
+    if type(named) is str and named == EVERY:
         methods = tuple(name for name in DECIDED if lack_of(rule, condition, DECIDED[name]) is None)
         if not methods:
             raise FlawError("no method has all that this rule asks about", *path)
@@ -434,7 +484,8 @@ def methods_of(rule: Rule, answer: str, condition: Condition, *path: str | int) 
         if name == "close":
             raise FlawError("close cannot be decided about: it only gives back", *path, answer)
         if name not in DECIDED:
-            raise FlawError(f"unknown method {name!r}{suggestion(name, DECIDED)}", *path, answer)
+            close = suggestion(name, DECIDED)
+            raise FlawError(f"unknown method {quoted(name)}{close}", *path, answer)
         lack = lack_of(rule, condition, DECIDED[name])
         if lack is not None:
             raise FlawError(f"the rule can never match: {name} {lack[0]}", *path, lack[1])
@@ -453,7 +504,8 @@ def lack_of(rule: Rule, condition: Condition, method: Method) -> tuple[str, str]
         "peer": Kind.SOCKET in kinds,
     }
     for key, about in ABOUT.items():
-        if not has[about] and getattr(rule, key) not in (None, (), []):
+        value = getattr(rule, key)
+        if not has[about] and value is not None and not (type(value) is tuple and not value):
             return (f"has no {about}", key)
     unknown = (condition.flags.all or condition.flags.any) and not (
         condition.flags.all & ~method.flags == 0
@@ -474,7 +526,7 @@ def mask_of(rule: Rule, what: str, kind: type[IntFlag], *path: str | int) -> Mas
         for name in names_in(getattr(rule, key), *path, key):
             if name not in kind.__members__:
                 close = suggestion(name, kind.__members__)
-                raise FlawError(f"unknown {what} {name!r}{close}", *path, key)
+                raise FlawError(f"unknown {what} {quoted(name)}{close}", *path, key)
             value |= kind[name]
         values[which] = int(value)
     mask = Mask(**values)
@@ -497,7 +549,7 @@ def sizes_of(rule: Rule, *path: str | int) -> tuple[int, int]:
         value = getattr(rule, key)
         if value is None:
             value = otherwise
-        elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
+        elif type(value) is not int or not 0 <= value <= MOST:
             raise FlawError(f"{key} is {shown(value)}, not 0 to 2**64 - 1 bytes", *path, key)
         bounds.append(value)
     if bounds[0] > bounds[1]:
@@ -514,8 +566,8 @@ def ids_of(value: object, *path: str | int) -> frozenset[int]:
     if value is None:
         return frozenset()
     ids = set()
-    for each in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each <= MOST_ID:
+    for each in value if type(value) is tuple else (value,):
+        if type(each) is not int or not 0 <= each <= MOST_ID:
             raise FlawError(f"{shown(each)} is no number of a user or group", *path)
         ids.add(each)
     if not ids:
@@ -523,18 +575,10 @@ def ids_of(value: object, *path: str | int) -> frozenset[int]:
     return frozenset(ids)
 
 
-def shown(value: object) -> str:
-    """A value in a message, or its type where its text is long or cannot be had."""
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001  a number of too many digits, a table too deep, anybody's code
-        text = ""
-    return text if 0 < len(text) <= LONGEST_TEXT else f"a {type(value).__name__}"
-
-
 def is_text(value: object) -> bool:
     """Whether a value is text for a message."""
-    return isinstance(value, str) and value != "" and value.isprintable()
+    text = exact_text(value)
+    return text is not None and text != "" and text.isprintable()
 
 
 def truth_of(value: object, *path: str | int) -> bool:
@@ -546,16 +590,18 @@ def truth_of(value: object, *path: str | int) -> bool:
 
 def names_in(value: object, *path: str | int) -> tuple[str, ...]:
     """A list of names."""
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+    names = plain(value)
+    if type(names) is not tuple or not all(type(each) is str for each in names):
         raise FlawError(f"{path[-1]} is {shown(value)}, not a list of names", *path)
-    return tuple(value)
+    return names
 
 
 def one_of(value: object, known: Sequence[str], key: str) -> None:
     """Whether a value is one of a few words."""
-    if not isinstance(value, str) or value not in known:
+    word = exact_text(value)
+    if word not in known:
         words = " or ".join(map(repr, known))
-        close = suggestion(value, known) if isinstance(value, str) else ""
+        close = "" if word is None else suggestion(word, known)
         raise FlawError(f"{key} is {shown(value)}, not {words}{close}", key)
 
 
@@ -570,12 +616,14 @@ def check_reachable(
     same = first.condition == rule.condition and first.allows != rule.allows
     why = "says the opposite of the same calls" if same else "always answers first"
     raise FlawError(
-        f"the rule can never match: {first.name!r} {why}", "rule", rule.number - readied
+        f"the rule can never match: {quoted(first.name)} {why}", "rule", rule.number - readied
     )
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The nearest known name, if one is near."""
+    if len(name) > LONGEST_NAME:
+        return ""
     names = list(known)
     folded = {each.casefold(): each for each in names}
     close = get_close_matches(name.casefold(), folded, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_linux import _own_vmm, _vmm, aio
-from vmm_linux._arguments import index
+from vmm_linux._values import index
 from vmm_linux.flags import VmmFlags
 from vmm_linux.mdl import Mdl
 from vmm_linux.region import Region
@@ -135,7 +135,8 @@ class VMM(_vmm.VMM):
             sock: a connected AF_UNIX socket that does not block.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
-            peer_uid: the user that must be at the other end, or None.
+            peer_uid: the user that must be at the other end, or None. One whom this process's user
+                namespace does not map may be anybody, and is refused.
 
         Returns:
             A ``Handle``.

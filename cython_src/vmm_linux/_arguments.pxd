@@ -42,12 +42,12 @@ cdef enum:
     UNCHOOSABLE = FLAG_WRITE_THROUGH | FLAG_WRITE_COMBINE | FLAG_CACHE_DISABLE
 
 cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF
-cdef str describe(object value)
 cdef object iterate(str method, object ranges)
 cdef tuple other_pair(str method, object item)
 cdef object contiguous(str method, object data)
 cdef object plain_limits(str method, object value)
 cdef object tristate(str method, str name, object value)
+cdef object switch(str method, str name, object value)
 cdef int check_multiple(str method, str name, uint64_t value) except -1
 cdef int refuse_bytes(str method, str name, uint64_t va, uint64_t size, str size_name) except -1
 cdef int refuse_pages(str method, str name, uint64_t va, uint64_t size, str size_name) except -1

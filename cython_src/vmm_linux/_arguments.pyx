@@ -8,8 +8,7 @@ from libc.stdint cimport uint64_t
 from vmm_linux._features cimport PAGE_SIZE
 from vmm_linux._vocabulary cimport FLAG_FIXED, FLAG_RESERVE, FLAG_RWX_MASK, is_multiple
 
-import operator
-
+from vmm_linux._values import describe, index, is_a, written
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
 from vmm_linux.limits import FIGURES, Limits
@@ -20,46 +19,20 @@ cdef extern from "Python.h":
 
 cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
     """``number`` of what is no plain int below 2**63, or is no number at all."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        value = index(method, name, value)
+    value = index(method, name, value)
     try:
         return PyLong_AsUnsignedLongLong(value)
     except OverflowError:
         raise InvalidArgument(
-            method, f"{name} {value:#x} is not in 0 ... 2**64 - 1") from None
-
-
-def index(method, name, value):
-    """The int that a value stands for: whatever has ``__index__``, but no bool.
-
-    At most 128 bits, which is more than anything here has, and fits in a message.
-    """
-    if isinstance(value, bool):
-        raise InvalidArgument(method, f"{name} is {value}, not an integer")
-    try:
-        result = int(operator.index(value))
-    except Exception as problem:
-        raise InvalidArgument(
-            method, f"{name} is {describe(value)}, not an integer") from problem
-    if result.bit_length() > 128:
-        raise InvalidArgument(method, f"{name} is a number of more than 128 bits")
-    return result
-
-
-cdef str describe(object value):
-    """A value of a wrong type in a message: its type, and its text if that is short."""
-    try:
-        text = repr(value)
-    except Exception:
-        text = ""
-    kind = type(value).__name__
-    return f"{text} of type {kind}" if 0 < len(text) <= 40 else f"a {kind}"
+            method, f"{name} {written(value, '#x')} is not in 0 ... 2**64 - 1") from None
 
 
 cdef object iterate(str method, object ranges):
-    """An iterator over what the caller gave as ranges."""
+    """What the caller gave as ranges, to go through: none of the caller's code runs in that."""
+    if type(ranges) is list or type(ranges) is tuple:
+        return ranges
     try:
-        return iter(ranges)
+        return list(ranges)
     except Exception as problem:
         raise InvalidArgument(
             method, f"ranges is {describe(ranges)}, not pairs (va, size)") from problem
@@ -89,7 +62,7 @@ cdef object contiguous(str method, object data):
 
 cdef object plain_limits(str method, object value):
     """``Limits`` of the package's own class, whose bounds nobody computes."""
-    if not isinstance(value, Limits):
+    if not is_a(value, Limits):
         raise InvalidArgument(method, f"limits is {describe(value)}, not Limits(...)")
     try:
         bounds = {figure: getattr(value, figure) for figure in FIGURES}
@@ -101,9 +74,18 @@ cdef object plain_limits(str method, object value):
 
 cdef object tristate(str method, str name, object value):
     """True, False or None."""
-    if value is None or isinstance(value, bool):
+    if value is None or value is True or value is False:
         return value
     raise InvalidArgument(method, f"{name} is {describe(value)}, not True, False or None")
+
+
+cdef object switch(str method, str name, object value):
+    """What Python takes for true or for false."""
+    try:
+        return bool(value)
+    except Exception as problem:
+        raise InvalidArgument(
+            method, f"{name} is {describe(value)}, not True or False") from problem
 
 
 cdef int check_multiple(str method, str name, uint64_t value) except -1:

@@ -26,6 +26,7 @@ from collections import deque
 from threading import get_ident
 
 from vmm_linux import _imports
+from vmm_linux._values import describe, exact_text, index, is_a
 from vmm_linux.errors import (
     InvalidArgument,
     InvalidOperation,
@@ -43,6 +44,9 @@ RC_NAMES = [str(rc) for rc in Retcode]
 START = '{"v":1,'
 MODE = 0o600
 MOST_RECORDS = 1 << 24
+# Of one text in a line, which somebody chose: a rule's name, or what a callable says. With two of
+# these, and each character escaped, a line is one that ``audit trace`` reads.
+cdef Py_ssize_t MOST_CHARACTERS = 1 << 16
 
 # Numbers the calls of this process, whatever VMM and whatever audit they are of.
 cdef uint64_t next_call = 0
@@ -74,7 +78,8 @@ cdef class Record:
         sid: the security id of the buffer that it was about, whatever rights the handle gives, or
             None.
         origin_sid: of the buffer that this one is a window on, or None.
-        peer: ``(pid, uid, gid)`` of who made the other end of the socket, or None.
+        peer: ``(pid, uid, gid)`` of who made the other end of the socket, or None; the user, and
+            the group, is None where it may be anybody (a stranger to this user namespace).
     """
 
     def __init__(self):
@@ -165,10 +170,12 @@ cdef str json_of(object value):
 
 
 cdef str quoted(str text):
-    """A string in JSON, in ASCII."""
+    """A string in JSON, in ASCII; a very long one is cut."""
     cdef list pieces
     cdef Py_UCS4 each
     cdef bint plain = True
+    if len(text) > MOST_CHARACTERS:
+        text = text[:MOST_CHARACTERS] + "..."
     for each in text:
         plain = plain and 0x20 <= each < 0x7F and each != u'"' and each != u'\\'
     if plain:
@@ -214,9 +221,9 @@ cdef ssize_t append(int fd, const char *start, ssize_t size) noexcept nogil:
 cdef str path_of(object file):
     """The path that an argument is."""
     try:
-        return os.fsdecode(file)
-    except TypeError:
-        raise InvalidArgument("Audit", f"file is a {type(file).__name__}, not a path") from None
+        return str.__str__(os.fsdecode(file))
+    except Exception as problem:
+        raise InvalidArgument("Audit", f"file is {describe(file)}, not a path") from problem
 
 
 cdef int open_file(str path) except -1:
@@ -266,18 +273,19 @@ cdef class Audit:
         cdef int fd = -1
         cdef int error = 0
         self.check_unmade()
-        if failure not in FAILURES:
-            raise InvalidArgument("Audit", f"failure is {failure!r}; 'deny' or 'continue'")
-        if not isinstance(ring, int) or isinstance(ring, bool) or not 0 <= ring <= MOST_RECORDS:
-            raise InvalidArgument("Audit", f"ring is {ring!r}, not 0 to {MOST_RECORDS} records")
+        if exact_text(failure) not in FAILURES:
+            raise InvalidArgument("Audit", f"failure is {describe(failure)}; 'deny' or 'continue'")
+        ring = index("Audit", "ring", ring)
+        if not 0 <= ring <= MOST_RECORDS:
+            raise InvalidArgument("Audit", f"ring is {ring}, not 0 to {MOST_RECORDS} records")
         logging = _imports.needed("Audit", "logging")
         if logger is None:
             logger = logging.getLogger("vmm_linux.audit")
             if not logger.handlers:     # so that nobody's standard error gets what nobody asked for
                 logger.addHandler(logging.NullHandler())
-        if not isinstance(logger, logging.Logger):
-            raise InvalidArgument("Audit", f"logger is a {type(logger).__name__}, not a Logger")
-        failure = FAILURES[FAILURES.index(failure)]     # without a class of its own
+        if not is_a(logger, logging.Logger):
+            raise InvalidArgument("Audit", f"logger is {describe(logger)}, not a Logger")
+        failure = exact_text(failure)
         records = deque(maxlen=ring)
         path = None if file is None else path_of(file)
         if path is not None:

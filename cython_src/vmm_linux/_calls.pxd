@@ -34,7 +34,8 @@ cdef enum Call:
     CALLS                       # how many there are
 
 cdef struct Facts:
-    # What a rule can look at. Where a call has no such thing, it is 0, and of the peer -1.
+    # What a rule can look at. Where a call has no such thing, it is 0; of the peer
+    # -1, as is what is unknown of one.
     uint64_t flags
     uint64_t size               # bytes
     uint64_t handle

@@ -15,6 +15,7 @@ from vmm_linux._arguments cimport (
     number,
     pair,
     plain_limits,
+    switch,
     tristate,
 )
 from vmm_linux._handles cimport rights_of
@@ -189,7 +190,7 @@ cdef object one(str method, str name, int kind, object value, Facts *facts):
     if kind == LIMITS:
         return plain_limits(method, value)
     if kind == SWITCH:
-        return bool(value)
+        return switch(method, name, value)
     if kind == TRISTATE:
         return tristate(method, name, value)
     if kind == IGNORED:
@@ -285,10 +286,14 @@ cdef class Question:
 
     @property
     def peer(self):
-        """``(pid, uid, gid)`` of who made the other end of the socket, or None."""
-        if self.facts.uid < 0:
+        """``(pid, uid, gid)`` of who made the other end of the socket, or None.
+
+        The user, and the group, is None where it may be anybody: a stranger to this user namespace.
+        """
+        if self.facts.pid < 0:
             return None
-        return self.facts.pid, self.facts.uid, self.facts.gid
+        return (self.facts.pid, None if self.facts.uid < 0 else self.facts.uid,
+                None if self.facts.gid < 0 else self.facts.gid)
 
     @property
     def usage(self):

@@ -65,14 +65,14 @@ cdef class Client(Watched):
             INVALID_OPERATION: this VMM has been made already, with others.
             OSError: a file of the environment cannot be opened.
         """
-        cdef bint was_settled = self.is_settled
         cdef bint settled = False
         try:
             if limits is not None:
                 limits = plain_limits("VMM", limits)
             settled = self.settle(policy, audit)
         except BaseException:
-            self.warned = self.warned or not was_settled    # nobody gets it who could close it
+            # Nobody gets it who could close it, unless somebody called it in the meantime.
+            self.warned = self.warned or not self.is_settled
             raise
         if limits is not None:
             if settled:

@@ -288,8 +288,6 @@ cdef class Mappings:
         for i in range(self.records.count):
             record = self.records.at(i)
             at = record.start
-            if i > 0 and at < self.records.at(i - 1).start:
-                next = 0        # The kernel tells a mapping again that grew meanwhile.
             while next < self.intents.size() and self.intents[next].end <= at:
                 next += 1
             looked = next
@@ -315,13 +313,14 @@ cdef class Mappings:
 
 
 def read_mappings(int fd, bint figures, bint ours):
-    """All mappings in an open smaps (with figures) or maps.
+    """All mappings in an open smaps (with figures) or maps, in order and without overlaps.
 
     ``ours``: they are this process's, and cut at the borders of its regions. OSError where reading
     fails; ValueError, with the line, where one cannot be read.
     """
     cdef Mappings made = Mappings.__new__(Mappings)
     check(read_records(made.records, fd, figures))
+    made.records.drop_overlapped()
     if ours:
         add_intents_of_all(&made.intents)
         made.cut_at_regions()

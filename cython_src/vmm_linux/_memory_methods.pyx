@@ -27,11 +27,11 @@ from vmm_linux._arguments cimport (
     check_pages,
     check_protection,
     check_region_flags,
-    describe,
     iterate,
     number,
     pair,
     request_of,
+    switch,
     tristate,
 )
 from vmm_linux._calls cimport (
@@ -53,6 +53,7 @@ from vmm_linux._ranges cimport Ranges, add_range
 from vmm_linux._views cimport pinned_view
 from vmm_linux._vocabulary cimport FLAG_READ, FLAG_WRITE
 
+from vmm_linux._values import describe
 from vmm_linux.errors import InvalidArgument, OutOfMemory
 
 
@@ -423,7 +424,7 @@ cdef object do_query(MemoryMethods self, object va, object smaps):
         raise InvalidArgument(
             "query", f"va 0x{address:x} is above user space, which ends at "
             f"0x{_features.user_space_end():x}")
-    return query(self.space, self.process, address, bool(smaps))
+    return query(self.space, self.process, address, switch("query", "smaps", smaps))
 
 
 cdef object do_view(MemoryMethods self, object va, object size, object writable):

@@ -143,13 +143,12 @@ cdef bint matches(const Rule *rule, const Facts *facts) noexcept:
 
 
 cdef bint peer_matches(const Rule *rule, const Facts *facts) noexcept:
-    """Whether the peer is one that a rule is about; one who is unknown is where that denies."""
-    if facts.uid < 0:
-        return not rule.allows
+    """Whether the peer is one that a rule is about; what is unknown of one is where that denies."""
     return (
-        among(rule.uids, facts.uid)
-        and among(rule.gids, facts.gid)
-        and (not rule.other_user or facts.uid != <int64_t>geteuid())
+        among(rule.uids, facts.uid, not rule.allows)
+        and among(rule.gids, facts.gid, not rule.allows)
+        and (not rule.other_user
+             or (facts.uid != <int64_t>geteuid() if facts.uid >= 0 else not rule.allows))
     )
 
 
@@ -162,11 +161,13 @@ cdef bint has(const Bits *bits, uint64_t value) noexcept:
     )
 
 
-cdef bint among(const vector[int64_t] &wanted, int64_t found) noexcept:
-    """Whether a number is one of those that are wanted, if any is."""
+cdef bint among(const vector[int64_t] &wanted, int64_t found, bint unknown) noexcept:
+    """Whether a number is one of those that are wanted, if any is; ``unknown`` for one below 0."""
     cdef size_t place
     if wanted.empty():
         return True
+    if found < 0:
+        return unknown
     for place in range(wanted.size()):
         if wanted[place] == found:
             return True

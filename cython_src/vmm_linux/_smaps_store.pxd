@@ -59,6 +59,7 @@ cdef class Records:
     cdef const char *path_after(self, const Record *before, const char *path,
                                 size_t length) noexcept nogil
     cdef Record *append(self, const Line *line) noexcept nogil
+    cdef void drop_overlapped(self) noexcept nogil
 
     cdef inline int set_figure(self, Record *record, int i, uint64_t value) noexcept nogil:
         """A figure with an attribute of its own. Here, as a record has some twenty."""

@@ -123,6 +123,25 @@ cdef class Records:
                 return NULL
         return record
 
+    cdef void drop_overlapped(self) noexcept nogil:
+        """Drop every record of which a later one tells some address again.
+
+        The kernel goes on at an address, and tells of the mapping that is there by then. Where that
+        grew downwards meanwhile, it was told of in part, or in pieces.
+        """
+        cdef size_t chunks = (self.count + CHUNK - 1) >> CHUNK_BITS
+        cdef size_t kept = 0
+        cdef size_t i
+        for i in range(self.count):
+            while kept > 0 and self.at(kept - 1).end > self.at(i).start:
+                kept -= 1
+            if kept != i:
+                self.at(kept)[0] = self.at(i)[0]
+            kept += 1
+        self.count = kept
+        for i in range((kept + CHUNK - 1) >> CHUNK_BITS, chunks):
+            free(self.chunks[i])
+
     cdef const char *path_after(self, const Record *before, const char *path,
                                 size_t length) noexcept nogil:
         """The path's place in memory: that of the record before, where it is the same path.

@@ -67,10 +67,13 @@ import os
 import socket
 import struct
 
+from vmm_linux._credentials import known_gid, known_uid
+from vmm_linux._values import describe, is_a
 from vmm_linux.errors import (
     RETCODES,
     Fail,
     InvalidArgument,
+    InvalidOperation,
     QuotaExceeded,
     Retcode,
     SecurityDisallow,
@@ -118,14 +121,27 @@ CREDENTIALS = struct.Struct("iII")
 NOBODY_KNOWN = 0xFFFFFFFF
 """The user at the other end of a socket that was never connected to one end alone."""
 SO_PASSPIDFD = 76
+SO_PASSSEC = 34
+SO_PEERSEC = 31
+SO_TIMESTAMPING = 37
 TIMESTAMP = struct.Struct("2q")
+TIMESTAMP_OPTIONS = (29, 35, 63, 64)  # SO_TIMESTAMP, SO_TIMESTAMPNS, and the same with _NEW
 COMPANIONS = (
-    (socket.SO_PASSCRED, CREDENTIALS.size),
-    (SO_PASSPIDFD, struct.calcsize("i")),
-    (29, TIMESTAMP.size),  # SO_TIMESTAMP
-    (35, TIMESTAMP.size),  # SO_TIMESTAMPNS
+    ("SO_PASSCRED", ((socket.SO_PASSCRED,),), CREDENTIALS.size),
+    ("SO_PASSPIDFD", ((SO_PASSPIDFD,),), struct.calcsize("i")),
+    ("SO_TIMESTAMP", (TIMESTAMP_OPTIONS,), TIMESTAMP.size),
+    ("SO_TIMESTAMPING", (TIMESTAMP_OPTIONS, (SO_TIMESTAMPING,)), 3 * TIMESTAMP.size),
 )
-"""The socket options that have the kernel add control data of its own, and its size in bytes."""
+"""What a socket's options have the kernel add to the control data of a message.
+
+The name of the option, the options of which one in each group must be on, and the size in bytes.
+Beside them there are SO_PASSSEC, whose security label is of any length, and SO_INQ (Linux 6.17),
+which comes last, and of which the kernel does not tell whether it is on.
+"""
+LONGEST_LABEL = 1024
+"""Bytes of a security label that are looked at."""
+MOST_LABEL = 4096
+INQ = struct.calcsize("i")
 
 # As plain integers: arithmetic with enumerations takes a microsecond each time.
 cdef int AF_UNIX = socket.AF_UNIX
@@ -140,9 +156,11 @@ cdef object NOSIGNAL = int(socket.MSG_NOSIGNAL)
 # Bytes of control data for the longest message. No room lets more descriptors in than the kernel
 # takes, so nobody has to be asked which options the socket has.
 cdef object ROOM = socket.CMSG_LEN(PARCEL_DESCRIPTORS * sizeof(int)) + sum(
-    [socket.CMSG_SPACE(size) for _, size in COMPANIONS])
+    [socket.CMSG_SPACE(size) for _, _, size in COMPANIONS]
+    + [socket.CMSG_SPACE(MOST_LABEL), socket.CMSG_SPACE(INQ)])
 cdef object Socket = socket.socket
 cdef object family_of = socket.SocketType.family.__get__
+cdef dict FAMILIES = {int(family): family.name for family in socket.AddressFamily}
 
 # Makes the exception that says why a descriptor is refused.
 ctypedef object (*Refusal)(str why)
@@ -152,11 +170,13 @@ ctypedef object (*Refusal)(str why)
 
 cpdef int check_socket(str method, object sock) except -1:
     """Whether this is a socket that descriptors can go through."""
-    if not isinstance(sock, Socket):
-        raise InvalidArgument(method, f"sock is a {type(sock).__name__}, not a socket")
-    if family_of(sock) != AF_UNIX:
+    if not is_a(sock, Socket):
+        raise InvalidArgument(method, f"sock is {describe(sock)}, not a socket")
+    family = family_of(sock)
+    if family != AF_UNIX:
+        name = FAMILIES.get(family, family)
         raise InvalidArgument(
-            method, f"sock is of family {sock.family!r}; only AF_UNIX carries descriptors")
+            method, f"sock is of family {name}; only AF_UNIX carries descriptors")
     return 0
 
 
@@ -179,7 +199,19 @@ def duplicate(str method, sock):
 
 
 def peer_of(sock):
-    """The process, user and group that made the other end; None where the kernel does not tell."""
+    """The process, user and group that made the other end; None where the kernel does not tell.
+
+    The user, and the group, is None where it may be anybody.
+    """
+    credentials = credentials_of(sock)
+    if credentials is None:
+        return None
+    pid, uid, gid = credentials
+    return pid, known_uid(uid), known_gid(gid)
+
+
+cdef tuple credentials_of(object sock):
+    """The same as the kernel reports them, with its placeholders."""
     try:
         credentials = socket.SocketType.getsockopt(
             sock, SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
@@ -191,11 +223,17 @@ def peer_of(sock):
 
 cdef int check_peer(object sock, object peer_uid) except -1:
     """Whether the other end was connected by this user."""
-    peer = peer_of(sock)
-    if peer is None:
+    credentials = credentials_of(sock)
+    if credentials is None:
         raise SecurityDisallow(
             "recv_handle", "the socket does not tell who is at the other end; peer_uid needs that")
-    uid = peer[1]
+    uid = known_uid(credentials[1])
+    if uid is None:
+        raise SecurityDisallow(
+            "recv_handle",
+            "the user at the other end is unknown: this process's user namespace does not map all "
+            "users (/proc/self/uid_map), and the kernel reports those that it does not by the "
+            f"same number as one that it may; peer_uid is {peer_uid}")
     if uid != peer_uid:
         raise SecurityDisallow(
             "recv_handle", f"user {uid} is at the other end; peer_uid is {peer_uid}")
@@ -245,10 +283,55 @@ cdef void close_all(list descriptors) noexcept:
 cdef object room_for(object sock, int descriptors):
     """Bytes of control data for so many descriptors, and what the socket's options add to them."""
     room = socket.CMSG_LEN(descriptors * sizeof(int))
-    for option, size in COMPANIONS:
-        if is_set(sock, option):
-            room += socket.CMSG_SPACE(size)
+    for _, size in companions_of(sock):
+        room += socket.CMSG_SPACE(size)
     return room
+
+
+cdef list companions_of(object sock):
+    """The options of a socket that add control data, by name, and how many bytes they add."""
+    cdef list found = []
+    for name, groups, size in COMPANIONS:
+        for group in groups:
+            if not any_set(sock, group):
+                break
+        else:
+            found.append((name, size))
+    if any_set(sock, (SO_PASSSEC,)):
+        try:
+            label = sock.getsockopt(SOL_SOCKET, SO_PEERSEC, LONGEST_LABEL)
+        except OSError:     # no security module gives labels, and none comes
+            label = b""
+        if label:
+            found.append(("SO_PASSSEC", len(label)))
+    return found
+
+
+cdef bint any_set(object sock, tuple options) except? True:
+    """Whether one of these options of a socket is on."""
+    for option in options:
+        if is_set(sock, option):
+            return True
+    return False
+
+
+def cut_off(str method, sock, str what):
+    """The exception for descriptors that did not fit: by what took their room, and what to do.
+
+    Asked while those that came are open, so that a limit that is reached still is.
+    """
+    cdef int own = _syscalls.fcntl(socket.SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
+    cdef list names
+    if own < 0:
+        return QuotaExceeded(method, f"{what}; raise RLIMIT_NOFILE (ulimit -n) or close some", -own)
+    _syscalls.close(own)
+    names = [name for name, _ in companions_of(sock)]
+    if names:
+        return InvalidOperation(
+            method, f"{what}: other control data took the room; switch off {', '.join(names)} of "
+            "the socket")
+    return QuotaExceeded(
+        method, f"{what}: descriptors were short for a moment, or a security module let none in")
 
 
 cdef bint is_set(object sock, object option) except? True:
@@ -332,7 +415,7 @@ cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) 
             raise EOFError("recv_handle: the other end is closed")
         if peer_uid is not None:
             check_peer(sock, peer_uid)
-        read_head(message, descriptors, flags, parcel)
+        read_head(sock, message, descriptors, flags, parcel)
         examine_parcel(parcel, demands)
     except BaseException:
         close_all(descriptors)
@@ -340,7 +423,8 @@ cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) 
     return 0
 
 
-cdef int read_head(bytes message, list descriptors, int flags, Parcel *parcel) except -1:
+cdef int read_head(
+        object sock, bytes message, list descriptors, int flags, Parcel *parcel) except -1:
     """What a message says, if it is one of ``send``'s and all that it announces came with it."""
     cdef Message head
     cdef int came = len(descriptors)
@@ -357,10 +441,7 @@ cdef int read_head(bytes message, list descriptors, int flags, Parcel *parcel) e
     identities = le16toh(head.identities)
     count = segments + identities
     if flags & FLAW_OF_DESCRIPTORS and came < min(count, <int>PARCEL_DESCRIPTORS):
-        raise QuotaExceeded(
-            "recv_handle",
-            f"{count} descriptors came and {came} fitted; raise RLIMIT_NOFILE (ulimit -n) or "
-            "close some")
+        raise cut_off("recv_handle", sock, f"{count} descriptors came and {came} fitted")
     if flags & FLAW_OF_DESCRIPTORS or count != came or count > PARCEL_DESCRIPTORS:
         raise bad(f"{count} descriptors are announced, and {came} or more came")
     if segments == 0 or not (segments > 1) <= identities <= <int>MOST_IDENTITIES:

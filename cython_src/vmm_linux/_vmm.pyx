@@ -31,7 +31,6 @@ from vmm_linux._arguments cimport (
     check_pages,
     check_protection,
     check_some_access,
-    describe,
     handle_request,
     number,
     request_of,
@@ -66,6 +65,7 @@ from vmm_linux._vocabulary cimport (
     SEAL_PUBLISH,
 )
 
+from vmm_linux._values import describe
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import Rights, Seal
@@ -373,7 +373,8 @@ cdef class VMM(MemoryMethods):
             sock: a connected AF_UNIX socket.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
-            peer_uid: the user that must be at the other end, or None.
+            peer_uid: the user that must be at the other end, or None. One whom this process's user
+                namespace does not map may be anybody, and is refused.
 
         Returns:
             A ``Handle``.

@@ -32,6 +32,7 @@ import os
 from threading import get_ident
 
 from vmm_linux import _imports, _transfer
+from vmm_linux._values import describe, kind_of, one_line
 from vmm_linux.errors import (
     InvalidArgument,
     InvalidOperation,
@@ -73,23 +74,22 @@ cdef class Watched:
 
         Whether it was this call that said so.
         """
+        cdef bint given = policy is not None or audit is not None
         if self.is_settled:
-            if policy is None and audit is None:
-                return False
-            raise InvalidOperation(
-                "VMM", "a VMM keeps the policy and the audit that it was made with; make "
-                "another one")
+            return refuse_late(given)
         if policy is None:
             policy = policy_of_environment()
         elif not isinstance(policy, RuleTable) or not (<RuleTable>policy).compiled:
-            raise InvalidArgument("VMM", f"policy is a {type(policy).__name__}, not a Policy")
+            raise InvalidArgument("VMM", f"policy is {describe(policy)}, not a Policy")
         if audit is None:
             audit = audit_of_environment(policy)
         elif not isinstance(audit, Audit) or not (<Audit>audit).made:
-            raise InvalidArgument("VMM", f"audit is a {type(audit).__name__}, not an Audit")
-        if self.is_settled:         # by another thread, while files were read
-            return False
-        self.deciding = set()
+            raise InvalidArgument("VMM", f"audit is {describe(audit)}, not an Audit")
+        deciding = set()
+        # Another thread may have called a method while files were read, or memory was cleaned up.
+        if self.is_settled:
+            return refuse_late(given)
+        self.deciding = deciding
         self.policy = policy
         self.audit = audit
         self.forbidden = self.policy.forbidden if policy is not None else 0
@@ -129,9 +129,9 @@ cdef class Watched:
         except BaseException as problem:
             if isinstance(problem, VmmError):
                 record.rc = problem.rc
-                record.error = str(problem)
+                record.error = words_of(problem)
             else:
-                record.error = type(problem).__name__
+                record.error = kind_of(problem)
             self.audit.end(record)
             raise
         try:
@@ -203,7 +203,7 @@ cdef class Watched:
             record.rule = rule
         if not allowed:
             raise SecurityDisallow(
-                name_of(call), f"the policy does not allow it (rule: {rule})") from cause
+                name_of(call), f"the policy does not allow it (rule: {one_line(rule)})") from cause
         return 0
 
     cdef tuple ask(self, int call, tuple plain, Facts *facts):
@@ -219,13 +219,13 @@ cdef class Watched:
         try:
             answer = self.policy.ask(question)
         except Exception as problem:
-            return False, f"{name} raised {type(problem).__name__}", problem
+            return False, f"{name} raised {kind_of(problem)}", problem
         finally:
             self.deciding.discard(asking)
         if answer is True:
             return True, name, None
         # No code of the answer's own is to run outside of the questioning.
-        return False, f"{name}: {str.__str__(answer)}" if isinstance(answer, str) else name, None
+        return False, f"{name}: {one_line(answer)}" if isinstance(answer, str) else name, None
 
     # ---- what there is to know ------------------------------------------------------------------
 
@@ -243,7 +243,9 @@ cdef class Watched:
                      or policy is not None and policy.asks_peer[call])):
             peer = _transfer.peer_of(plain[0])
             if peer is not None:
-                facts.pid, facts.uid, facts.gid = peer
+                facts.pid, uid, gid = peer
+                facts.uid = -1 if uid is None else uid
+                facts.gid = -1 if gid is None else gid
                 if record is not None:
                     record.peer = peer
         return 0
@@ -271,7 +273,25 @@ cdef str name_of_callable(object called):
         name = called.__qualname__
     except Exception:
         name = None
-    return name if type(name) is str else type(called).__name__
+    return one_line(name) if type(name) is str else kind_of(called)
+
+
+cdef str words_of(object problem):
+    """What an exception says, if it says that: a socket of the caller's may raise any class."""
+    try:
+        text = str(problem)
+    except Exception:
+        text = kind_of(problem)
+    return str.__str__(text)
+
+
+cdef bint refuse_late(bint given) except -1:
+    """It is settled who is asked and told: whoever names others now is not to think they are."""
+    if not given:
+        return False
+    raise InvalidOperation(
+        "VMM", "a VMM keeps the policy and the audit that it was made with, or that its first "
+        "call found in the environment; make another one")
 
 
 cdef object policy_of_environment():

@@ -1,0 +1,68 @@
+"""Users and groups as the kernel reports them, and whether they are known at all.
+
+In a user namespace that does not map everybody, the kernel reports whoever is not mapped by a
+placeholder, the overflow id, which a user of that namespace can have as a number too. Both look the
+same, so neither is known.
+
+Source: user_namespaces(7), "Unmapped user and group IDs"; proc_sys_kernel(5) overflowuid.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["known_gid", "known_uid"]
+
+NO_ID = 2**32 - 1
+"""What stands for no id at all; so there are as many."""
+USUAL_OVERFLOW = 65534
+MOST_OVERFLOW = 65535
+"""The highest that a placeholder can be set to, as it has to fit old programs' 16 bits."""
+LONGEST_MAP = 1 << 16
+"""Bytes; a map has 340 lines at most, of three numbers each."""
+
+
+def known_uid(uid: int) -> int | None:
+    """A user as the kernel reported it to this process; None where it may be anybody.
+
+    Nothing is kept from one question to the next: a process can enter another namespace, and the
+    map of a new one is written later. Files are read only for a number that may be the placeholder.
+    """
+    return _known(uid, "uid")
+
+
+def known_gid(gid: int) -> int | None:
+    """The same of a group."""
+    return _known(gid, "gid")
+
+
+def _known(number: int, kind: str) -> int | None:
+    if number > MOST_OVERFLOW:
+        return None if number == NO_ID else number
+    return None if number == _overflow(kind) and not _all_mapped(kind) else number
+
+
+def _overflow(kind: str) -> int:
+    """The placeholder."""
+    try:
+        return int(_contents(f"/proc/sys/kernel/overflow{kind}"))
+    except (OSError, ValueError):
+        return USUAL_OVERFLOW
+
+
+def _all_mapped(kind: str) -> bool:
+    """Whether this namespace has a number for every id; one that cannot be asked has not."""
+    try:
+        lines = _contents(f"/proc/thread-self/{kind}_map").splitlines()
+        return sum(int(line.split()[2]) for line in lines) >= NO_ID
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _contents(path: str) -> bytes:
+    """What is in a file. As bytes: a text's encoding can be a module that is not loaded yet."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, LONGEST_MAP)
+    finally:
+        os.close(fd)
