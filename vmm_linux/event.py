@@ -13,7 +13,6 @@ bytes  type   what
 """
 
 import array
-import contextlib
 import errno
 import fcntl
 import math
@@ -24,7 +23,6 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, NoReturn, Self, SupportsFloat, SupportsIndex
 
 from vmm_linux import _pickling, _syscalls, _transfer
@@ -57,16 +55,18 @@ class Descriptor:
     """An open descriptor, which is closed when nobody refers to this any more.
 
     A method holds one while it runs. So no number is used that another thread closed meanwhile,
-    and that names another file by then.
+    and that names another file by then. It is there before its descriptor, which so has an owner
+    from birth, whatever memory is short.
     """
 
     __slots__ = ("number",)
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int = -1) -> None:
         self.number = number
 
     def __del__(self, close: Callable[[int], int] = _syscalls.close) -> None:
-        close(self.number)
+        if self.number >= 0:
+            close(self.number)
 
 
 class Event:
@@ -98,11 +98,11 @@ class Event:
 
     def __init__(self) -> None:
         self._descriptor = None
-        try:
-            fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError as problem:
-            raise refused("Event", problem) from None
-        self._descriptor = Descriptor(fd)
+        descriptor = Descriptor()
+        descriptor.number = _transfer.eventfd()
+        if descriptor.number < 0:
+            raise refused("Event", -descriptor.number)
+        self._descriptor = descriptor
         _pickling.enable(type(self), reduce)
 
     @classmethod
@@ -122,13 +122,13 @@ class Event:
         number = index(method, "fd", fd)
         if not 0 <= number <= _transfer.MOST_FD:
             raise InvalidArgument(method, f"descriptor {number} is not open: no such number")
-        try:
-            # The duplicate is looked at, so that what was checked is what is used.
-            descriptor = Descriptor(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0))
-        except OSError as problem:
-            if problem.errno == errno.EBADF:
-                raise InvalidArgument(method, f"descriptor {number} is not open") from None
-            raise refused(method, problem) from None
+        # The duplicate is looked at, so that what was checked is what is used.
+        descriptor = Descriptor()
+        descriptor.number = _transfer.duplicate_descriptor(number)
+        if descriptor.number == -errno.EBADF:
+            raise InvalidArgument(method, f"descriptor {number} is not open")
+        if descriptor.number < 0:
+            raise refused(method, -descriptor.number)
         check_eventfd(method, descriptor.number)
         return cls._of(descriptor)
 
@@ -153,13 +153,14 @@ class Event:
         """
         method = "Event.recv"
         _transfer.check_socket(method, sock)
-        message, descriptors, flags = _transfer.read_message(sock, MESSAGE.size, 1)
-        owned = [Descriptor(number) for number in descriptors]
-        if not (message or owned or flags) and sock.type != socket.SOCK_DGRAM:
+        descriptor = Descriptor()
+        message, received, flags = _transfer.read_message(sock, MESSAGE.size, 1)
+        if not (message or received or flags) and sock.type != socket.SOCK_DGRAM:
             raise EOFError(f"{method}: the other end is closed")
-        check_message(method, message, len(owned), flags)
-        check_eventfd(method, owned[0].number)
-        return cls._of(owned[0])
+        check_message(method, message, len(received), flags)
+        descriptor.number = received.take()
+        check_eventfd(method, descriptor.number)
+        return cls._of(descriptor)
 
     @classmethod
     def _of(cls, descriptor: Descriptor) -> Self:
@@ -189,8 +190,10 @@ class Event:
         if not ready("Event.set", descriptor.number, select.POLLOUT, 0):
             return  # the counter is full
         keep_from_blocking(descriptor.number)
-        with contextlib.suppress(BlockingIOError):  # it became full just now
+        try:  # noqa: SIM105  leaving a ``with`` takes memory, and the event is set by then
             os.eventfd_write(descriptor.number, 1)
+        except BlockingIOError:  # it became full just now
+            pass
 
     def is_set(self) -> bool:
         """Whether it was set since it was cleared last.
@@ -222,9 +225,13 @@ class Event:
             if problem.errno == errno.EBADF:
                 raise lost("Event.clear", descriptor.number) from None
             if problem.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE, errno.EPERM}:
-                raise refused("Event.clear", problem) from None
+                raise refused("Event.clear", problem.errno or 0) from None
             return clear_by_read(descriptor.number)
-        return int.from_bytes(counter, sys.byteorder)
+        try:
+            return int.from_bytes(counter, sys.byteorder)
+        except MemoryError:
+            os.write(descriptor.number, counter)  # back: nobody is told how often it was set
+            raise
 
     def wait(self, timeout: SupportsFloat | SupportsIndex | None = None) -> bool:
         """Wait until it is set. That does not clear it. Other threads run meanwhile.
@@ -376,6 +383,8 @@ def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
         )
     try:
         number = float(timeout)
+    except MemoryError:
+        raise
     except Exception as problem:  # what turns it into a float may raise anything
         raise InvalidArgument(f"Event.{method}", f"timeout: {problem}") from problem
     if not number >= 0:
@@ -408,23 +417,26 @@ def bad(method: str, why: str) -> VmmError:
 def check_eventfd(method: str, fd: int) -> None:
     """Whether a descriptor is an eventfd that counts as events do, by the kernel's word."""
     try:
-        if str(Path(f"/proc/self/fd/{fd}").readlink()) != EVENTFD:
+        # Plain strings and no buffer: for want of memory for a path object, or for the lock of a
+        # buffer, Python raises something else than MemoryError.
+        if os.readlink(f"/proc/self/fd/{fd}") != EVENTFD:  # noqa: PTH115
             raise InvalidArgument(method, f"descriptor {fd} is no eventfd")
         # Kernels before 6.7 do not tell of semaphores; clear() takes 1 from those, not all.
-        if "eventfd-semaphore: 1" in Path(f"/proc/self/fdinfo/{fd}").read_text():
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as told:  # noqa: PTH123
+            is_semaphore = b"eventfd-semaphore: 1" in told.read()
+        if is_semaphore:
             raise InvalidArgument(method, f"descriptor {fd} is an eventfd with EFD_SEMAPHORE")
     except FileNotFoundError:
         raise InvalidArgument(method, f"descriptor {fd} is not open") from None
     except OSError as problem:
-        raise refused(method, problem) from None
+        raise refused(method, problem.errno or 0) from None
 
 
-def refused(method: str, problem: OSError) -> VmmError:
-    """The exception for what the kernel refused."""
-    code = problem.errno or 0
+def refused(method: str, code: int) -> VmmError:
+    """The exception for what the kernel refused with this errno."""
     rc = RETCODES.get(code, Retcode.FAIL)
     advice = "; raise RLIMIT_NOFILE (ulimit -n) or close some" if code == errno.EMFILE else ""
-    return error(rc, method, f"{problem.strerror}{advice}", code)
+    return error(rc, method, f"{os.strerror(code)}{advice}", code)
 
 
 def reduce(

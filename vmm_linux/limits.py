@@ -163,6 +163,8 @@ def _bound(name: str, value: SupportsIndex | None) -> int | None:
         raise InvalidArgument("Limits", f"{name} is {value}, not an integer or None")
     try:
         number = operator.index(value)
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             "Limits", f"{name} is of type {type(value).__name__}, not an integer or None"

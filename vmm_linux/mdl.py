@@ -13,7 +13,7 @@ from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from typing_extensions import Buffer
@@ -48,11 +48,30 @@ class Mdl:
             vmm: whose handle it is.
             handle: closed with this object.
         """
-        self._closed = False
-        self._vmm = vmm
+        self._begin(vmm)
         self._handle = handle
-        self._descriptor: dict[str, int] = {}
+        self._closed = False
         _pickling.enable(Mdl, _reduce)
+
+    @classmethod
+    def _made(cls, vmm: VMM, make: Callable[..., Handle], *arguments: object) -> Self:
+        """An Mdl of the handle that a method of ``vmm`` makes.
+
+        The object is there before the handle, so that this has an owner from birth: no shortage
+        of memory can come in between.
+        """
+        mdl = cls.__new__(cls)
+        mdl._begin(vmm)  # noqa: SLF001  its own, as what follows
+        mdl._handle = make(*arguments)  # noqa: SLF001
+        mdl._closed = False  # noqa: SLF001
+        _pickling.enable(Mdl, _reduce)
+        return mdl
+
+    def _begin(self, vmm: VMM) -> None:
+        """Be one that is closed, or has no handle yet."""
+        self._closed = True
+        self._vmm = vmm
+        self._descriptor: dict[str, int] = {}
 
     @classmethod
     def from_bytes(
@@ -72,7 +91,7 @@ class Mdl:
             As of ``VMM.mdl_create_from_buf``.
         """
         vmm = given_or_own("mdl_create_from_buf", vmm)
-        return cls(vmm, vmm.mdl_create_from_buf(data, prot))
+        return cls._made(vmm, vmm.mdl_create_from_buf, data, prot)
 
     @classmethod
     def from_fd(
@@ -95,7 +114,7 @@ class Mdl:
             As of ``VMM.handle_from_fd``.
         """
         vmm = given_or_own("handle_from_fd", vmm)
-        return cls(vmm, vmm.handle_from_fd(fd, require, max_size))
+        return cls._made(vmm, vmm.handle_from_fd, fd, require, max_size)
 
     # ---- what it is ---------------------------------------------------------------------------
 
@@ -183,7 +202,8 @@ class Mdl:
 
     def _mapped(self, offset: int, size: int, hint: SupportsIndex, prot: SupportsIndex) -> Region:
         """Map a part that is inside the buffer."""
-        return Region(self._vmm, self._vmm.mdl_map(self._handle, offset, size, hint, prot), size)
+        vmm, handle = self._vmm, self._handle
+        return Region._made(vmm, size, vmm.mdl_map, handle, offset, size, hint, prot)  # noqa: SLF001
 
     def _most(self) -> VmmFlags:
         """READ, and WRITE where the handle and the seals allow it."""
@@ -225,12 +245,12 @@ class Mdl:
             length: bytes, a page multiple, or None for all from there on.
         """
         start, size = _span.inside("mdl_clone", offset, length, self.size, "buffer")
-        return Mdl(self._vmm, self._vmm.mdl_clone(self._handle, start, size))
+        return Mdl._made(self._vmm, self._vmm.mdl_clone, self._handle, start, size)
 
     def read_only(self) -> Mdl:
         """Another handle of the buffer, which lacks MAP_WRITE. See ``VMM.handle_copy``."""
         rights = self.rights & ~Rights.MAP_WRITE
-        return Mdl(self._vmm, self._vmm.handle_copy(self._handle, rights))
+        return Mdl._made(self._vmm, self._vmm.handle_copy, self._handle, rights)
 
     def publish(self) -> None:
         """Let nobody new write: who has a writable mapping goes on. See ``VMM.mdl_seal``."""
@@ -252,7 +272,11 @@ class Mdl:
         made = self._descriptor.get("fd")
         if made is None:
             made = self._vmm.handle_fileno(self._handle)
-            kept = self._descriptor.setdefault("fd", made)
+            try:
+                kept = self._descriptor.setdefault("fd", made)
+            except MemoryError:
+                _syscalls.close(made)
+                raise
             if kept != made:  # another thread was faster
                 os.close(made)
             return kept
@@ -262,13 +286,19 @@ class Mdl:
 
     def close(self) -> None:
         """Close the handle and the descriptor. Mappings and arrays live on; twice is fine."""
-        descriptor = self._descriptor.pop("fd", None)
-        if descriptor is not None:
-            # Whoever took it for his own may have closed it: the handle is to be closed anyway.
-            _syscalls.close(descriptor)
-        if not self.closed:
-            self._closed = True
-            self._vmm.handle_close(self._handle)
+        try:
+            if not self.closed:
+                self._closed = True
+                self._vmm.handle_close(self._handle)
+        except MemoryError:  # nothing was done
+            self._closed = False
+            raise
+        finally:
+            if self.closed:
+                descriptor = self._descriptor.pop("fd", None)
+                if descriptor is not None:
+                    # Whatever it says: whoever took it for his own may have closed it.
+                    _syscalls.close(descriptor)
 
     def __enter__(self) -> Self:
         self._vmm.mdl_get_size(self._handle)

@@ -39,6 +39,8 @@ def index(method, name, value):
     try:
         result = int(operator.index(value))
     except Exception as problem:
+        if isinstance(problem, MemoryError) and isinstance(value, int):
+            raise       # it is one: there is no memory for a plain one
         raise InvalidArgument(
             method, f"{name} is {describe(value)}, not an integer") from problem
     if result.bit_length() > 128:
@@ -60,6 +62,8 @@ cdef object iterate(str method, object ranges):
     """An iterator over what the caller gave as ranges."""
     try:
         return iter(ranges)
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             method, f"ranges is {describe(ranges)}, not pairs (va, size)") from problem
@@ -69,6 +73,8 @@ cdef tuple other_pair(str method, object item):
     """``pair`` of what is no plain tuple of two."""
     try:
         va, size = item
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             method, f"a range is {describe(item)}, not a pair (va, size)") from problem
@@ -82,6 +88,8 @@ cdef object contiguous(str method, object data):
         if not view.c_contiguous:
             raise BufferError("its bytes do not lie side by side")
         return view.cast("B")
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             method, f"data is {describe(data)}, not a contiguous buffer") from problem
@@ -93,6 +101,8 @@ cdef object plain_limits(str method, object value):
         raise InvalidArgument(method, f"limits is {describe(value)}, not Limits(...)")
     try:
         bounds = {figure: getattr(value, figure) for figure in FIGURES}
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             method, f"limits is {describe(value)}, which does not tell its bounds") from problem

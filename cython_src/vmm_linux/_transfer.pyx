@@ -137,7 +137,7 @@ cdef object NOSIGNAL = int(socket.MSG_NOSIGNAL)
 # Bytes of control data for the longest message. No room lets more descriptors in than the kernel
 # takes, so nobody has to be asked which options the socket has.
 cdef object ROOM = socket.CMSG_LEN(PARCEL_DESCRIPTORS * sizeof(int)) + sum(
-    [socket.CMSG_SPACE(size) for _, size in COMPANIONS])
+    socket.CMSG_SPACE(size) for _, size in COMPANIONS)
 cdef object Socket = socket.socket
 cdef object family_of = socket.SocketType.family.__get__
 
@@ -199,44 +199,96 @@ cdef int check_peer(object sock, object peer_uid) except -1:
     return 0
 
 
+@cython.no_gc
+@cython.final
+cdef class Received:
+    """The descriptors of one message, as ``read_message`` takes them. Closes those it still has."""
+
+    cdef Parcel parcel          # of which this uses the descriptors and their count
+
+    def __cinit__(self):
+        self.parcel.count = 0
+
+    def __dealloc__(self):
+        close_parcel(&self.parcel)
+
+    def __len__(self):
+        return self.parcel.count
+
+    def take(self):
+        """The last descriptor, which is the caller's."""
+        cdef object number
+        if self.parcel.count == 0:
+            raise IndexError("no descriptor is left")
+        number = self.parcel.descriptors[self.parcel.count - 1]
+        self.parcel.count -= 1
+        return number
+
+    cdef bint add(self, bytes data) except -1:
+        """Take the descriptors of control data; false where there are more than a message has."""
+        cdef int most = PARCEL_DESCRIPTORS - self.parcel.count
+        cdef int count = min(most, <int>(len(data) // sizeof(int)))     # one cut off is none
+        memcpy(self.parcel.descriptors + self.parcel.count, PyBytes_AS_STRING(data),
+               count * sizeof(int))
+        self.parcel.count += count
+        close_all(data, count)
+        return len(data) // sizeof(int) <= <size_t>count
+
+
 cpdef tuple read_message(object sock, size_t length, int most_descriptors):
     """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
 
     There is room for as many bytes and descriptors as the longest message has, for what the
     socket's options add to it, and no more.
     """
-    cdef list descriptors = []
+    cdef Received received = Received()
+    cdef int flaws
     room = ROOM if most_descriptors == PARCEL_DESCRIPTORS else room_for(sock, most_descriptors)
     message, ancillary, flags, _ = sock.recvmsg(length, room, CLOEXEC)
-    try:
-        for level, kind, data in ancillary:
-            if level == SOL_SOCKET and kind == SCM_RIGHTS:
-                descriptors += descriptors_in(data)
-            elif level == SOL_SOCKET and kind == SCM_PIDFD:
-                # Nobody asked for the sender's pidfd. A negative number says there is none.
-                close_all(descriptors_in(data))
-        return message, descriptors, flags & FLAWS
-    except BaseException:
-        close_all(descriptors)
-        raise
+    # Python closes what came where it finds no memory to tell of it. From here on, nothing takes
+    # memory before ``received`` has every descriptor.
+    flaws = 0
+    for level, kind, data in ancillary:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            if not received.add(data):
+                flaws = FLAW_OF_DESCRIPTORS
+        elif level == SOL_SOCKET and kind == SCM_PIDFD:
+            # Nobody asked for the sender's pidfd. A negative number says there is none.
+            close_all(data, 0)
+    return message, received, flags & FLAWS | flaws
 
 
-cdef list descriptors_in(bytes data):
-    """The descriptors that control data has; a last one that was cut off is none."""
-    cdef list descriptors = []
+cdef int close_all(bytes data, size_t first) except -1:
+    """Close what came in control data and is not wanted: the descriptors from one on."""
     cdef int fd
     cdef size_t i
-    for i in range(len(data) // sizeof(int)):
+    for i in range(first, len(data) // sizeof(int)):
         memcpy(&fd, PyBytes_AS_STRING(data) + i * sizeof(int), sizeof(int))
-        descriptors.append(fd)
-    return descriptors
-
-
-cdef void close_all(list descriptors) noexcept:
-    """Close what came and is not wanted."""
-    cdef int fd
-    for fd in descriptors:
         _syscalls.close(fd)
+    return 0
+
+
+cdef object made_descriptor(int fd):
+    """A new descriptor for Python, closed if no memory is left for its number; or ``-errno``."""
+    cdef bint is_told = False
+    cdef object number
+    try:
+        number = fd
+        is_told = True
+        return number
+    finally:
+        if not is_told:
+            _syscalls.close(fd)
+
+
+def duplicate_descriptor(int fd):
+    """A close-on-exec duplicate, which is the caller's, or ``-errno``."""
+    return made_descriptor(_syscalls.fcntl(fd, F_DUPFD_CLOEXEC, 0))
+
+
+def eventfd():
+    """A new eventfd, close-on-exec and non-blocking, which is the caller's, or ``-errno``."""
+    return made_descriptor(_syscalls.eventfd())
 
 
 cdef object room_for(object sock, int descriptors):
@@ -316,26 +368,24 @@ cdef object unfit(str why):
 
 cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) except -1:
     """Receive one parcel, which is the caller's, and believe only what the kernel says of it."""
-    cdef list descriptors
-    message, descriptors, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
-    try:
-        if not (message or descriptors or flags) and sock.type != socket.SOCK_DGRAM:
-            raise EOFError("recv_handle: the other end is closed")
-        if peer_uid is not None:
-            check_peer(sock, peer_uid)
-        read_head(message, descriptors, flags, parcel)
-        examine_parcel(parcel, demands)
-    except BaseException:
-        close_all(descriptors)
-        raise
+    cdef Received received
+    message, received, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
+    if not (message or len(received) or flags) and sock.type != socket.SOCK_DGRAM:
+        raise EOFError("recv_handle: the other end is closed")
+    if peer_uid is not None:
+        check_peer(sock, peer_uid)
+    read_head(message, flags, &received.parcel)
+    examine_parcel(&received.parcel, demands)
+    parcel[0] = received.parcel
+    received.parcel.count = 0
     return 0
 
 
-cdef int read_head(bytes message, list descriptors, int flags, Parcel *parcel) except -1:
+cdef int read_head(bytes message, int flags, Parcel *parcel) except -1:
     """What a message says, if it is one of ``send``'s and all that it announces came with it."""
     cdef Message head
-    cdef int came = len(descriptors)
-    cdef int segments, identities, count, i
+    cdef int came = parcel.count
+    cdef int segments, identities, count
     if len(message) != sizeof(Message) or flags & FLAW_OF_BYTES:
         raise bad(f"{len(message)} bytes, not the {sizeof(Message)} of a handle's message")
     memcpy(&head, PyBytes_AS_STRING(message), sizeof(Message))
@@ -364,9 +414,6 @@ cdef int read_head(bytes message, list descriptors, int flags, Parcel *parcel) e
     parcel.size = le64toh(head.size)
     parcel.segment_size = le64toh(head.segment_size)
     parcel.memory_size = le64toh(head.memory_size)
-    parcel.count = count
-    for i in range(count):
-        parcel.descriptors[i] = descriptors[i]
     return 0
 
 
