@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     import pytest
 
     from vmm_linux._features import Feature
+    from vmm_linux.audit import Audit
+    from vmm_linux.policy import Policy
 
 SOURCE = Path(__file__).with_name("fault_injection.c")
 
@@ -163,11 +165,15 @@ class Ground(VMM):
 
     Attributes:
         handles: those that the scenario made, in order.
+        things: objects that it made, in order.
+        descriptor: that it was given and is to close, or -1.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, policy: Policy | None = None, audit: Audit | None = None) -> None:
+        super().__init__(policy=policy, audit=audit)
         self.handles: list[Handle] = []
+        self.things: list[Any] = []
+        self.descriptor = -1
         self._sockets: tuple[socket.socket, ...] = ()
 
     @property
@@ -177,7 +183,11 @@ class Ground(VMM):
         return self._sockets
 
     def close(self) -> None:
-        """Close the sockets too."""
+        """Close all of it."""
+        self.things.clear()
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
         super().close()
         for end in self._sockets:
             end.close()

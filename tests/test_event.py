@@ -255,14 +255,19 @@ def test_closing_and_using_from_many_threads_touches_no_other_file() -> None:
 
 def test_a_descriptor_that_somebody_else_closed_is_told() -> None:
     event = Event()
-    with Event() as spare:
-        os.close(event.fileno())
-        for call in (event.set, event.is_set, event.wait, event.clear):
-            with pytest.raises(InvalidOperation, match="closed by somebody else"):
-                call()
-        assert repr(event).endswith("lost>")
-        os.dup2(spare.fileno(), event.fileno(), inheritable=False)  # something for it to close
+    number = event.fileno()
+    os.close(number)
+    for call in (event.set, event.is_set, event.wait, event.clear, event.fileno):
+        with pytest.raises(InvalidOperation, match="the program closed the event's descriptor"):
+            call()
+    assert repr(event) == "<Event lost>"
+    own = os.eventfd(0)
+    os.dup2(own, number, inheritable=False)
     event.close()
+    os.eventfd_write(number, 1)  # it is the program's, and still open
+    assert os.eventfd_read(own) == 1
+    for fd in {own, number}:
+        os.close(fd)
 
 
 def test_its_repr_tells_its_state(event: Event) -> None:

@@ -457,3 +457,34 @@ def test_a_limit_of_the_address_space_is_named_and_nothing_changed() -> None:
     code = f"from {__name__} import limit_address_space\nlimit_address_space({PAGE})\n"
     child = run_child(code, environment=TESTS_IMPORTABLE)
     assert (child.returncode, child.stdout) == (0, "done\n"), child.stderr
+
+
+def test_a_conversion_beside_threads_that_make_handles_has_a_handle_of_its_own() -> None:
+    # So large that it gives way to other threads, which take the handle that would have been next.
+    size = 1 << 20
+    with VMM() as vmm:
+        made: list[int] = []
+        done = threading.Event()
+
+        def make_handles() -> None:
+            while not done.is_set():
+                handle = vmm.mdl_create(PAGE, VmmFlags.READ)
+                made.append(handle)
+                vmm.handle_close(handle)
+
+        thread = threading.Thread(target=make_handles)
+        thread.start()
+        try:
+            flags = VmmFlags.RESERVE | VmmFlags.COMMIT | VmmFlags.READ | VmmFlags.WRITE
+            for _ in range(50):
+                va = vmm.allocate(0, size, flags)
+                handle = vmm.mdl_create_from_vm(va, size, VmmFlags.READ)
+                made.append(handle)
+                assert vmm.mdl_get_size(handle) == size
+                vmm.handle_close(handle)
+                vmm.free(va, size)
+        finally:
+            done.set()
+            thread.join()
+        assert len({*made}) == len(made)
+        assert vmm.usage().handles.used == 0

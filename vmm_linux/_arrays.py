@@ -78,6 +78,8 @@ def checked_dtype(numpy: ModuleType, dtype: object) -> np.dtype[Any]:
     """A dtype whose elements are bytes in memory, and at least one."""
     try:
         kind: np.dtype[Any] = numpy.dtype(dtype)
+    except MemoryError:
+        raise
     except Exception as problem:  # what NumPy asks of it may raise anything
         raise InvalidArgument(
             "array", f"dtype is {describe(dtype)}, of which NumPy makes no dtype"

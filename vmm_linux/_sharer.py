@@ -161,7 +161,8 @@ class Sharer:
         try:
             sock.bind(b"")  # a name of the kernel's choice, in no directory
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            kept = Descriptor(sock.fileno())
+            kept = Descriptor()
+            kept.take(sock.fileno())
             thread = threading.Thread(
                 target=self._serve, args=(sock, kept), name="vmm_linux sharer", daemon=True
             )

@@ -117,6 +117,8 @@ def index(method: str, name: str, value: object, wanted: str = "an integer") -> 
     try:
         number = int.__index__(operator.index(value))  # type: ignore[arg-type]
     except Exception as problem:
+        if isinstance(problem, MemoryError) and is_a(value, int):
+            raise  # it is one: there is no memory for a plain one
         raise InvalidArgument(method, f"{name} is {describe(value)}, not {wanted}") from problem
     if number.bit_length() > MOST_BITS:
         raise InvalidArgument(

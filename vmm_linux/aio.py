@@ -6,12 +6,10 @@ asyncio is not imported here: where a loop of it runs, it is loaded.
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import socket
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
-from vmm_linux import _imports
+from vmm_linux import _imports, _open_file
 from vmm_linux._values import is_a
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
 
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable
 
+    from vmm_linux._open_file import Descriptor
     from vmm_linux._vmm import VMM
     from vmm_linux.handles import Handle
 
@@ -118,9 +117,10 @@ async def watch(
     one takes the place of the first, which then waits for ever: another task's, or the user's own.
     """
     watched = duplicate(method, fd)
+    number = watched.number
     try:
         try:
-            add(watched, wake, woken)
+            add(number, wake, woken)
         except NotImplementedError:
             raise Unimplemented(
                 method, "this event loop cannot watch descriptors (add_reader); use another one"
@@ -128,9 +128,10 @@ async def watch(
         try:
             await woken
         finally:
-            remove(watched)
+            if watched.is_open:  # else the loop may watch a file of the program's by this number
+                remove(number)
     finally:
-        os.close(watched)
+        watched.close()
 
 
 def wake(woken: asyncio.Future[None]) -> None:
@@ -139,10 +140,10 @@ def wake(woken: asyncio.Future[None]) -> None:
         woken.set_result(None)
 
 
-def duplicate(method: str, fd: int) -> int:
+def duplicate(method: str, fd: int) -> Descriptor:
     """Another descriptor of the same open file."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        return _open_file.duplicate(fd)
     except OSError as problem:
         if problem.errno != errno.EMFILE:
             raise

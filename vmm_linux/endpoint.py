@@ -1,9 +1,9 @@
 """The endpoint by its makers' names and in their shape."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from vmm_linux.errors import Retcode, VmmError, refuse_copies
+from vmm_linux._answer import outcome
+from vmm_linux.errors import Retcode, refuse_copies
 from vmm_linux.handles import INVALID_HANDLE
 
 if TYPE_CHECKING:
@@ -11,18 +11,6 @@ if TYPE_CHECKING:
     from vmm_linux._vmm import VMM
 
 __all__ = ["Endpoint"]
-
-Out = TypeVar("Out")
-
-
-def _outcome(method: Callable[..., Out], failed: Out, *arguments: object) -> tuple[Out, Retcode]:
-    """What a method of ``VMM`` returns and OK, or ``failed`` and the return code."""
-    try:
-        return method(*arguments), Retcode.OK
-    except VmmError as problem:
-        return failed, problem.rc
-    except MemoryError:
-        return failed, Retcode.OUT_OF_MEMORY
 
 
 class Endpoint:
@@ -42,46 +30,46 @@ class Endpoint:
 
     def Allocate(self, addr: object, size: object, flags: object) -> tuple[int, Retcode]:
         """Reserve a region, and commit it if asked to: ``(va, rc)``. See ``VMM.allocate``."""
-        return _outcome(self._vmm.allocate, 0, addr, size, flags)
+        return outcome(self._vmm.allocate, 0, addr, size, flags)
 
     def Commit(self, va: object, size: object, flags: object) -> Retcode:
         """Make reserved pages usable: ``rc``. See ``VMM.commit``."""
-        return _outcome(self._vmm.commit, None, va, size, flags)[1]
+        return outcome(self._vmm.commit, None, va, size, flags)[1]
 
     def Decommit(self, va: object, size: object) -> Retcode:
         """Give the memory of pages back: ``rc``. See ``VMM.decommit``."""
-        return _outcome(self._vmm.decommit, None, va, size)[1]
+        return outcome(self._vmm.decommit, None, va, size)[1]
 
     def Protect(self, va: object, size: object, flags: object) -> Retcode:
         """Change the protection of pages: ``rc``. See ``VMM.protect``."""
-        return _outcome(self._vmm.protect, None, va, size, flags)[1]
+        return outcome(self._vmm.protect, None, va, size, flags)[1]
 
     def Free(self, va: object, size: object) -> Retcode:
         """Give addresses and memory back: ``rc``. See ``VMM.free``."""
-        return _outcome(self._vmm.free, None, va, size)[1]
+        return outcome(self._vmm.free, None, va, size)[1]
 
     def Query(self, va: object) -> tuple["PageInfo | None", Retcode]:
         """Tell about a page: ``(info, rc)``. See ``VMM.query``."""
-        return _outcome(self._vmm.query, None, va)
+        return outcome(self._vmm.query, None, va)
 
     def MdlCreate(self, size: object, prot: object) -> tuple[int, Retcode]:
         """Make an MDL buffer: ``(handle, rc)``. See ``VMM.mdl_create``."""
-        return _outcome(self._vmm.mdl_create, INVALID_HANDLE, size, prot)
+        return outcome(self._vmm.mdl_create, INVALID_HANDLE, size, prot)
 
     def MdlCreateFromVm(self, va: object, size: object, flags: object) -> tuple[int, Retcode]:
         """Make an MDL buffer of pages: ``(handle, rc)``. See ``VMM.mdl_create_from_vm``."""
-        return _outcome(self._vmm.mdl_create_from_vm, INVALID_HANDLE, va, size, flags)
+        return outcome(self._vmm.mdl_create_from_vm, INVALID_HANDLE, va, size, flags)
 
     def MdlGetSize(self, handle: object) -> tuple[int, Retcode]:
         """Tell a buffer's size: ``(size, rc)``. See ``VMM.mdl_get_size``."""
-        return _outcome(self._vmm.mdl_get_size, 0, handle)
+        return outcome(self._vmm.mdl_get_size, 0, handle)
 
     def MdlMap(
         self, handle: object, offset: object, length: object, hint: object, prot: object
     ) -> tuple[int, Retcode]:
         """Map a part of a buffer: ``(address, rc)``. See ``VMM.mdl_map``."""
-        return _outcome(self._vmm.mdl_map, 0, handle, offset, length, hint, prot)
+        return outcome(self._vmm.mdl_map, 0, handle, offset, length, hint, prot)
 
     def MdlClone(self, originHandle: object, offset: object, length: object) -> tuple[int, Retcode]:
         """Make a window on a buffer: ``(cloneHandle, rc)``. See ``VMM.mdl_clone``."""
-        return _outcome(self._vmm.mdl_clone, INVALID_HANDLE, originHandle, offset, length)
+        return outcome(self._vmm.mdl_clone, INVALID_HANDLE, originHandle, offset, length)

@@ -13,7 +13,6 @@ bytes  type   what
 """
 
 import array
-import contextlib
 import errno
 import fcntl
 import math
@@ -23,11 +22,10 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, Self, SupportsFloat, SupportsIndex
 
-from vmm_linux import _pickling, _syscalls, _transfer, aio
+from vmm_linux import _open_file, _pickling, _transfer, aio
+from vmm_linux._open_file import Descriptor
 from vmm_linux._values import describe, index, is_a
 from vmm_linux.errors import (
     RETCODES,
@@ -52,30 +50,6 @@ LONGEST_POLL: Final = 86_400_000
 """Milliseconds of one poll(2), which knows no more than 24 days; longer waits take several."""
 
 
-class Descriptor:
-    """An open descriptor, which is closed when nobody refers to this any more.
-
-    A method holds one while it runs. So no number is used that another thread closed meanwhile,
-    and that names another file by then.
-    """
-
-    __slots__ = ("number",)
-
-    __reduce__ = refuse_copies("each owns its descriptor; duplicate that")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self, close: Callable[[int], int] = _syscalls.close) -> None:
-        # Once, however often this is called: the number is another file's afterwards.
-        try:
-            number = self.number
-            del self.number
-        except AttributeError:
-            return
-        close(number)
-
-
 class Event:
     """A ``threading.Event`` that threads, tasks and processes share: an eventfd.
 
@@ -92,7 +66,8 @@ class Event:
     Nobody can make a method of this process wait by what he does to an event that he shares, but
     for ``wait``. One gap is Linux's: ``set`` looks whether the kernel would let it wait, and then
     writes; a peer who makes the kernel's counter full, and the event blocking, just in between,
-    makes it wait until somebody clears the event.
+    makes it wait until somebody clears the event. And a peer can make it lost to all who share it
+    (see ``_open_file.Descriptor``).
 
     Errors:
         QUOTA_EXCEEDED: RLIMIT_NOFILE.
@@ -114,10 +89,9 @@ class Event:
             raise InvalidOperation("Event", "an Event does not change; make another one")
         self._descriptor = None
         try:
-            fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._descriptor = _open_file.eventfd()
         except OSError as problem:
-            raise refused("Event", problem) from None
-        self._descriptor = Descriptor(fd)
+            raise refused("Event", problem.errno or 0) from None
         _pickling.enable(type(self), reduce)
 
     @classmethod
@@ -137,13 +111,13 @@ class Event:
         number = index(method, "fd", fd)
         if not 0 <= number <= _transfer.MOST_FD:
             raise InvalidArgument(method, f"descriptor {number} is not open: no such number")
+        # The duplicate is looked at, so that what was checked is what is used.
         try:
-            # The duplicate is looked at, so that what was checked is what is used.
-            descriptor = Descriptor(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0))
+            descriptor = _open_file.duplicate(number)
         except OSError as problem:
             if problem.errno == errno.EBADF:
                 raise InvalidArgument(method, f"descriptor {number} is not open") from None
-            raise refused(method, problem) from None
+            raise refused(method, problem.errno or 0) from None
         check_eventfd(method, descriptor.number)
         return cls._of(descriptor)
 
@@ -168,13 +142,13 @@ class Event:
         """
         method = "Event.recv"
         _transfer.check_socket(method, sock)
-        message, descriptors, flags = _transfer.read_message(sock, MESSAGE.size, 1)
-        owned = [Descriptor(number) for number in descriptors]
-        if not (message or owned or flags) and sock.type != socket.SOCK_DGRAM:
+        message, received, flags = _transfer.read_message(sock, MESSAGE.size, 1)
+        if not (message or received or flags) and sock.type != socket.SOCK_DGRAM:
             raise EOFError(f"{method}: the other end is closed")
-        check_message(method, sock, message, len(owned), flags)
-        check_eventfd(method, owned[0].number)
-        return cls._of(owned[0])
+        check_message(method, sock, message, len(received), flags)
+        descriptor = received.take()
+        check_eventfd(method, descriptor.number)
+        return cls._of(descriptor)
 
     @classmethod
     def _of(cls, descriptor: Descriptor) -> Self:
@@ -186,12 +160,15 @@ class Event:
         _pickling.enable(cls, reduce)
         return event
 
-    def _open(self, method: str) -> Descriptor:
-        """The descriptor, which a caller holds as long as it uses its number."""
+    def _open(self, method: str) -> tuple[Descriptor, int]:
+        """The descriptor, which a caller holds as long as it uses its number; and that number."""
         descriptor = self._descriptor
         if descriptor is None:
             raise InvalidOperation(f"Event.{method}", "the event is closed")
-        return descriptor
+        try:
+            return descriptor, descriptor.number
+        except OSError:
+            raise lost(f"Event.{method}") from None
 
     def set(self) -> None:
         """Set it, and wake all who wait.
@@ -200,20 +177,22 @@ class Event:
 
         Source: write(2), eventfd(2).
         """
-        descriptor = self._open("set")
-        if not ready("Event.set", descriptor.number, select.POLLOUT, 0):
+        _held, number = self._open("set")
+        if not ready("Event.set", number, select.POLLOUT, 0):
             return  # the counter is full
-        keep_from_blocking(descriptor.number)
-        with contextlib.suppress(BlockingIOError):  # it became full just now
-            os.eventfd_write(descriptor.number, 1)
+        keep_from_blocking(number)
+        try:  # noqa: SIM105  leaving a ``with`` takes memory, and the event is set by then
+            os.eventfd_write(number, 1)
+        except BlockingIOError:  # it became full just now
+            pass
 
     def is_set(self) -> bool:
         """Whether it was set since it was cleared last.
 
         Source: poll(2).
         """
-        descriptor = self._open("is_set")
-        return ready("Event.is_set", descriptor.number, select.POLLIN, 0)
+        _held, number = self._open("is_set")
+        return ready("Event.is_set", number, select.POLLIN, 0)
 
     def clear(self) -> int:
         """Make it unset.
@@ -227,19 +206,23 @@ class Event:
 
         Source: preadv2(2) RWF_NOWAIT, eventfd(2).
         """
-        descriptor = self._open("clear")
+        _held, number = self._open("clear")
         counter = bytearray(COUNTER_SIZE)
         try:
-            os.preadv(descriptor.number, [counter], -1, os.RWF_NOWAIT)
+            os.preadv(number, [counter], -1, os.RWF_NOWAIT)
         except BlockingIOError:
             return 0
         except OSError as problem:
             if problem.errno == errno.EBADF:
-                raise lost("Event.clear", descriptor.number) from None
+                raise lost("Event.clear") from None
             if problem.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE, errno.EPERM}:
-                raise refused("Event.clear", problem) from None
-            return clear_by_read(descriptor.number)
-        return int.from_bytes(counter, sys.byteorder)
+                raise refused("Event.clear", problem.errno or 0) from None
+            return clear_by_read(number)
+        try:
+            return int.from_bytes(counter, sys.byteorder)
+        except MemoryError:
+            os.write(number, counter)  # back: nobody is told how often it was set
+            raise
 
     def wait(self, timeout: SupportsFloat | SupportsIndex | None = None) -> bool:
         """Wait until it is set. That does not clear it. Other threads run meanwhile.
@@ -257,11 +240,13 @@ class Event:
 
         Source: poll(2).
         """
-        descriptor = self._open("wait")
+        held, number = self._open("wait")
         deadline = math.inf if timeout is None else time.monotonic() + seconds("wait", timeout)
         while True:
             left = max(0.0, deadline - time.monotonic())
-            if ready("Event.wait", descriptor.number, select.POLLIN, min(left * 1e3, LONGEST_POLL)):
+            if ready("Event.wait", number, select.POLLIN, min(left * 1e3, LONGEST_POLL)):
+                if not held.is_open:  # the program took the number meanwhile
+                    raise lost("Event.wait")
                 return True
             if time.monotonic() >= deadline:
                 return False
@@ -281,9 +266,11 @@ class Event:
 
         Source: ``loop.add_reader``.
         """
-        descriptor = self._open("wait_async")
-        if not ready("Event.wait_async", descriptor.number, select.POLLIN, 0):
-            await aio.readable("Event.wait_async", descriptor.number)
+        held, number = self._open("wait_async")
+        if not ready("Event.wait_async", number, select.POLLIN, 0):
+            await aio.readable("Event.wait_async", number)
+            if not held.is_open:  # the program took the number meanwhile
+                raise lost("Event.wait_async")
         return True
 
     def send(self, sock: socket.socket) -> None:
@@ -300,9 +287,9 @@ class Event:
 
         Source: sendmsg(2), unix(7) SCM_RIGHTS.
         """
-        descriptor = self._open("send")
+        _held, number = self._open("send")
         _transfer.check_socket("Event.send", sock)
-        rights = array.array("i", [descriptor.number])
+        rights = array.array("i", [number])
         sent = sock.sendmsg(
             [MESSAGE.pack(MAGIC, VERSION, 1)],
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
@@ -313,7 +300,7 @@ class Event:
 
     def fileno(self) -> int:
         """Its descriptor, for ``select`` and its like: readable while the event is set."""
-        return self._open("fileno").number
+        return self._open("fileno")[1]
 
     def close(self) -> None:
         """Let go of it. Whoever else has it keeps it. A second call does nothing."""
@@ -332,14 +319,13 @@ class Event:
         self.close()
 
     def __repr__(self) -> str:
-        descriptor = self._descriptor
-        if descriptor is None:
+        if self.closed:
             return "<Event closed>"
         try:
-            state = "set" if self.is_set() else "unset"
+            text = f"<Event fd={self.fileno()} {'set' if self.is_set() else 'unset'}>"
         except VmmError:
-            state = "lost"
-        return f"<Event fd={descriptor.number} {state}>"
+            text = "<Event lost>"
+        return text
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:  # noqa: ANN401
         """Only multiprocessing's own pickler has a way for descriptors."""
@@ -354,13 +340,17 @@ def ready(method: str, fd: int, asked: int, milliseconds: float) -> bool:
     poll.register(fd, asked)
     found = poll.poll(milliseconds)
     if found and found[0][1] & select.POLLNVAL:
-        raise lost(method, fd)
+        raise lost(method)
     return bool(found and found[0][1] & asked)
 
 
-def lost(method: str, fd: int) -> VmmError:
-    """The exception for a descriptor that is not open any more."""
-    return InvalidOperation(method, f"descriptor {fd} of the event was closed by somebody else")
+def lost(method: str) -> VmmError:
+    """The exception for a descriptor that is not this package's any more."""
+    return InvalidOperation(
+        method,
+        "the program closed the event's descriptor, or put another file under its number "
+        "(os.closerange, os.dup2); the event is lost here: make another, or have it sent again",
+    )
 
 
 def keep_from_blocking(fd: int) -> None:
@@ -430,36 +420,39 @@ def check_eventfd(method: str, fd: int) -> None:
         raise InvalidArgument(method, f"descriptor {fd} is no eventfd")
     try:
         # Kernels before 6.7 do not tell of semaphores; clear() takes 1 from those, not all.
-        if "eventfd-semaphore: 1" in Path(f"/proc/self/fdinfo/{fd}").read_text():
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as told:  # noqa: PTH123
+            is_semaphore = b"eventfd-semaphore: 1" in told.read()
+        if is_semaphore:
             raise InvalidArgument(method, f"descriptor {fd} is an eventfd with EFD_SEMAPHORE")
     except FileNotFoundError:
         raise InvalidArgument(method, f"descriptor {fd} is not open") from None
     except OSError as problem:
-        raise refused(method, problem) from None
+        raise refused(method, problem.errno or 0) from None
 
 
 def is_eventfd(fd: int) -> bool:
     """Whether a descriptor is open, and an eventfd, by the kernel's word."""
     try:
-        return str(Path(f"/proc/self/fd/{fd}").readlink()) == EVENTFD
+        # Plain strings: for want of memory for a path object, Python raises something else than
+        # MemoryError.
+        return os.readlink(f"/proc/self/fd/{fd}") == EVENTFD  # noqa: PTH115
     except FileNotFoundError:
         return False
 
 
-def refused(method: str, problem: OSError) -> VmmError:
-    """The exception for what the kernel refused."""
-    code = problem.errno or 0
+def refused(method: str, code: int) -> VmmError:
+    """The exception for what the kernel refused with this errno."""
     rc = RETCODES.get(code, Retcode.FAIL)
     advice = "; raise RLIMIT_NOFILE (ulimit -n) or close some" if code == errno.EMFILE else ""
-    return error(rc, method, f"{problem.strerror}{advice}", code)
+    return error(rc, method, f"{os.strerror(code)}{advice}", code)
 
 
 def reduce(event: Event) -> tuple[Any, ...]:
     """What multiprocessing sends of an event."""
 
     def send() -> tuple[Any, ...]:
-        descriptor = event._open("__reduce__")  # noqa: SLF001
-        return restore, (type(event), _pickling.carry(descriptor.number))
+        _held, number = event._open("__reduce__")  # noqa: SLF001
+        return restore, (type(event), _pickling.carry(number))
 
     return _pickling.reduced(event, send)
 
@@ -469,4 +462,6 @@ def restore(kind: type[Event], sent: _pickling.Sent) -> Event:
     number = _pickling.arrived(sent)
     if not is_eventfd(number):
         raise _pickling.gone()
-    return kind._of(Descriptor(number))  # noqa: SLF001
+    descriptor = Descriptor()
+    descriptor.take(number)
+    return kind._of(descriptor)  # noqa: SLF001

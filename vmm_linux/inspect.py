@@ -411,7 +411,7 @@ def diff(before: Iterable[Mapping], after: Iterable[Mapping]) -> Difference:
 def _by_address(name: str, mappings: Iterable[Mapping]) -> dict[int, Mapping]:
     try:
         found = list(mappings)
-    except VmmError:
+    except (VmmError, MemoryError):
         raise
     except Exception as problem:
         raise InvalidArgument(
@@ -560,7 +560,9 @@ def _other_threads(pid: int | None) -> list[str]:
 def _opened(method: str, pid: int | None, name: str) -> Generator[int]:
     """A file of ``/proc/PID``, open for reading; what the kernel refuses as one of our errors."""
     fd = None
-    path = Path(f"/proc/{pid or 'thread-self'}") / name
+    # Plain strings: for want of memory for a path object, Python raises something else than
+    # MemoryError.
+    path = f"/proc/{pid or 'thread-self'}/{name}"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         yield fd

@@ -15,7 +15,7 @@ from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from typing_extensions import Buffer
@@ -58,11 +58,30 @@ class Mdl:
         """
         if hasattr(self, "_handle"):
             raise InvalidOperation("Mdl", "an Mdl does not change; make another one")
-        self._closed = False
-        self._vmm = vmm
+        self._begin(vmm)
         self._handle = handle
-        self._descriptor: dict[str, Descriptor] = {}
+        self._closed = False
         _pickling.enable(Mdl, _reduce)
+
+    @classmethod
+    def _made(cls, vmm: VMM, make: Callable[..., Handle], *arguments: object) -> Self:
+        """An Mdl of the handle that a method of ``vmm`` makes.
+
+        The object is there before the handle, so that this has an owner from birth: no shortage
+        of memory can come in between.
+        """
+        mdl = cls.__new__(cls)
+        mdl._begin(vmm)  # noqa: SLF001  its own, as what follows
+        mdl._handle = make(*arguments)  # noqa: SLF001
+        mdl._closed = False  # noqa: SLF001
+        _pickling.enable(Mdl, _reduce)
+        return mdl
+
+    def _begin(self, vmm: VMM) -> None:
+        """Be one that is closed, or has no handle yet."""
+        self._closed = True
+        self._vmm = vmm
+        self._descriptor: dict[str, Descriptor] = {}
 
     @classmethod
     def from_bytes(
@@ -82,7 +101,7 @@ class Mdl:
             As of ``VMM.mdl_create_from_buf``.
         """
         vmm = given_or_own("mdl_create_from_buf", vmm)
-        return cls(vmm, vmm.mdl_create_from_buf(data, prot))
+        return cls._made(vmm, vmm.mdl_create_from_buf, data, prot)
 
     @classmethod
     def from_fd(
@@ -105,7 +124,7 @@ class Mdl:
             As of ``VMM.handle_from_fd``.
         """
         vmm = given_or_own("handle_from_fd", vmm)
-        return cls(vmm, vmm.handle_from_fd(fd, require, max_size))
+        return cls._made(vmm, vmm.handle_from_fd, fd, require, max_size)
 
     # ---- what it is ---------------------------------------------------------------------------
 
@@ -193,7 +212,8 @@ class Mdl:
 
     def _mapped(self, offset: int, size: int, hint: SupportsIndex, prot: SupportsIndex) -> Region:
         """Map a part that is inside the buffer."""
-        return Region(self._vmm, self._vmm.mdl_map(self._handle, offset, size, hint, prot), size)
+        vmm, handle = self._vmm, self._handle
+        return Region._made(vmm, size, vmm.mdl_map, handle, offset, size, hint, prot)  # noqa: SLF001
 
     def _most(self) -> VmmFlags:
         """READ, and WRITE where the handle and the seals allow it."""
@@ -235,12 +255,12 @@ class Mdl:
             length: bytes, a page multiple, or None for all from there on.
         """
         start, size = _span.inside("mdl_clone", offset, length, self.size, "buffer")
-        return Mdl(self._vmm, self._vmm.mdl_clone(self._handle, start, size))
+        return Mdl._made(self._vmm, self._vmm.mdl_clone, self._handle, start, size)
 
     def read_only(self) -> Mdl:
         """Another handle of the buffer, which lacks MAP_WRITE. See ``VMM.handle_copy``."""
         rights = self.rights & ~Rights.MAP_WRITE
-        return Mdl(self._vmm, self._vmm.handle_copy(self._handle, rights))
+        return Mdl._made(self._vmm, self._vmm.handle_copy, self._handle, rights)
 
     def publish(self) -> None:
         """Let nobody new write: who has a writable mapping goes on. See ``VMM.mdl_seal``."""
@@ -260,24 +280,32 @@ class Mdl:
         It belongs to this object, which closes it. Where the program closed it, there is another.
         See ``VMM.handle_fileno``.
         """
-        made = self._descriptor.get("fd")
-        if made is not None:
+        kept = self._descriptor.get("fd")
+        if kept is not None:
             # One that was made before is no way around the handle's end.
             self._vmm.mdl_get_size(self._handle)
-            try:
-                return made.number
-            except OSError:
-                self._descriptor.pop("fd", None)
+            if kept.is_open:
+                return kept.number
+            self._descriptor.pop("fd", None)
+        made = Descriptor()
+        made.take(self._vmm.handle_fileno(self._handle))
+        number = made.number
         # Of threads that come at once, all get the same.
-        made = Descriptor(self._vmm.handle_fileno(self._handle))
-        return self._descriptor.setdefault("fd", made).number
+        kept = self._descriptor.setdefault("fd", made)
+        return number if kept is made else kept.number
 
     def close(self) -> None:
         """Close the handle and the descriptor. Mappings and arrays live on; twice is fine."""
-        self._descriptor.clear()
-        if not self.closed:
-            self._closed = True
-            self._vmm.handle_close(self._handle)
+        try:
+            if not self.closed:
+                self._closed = True
+                self._vmm.handle_close(self._handle)
+        except MemoryError:  # nothing was done
+            self._closed = False
+            raise
+        finally:
+            if self.closed:
+                self._descriptor.clear()
 
     def __enter__(self) -> Self:
         self._vmm.mdl_get_size(self._handle)

@@ -9,12 +9,17 @@ from vmm_linux._exporter import Exporter, held
 from vmm_linux.errors import InvalidOperation, ResourceNotFound, VmmError, refuse_copies
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
     from vmm_linux._query import PageInfo
     from vmm_linux._vmm import VMM
 
 __all__ = ["Region"]
+
+NOT_FREED = (VmmError, MemoryError)
+"""What ``VMM.free`` raises when it has done nothing."""
 
 
 @final
@@ -58,6 +63,19 @@ class Region(Exporter):
         self._base = base
         # One size or none: who takes it out, which is one step, is the only one to free.
         self._sizes = [size]
+
+    @classmethod
+    def _made(cls, vmm: VMM, size: int, make: Callable[..., int], *arguments: object) -> Self:
+        """A region that a method of ``vmm`` makes, of this size.
+
+        The object is there before the region, so that this has an owner from birth: no shortage
+        of memory can come in between.
+        """
+        region = cls(vmm, 0, size)
+        sizes, region._sizes = region._sizes, []
+        region._base = make(*arguments)
+        region._sizes = sizes
+        return region
 
     @property
     def vmm(self) -> VMM:
@@ -223,9 +241,10 @@ class Region(Exporter):
         kept = size
         try:
             start, length = _span.inside("free", offset, None, size, "region")
+            base = self._base + start
             kept = start
-            self._vmm.free(self._base + start, length)
-        except VmmError:
+            self._vmm.free(base, length)
+        except NOT_FREED:
             kept = size
             raise
         finally:

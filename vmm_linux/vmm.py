@@ -65,7 +65,7 @@ class VMM(_vmm.VMM):
         """
         bits = index("allocate", "flags", flags) | RESERVE
         length = index("allocate", "size", size)
-        return Region(self, self.allocate(addr, length, bits), length)
+        return Region._made(self, length, self.allocate, addr, length, bits)  # noqa: SLF001
 
     def mdl(
         self,
@@ -90,7 +90,7 @@ class VMM(_vmm.VMM):
 
         Source: MdlCreate.
         """
-        return Mdl(self, self.mdl_create(size, prot, segment_size))
+        return Mdl._made(self, self.mdl_create, size, prot, segment_size)  # noqa: SLF001
 
     # ---- asyncio ------------------------------------------------------------------------------
 

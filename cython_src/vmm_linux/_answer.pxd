@@ -32,6 +32,7 @@ cdef enum Method:
     HANDLE_FILENO
     RECEIVE
     HANDLE_FROM_FD
+    UNDESCRIBE                  # for what failed after MDL_MAP, SEND, HANDLE_FILENO were done
 
 cdef struct Request:
     Method method
@@ -39,14 +40,15 @@ cdef struct Request:
     size_t size
     uint32_t flags              # of the region, the protection, rights, seals, access wanted
     void *buffer                # of READ, WRITE, MDL_CREATE_FROM_BUF; Parcel; HandleFacts; Ranges
-    uint64_t handle
-    uint64_t offset             # in the MDL buffer; of MDL_CREATE: the size of its segments
+    uint64_t handle             # of MDL_CREATE_FROM_VM: the one that it makes
+    uint64_t offset             # in the MDL buffer; MDL_CREATE: size of segments; UNDESCRIBE: since
     uint32_t forbidden          # of MDL_CREATE_FROM_VM: access that its pages must not have
 
 cdef struct Answer:
     int reason                  # 0, or why the call failed
     int error                   # the kernel's errno, or 0
     uint64_t value              # what the message is about; after ENOMEM the mappings then, or 0
+    uint64_t descriptions       # of MDL_MAP: the read-only ones that there were before
     uint32_t limits             # of the process, which had a say in an ENOMEM; the figure
     uint64_t out                # the address or the handle that the call returns; what is used
     uint64_t bound              # of the figure
@@ -82,6 +84,7 @@ cdef enum Reason:
     OVERLAP
     NO_SINGLE_DESCRIPTOR
     FORBIDDEN_OF_MDL
+    OTHER_HANDLE                # not the next one any more: the caller tries again
     BEYOND_LIMIT                # the figure, its bound and use are in the answer; value: the wish
     KERNEL_REFUSED
 
@@ -112,6 +115,7 @@ cdef inline Answer done() noexcept nogil:
     answer.reason = DONE
     answer.error = 0
     answer.value = 0
+    answer.descriptions = 0
     answer.limits = 0
     answer.out = 0
     answer.bound = 0

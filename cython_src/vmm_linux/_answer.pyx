@@ -1,12 +1,14 @@
 """A call of the endpoint as numbers, and the exception that tells of a failed one."""
 
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.errno cimport EDQUOT, ENOMEM
 
 from vmm_linux cimport _features
 from vmm_linux._vocabulary cimport FLAG_HIGH_GUARD, FLAG_LOW_GUARD, RIGHT_ALL
 
 from vmm_linux import _shortage
-from vmm_linux.errors import RETCODES, Retcode, error
+from vmm_linux.errors import RETCODES, Retcode, VmmError, error
 from vmm_linux.flags import Rights
 from vmm_linux.limits import FIGURES as FIGURE_NAMES
 
@@ -180,3 +182,35 @@ cdef object explain(Request *request, Answer *answer):
     if request.method == MDL_SEAL and answer.done != 0:
         message += f"; the first {answer.done} bytes of it are sealed"
     return error(rc, method, message, answer.error or None, completed=answer.done)
+
+
+cdef object OK = Retcode.OK
+cdef object OUT_OF_MEMORY = Retcode.OUT_OF_MEMORY
+
+
+def outcome(method, value, *arguments):
+    """What a method of ``VMM`` returns and OK; ``value`` and the return code if it fails.
+
+    The pair is there before the call: what this makes is not lost for want of memory for it.
+    """
+    cdef tuple pair = PyTuple_New(2)
+    put(pair, 0, None)
+    put(pair, 1, None)
+    rc = OK
+    try:
+        value = method(*arguments)
+    except VmmError as problem:
+        rc = problem.rc
+    except MemoryError:
+        rc = OUT_OF_MEMORY
+    put(pair, 0, value)
+    put(pair, 1, rc)
+    Py_DECREF(None)
+    Py_DECREF(None)
+    return pair
+
+
+cdef void put(tuple pair, Py_ssize_t place, object value) noexcept:
+    """Put an object where there is none, or one that the caller lets go of."""
+    Py_INCREF(value)
+    PyTuple_SET_ITEM(pair, place, value)

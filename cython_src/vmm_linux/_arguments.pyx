@@ -33,6 +33,8 @@ cdef object iterate(str method, object ranges):
         return ranges
     try:
         return list(ranges)
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             method, f"ranges is {describe(ranges)}, not pairs (va, size)") from problem
@@ -42,6 +44,8 @@ cdef tuple other_pair(str method, object item):
     """``pair`` of what is no plain tuple of two."""
     try:
         va, size = item
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             method, f"a range is {describe(item)}, not a pair (va, size)") from problem
@@ -55,6 +59,8 @@ cdef object contiguous(str method, object data):
         if not view.c_contiguous:
             raise BufferError("its bytes do not lie side by side")
         return view.cast("B")
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             method, f"data is {describe(data)}, not a contiguous buffer") from problem
@@ -66,6 +72,8 @@ cdef object plain_limits(str method, object value):
         raise InvalidArgument(method, f"limits is {describe(value)}, not Limits(...)")
     try:
         bounds = {figure: getattr(value, figure) for figure in FIGURES}
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             method, f"limits is {describe(value)}, which does not tell its bounds") from problem

@@ -39,7 +39,7 @@ cdef extern from "<unistd.h>" nogil:
     int gettid()
 
 FAILURES = ("deny", "continue")
-RC_NAMES = [str(rc) for rc in Retcode]
+RC_NAMES = list(map(str, Retcode))
 # Every line begins so: what follows half a line of a killed process is found by it.
 START = '{"v":1,'
 MODE = 0o600
@@ -154,6 +154,7 @@ cdef bint is_number(object value):
 
 cdef str json_of(object value):
     """A value in JSON: no Python code runs, no signal handler either."""
+    cdef list pieces
     if value is None:
         return "null"
     if value is True:
@@ -164,9 +165,14 @@ cdef str json_of(object value):
         return str(value)
     if isinstance(value, str):
         return quoted(<str>value)
+    pieces = []
     if isinstance(value, dict):
-        return "{" + ",".join([f'"{key}":{json_of(each)}' for key, each in value.items()]) + "}"
-    return "[" + ",".join([json_of(each) for each in value]) + "]"
+        for key, each in value.items():
+            pieces.append(f'"{key}":{json_of(each)}')
+        return "{" + ",".join(pieces) + "}"
+    for each in value:
+        pieces.append(json_of(each))
+    return "[" + ",".join(pieces) + "]"
 
 
 cdef str quoted(str text):

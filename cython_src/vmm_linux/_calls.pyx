@@ -22,6 +22,7 @@ from vmm_linux._handles cimport rights_of
 from vmm_linux._vocabulary cimport FLAG_LOCKED, FLAG_RWX_MASK, RIGHT_ALL
 
 from enum import Enum
+from operator import attrgetter
 from socket import SocketType
 from typing import NamedTuple
 
@@ -66,26 +67,30 @@ class Method(NamedTuple):
         """Whether an argument is of this kind."""
         return any(each is kind for _, each in self.arguments)
 
+    def names(self):
+        """The names of its arguments, in order."""
+        return tuple(dict(self.arguments))
+
 
 cdef tuple RANGE = (("va", Kind.NUMBER), ("size", Kind.SIZE))
 
 METHODS = (
     Method("allocate", (("addr", Kind.NUMBER), ("size", Kind.SIZE), ("flags", Kind.FLAGS)),
            sum(VmmFlags)),
-    Method("commit", (*RANGE, ("flags", Kind.IGNORED))),
+    Method("commit", RANGE + (("flags", Kind.IGNORED),)),
     Method("decommit", RANGE),
     Method("commit_ranges", (("ranges", Kind.RANGES),)),
     Method("decommit_ranges", (("ranges", Kind.RANGES),)),
-    Method("protect", (*RANGE, ("flags", Kind.FLAGS)), FLAG_RWX_MASK),
+    Method("protect", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
     Method("free", RANGE),
     Method("query", (("va", Kind.NUMBER), ("smaps", Kind.SWITCH))),
-    Method("view", (*RANGE, ("writable", Kind.TRISTATE))),
+    Method("view", RANGE + (("writable", Kind.TRISTATE),)),
     Method("read", RANGE),
     Method("write", (("va", Kind.NUMBER), ("data", Kind.DATA))),
     Method("mdl_create", (
         ("size", Kind.SIZE), ("prot", Kind.FLAGS), ("segment_size", Kind.NUMBER)),
         FLAG_RWX_MASK | FLAG_LOCKED),
-    Method("mdl_create_from_vm", (*RANGE, ("flags", Kind.FLAGS)), FLAG_RWX_MASK),
+    Method("mdl_create_from_vm", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
     Method("mdl_create_from_buf", (("data", Kind.DATA), ("prot", Kind.FLAGS)), FLAG_RWX_MASK),
     Method("mdl_get_size", (("handle", Kind.HANDLE),)),
     Method("mdl_map", (
@@ -135,8 +140,8 @@ cdef enum:
     LIMITS
 
 cdef int kinds[CALLS][MOST_ARGUMENTS]
-cdef tuple argument_names = tuple([tuple([name for name, _ in each.arguments]) for each in METHODS])
-cdef tuple method_names = tuple([each.name for each in METHODS])
+cdef tuple argument_names = tuple(map(Method.names, METHODS))
+cdef tuple method_names = tuple(map(attrgetter("name"), METHODS))
 
 
 cdef int fill_in() except -1:
@@ -241,7 +246,8 @@ cdef dict as_numbers(int call, tuple arguments):
         elif kind == SOCKET:
             value = SocketType.fileno(value)
         elif kind == LIMITS:
-            numbers.update([(figure, getattr(value, figure)) for figure in FIGURES])
+            for figure in FIGURES:
+                numbers[figure] = getattr(value, figure)
             continue
         numbers[names[place]] = value
     return numbers

@@ -18,6 +18,7 @@ import os
 import sys
 import warnings
 import weakref
+from operator import attrgetter
 
 from vmm_linux import _default_limits
 from vmm_linux.errors import InvalidOperation
@@ -170,9 +171,12 @@ cdef class Client(Watched):
         cdef uint64_t used[FIGURES]
         cdef uint64_t bounds[FIGURES]
         cdef int figure
+        cdef list uses = []
         check_open(self, "usage")
         look(self.space, used, bounds)
-        return Usage(*[Use(used[figure], told(bounds[figure])) for figure in range(FIGURES)])
+        for figure in range(FIGURES):
+            uses.append(Use(used[figure], told(bounds[figure])))
+        return Usage(*uses)
 
     @property
     def closed(self):
@@ -231,7 +235,7 @@ cdef object do_set_limits(Client self, object limits):
     cdef uint64_t bounds[FIGURES]
     check_open(self, "limits")
     limits = plain_limits("limits", limits)
-    fill(bounds, tuple([getattr(limits, name) for name in FIGURE_NAMES]))
+    fill(bounds, attrgetter(*FIGURE_NAMES)(limits))
     set_bounds(self.space, bounds)
     return None
 

@@ -469,7 +469,7 @@ def state(feature):
 @contextmanager
 def without(*features):
     """In the ``with`` block these features are absent, for every thread; for tests."""
-    chosen = [Feature(feature) for feature in features]
+    chosen = list(map(Feature, features))
     for feature in chosen:
         held_off[<int>feature].fetch_add(1)
     try:
@@ -481,13 +481,13 @@ def without(*features):
 
 def _switch_off(names):
     """Switches off for good what a list like ``PAGEMAP,PROCESS_VM`` names."""
-    for name in filter(None, (part.strip() for part in names.split(","))):
+    for name in filter(None, map(str.strip, names.split(","))):
         try:
             feature = Feature[name.upper()]
         except KeyError:
             warnings.warn(
                 f"VMM_LINUX_WITHOUT names no feature {name!r}; there are: "
-                + ", ".join(known.name for known in Feature), RuntimeWarning, stacklevel=2)
+                + ", ".join(Feature.__members__), RuntimeWarning, stacklevel=2)
         else:
             held_off[<int>feature].fetch_add(1)
 

@@ -29,6 +29,7 @@ cdef class HandleTable:
     cdef uint64_t unused_end                            # to here
 
     cdef Entry *add(self, MemoryObject *buffer, uint32_t rights, Entry *parent) noexcept nogil
+    cdef uint64_t next(self, uint32_t rights) noexcept nogil
     cdef Answer find(self, uint64_t value, uint32_t rights, Entry **found) noexcept nogil
     cdef void give(self, Entry *entry, MemoryObject *buffer) noexcept nogil
     cdef void withdraw(self, Entry *entry) noexcept nogil

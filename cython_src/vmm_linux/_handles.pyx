@@ -72,13 +72,19 @@ cdef class HandleTable:
     def __dealloc__(self):
         self.close_all()
 
+    cdef uint64_t next(self, uint32_t rights) noexcept nogil:
+        """The handle that ``add`` makes next with these rights; 0 when memory is short."""
+        if self.unused == self.unused_end and not self.take_block():
+            return 0
+        return value_of(self.unused, rights)
+
     cdef Entry *add(self, MemoryObject *buffer, uint32_t rights, Entry *parent) noexcept nogil:
         """A new handle of a buffer, which may be NULL for now; NULL when memory is short."""
         cdef Entry entry
         cdef Entry *added
-        if self.unused == self.unused_end and not self.take_block():
+        entry.value = self.next(rights)
+        if entry.value == 0:
             return NULL
-        entry.value = value_of(self.unused, rights)
         entry.buffer = buffer
         entry.parent = parent
         entry.child = entry.next = entry.previous = NULL

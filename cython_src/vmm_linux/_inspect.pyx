@@ -217,8 +217,12 @@ cdef class Mappings:
     def __getitem__(self, index):
         cdef Py_ssize_t count = len(self)
         cdef Py_ssize_t i
+        cdef list chosen
         if isinstance(index, slice):
-            return tuple([self.mapping(i) for i in range(*index.indices(count))])
+            chosen = []
+            for i in range(*index.indices(count)):
+                chosen.append(self.mapping(i))
+            return tuple(chosen)
         i = index
         if i < 0:
             i += count

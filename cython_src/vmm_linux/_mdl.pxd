@@ -23,6 +23,8 @@ cdef struct Parcel:
     uint64_t size               # of the buffer
     uint64_t segment_size       # of each but the last, which may be shorter; of one its size
     uint64_t memory_size        # of all of them
+    uint64_t handle             # of one that leaves, and how many read-only descriptions of its
+    uint64_t descriptions       # buffer there were before
 
 cdef struct HandleFacts:
     uint32_t rights
@@ -35,6 +37,7 @@ cdef struct HandleFacts:
 cdef class BufferSpace(BufferMappings):
     cdef HandleTable handles
 
+    cdef uint64_t next_handle(self, uint32_t flags) noexcept
     cdef Answer dispatch_mdl(self, const Request *request) noexcept nogil
     cdef Answer dispatch_handle(self, const Request *request) noexcept nogil
     cdef Answer room_for_buffer(self, uint64_t mdls, uint64_t size,
@@ -53,6 +56,7 @@ cdef class BufferSpace(BufferMappings):
     cdef Answer revoke(self, const Request *request) noexcept nogil
     cdef Answer tell(self, const Request *request) noexcept nogil
     cdef Answer pack(self, const Request *request) noexcept nogil
+    cdef Answer undescribe(self, const Request *request) noexcept nogil
     cdef Answer unpack(self, const Request *request) noexcept nogil
 
 cdef void close_parcel(Parcel *parcel) noexcept nogil

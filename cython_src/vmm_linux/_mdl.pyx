@@ -32,11 +32,13 @@ from vmm_linux._answer cimport (
     NO_LEDGER_MEMORY,
     NO_SINGLE_DESCRIPTOR,
     NOT_IN_REGION,
+    OTHER_HANDLE,
     REVOKED,
     SEND,
     STILL_WRITABLE,
     TOO_LARGE,
     TOO_MANY_SEGMENTS,
+    UNDESCRIBE,
     UNSEALABLE,
     done,
     kernel_refused,
@@ -138,6 +140,8 @@ cdef class BufferSpace(BufferMappings):
             return self.tell(request)
         if request.method == SEND or request.method == HANDLE_FILENO:
             return self.pack(request)
+        if request.method == UNDESCRIBE:
+            return self.undescribe(request)
         return self.unpack(request)
 
     # ---- limits; the caller holds the mutex ------------------------------------------------------
@@ -161,6 +165,14 @@ cdef class BufferSpace(BufferMappings):
         return answer
 
     # ---- buffers; the caller holds the mutex -----------------------------------------------------
+
+    cdef uint64_t next_handle(self, uint32_t flags) noexcept:
+        """The handle of the next buffer with this protection. This takes the mutex by itself."""
+        cdef uint64_t value
+        self.enter()
+        value = self.handles.next(rights_for(flags))
+        self.leave()
+        return value
 
     cdef Answer new_handle(self, MemoryObject *buffer, uint32_t rights,
                            Entry *parent) noexcept nogil:
@@ -220,7 +232,9 @@ cdef class BufferSpace(BufferMappings):
         return self.new_handle(buffer, rights_for(request.flags), NULL)
 
     cdef Answer create_from_vm(self, const Request *request) noexcept nogil:
-        """A buffer of committed private pages; the handle comes first, so that none can lack."""
+        """A buffer of committed private pages. Once they are one, they stay one: all that could
+        lack comes first, ``request.handle`` too, whose Python object the caller has made.
+        """
         cdef MemoryObject *buffer = NULL
         cdef Entry *entry
         cdef Answer answer
@@ -230,6 +244,8 @@ cdef class BufferSpace(BufferMappings):
             request.va, request.va + request.size, request.forbidden)
         if answer.reason == DONE:
             answer = self.room_for_buffer(1, request.size, False)
+        if answer.reason == DONE and request.handle != self.handles.next(rights_for(request.flags)):
+            answer = refused(OTHER_HANDLE)
         if answer.reason != DONE:
             return answer
         entry = self.handles.add(NULL, rights_for(request.flags), NULL)
@@ -255,13 +271,18 @@ cdef class BufferSpace(BufferMappings):
     cdef Answer map(self, const Request *request) noexcept nogil:
         """Map a part of a buffer, with no more than the handle's rights."""
         cdef Entry *entry = NULL
+        cdef uint64_t descriptions
         cdef Answer answer = self.handles.find(
             request.handle, (request.flags & FLAG_RWX_MASK) << RIGHT_MAP_SHIFT, &entry)
         if answer.reason != DONE:
             return answer
         if not is_inside(request, entry.buffer):
             return refused(BEYOND_BUFFER, entry.buffer.size)
-        return self.map_buffer(request, entry.buffer)
+        descriptions = memory_object_descriptions(entry.buffer)
+        answer = self.map_buffer(request, entry.buffer)
+        if answer.reason == DONE:
+            answer.descriptions = descriptions
+        return answer
 
     cdef Answer clone(self, const Request *request) noexcept nogil:
         """A buffer that is a window on another."""
@@ -357,7 +378,7 @@ cdef class BufferSpace(BufferMappings):
         cdef Parcel *parcel = <Parcel *>request.buffer
         cdef Entry *entry = NULL
         cdef MemoryObject *buffer
-        cdef uint64_t descriptions, segments
+        cdef uint64_t segments
         cdef int identities
         cdef int result
         cdef Answer answer = self.handles.find(
@@ -372,7 +393,8 @@ cdef class BufferSpace(BufferMappings):
         if segments + identities > PARCEL_DESCRIPTORS:
             return refused(TOO_MANY_SEGMENTS, segments)
         parcel.rights = request.flags
-        descriptions = memory_object_descriptions(buffer)
+        parcel.handle = request.handle
+        parcel.descriptions = memory_object_descriptions(buffer)
         result = describe(buffer) if not request.flags & RIGHT_MAP_WRITE else 0
         if identities > 0 and result == 0:
             result = add_file(
@@ -384,8 +406,16 @@ cdef class BufferSpace(BufferMappings):
             result = add_memory(parcel, buffer)
         if result < 0:
             close_parcel(parcel)
-            memory_object_undescribe(buffer, descriptions)
+            memory_object_undescribe(buffer, parcel.descriptions)
             return kernel_refused(result)
+        return answer
+
+    cdef Answer undescribe(self, const Request *request) noexcept nogil:
+        """Close the read-only descriptions of a buffer that a call opened and does not need."""
+        cdef Entry *entry = NULL
+        cdef Answer answer = self.handles.find(request.handle, 0, &entry)
+        if answer.reason == DONE:
+            memory_object_undescribe(entry.buffer, request.offset)
         return answer
 
     cdef Answer unpack(self, const Request *request) noexcept nogil:

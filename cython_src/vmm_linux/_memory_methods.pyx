@@ -14,8 +14,11 @@ from vmm_linux._answer cimport (
     DECOMMIT_RANGES,
     DONE,
     FREE,
+    HANDLE_CLOSE,
+    MDL_MAP,
     PROTECT,
     READ,
+    UNDESCRIBE,
     WRITE,
     Answer,
     Method,
@@ -27,6 +30,7 @@ from vmm_linux._arguments cimport (
     check_pages,
     check_protection,
     check_region_flags,
+    handle_request,
     iterate,
     number,
     pair,
@@ -48,6 +52,7 @@ from vmm_linux._calls cimport (
     CALL_WRITE,
 )
 from vmm_linux._client cimport Client, check_open
+from vmm_linux._mdl cimport BufferSpace
 from vmm_linux._query cimport query
 from vmm_linux._ranges cimport Ranges, add_range
 from vmm_linux._views cimport pinned_view
@@ -55,6 +60,7 @@ from vmm_linux._vocabulary cimport FLAG_READ, FLAG_WRITE
 
 from vmm_linux._values import describe
 from vmm_linux.errors import InvalidArgument, OutOfMemory
+from vmm_linux.handles import Handle
 
 
 cdef class MemoryMethods(Client):
@@ -370,6 +376,54 @@ cdef class MemoryMethods(Client):
         return do_write(self, va, data)
 
 
+# ---- what a call makes ---------------------------------------------------------------------------
+
+cdef object made(BufferSpace space, Request *request):
+    """Carry out a call that makes a region or a handle: its address, its ``Handle``.
+
+    If no memory is left for that object, what was made is given back: nobody could name it.
+    """
+    cdef Answer answer = space.perform(request)
+    cdef bint is_region = request.method == ALLOCATE or request.method == MDL_MAP
+    cdef bint is_told = False
+    cdef object result
+    if answer.reason != DONE:
+        raise explain(request, &answer)
+    try:
+        result = answer.out if is_region else Handle(answer.out)
+        is_told = True
+        return result
+    finally:
+        if not is_told:
+            if is_region:
+                free_again(space, request, &answer)
+            else:
+                close_again(space, answer.out)
+
+
+# What follows takes no memory of the interpreter's.
+
+cdef void free_again(BufferSpace space, const Request *request, const Answer *answer) noexcept:
+    """Undo a call that made a region."""
+    cdef Request back = request_of(FREE, answer.out, request.size, 0)
+    space.perform(&back)
+    if request.method == MDL_MAP:
+        undescribe(space, request.handle, answer.descriptions)
+
+
+cdef void close_again(BufferSpace space, uint64_t handle) noexcept:
+    """Undo a call that made a handle."""
+    cdef Request back = handle_request(HANDLE_CLOSE, handle, 0)
+    space.perform(&back)
+
+
+cdef void undescribe(BufferSpace space, uint64_t handle, uint64_t since) noexcept:
+    """Close what read-only descriptions a failed call opened; there were ``since`` before."""
+    cdef Request back = handle_request(UNDESCRIBE, handle, 0)
+    back.offset = since
+    space.perform(&back)
+
+
 # ---- the methods themselves ----------------------------------------------------------------------
 
 cdef object do_allocate(MemoryMethods self, object addr, object size, object flags):
@@ -382,7 +436,7 @@ cdef object do_allocate(MemoryMethods self, object addr, object size, object fla
     check_pages("allocate", "addr", base, length, "size")
     check_region_flags(bits, base)
     request = request_of(ALLOCATE, base, length, bits)
-    return self.space.call(&request)
+    return made(self.space, &request)
 
 
 cdef object do_commit(MemoryMethods self, object va, object size, object flags):
@@ -459,10 +513,13 @@ cdef object do_write(MemoryMethods self, object va, object data):
     cdef uint64_t start
     cdef Py_buffer buffer
     cdef Request request
+    cdef object written
     check_open(self, "write")
     start = number("write", "va", va)
     try:
         PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             "write", f"data is {describe(data)}, not a contiguous buffer") from problem
@@ -470,6 +527,8 @@ cdef object do_write(MemoryMethods self, object va, object data):
         check_bytes("write", start, buffer.len)
         request = request_of(WRITE, start, buffer.len, FLAG_WRITE)
         request.buffer = buffer.buf
-        return self.space.call(&request)
+        written = buffer.len        # before the bytes are there: what fails has written none
+        self.space.call(&request)
+        return written
     finally:
         PyBuffer_Release(&buffer)

@@ -17,6 +17,14 @@ cdef int open_file_number(const OpenFile *self) noexcept nogil
 cdef int open_file_duplicate(const OpenFile *self) noexcept nogil
 cdef void open_file_close(OpenFile *self) noexcept nogil
 
+cdef class Descriptor:
+    cdef OpenFile file
+    cdef bint is_anonymous
+    cdef object __weakref__
+
+    cpdef int take(self, int fd) except -1
+    cpdef void close(self) noexcept
+
 cdef enum Mark:
     # Signals, see ``_open_file.pyx``; no program chooses these.
     MARK_MAPS = 61

@@ -134,26 +134,24 @@ cdef class Descriptor:
 
     __reduce__ = refuse_copies("each owns its descriptor; duplicate that")
 
-    cdef OpenFile file
-    cdef bint is_anonymous
-    cdef object __weakref__
-
     def __cinit__(self):
         self.file.fd = -1
-
-    def __init__(self, fd):
-        """Take charge of a descriptor that was just made; where that fails, it is closed.
-
-        Errors:
-            OSError: it is not open.
-        """
-        self.take(fd)
 
     def __dealloc__(self):
         self.close()
 
-    cdef int take(self, int fd) except -1:
-        """Take charge of a descriptor, or raise what its -errno says."""
+    cpdef int take(self, int fd) except -1:
+        """Take charge of a descriptor that was just made; where that fails, it is closed.
+
+        The object is there before its descriptor, which so has an owner from birth, whatever
+        memory is short.
+
+        Args:
+            fd: its number, or the -errno of why there is none.
+
+        Errors:
+            OSError: there is none, or it is not open.
+        """
         cdef FileStatus status
         cdef int result
         if self.file.fd >= 0:
@@ -204,6 +202,17 @@ def duplicate(int fd):
     Errors:
         OSError: it is not open, or no descriptor is left.
     """
-    cdef Descriptor made = Descriptor.__new__(Descriptor)
+    cdef Descriptor made = Descriptor()
     made.take(_syscalls.fcntl(fd, F_DUPFD_CLOEXEC, 0))
+    return made
+
+
+def eventfd():
+    """A ``Descriptor`` of a new eventfd, close-on-exec and non-blocking.
+
+    Errors:
+        OSError: no descriptor, or no file, is left.
+    """
+    cdef Descriptor made = Descriptor()
+    made.take(_syscalls.eventfd())
     return made

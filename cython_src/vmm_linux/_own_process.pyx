@@ -9,7 +9,7 @@ import os
 
 from cython cimport final
 from libc.errno cimport (
-    EACCES, EBADF, EBADMSG, EBUSY, EINVAL, ENOENT, ENOMEM, EPERM, ESRCH)
+    EACCES, EBADMSG, EBUSY, EINVAL, ENOENT, ENOMEM, EPERM, ESRCH)
 from libc.stdint cimport intptr_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, memset
 

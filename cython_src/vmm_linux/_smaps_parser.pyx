@@ -406,8 +406,11 @@ def parse_maps(bytes text not None):
 
 
 cdef list all_of(Records records):
+    cdef list found = []
     cdef size_t i
-    return [records.record(i) for i in range(records.count)]
+    for i in range(records.count):
+        found.append(records.record(i))
+    return found
 
 
 cdef SmapsRecord record_from(const char *text, size_t length):

@@ -7,7 +7,6 @@ from cython cimport no_gc
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from vmm_linux._maps_text cimport SPAN_SHARED
 
 # The figures in the order of the kernel's text: their labels there, their names here.
 LABELS = {
@@ -38,10 +37,10 @@ LABELS = {
 }
 NAMES = tuple(LABELS.values())
 
-cdef tuple PERMISSIONS = tuple(
-    "".join(letter if bits & bit else "-" for letter, bit in zip("rwx", (1, 2, 4)))
-    + ("s" if bits & SPAN_SHARED else "p")
-    for bits in range(16))
+# By their bits: 1 to read, 2 to write, 4 to execute, 8 to share (SPAN_ of ``_maps_text.pxd``).
+cdef tuple PERMISSIONS = (
+    "---p", "r--p", "-w-p", "rw-p", "--xp", "r-xp", "-wxp", "rwxp",
+    "---s", "r--s", "-w-s", "rw-s", "--xs", "r-xs", "-wxs", "rwxs")
 
 cdef str DELETED = " (deleted)"
 
@@ -271,7 +270,10 @@ cdef class SmapsRecord:
         return hash((self.range_start, self.range_end, self.file_offset, self.file_inode))
 
     def __repr__(self):
-        figures = "".join(f" {name}={value}" for name, value in self.figures.items() if value)
+        figures = ""
+        for name, value in self.figures.items():
+            if value:
+                figures += f" {name}={value}"
         return (f"<{type(self).__name__} {self.range_start:x}-{self.range_end:x} {self.permissions}"
                 f" {self.file_offset:x} {self.device} {self.file_inode} {self.pathname!r}"
                 f"{figures}>")

@@ -184,6 +184,7 @@ cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil
 cpdef int ftruncate(int fd, uint64_t length) noexcept nogil
 cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil
 cpdef int fcntl(int fd, int command, int argument) noexcept nogil
+cdef int eventfd() noexcept nogil
 cpdef int fchmod(int fd, uint32_t mode) noexcept nogil
 cdef int openat(const char *path, int flags) noexcept nogil
 cpdef int close(int fd) noexcept nogil

@@ -22,6 +22,11 @@ cdef extern from "<sys/mman.h>" nogil:
     int c_mincore "mincore"(void *, size_t, unsigned char *)
     int c_memfd_create "memfd_create"(const char *, unsigned int)
 
+cdef extern from "<sys/eventfd.h>" nogil:
+    int c_eventfd "eventfd"(unsigned int, int)
+    int EFD_CLOEXEC
+    int EFD_NONBLOCK
+
 cdef extern from "<sys/prctl.h>" nogil:
     int c_prctl "prctl"(int, ...)
     int PR_SET_VMA
@@ -196,6 +201,11 @@ cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept
 cpdef int fcntl(int fd, int command, int argument) noexcept nogil:
     """``fcntl(2)`` with an integer argument."""
     return <int>answer(c_fcntl(fd, command, argument))
+
+
+cdef int eventfd() noexcept nogil:
+    """``eventfd(2)``, close-on-exec and non-blocking: a descriptor."""
+    return <int>answer(c_eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
 
 
 cdef int openat(const char *path, int flags) noexcept nogil:

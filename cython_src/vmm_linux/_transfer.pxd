@@ -11,6 +11,7 @@ cdef class Demands:
 
     cdef int check(self, int seals, uint64_t size) except -1
 
+cdef object made_descriptor(int fd)
 cpdef int check_socket(str method, object sock) except -1
 cdef int send(object sock, const Parcel *parcel) except -1
 cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) except -1

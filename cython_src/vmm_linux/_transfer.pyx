@@ -35,7 +35,7 @@ from vmm_linux cimport _syscalls
 from vmm_linux._features cimport PAGE_SIZE
 from vmm_linux._identity cimport Window, identity_includes, identity_is_of
 from vmm_linux._mdl cimport PARCEL_DESCRIPTORS, Parcel
-from vmm_linux._open_file cimport OpenFile, open_file_note
+from vmm_linux._open_file cimport Descriptor, OpenFile, open_file_note
 from vmm_linux._syscalls cimport (
     F_DUPFD_CLOEXEC,
     F_GET_SEALS,
@@ -156,8 +156,8 @@ cdef object NOSIGNAL = int(socket.MSG_NOSIGNAL)
 # Bytes of control data for the longest message. No room lets more descriptors in than the kernel
 # takes, so nobody has to be asked which options the socket has.
 cdef object ROOM = socket.CMSG_LEN(PARCEL_DESCRIPTORS * sizeof(int)) + sum(
-    [socket.CMSG_SPACE(size) for _, _, size in COMPANIONS]
-    + [socket.CMSG_SPACE(MOST_LABEL), socket.CMSG_SPACE(INQ)])
+    socket.CMSG_SPACE(size) for _, _, size in COMPANIONS) + (
+    socket.CMSG_SPACE(MOST_LABEL) + socket.CMSG_SPACE(INQ))
 cdef object Socket = socket.socket
 cdef object family_of = socket.SocketType.family.__get__
 cdef dict FAMILIES = {int(family): family.name for family in socket.AddressFamily}
@@ -240,44 +240,97 @@ cdef int check_peer(object sock, object peer_uid) except -1:
     return 0
 
 
+@cython.no_gc
+@cython.final
+cdef class Received:
+    """The descriptors of one message, as ``read_message`` takes them. Closes those it still has."""
+
+    __reduce__ = refuse_copies("each owns its descriptors; take them")
+
+    cdef Parcel parcel          # of which this uses the descriptors and their count
+
+    def __cinit__(self):
+        self.parcel.count = 0
+
+    def __dealloc__(self):
+        # They came just now, and nobody has noted yet what they name.
+        while self.parcel.count > 0:
+            self.parcel.count -= 1
+            _syscalls.close(self.parcel.files[self.parcel.count].fd)
+
+    def __len__(self):
+        return self.parcel.count
+
+    def take(self):
+        """The last descriptor, which is the caller's: a ``Descriptor``."""
+        cdef Descriptor made = Descriptor()
+        if self.parcel.count == 0:
+            raise IndexError("no descriptor is left")
+        self.parcel.count -= 1
+        made.take(self.parcel.files[self.parcel.count].fd)
+        return made
+
+    cdef bint add(self, bytes data) except -1:
+        """Take the descriptors of control data; false where there are more than a message has."""
+        cdef int came = <int>(len(data) // sizeof(int))     # one cut off is none
+        cdef int count = min(PARCEL_DESCRIPTORS - self.parcel.count, came)
+        cdef int i
+        for i in range(count):
+            self.parcel.files[self.parcel.count + i].fd = descriptor_in(data, i)
+        self.parcel.count += count
+        close_all(data, count)
+        return came <= count
+
+
+cdef int descriptor_in(bytes data, size_t number) noexcept:
+    """One of the descriptors that control data has."""
+    cdef int fd
+    memcpy(&fd, PyBytes_AS_STRING(data) + number * sizeof(int), sizeof(int))
+    return fd
+
+
 cpdef tuple read_message(object sock, size_t length, int most_descriptors):
     """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
 
     There is room for as many bytes and descriptors as the longest message has, for what the
     socket's options add to it, and no more.
     """
-    cdef list descriptors = []
+    cdef Received received = Received()
+    cdef int flaws
     room = ROOM if most_descriptors == PARCEL_DESCRIPTORS else room_for(sock, most_descriptors)
     message, ancillary, flags, _ = sock.recvmsg(length, room, CLOEXEC)
-    try:
-        for level, kind, data in ancillary:
-            if level == SOL_SOCKET and kind == SCM_RIGHTS:
-                descriptors += descriptors_in(data)
-            elif level == SOL_SOCKET and kind == SCM_PIDFD:
-                # Nobody asked for the sender's pidfd. A negative number says there is none.
-                close_all(descriptors_in(data))
-        return message, descriptors, flags & FLAWS
-    except BaseException:
-        close_all(descriptors)
-        raise
+    # Python closes what came where it finds no memory to tell of it. From here on, nothing takes
+    # memory before ``received`` has every descriptor.
+    flaws = 0
+    for level, kind, data in ancillary:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            if not received.add(data):
+                flaws = FLAW_OF_DESCRIPTORS
+        elif level == SOL_SOCKET and kind == SCM_PIDFD:
+            # Nobody asked for the sender's pidfd. A negative number says there is none.
+            close_all(data, 0)
+    return message, received, flags & FLAWS | flaws
 
 
-cdef list descriptors_in(bytes data):
-    """The descriptors that control data has; a last one that was cut off is none."""
-    cdef list descriptors = []
-    cdef int fd
+cdef int close_all(bytes data, size_t first) except -1:
+    """Close what came in control data and is not wanted: the descriptors from one on."""
     cdef size_t i
-    for i in range(len(data) // sizeof(int)):
-        memcpy(&fd, PyBytes_AS_STRING(data) + i * sizeof(int), sizeof(int))
-        descriptors.append(fd)
-    return descriptors
+    for i in range(first, len(data) // sizeof(int)):
+        _syscalls.close(descriptor_in(data, i))
+    return 0
 
 
-cdef void close_all(list descriptors) noexcept:
-    """Close what came and is not wanted."""
-    cdef int fd
-    for fd in descriptors:
-        _syscalls.close(fd)
+cdef object made_descriptor(int fd):
+    """A new descriptor for Python, closed if no memory is left for its number; or ``-errno``."""
+    cdef bint is_told = False
+    cdef object number
+    try:
+        number = fd
+        is_told = True
+        return number
+    finally:
+        if not is_told:
+            _syscalls.close(fd)
 
 
 cdef object room_for(object sock, int descriptors):
@@ -408,27 +461,24 @@ cdef object unfit(str why):
 
 cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) except -1:
     """Receive one parcel, which is the caller's, and believe only what the kernel says of it."""
-    cdef list descriptors
-    message, descriptors, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
-    try:
-        if not (message or descriptors or flags) and sock.type != socket.SOCK_DGRAM:
-            raise EOFError("recv_handle: the other end is closed")
-        if peer_uid is not None:
-            check_peer(sock, peer_uid)
-        read_head(sock, message, descriptors, flags, parcel)
-        examine_parcel(parcel, demands)
-    except BaseException:
-        close_all(descriptors)
-        raise
+    cdef Received received
+    message, received, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
+    if not (message or len(received) or flags) and sock.type != socket.SOCK_DGRAM:
+        raise EOFError("recv_handle: the other end is closed")
+    if peer_uid is not None:
+        check_peer(sock, peer_uid)
+    read_head(sock, message, flags, &received.parcel)
+    examine_parcel(&received.parcel, demands)
+    parcel[0] = received.parcel
+    received.parcel.count = 0
     return 0
 
 
-cdef int read_head(
-        object sock, bytes message, list descriptors, int flags, Parcel *parcel) except -1:
+cdef int read_head(object sock, bytes message, int flags, Parcel *parcel) except -1:
     """What a message says, if it is one of ``send``'s and all that it announces came with it."""
     cdef Message head
-    cdef int came = len(descriptors)
-    cdef int segments, identities, count, i
+    cdef int came = parcel.count
+    cdef int segments, identities, count
     if len(message) != sizeof(Message) or flags & FLAW_OF_BYTES:
         raise bad(f"{len(message)} bytes, not the {sizeof(Message)} of a handle's message")
     memcpy(&head, PyBytes_AS_STRING(message), sizeof(Message))
@@ -454,9 +504,6 @@ cdef int read_head(
     parcel.size = le64toh(head.size)
     parcel.segment_size = le64toh(head.segment_size)
     parcel.memory_size = le64toh(head.memory_size)
-    parcel.count = count
-    for i in range(count):
-        parcel.files[i].fd = descriptors[i]
     return 0
 
 

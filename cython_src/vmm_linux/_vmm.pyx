@@ -4,6 +4,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
 
 from vmm_linux._answer cimport (
+    DONE,
     HANDLE_CLOSE,
     HANDLE_COPY,
     HANDLE_FILENO,
@@ -17,10 +18,15 @@ from vmm_linux._answer cimport (
     MDL_GET_SIZE,
     MDL_MAP,
     MDL_SEAL,
+    NO_LEDGER_MEMORY,
+    OTHER_HANDLE,
     RECEIVE,
     SEND,
+    Answer,
     Method,
     Request,
+    explain,
+    refused,
 )
 from vmm_linux._arguments cimport (
     MAP_FLAGS,
@@ -55,8 +61,15 @@ from vmm_linux._calls cimport (
 from vmm_linux._client cimport check_open
 from vmm_linux._handles cimport rights_of
 from vmm_linux._mdl cimport HandleFacts, Parcel, close_parcel
-from vmm_linux._memory_methods cimport MemoryMethods
-from vmm_linux._transfer cimport Demands, adopt, check_socket, receive, send
+from vmm_linux._memory_methods cimport MemoryMethods, made, undescribe
+from vmm_linux._transfer cimport (
+    Demands,
+    adopt,
+    check_socket,
+    made_descriptor,
+    receive,
+    send,
+)
 from vmm_linux._vocabulary cimport (
     FLAG_LOCKED,
     FLAG_RWX_MASK,
@@ -501,7 +514,7 @@ cdef class VMM(MemoryMethods):
         cdef Request request = handle_request(method, 0, 0)
         request.buffer = parcel
         try:
-            return Handle(self.space.call(&request))
+            return made(self.space, &request)
         finally:
             close_parcel(parcel)
 
@@ -527,12 +540,13 @@ cdef object do_mdl_create(VMM self, object size, object prot, object segment_siz
     check_multiple("mdl_create", "segment_size", piece)
     request = request_of(MDL_CREATE, 0, length, bits)
     request.offset = min(piece, length) if piece != 0 else length
-    return Handle(self.space.call(&request))
+    return made(self.space, &request)
 
 
 cdef object do_mdl_create_from_vm(VMM self, object va, object size, object flags):
     cdef uint64_t start, length, bits
     cdef Request request
+    cdef Answer answer
     check_open(self, "mdl_create_from_vm")
     start = number("mdl_create_from_vm", "va", va)
     length = number("mdl_create_from_vm", "size", size)
@@ -542,7 +556,15 @@ cdef object do_mdl_create_from_vm(VMM self, object va, object size, object flags
     check_some_access("mdl_create_from_vm", bits)
     request = request_of(MDL_CREATE_FROM_VM, start, length, bits)
     request.forbidden = self.forbidden
-    return Handle(self.space.call(&request))
+    while True:
+        request.handle = self.space.next_handle(request.flags)
+        handle = Handle(request.handle)
+        answer = (refused(NO_LEDGER_MEMORY) if request.handle == 0
+                  else self.space.perform(&request))
+        if answer.reason == DONE:
+            return handle
+        if answer.reason != OTHER_HANDLE:       # or another thread has it by now
+            raise explain(&request, &answer)
 
 
 cdef object do_mdl_create_from_buf(VMM self, object data, object prot):
@@ -555,6 +577,8 @@ cdef object do_mdl_create_from_buf(VMM self, object data, object prot):
     check_some_access("mdl_create_from_buf", bits)
     try:
         PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+    except MemoryError:
+        raise
     except Exception as problem:
         raise InvalidArgument(
             "mdl_create_from_buf",
@@ -563,7 +587,7 @@ cdef object do_mdl_create_from_buf(VMM self, object data, object prot):
         check_bytes("mdl_create_from_buf", 0, buffer.len)
         request = request_of(MDL_CREATE_FROM_BUF, 0, buffer.len, bits)
         request.buffer = buffer.buf
-        return Handle(self.space.call(&request))
+        return made(self.space, &request)
     finally:
         PyBuffer_Release(&buffer)
 
@@ -589,7 +613,7 @@ cdef object do_mdl_map(VMM self, object handle, object offset, object length, ob
     check_protection("mdl_map", bits & FLAG_RWX_MASK)
     check_fixed("mdl_map", "hint", bits, request.va)
     request.flags = <uint32_t>bits
-    return self.space.call(&request)
+    return made(self.space, &request)
 
 
 cdef object do_mdl_clone(VMM self, object originHandle, object offset, object length):
@@ -598,7 +622,7 @@ cdef object do_mdl_clone(VMM self, object originHandle, object offset, object le
     request = handle_request(
         MDL_CLONE, number("mdl_clone", "originHandle", originHandle), 0)
     self.window(&request, "mdl_clone", offset, length)
-    return Handle(self.space.call(&request))
+    return made(self.space, &request)
 
 
 cdef object do_mdl_seal(VMM self, object handle, object seals):
@@ -622,7 +646,7 @@ cdef object do_handle_copy(VMM self, object handle, object rights):
     check_bits("handle_copy", "rights", bits, RIGHT_ALL)
     request = handle_request(
         HANDLE_COPY, number("handle_copy", "handle", handle), <uint32_t>bits)
-    return Handle(self.space.call(&request))
+    return made(self.space, &request)
 
 
 cdef object do_handle_close(VMM self, object handle):
@@ -653,13 +677,17 @@ cdef object do_handle_info(VMM self, object handle):
 
 cdef object do_send_handle(VMM self, object sock, object handle, object rights):
     cdef Parcel parcel
+    cdef bint is_sent = False
     check_open(self, "send_handle")
     check_socket("send_handle", sock)
     self.pack(&parcel, SEND, "send_handle", handle, rights)
     try:
         send(sock, &parcel)
+        is_sent = True
     finally:
         close_parcel(&parcel)
+        if not is_sent:
+            undescribe(self.space, parcel.handle, parcel.descriptions)
 
 
 cdef object do_recv_handle(VMM self, object sock, object require, object max_size, object peer_uid):
@@ -675,9 +703,16 @@ cdef object do_recv_handle(VMM self, object sock, object require, object max_siz
 
 cdef object do_handle_fileno(VMM self, object handle, object rights):
     cdef Parcel parcel
+    cdef bint is_told = False
     check_open(self, "handle_fileno")
     self.pack(&parcel, HANDLE_FILENO, "handle_fileno", handle, rights)
-    return parcel.files[0].fd
+    try:
+        descriptor = made_descriptor(parcel.files[0].fd)
+        is_told = True
+        return descriptor
+    finally:
+        if not is_told:
+            undescribe(self.space, parcel.handle, parcel.descriptions)
 
 
 cdef object do_handle_from_fd(VMM self, object fd, object require, object max_size):

@@ -20,6 +20,7 @@ cdef class Watched:
     cdef object watch(self, int call, tuple arguments)
     cdef object carry_out(self, int call, tuple arguments)
     cdef object record(self, int call, tuple arguments)
+    cdef int end(self, Record record, object result, BaseException problem) except -1
     cdef object checked(self, int call, tuple arguments, Record record)
     cdef object checked_plain(self, int call, tuple plain, Facts *facts, Record record)
     cdef int decide(self, int call, tuple plain, Facts *facts, Record record) except -1

@@ -29,6 +29,7 @@ from vmm_linux._mdl cimport HandleFacts
 from vmm_linux._rules cimport NOBODY, RuleTable
 
 import os
+from socket import SocketType
 from threading import get_ident
 
 from vmm_linux import _imports, _transfer
@@ -54,6 +55,8 @@ AUDIT_MODULE = "vmm_linux.audit"
 for variable, module in ((POLICY_VARIABLE, POLICY_MODULE), (AUDIT_VARIABLE, AUDIT_MODULE)):
     if os.environ.get(variable):
         __import__(module)
+
+cdef object close_socket = SocketType.close
 
 
 # The policy must not be cleared while the VMM can still be called: without one, all is allowed.
@@ -127,24 +130,31 @@ cdef class Watched:
         try:
             result = self.checked(call, arguments, record)
         except BaseException as problem:
-            if isinstance(problem, VmmError):
+            self.end(record, None, problem)
+            raise
+        self.end(record, result, None)
+        return result
+
+    cdef int end(self, Record record, object result, BaseException problem) except -1:
+        """Write down how a call ended, as far as there is memory to tell of it.
+
+        The caller gets what the call made, or why it failed, even if there is none.
+        """
+        try:
+            if problem is None:
+                record.rc = Retcode.OK
+                if isinstance(result, int):
+                    record.result = int(result)     # a handle without its class
+                if isinstance(result, Handle):
+                    self.look_at_handle(result, NULL, record)
+            elif isinstance(problem, VmmError):
                 record.rc = problem.rc
                 record.error = words_of(problem)
             else:
                 record.error = kind_of(problem)
-            self.audit.end(record)
-            raise
-        try:
-            record.rc = Retcode.OK
-            if isinstance(result, int):
-                record.result = int(result)     # a handle without its class
-            if isinstance(result, Handle):
-                self.look_at_handle(result, NULL, record)
-        except Exception as problem:
-            # The caller is to get what the call made, even if no memory is left to tell of it.
-            tell_unraisable(self, problem)
-        self.audit.end(record)
-        return result
+        except Exception as shortage:
+            tell_unraisable(self, shortage)
+        return self.audit.end(record)
 
     cdef object checked(self, int call, tuple arguments, Record record):
         """Carry out a method if it may be."""
@@ -160,8 +170,12 @@ cdef class Watched:
             return self.checked_plain(call, plain, &facts, record)
         # A socket of this package's own: what the policy looks at is what is used, whatever the
         # caller's class overrides, or another thread puts under the descriptor's number.
-        with _transfer.duplicate(name_of(call), plain[0]) as sock:
-            return self.checked_plain(call, (sock, *plain[1:]), &facts, record)
+        sock = _transfer.duplicate(name_of(call), plain[0])
+        try:
+            return self.checked_plain(call, (sock,) + plain[1:], &facts, record)
+        finally:
+            # Not by Python code, which takes memory: what came is the caller's already.
+            close_socket(sock)
 
     cdef object checked_plain(self, int call, tuple plain, Facts *facts, Record record):
         """Carry out a method with these very arguments if it may be."""
