@@ -160,6 +160,13 @@ class Faults:
         return name.decode()
 
 
+class Deliberate(socket.socket):
+    """A socket through which nothing is sent but by its own method: as one that may have to wait.
+
+    Where a plain socket takes a handle at once, whatever fails then is tried again this way.
+    """
+
+
 class Ground(VMM):
     """A VMM with what stands around a call: the handles of a scenario, and two sockets.
 
@@ -179,7 +186,9 @@ class Ground(VMM):
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """Two ends of a stream, made when they are first asked for."""
-        self._sockets = self._sockets or socket.socketpair()
+        if not self._sockets:
+            sender, receiver = socket.socketpair()
+            self._sockets = Deliberate(fileno=sender.detach()), receiver
         return self._sockets
 
     def close(self) -> None:
@@ -448,9 +457,11 @@ class Picture:
 
 def _file(number: int) -> File:
     status = os.fstat(number)
+    name = Path(f"/proc/self/fd/{number}").readlink().name
     return File(
         status.st_blocks,
-        os.pread(number, status.st_size, 0),
+        # An identity names files, which have other inode numbers each time.
+        b"" if name.startswith("memfd:vmm_linux identity") else os.pread(number, status.st_size, 0),
         status.st_mode,
         fcntl.fcntl(number, fcntl.F_GET_SEALS),
         fcntl.fcntl(number, fcntl.F_GETFL),
@@ -540,10 +551,8 @@ HARMLESS: Mapping[str, Callable[[Picture], object]] = {
 }
 LOCKS = {**HARMLESS, "mlock": all_but_locks}
 #: What closing a region's memory file frees anyhow need not be emptied first.
-CLOSING = {**HARMLESS, "fallocate": everything}
-#: A VMM that is closed asks whether its files of ``/proc`` still are its own, which an open file
-#: always tells; what may be another's it would leave open.
-OWN_FILES = "fstat"
+#: And what does not say whose it is, is taken for the package's, but where the kernel knows it not.
+CLOSING = {**HARMLESS, "fallocate": everything, "fcntl": everything}
 #: Query leaves open whether the page is locked; half of a file can be enough.
 UNTOLD = {**HARMLESS, "msync": everything, "pread": everything}
 

@@ -27,7 +27,6 @@ from faults import (
     LOCKS,
     MIXED,
     NONE,
-    OWN_FILES,
     RESERVE,
     RW,
     RX,
@@ -293,7 +292,11 @@ FREES = [
     for what, flags, survives in (
         ("private", NONE, HARMLESS),
         ("locked", LOCKED, HARMLESS),
-        ("SHAREABLE", SHAREABLE, {**HARMLESS, "fallocate": all_but_files}),
+        (
+            "SHAREABLE",
+            SHAREABLE,
+            {**HARMLESS, "fallocate": all_but_files, "fstat": all_but_files},
+        ),
     )
     for name, prepare, call in (
         ("whole", guarded, whole("free")),
@@ -357,14 +360,13 @@ QUERIES = [
 ]
 
 CLOSES = [
-    Scenario("one region", filled(SHARED), VMM.close, "munmap", survives=CLOSING, spare=OWN_FILES),
+    Scenario("one region", filled(SHARED), VMM.close, "munmap", survives=CLOSING),
     Scenario(
         "regions",
         lambda vmm: [filled(GUARDS)(vmm), *(allocate(RW | COMMIT)(vmm) for _ in range(3))],
         VMM.close,
         "munmap",
         survives={**CLOSING, "munmap": everything},
-        spare=OWN_FILES,
     ),
 ]
 

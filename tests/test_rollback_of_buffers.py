@@ -50,7 +50,6 @@ from faults import (
     LOCKS,
     MIXED,
     NONE,
-    OWN_FILES,
     PAGES,
     RW,
     RX,
@@ -98,6 +97,7 @@ CONVERTING = {
     "mprotect": everything,
     "madvise": all_but_advice,
     "fallocate": all_but_files,
+    "fstat": all_but_files,
 }
 
 
@@ -337,7 +337,7 @@ QUERY = [
         f"{name}{' with smaps' * smaps}{' without file handles' * bool(without)}",
         prepare,
         ask_buffer(smaps=smaps),
-        f"open {identity}",
+        f"open {names}",
         ask=False,
         without=without,
         survives=UNTOLD,
@@ -348,7 +348,7 @@ QUERY = [
         ("pages of a region", first(filled(GUARDS), converted(2, 8))),
     )
     for smaps in (False, True)
-    for without, identity in (((), "name_to_handle_at"), ((Feature.FILE_HANDLES,), "fstat"))
+    for without, names in (((), "fstat name_to_handle_at"), ((Feature.FILE_HANDLES,), ""))
 ]
 
 REGIONS: tuple[tuple[str, Callable[[Ground], object]], ...] = (
@@ -361,7 +361,13 @@ REGIONS: tuple[tuple[str, Callable[[Ground], object]], ...] = (
     ("LOCKED", first(filled(GUARDS | LOCKED), converted(3, 9))),
 )
 FREES = [
-    Scenario(f"{what}: {name}", prepare, call, "munmap", survives={**HARMLESS, "fallocate": freed})
+    Scenario(
+        f"{what}: {name}",
+        prepare,
+        call,
+        "munmap",
+        survives={**HARMLESS, "fallocate": freed, "fstat": freed},
+    )
     for what, prepare in REGIONS
     for name, call, freed in (
         ("middle", over("free", 4, 6), all_but_files),
@@ -377,9 +383,7 @@ PROTECTS = [
 ]
 
 CLOSES = [
-    Scenario(
-        name, prepare, VMM.close, "munmap close", survives={**CLOSING, **more}, spare=OWN_FILES
-    )
+    Scenario(name, prepare, VMM.close, "munmap close", survives={**CLOSING, **more})
     for name, prepare, more in (
         ("a mapping", first(buffer(), mapped(RW)), {}),
         ("a region with a buffer", first(filled(GUARDS), converted(3, 9)), {}),

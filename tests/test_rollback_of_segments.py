@@ -250,7 +250,7 @@ def seal_with_failure(library: Faults, seal: Seal, n: int) -> None:
         before = facts(ground)
         completed = 14
         try:
-            with library.armed(Mode.ALONE, n, error=errno.EBUSY):
+            with library.armed(Mode.ALONE, n, error=errno.EBUSY, spare="fstat"):
                 ground.mdl_seal(clone, seal)
         except VmmError as problem:
             completed = problem.completed // PAGE

@@ -466,6 +466,7 @@ def receive_at_the_limit() -> None:
 
 def send_at_the_limit() -> None:
     """Send where there is room for fewer descriptors than go, and for just as many."""
+    import contextlib
     import socket
 
     import transfers as t
@@ -473,18 +474,30 @@ def send_at_the_limit() -> None:
     from vmm_linux import VMM
 
     with VMM() as vmm, t.connected(socket.SOCK_STREAM) as pair:
-        for needed, handle in t.handles_of_three_sizes(vmm).items():
-            for room in range(needed):
-                with t.refused_for_want_of(room):
-                    vmm.send_handle(pair.sender, handle)
-            with t.nothing_opened(), t.room_for(needed):
+        handles = t.handles_of_three_sizes(vmm)
+        for handle in handles.values():
+            # What the socket takes at once needs no duplicate.
+            with t.nothing_opened(), t.room_for(0):
                 vmm.send_handle(pair.sender, handle)
         handle = vmm.mdl_create(PAGE, t.RW)
         with t.refused_for_want_of(0):
             vmm.send_handle(pair.sender, handle, t.READ_ONLY)
-        # One for the read-only description, which stays, and one that goes.
-        with t.room_for(2):
+        # One for the read-only description, which stays.
+        with t.room_for(1):
             vmm.send_handle(pair.sender, handle, t.READ_ONLY)
+        pair.sender.setblocking(False)
+        for size in (1 << 16, 1):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    pair.sender.send(bytes(size))
+        for needed, handle in handles.items():
+            # What has to wait does: whoever waits may find others' files under the numbers.
+            for room in range(needed):
+                with t.refused_for_want_of(room):
+                    vmm.send_handle(pair.sender, handle)
+            with t.nothing_opened(), t.room_for(needed), contextlib.suppress(BlockingIOError):
+                vmm.send_handle(pair.sender, handle)
+                raise AssertionError("the socket is full")
 
 
 @pytest.mark.parametrize("nobody", [False, True], ids=["same user", "nobody"])

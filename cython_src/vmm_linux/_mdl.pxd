@@ -12,9 +12,9 @@ cdef enum:
     PARCEL_DESCRIPTORS = 253    # SCM_MAX_FD: the kernel takes no more in a message
 
 cdef struct Parcel:
-    # A handle on its way to or from another process. Whoever has a parcel owns its files: its
-    # identity and its origin's, as far as these are other memfds than its memory; then each
-    # segment that it touches.
+    # A handle on its way to or from another process. Its files are its identity and its origin's,
+    # as far as these are other memfds than its memory; then each segment that it touches. Whoever
+    # has a parcel owns them, but for what ``BufferSpace.pack`` lends.
     OpenFile files[PARCEL_DESCRIPTORS]
     int count
     int segments                # how many of them are of memory
@@ -56,7 +56,8 @@ cdef class BufferSpace(BufferMappings):
     cdef Answer revoke(self, const Request *request) noexcept nogil
     cdef Answer tell(self, const Request *request) noexcept nogil
     cdef Answer pack(self, const Request *request) noexcept nogil
-    cdef Answer undescribe(self, const Request *request) noexcept nogil
+    cdef Answer pack_own(self, const Request *request) noexcept nogil
+    cdef Answer undescribe(self, uint64_t handle, uint64_t since) noexcept nogil
     cdef Answer unpack(self, const Request *request) noexcept nogil
 
 cdef void close_parcel(Parcel *parcel) noexcept nogil

@@ -53,10 +53,9 @@ from vmm_linux._memory_object cimport (
     memory_object_clone,
     memory_object_count,
     memory_object_descriptions,
-    memory_object_describe,
-    memory_object_duplicate,
     memory_object_fill,
     memory_object_has_own_identity,
+    memory_object_leaving,
     memory_object_new,
     memory_object_new_of_segments,
     memory_object_piece,
@@ -67,7 +66,7 @@ from vmm_linux._memory_object cimport (
     memory_object_store,
     memory_object_undescribe,
 )
-from vmm_linux._open_file cimport OpenFile, open_file_close, open_file_duplicate
+from vmm_linux._open_file cimport OpenFile, open_file_close, open_file_number, open_file_own
 from vmm_linux._ranges cimport Ranges, commit_ranges, decommit_ranges
 from vmm_linux._vocabulary cimport (
     FLAG_EXECUTE,
@@ -139,9 +138,9 @@ cdef class BufferSpace(BufferMappings):
         if request.method == HANDLE_INFO:
             return self.tell(request)
         if request.method == SEND or request.method == HANDLE_FILENO:
-            return self.pack(request)
+            return self.pack_own(request)
         if request.method == UNDESCRIBE:
-            return self.undescribe(request)
+            return self.undescribe(request.handle, request.offset)
         return self.unpack(request)
 
     # ---- limits; the caller holds the mutex ------------------------------------------------------
@@ -374,13 +373,16 @@ cdef class BufferSpace(BufferMappings):
     # ---- to and from other processes; the caller holds the mutex ---------------------------------
 
     cdef Answer pack(self, const Request *request) noexcept nogil:
-        """Fill in the Parcel that ``request.buffer`` points to, with the rights in ``flags``."""
+        """Fill in the Parcel that ``request.buffer`` points to, with the rights in ``flags``.
+
+        Its files are lent: they are the buffer's, and good as long as the mutex is held.
+        """
         cdef Parcel *parcel = <Parcel *>request.buffer
         cdef Entry *entry = NULL
         cdef MemoryObject *buffer
         cdef uint64_t segments
         cdef int identities
-        cdef int result
+        cdef int result = 0
         cdef Answer answer = self.handles.find(
             request.handle, RIGHT_TRANSFER | request.flags, &entry)
         if answer.reason != DONE:
@@ -395,27 +397,40 @@ cdef class BufferSpace(BufferMappings):
         parcel.rights = request.flags
         parcel.handle = request.handle
         parcel.descriptions = memory_object_descriptions(buffer)
-        result = describe(buffer) if not request.flags & RIGHT_MAP_WRITE else 0
-        if identities > 0 and result == 0:
-            result = add_file(
-                parcel, open_file_duplicate(&buffer.identity), &buffer.identity)
+        if identities > 0:
+            result = add_file(parcel, &buffer.identity, open_file_number(&buffer.identity))
         if identities > 1 and result == 0:
             result = add_file(
-                parcel, open_file_duplicate(&buffer.origin.identity), &buffer.origin.identity)
+                parcel, &buffer.origin.identity, open_file_number(&buffer.origin.identity))
         if result == 0:
             result = add_memory(parcel, buffer)
         if result < 0:
-            close_parcel(parcel)
             memory_object_undescribe(buffer, parcel.descriptions)
             return kernel_refused(result)
         return answer
 
-    cdef Answer undescribe(self, const Request *request) noexcept nogil:
+    cdef Answer pack_own(self, const Request *request) noexcept nogil:
+        """``pack``, with duplicates in place of the files, which are the parcel's own then."""
+        cdef Parcel *parcel = <Parcel *>request.buffer
+        cdef int owned = 0
+        cdef int result
+        cdef Answer answer = self.pack(request)
+        while answer.reason == DONE and owned < parcel.count:
+            result = open_file_own(&parcel.files[owned])
+            if result < 0:
+                parcel.count = owned
+                close_parcel(parcel)
+                self.undescribe(request.handle, parcel.descriptions)
+                return kernel_refused(result)
+            owned += 1
+        return answer
+
+    cdef Answer undescribe(self, uint64_t handle, uint64_t since) noexcept nogil:
         """Close the read-only descriptions of a buffer that a call opened and does not need."""
         cdef Entry *entry = NULL
-        cdef Answer answer = self.handles.find(request.handle, 0, &entry)
+        cdef Answer answer = self.handles.find(handle, 0, &entry)
         if answer.reason == DONE:
-            memory_object_undescribe(entry.buffer, request.offset)
+            memory_object_undescribe(entry.buffer, since)
         return answer
 
     cdef Answer unpack(self, const Request *request) noexcept nogil:
@@ -480,34 +495,15 @@ cdef uint64_t measure(Parcel *parcel, const MemoryObject *buffer) noexcept nogil
     return last - first + 1
 
 
-cdef int describe(MemoryObject *buffer) noexcept nogil:
-    """Open the read-only descriptions of a buffer that are not there yet: 0 or -errno.
-
-    These stay open, so they come before the duplicates, which leave no gaps between them.
-    """
-    cdef uint64_t described = 0
-    cdef Piece piece
-    cdef int result
-    while described < buffer.size:
-        piece = memory_object_piece(buffer, described, buffer.size - described)
-        result = memory_object_describe(buffer, piece.segment)
-        if result < 0:
-            return result
-        described += piece.size
-    return 0
-
-
 cdef int add_memory(Parcel *parcel, MemoryObject *buffer) noexcept nogil:
-    """Put duplicates of each segment that a buffer touches into a parcel: 0 or -errno."""
+    """Put each segment that a buffer touches into a parcel: 0 or -errno."""
     cdef uint64_t added = 0
     cdef Piece piece
     cdef int result
     while added < buffer.size:
         piece = memory_object_piece(buffer, added, buffer.size - added)
-        result = add_file(
-            parcel, memory_object_duplicate(
-                buffer, piece.segment, parcel.rights & RIGHT_MAP_WRITE != 0),
-            &piece.segment.file)
+        result = add_file(parcel, &piece.segment.file, memory_object_leaving(
+            buffer, piece.segment, parcel.rights & RIGHT_MAP_WRITE != 0))
         if result < 0:
             return result
         parcel.segments += 1
@@ -515,11 +511,12 @@ cdef int add_memory(Parcel *parcel, MemoryObject *buffer) noexcept nogil:
     return 0
 
 
-cdef int add_file(Parcel *parcel, int fd, const OpenFile *of) noexcept nogil:
-    """Put a duplicate of a file, or the -errno of why there is none, into a parcel: 0 or -errno."""
+cdef int add_file(Parcel *parcel, const OpenFile *file, int fd) noexcept nogil:
+    """Put a descriptor of a file, or the -errno of why there is none, into a parcel: 0 or -errno.
+    """
     if fd < 0:
         return fd
-    parcel.files[parcel.count] = of[0]
+    parcel.files[parcel.count] = file[0]
     parcel.files[parcel.count].fd = fd
     parcel.count += 1
     return 0

@@ -70,11 +70,9 @@ cdef Piece memory_object_piece(const MemoryObject *self, uint64_t offset,
 cdef uint64_t memory_object_seams(const MemoryObject *self, uint64_t start,
                                   uint64_t end) noexcept nogil
 cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogil
-cdef int memory_object_describe(MemoryObject *self, Segment *segment) noexcept nogil
 cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
                                   bint writable) noexcept nogil
-cdef int memory_object_duplicate(MemoryObject *self, Segment *segment,
-                                 bint writable) noexcept nogil
+cdef int memory_object_leaving(MemoryObject *self, Segment *segment, bint writable) noexcept nogil
 cdef uint64_t memory_object_descriptions(const MemoryObject *self) noexcept nogil
 cdef void memory_object_undescribe(MemoryObject *self, uint64_t since) noexcept nogil
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil

@@ -8,8 +8,9 @@ from vmm_linux cimport _features, _fork, _room, _syscalls
 from vmm_linux._identity cimport MOST_SEGMENTS, Window, identity_new
 from vmm_linux._open_file cimport (
     OpenFile,
+    access_mode,
     open_file_close,
-    open_file_duplicate,
+    open_file_is,
     open_file_number,
     open_file_status,
     open_file_take,
@@ -17,7 +18,6 @@ from vmm_linux._open_file cimport (
 from vmm_linux._syscalls cimport (
     F_ADD_SEALS,
     F_GET_SEALS,
-    F_GETFL,
     F_SEAL_FUTURE_WRITE,
     F_SEAL_GROW,
     F_SEAL_SHRINK,
@@ -28,7 +28,6 @@ from vmm_linux._syscalls cimport (
     MFD_CLOEXEC,
     MFD_EXEC,
     MFD_NOEXEC_SEAL,
-    O_ACCMODE,
     O_CLOEXEC,
     O_NONBLOCK,
     O_RDONLY,
@@ -307,61 +306,56 @@ cdef int reopen(const OpenFile *file) noexcept nogil:
     the thread's takes a microsecond longer.
     """
     cdef char path[40]
+    cdef FileStatus status
     cdef int number = open_file_number(file)
-    cdef int fd = number
-    if number >= 0:
-        snprintf(path, sizeof(path), b"/proc/self/fd/%d", number)
-        fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+    cdef int fd, result
+    if number < 0:
+        return number
+    snprintf(path, sizeof(path), b"/proc/self/fd/%d", number)
+    fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
     if fd == -ENOENT:
         snprintf(path, sizeof(path), b"/proc/thread-self/fd/%d", number)
         fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+    if fd < 0:
+        return fd
+    result = open_file_is(file, fd, &status)
+    if result < 0:
+        _syscalls.close(fd)
+        return result
     return fd
 
 
-cdef int memory_object_describe(MemoryObject *self, Segment *segment) noexcept nogil:
-    """Open the read-only description of a segment, if it is not yet there: 0 or -errno.
+cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
+                                  bint writable) noexcept nogil:
+    """A descriptor of a segment, borrowed for one use at once, or -errno.
 
-    It is opened when first needed: descriptors are scarce.
+    The read-only one is opened when first needed: descriptors are scarce.
     """
     cdef int fd
+    if writable:
+        return open_file_number(&segment.file)
     if segment.read_only.fd >= 0:
-        return 0
+        return open_file_number(&segment.read_only)
     fd = reopen(&segment.file)
     if fd < 0:
         return -EBUSY if fd == -EAGAIN else fd
     segment.read_only.fd = fd
     self.root.descriptions += 1
     segment.described = self.root.descriptions
-    return 0
+    return fd
 
 
-cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
-                                  bint writable) noexcept nogil:
-    """A descriptor of a segment, borrowed for one use at once, or -errno."""
-    cdef int result
-    if writable:
-        return open_file_number(&segment.file)
-    result = memory_object_describe(self, segment)
-    return result if result < 0 else open_file_number(&segment.read_only)
-
-
-cdef int memory_object_duplicate(MemoryObject *self, Segment *segment,
-                                 bint writable) noexcept nogil:
-    """A new descriptor of a segment, the caller's, or -errno.
+cdef int memory_object_leaving(MemoryObject *self, Segment *segment, bint writable) noexcept nogil:
+    """``memory_object_descriptor`` for one that another process is to get.
 
     One that is not to be writable is not, whatever the program put under our number.
     """
-    cdef int fd
-    cdef int result
-    if writable:
-        return open_file_duplicate(&segment.file)
-    result = memory_object_describe(self, segment)
-    if result < 0:
-        return result
-    fd = open_file_duplicate(&segment.read_only)
-    if fd >= 0 and _syscalls.fcntl(fd, F_GETFL, 0) & O_ACCMODE != O_RDONLY:
-        _syscalls.close(fd)
-        return -EBADF
+    cdef int fd = memory_object_descriptor(self, segment, writable)
+    cdef int mode
+    if fd >= 0 and not writable:
+        mode = access_mode(fd)
+        if mode != O_RDONLY:
+            return mode if mode < 0 else -EBADF
     return fd
 
 

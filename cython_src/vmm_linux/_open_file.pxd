@@ -14,7 +14,8 @@ cdef int open_file_take(OpenFile *self, int fd) noexcept nogil
 cdef int open_file_is(const OpenFile *self, int fd, FileStatus *status) noexcept nogil
 cdef int open_file_status(const OpenFile *self, FileStatus *status) noexcept nogil
 cdef int open_file_number(const OpenFile *self) noexcept nogil
-cdef int open_file_duplicate(const OpenFile *self) noexcept nogil
+cdef int open_file_own(OpenFile *self) noexcept nogil
+cdef int access_mode(int fd) noexcept nogil
 cdef void open_file_close(OpenFile *self) noexcept nogil
 
 cdef class Descriptor:
@@ -33,4 +34,4 @@ cdef enum Mark:
     MARK_ANONYMOUS = 64
 
 cdef int mark(int fd, Mark which) noexcept nogil
-cdef bint is_marked(int fd, Mark which) noexcept nogil
+cdef int check_mark(int fd, Mark which) noexcept nogil

@@ -9,7 +9,7 @@ import os
 
 from cython cimport final
 from libc.errno cimport (
-    EACCES, EBADMSG, EBUSY, EINVAL, ENOENT, ENOMEM, EPERM, ESRCH)
+    EACCES, EBADF, EBADMSG, EBUSY, EINVAL, ENOENT, ENOMEM, EPERM, ESRCH)
 from libc.stdint cimport intptr_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, memset
 
@@ -18,7 +18,7 @@ from vmm_linux._maps_text cimport (
     SPAN_EXECUTE, SPAN_READ, SPAN_SHARED, SPAN_WRITE, Line, Reader, free_text, next_line,
     scan_mapping, start_reading, starts_mapping)
 from vmm_linux._open_file cimport (
-    MARK_MAPS, MARK_PAGEMAP, MARK_SMAPS, Mark, is_marked, mark)
+    MARK_MAPS, MARK_PAGEMAP, MARK_SMAPS, Mark, check_mark, mark)
 from vmm_linux._smaps_parser cimport record_from
 from vmm_linux._smaps_record cimport SmapsRecord, device_text
 
@@ -38,9 +38,9 @@ cdef uint64_t PM_GUARD_REGION = <uint64_t>1 << 58
 
 cdef int ensure_open(int *fd, Mark kind, const char *path) noexcept nogil:
     """The file's number, or ``-errno``. It is opened if it was not, or if the program closed it."""
-    cdef int result
-    if is_marked(fd[0], kind):
-        return fd[0]
+    cdef int result = check_mark(fd[0], kind)
+    if result != -EBADF:
+        return fd[0] if result == 0 else result
     fd[0] = _syscalls.openat(path, _syscalls.O_RDONLY | _syscalls.O_CLOEXEC)
     if fd[0] < 0:
         return fd[0]
@@ -53,7 +53,7 @@ cdef int ensure_open(int *fd, Mark kind, const char *path) noexcept nogil:
 
 cdef void close_file(int *fd, Mark kind) noexcept nogil:
     """Closes the file, if it still is ours."""
-    if is_marked(fd[0], kind):
+    if check_mark(fd[0], kind) != -EBADF:
         _syscalls.close(fd[0])
     fd[0] = -1
 

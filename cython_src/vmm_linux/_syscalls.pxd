@@ -197,6 +197,10 @@ cdef int fstat(int fd, FileStatus *status) noexcept nogil
 cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil
 cpdef int64_t filesystem_type(int fd) noexcept nogil
 
+# Sockets
+cdef intptr_t send_at_once(int sock, const void *data, size_t size, const int *descriptors,
+                           size_t count) noexcept nogil
+
 # Many ranges at once
 cdef extern from *:
     """

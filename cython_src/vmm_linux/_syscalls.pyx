@@ -272,6 +272,42 @@ cpdef int64_t filesystem_type(int fd) noexcept nogil:
     return result if result < 0 else status.f_type
 
 
+cdef extern from *:
+    """
+    #include <string.h>
+    #include <sys/socket.h>
+
+    /* sendmsg(2) of bytes with descriptors (at most SCM_MAX_FD, 253), without waiting. */
+    static ssize_t vmm_send_at_once(int sock, const void *data, size_t size, const int *descriptors,
+                                    size_t count)
+    {
+        union {
+            struct cmsghdr head;
+            char room[CMSG_SPACE(253 * sizeof(int))];
+        } control;
+        struct iovec bytes = {(void *)data, size};
+        struct msghdr message;
+        memset(&message, 0, sizeof message);
+        message.msg_iov = &bytes;
+        message.msg_iovlen = 1;
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_LEN(count * sizeof(int));
+        control.head.cmsg_level = SOL_SOCKET;
+        control.head.cmsg_type = SCM_RIGHTS;
+        control.head.cmsg_len = CMSG_LEN(count * sizeof(int));
+        memcpy(CMSG_DATA(&control.head), descriptors, count * sizeof(int));
+        return sendmsg(sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    """
+    long c_send_at_once "vmm_send_at_once"(int, const void *, size_t, const int *, size_t) nogil
+
+
+cdef intptr_t send_at_once(int sock, const void *data, size_t size, const int *descriptors,
+                           size_t count) noexcept nogil:
+    """``sendmsg(2)`` with SCM_RIGHTS, without waiting and without SIGPIPE: bytes sent."""
+    return answer(c_send_at_once(sock, data, size, descriptors, count))
+
+
 cdef int pidfd_open_self() noexcept nogil:
     """``pidfd_open(2)`` of this process: a descriptor."""
     return <int>answer(c_syscall(SYS_pidfd_open, getpid(), 0))

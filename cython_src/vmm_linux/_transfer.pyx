@@ -399,12 +399,14 @@ cdef bint is_set(object sock, object option) except? True:
 
 # ---- The sender ----------------------------------------------------------------------------------
 
-cdef int send(object sock, const Parcel *parcel) except -1:
-    """Send a parcel in one message, without SIGPIPE. The descriptors stay the caller's."""
-    cdef Message message
-    cdef int descriptors[PARCEL_DESCRIPTORS]
+cdef bint is_plain(object sock):
+    """Whether a socket is of Python's own class, and does nothing else than that when it sends."""
+    return type(sock) is Socket
+
+
+cdef void write_message(const Parcel *parcel, Message *message, int *descriptors) noexcept nogil:
+    """A parcel as it is sent."""
     cdef int i
-    cdef Py_ssize_t sent
     for i in range(parcel.count):
         descriptors[i] = parcel.files[i].fd
     memcpy(message.magic, MAGIC_TEXT, sizeof(message.magic))
@@ -417,6 +419,23 @@ cdef int send(object sock, const Parcel *parcel) except -1:
     message.size = htole64(parcel.size)
     message.segment_size = htole64(parcel.segment_size)
     message.memory_size = htole64(parcel.memory_size)
+
+
+cdef bint is_sent_at_once(int sock, const Parcel *parcel) noexcept nogil:
+    """Send a parcel if the socket takes it now; whatever hinders that is for ``send`` to tell."""
+    cdef Message message
+    cdef int descriptors[PARCEL_DESCRIPTORS]
+    write_message(parcel, &message, descriptors)
+    return _syscalls.send_at_once(
+        sock, &message, sizeof(Message), descriptors, parcel.count) == sizeof(Message)
+
+
+cdef int send(object sock, const Parcel *parcel) except -1:
+    """Send a parcel in one message, without SIGPIPE. The descriptors stay the caller's."""
+    cdef Message message
+    cdef int descriptors[PARCEL_DESCRIPTORS]
+    cdef Py_ssize_t sent
+    write_message(parcel, &message, descriptors)
     sent = sock.sendmsg(
         [PyBytes_FromStringAndSize(<char *>&message, sizeof(Message))],
         [(SOL_SOCKET, SCM_RIGHTS, PyBytes_FromStringAndSize(

@@ -66,6 +66,8 @@ from vmm_linux._transfer cimport (
     Demands,
     adopt,
     check_socket,
+    is_plain,
+    is_sent_at_once,
     made_descriptor,
     receive,
     send,
@@ -494,9 +496,9 @@ cdef class VMM(MemoryMethods):
             return do_handle_from_fd(self, a[0], a[1], a[2])
         return MemoryMethods.carry_out(self, call, a)
 
-    cdef int pack(self, Parcel *parcel, Method method, str name, object handle,
-                  object rights) except -1:
-        """Fill in a parcel of a handle with these rights, or with all that it has."""
+    cdef Request leaving(self, Method method, str name, object handle, object rights,
+                         Parcel *parcel) except *:
+        """A call that fills in a parcel of a handle with these rights, or with all that it has."""
         cdef uint64_t bits
         cdef Request request = handle_request(method, number(name, "handle", handle), 0)
         if rights is None:
@@ -506,8 +508,22 @@ cdef class VMM(MemoryMethods):
             check_bits(name, "rights", bits, RIGHT_ALL)
             request.flags = <uint32_t>bits
         request.buffer = parcel
-        self.space.call(&request)
-        return 0
+        return request
+
+    cdef bint send_at_once(self, int sock, const Request *request) noexcept:
+        """Send a handle if nothing hinders that, as its files are: without duplicates of them.
+
+        False with everything as it was, if something does, which is not told here.
+        """
+        cdef Parcel *parcel = <Parcel *>request.buffer
+        cdef bint is_sent = False
+        self.space.enter()
+        if not self.space.closed and self.space.pack(request).reason == DONE:
+            is_sent = is_sent_at_once(sock, parcel)
+            if not is_sent:
+                self.space.undescribe(parcel.handle, parcel.descriptions)
+        self.space.leave()
+        return is_sent
 
     cdef object unpack(self, Method method, Parcel *parcel):
         """A handle of a parcel that came in, and was checked; it is used up."""
@@ -677,10 +693,14 @@ cdef object do_handle_info(VMM self, object handle):
 
 cdef object do_send_handle(VMM self, object sock, object handle, object rights):
     cdef Parcel parcel
+    cdef Request request
     cdef bint is_sent = False
     check_open(self, "send_handle")
     check_socket("send_handle", sock)
-    self.pack(&parcel, SEND, "send_handle", handle, rights)
+    request = self.leaving(SEND, "send_handle", handle, rights, &parcel)
+    if is_plain(sock) and self.send_at_once(sock.fileno(), &request):
+        return None
+    self.space.call(&request)
     try:
         send(sock, &parcel)
         is_sent = True
@@ -703,9 +723,11 @@ cdef object do_recv_handle(VMM self, object sock, object require, object max_siz
 
 cdef object do_handle_fileno(VMM self, object handle, object rights):
     cdef Parcel parcel
+    cdef Request request
     cdef bint is_told = False
     check_open(self, "handle_fileno")
-    self.pack(&parcel, HANDLE_FILENO, "handle_fileno", handle, rights)
+    request = self.leaving(HANDLE_FILENO, "handle_fileno", handle, rights, &parcel)
+    self.space.call(&request)
     try:
         descriptor = made_descriptor(parcel.files[0].fd)
         is_told = True
