@@ -15,7 +15,6 @@ import _testcapi
 import gc
 import hashlib
 import os
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -68,7 +67,7 @@ from faults import (
     with_protections,
 )
 from kernel_oracle import PAGE
-from vmm_linux import VMM, Event, Handle, Limits, Mdl, Retcode, Rights, Seal, _syscalls, inspect
+from vmm_linux import VMM, Event, Handle, Limits, Mdl, Retcode, Rights, Seal, inspect
 from vmm_linux.audit import Audit
 from vmm_linux.errors import OutOfMemory, SecurityDisallow, VmmError
 from vmm_linux.policy import Policy
@@ -586,20 +585,13 @@ GROUPS: dict[str, list[Scenario]] = {
 
 
 def environment() -> dict[str, str]:
-    """For a process that tries a group, with the sanitizers that the core was built with, if any.
+    """For a process that tries a group.
 
     Freed memory is overwritten, so that who uses it is seen; none of it is a mapping of its own.
     """
-    memory = {"PYTHONMALLOC": "malloc_debug", "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
-    core = Path(_syscalls.__file__).read_bytes()
-    if b"__asan_init" not in core:
-        return memory
-    compiler = os.environ.get("CC", "cc")
-    found = subprocess.run(
-        [*compiler.split(), "-print-file-name=libasan.so"], capture_output=True, check=True
-    )
-    preloaded = os.fsdecode(found.stdout.strip())
-    return {"PYTHONMALLOC": "malloc", "LD_PRELOAD": preloaded, "ASAN_OPTIONS": "detect_leaks=0"}
+    if IS_SANITIZED:
+        return {"PYTHONMALLOC": "malloc"}
+    return {"PYTHONMALLOC": "malloc_debug", "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
 def try_group(name: str, step: int = 1) -> list[str]:

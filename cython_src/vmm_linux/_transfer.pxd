@@ -11,10 +11,16 @@ cdef class Demands:
 
     cdef int check(self, int seals, uint64_t size) except -1
 
+cdef class Received:
+    cdef Parcel parcel
+
+    cdef bint add(self, bytes data) except -1
+
 cdef object made_descriptor(int fd)
 cpdef int check_socket(str method, object sock) except -1
 cdef bint is_plain(object sock)
-cdef bint is_sent_at_once(int sock, const Parcel *parcel) noexcept nogil
+cdef Py_ssize_t send_at_once(int sock, const Parcel *parcel) noexcept nogil
+cdef int check_sent(Py_ssize_t sent) except -1
 cdef int send(object sock, const Parcel *parcel) except -1
-cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) except -1
+cdef Received receive(object sock, Demands demands, object peer_uid)
 cdef int adopt(uint64_t fd, Demands demands, Parcel *parcel) except -1

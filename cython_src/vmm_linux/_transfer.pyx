@@ -247,8 +247,6 @@ cdef class Received:
 
     __reduce__ = refuse_copies("each owns its descriptors; take them")
 
-    cdef Parcel parcel          # of which this uses the descriptors and their count
-
     def __cinit__(self):
         self.parcel.count = 0
 
@@ -421,13 +419,12 @@ cdef void write_message(const Parcel *parcel, Message *message, int *descriptors
     message.memory_size = htole64(parcel.memory_size)
 
 
-cdef bint is_sent_at_once(int sock, const Parcel *parcel) noexcept nogil:
-    """Send a parcel if the socket takes it now; whatever hinders that is for ``send`` to tell."""
+cdef Py_ssize_t send_at_once(int sock, const Parcel *parcel) noexcept nogil:
+    """Send a parcel if the socket takes it now: bytes sent, or -errno."""
     cdef Message message
     cdef int descriptors[PARCEL_DESCRIPTORS]
     write_message(parcel, &message, descriptors)
-    return _syscalls.send_at_once(
-        sock, &message, sizeof(Message), descriptors, parcel.count) == sizeof(Message)
+    return _syscalls.send_at_once(sock, &message, sizeof(Message), descriptors, parcel.count)
 
 
 cdef int send(object sock, const Parcel *parcel) except -1:
@@ -440,6 +437,13 @@ cdef int send(object sock, const Parcel *parcel) except -1:
         [PyBytes_FromStringAndSize(<char *>&message, sizeof(Message))],
         [(SOL_SOCKET, SCM_RIGHTS, PyBytes_FromStringAndSize(
             <char *>descriptors, parcel.count * sizeof(int)))], NOSIGNAL)
+    return check_sent(sent)
+
+
+cdef int check_sent(Py_ssize_t sent) except -1:
+    """Raise what the kernel refused, by -errno, and what it did by half."""
+    if sent < 0:
+        raise OSError(-sent, os.strerror(-sent))
     if sent != sizeof(Message):
         raise Fail("send_handle", f"{sent} of {sizeof(Message)} bytes were sent; close the socket")
     return 0
@@ -478,8 +482,8 @@ cdef object unfit(str why):
         "handle_from_fd", f"{why}; handle_fileno of a buffer gives what is needed")
 
 
-cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) except -1:
-    """Receive one parcel, which is the caller's, and believe only what the kernel says of it."""
+cdef Received receive(object sock, Demands demands, object peer_uid):
+    """Receive one parcel, and believe only what the kernel says of it."""
     cdef Received received
     message, received, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
     if not (message or len(received) or flags) and sock.type != socket.SOCK_DGRAM:
@@ -488,9 +492,7 @@ cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) 
         check_peer(sock, peer_uid)
     read_head(sock, message, flags, &received.parcel)
     examine_parcel(&received.parcel, demands)
-    parcel[0] = received.parcel
-    received.parcel.count = 0
-    return 0
+    return received
 
 
 cdef int read_head(object sock, bytes message, int flags, Parcel *parcel) except -1:

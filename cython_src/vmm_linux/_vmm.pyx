@@ -1,6 +1,7 @@
 """``VMM``: the endpoint in Python's manner."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EAGAIN
 from libc.stdint cimport uint32_t, uint64_t
 
 from vmm_linux._answer cimport (
@@ -64,13 +65,15 @@ from vmm_linux._mdl cimport HandleFacts, Parcel, close_parcel
 from vmm_linux._memory_methods cimport MemoryMethods, made, undescribe
 from vmm_linux._transfer cimport (
     Demands,
+    Received,
     adopt,
+    check_sent,
     check_socket,
     is_plain,
-    is_sent_at_once,
     made_descriptor,
     receive,
     send,
+    send_at_once,
 )
 from vmm_linux._vocabulary cimport (
     FLAG_LOCKED,
@@ -510,20 +513,21 @@ cdef class VMM(MemoryMethods):
         request.buffer = parcel
         return request
 
-    cdef bint send_at_once(self, int sock, const Request *request) noexcept:
-        """Send a handle if nothing hinders that, as its files are: without duplicates of them.
+    cdef Py_ssize_t send_lent(self, int sock, const Request *request) noexcept:
+        """Send a handle if the socket takes it now, with its own files instead of duplicates.
 
-        False with everything as it was, if something does, which is not told here.
+        The bytes that were sent, or -errno and everything is as it was. -EAGAIN also stands for
+        what hinders it before the socket is asked.
         """
         cdef Parcel *parcel = <Parcel *>request.buffer
-        cdef bint is_sent = False
+        cdef Py_ssize_t sent = -EAGAIN
         self.space.enter()
         if not self.space.closed and self.space.pack(request).reason == DONE:
-            is_sent = is_sent_at_once(sock, parcel)
-            if not is_sent:
+            sent = send_at_once(sock, parcel)
+            if sent < 0:
                 self.space.undescribe(parcel.handle, parcel.descriptions)
         self.space.leave()
-        return is_sent
+        return sent
 
     cdef object unpack(self, Method method, Parcel *parcel):
         """A handle of a parcel that came in, and was checked; it is used up."""
@@ -694,12 +698,16 @@ cdef object do_handle_info(VMM self, object handle):
 cdef object do_send_handle(VMM self, object sock, object handle, object rights):
     cdef Parcel parcel
     cdef Request request
+    cdef Py_ssize_t sent
     cdef bint is_sent = False
     check_open(self, "send_handle")
     check_socket("send_handle", sock)
     request = self.leaving(SEND, "send_handle", handle, rights, &parcel)
-    if is_plain(sock) and self.send_at_once(sock.fileno(), &request):
-        return None
+    if is_plain(sock):
+        sent = self.send_lent(sock.fileno(), &request)
+        if sent != -EAGAIN:
+            check_sent(sent)
+            return None
     self.space.call(&request)
     try:
         send(sock, &parcel)
@@ -711,14 +719,14 @@ cdef object do_send_handle(VMM self, object sock, object handle, object rights):
 
 
 cdef object do_recv_handle(VMM self, object sock, object require, object max_size, object peer_uid):
-    cdef Parcel parcel
+    cdef Received received
     check_open(self, "recv_handle")
     check_socket("recv_handle", sock)
     demands = demands_of("recv_handle", require, max_size)
     if peer_uid is not None:
         peer_uid = number("recv_handle", "peer_uid", peer_uid)
-    receive(sock, demands, peer_uid, &parcel)
-    return self.unpack(RECEIVE, &parcel)
+    received = receive(sock, demands, peer_uid)
+    return self.unpack(RECEIVE, &received.parcel)
 
 
 cdef object do_handle_fileno(VMM self, object handle, object rights):
