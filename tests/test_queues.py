@@ -214,6 +214,78 @@ def test_pools_hand_the_error_to_who_asked_and_go_on() -> None:
     in_own_process(use_pools)
 
 
+def without_descriptors() -> None:
+    """In a worker, before its first task: let it have no descriptor more."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+
+
+def size_of(mdl: Any) -> int:  # noqa: ANN401  it may not have arrived
+    """In a worker: use what came."""
+    return len(mdl)
+
+
+def wait_for_an_event(event: Any) -> bool:  # noqa: ANN401  as above
+    """In a worker: use what came."""
+    return bool(event.is_set())
+
+
+def enter(things: Any) -> None:  # noqa: ANN401  as above
+    """In a worker: use what came within something else."""
+    with things["deep"][0]:
+        pass
+
+
+def hand_on(thing: Any) -> Any:  # noqa: ANN401  as above
+    """In a worker: give it back."""
+    return thing
+
+
+QUEUE = FORK.SimpleQueue()
+
+
+def fetch_from_the_queue(_number: int) -> None:
+    """In a worker: what the task itself loads is told to the task at once."""
+    with pytest.raises(QuotaExceeded, match="RLIMIT_NOFILE"):
+        QUEUE.get()
+
+
+def use_pools_without_descriptors() -> None:
+    """What cannot be loaded in a worker, and by the pool itself, is an error for who asked."""
+    _sharer.AT_EXIT = 0.2  # type: ignore[misc]
+    mdl, event = Mdl.from_bytes(b"x"), Event()
+    QUEUE.put(mdl)
+    with FORK.Pool(1, without_descriptors) as pool:
+        for work, thing in (
+            (size_of, mdl),
+            (wait_for_an_event, event),
+            (enter, {"deep": [mdl]}),
+        ):
+            with pytest.raises(QuotaExceeded, match="RLIMIT_NOFILE"):
+                pool.apply_async(work, (thing,)).get(PATIENCE)
+        back = pool.apply_async(hand_on, (mdl,)).get(PATIENCE)
+        assert "did not arrive: unpickle: no descriptor is left" in repr(back)
+        with pytest.raises(QuotaExceeded, match="RLIMIT_NOFILE"):
+            back.map()
+        pool.apply_async(fetch_from_the_queue, (0,)).get(PATIENCE)
+        assert pool.apply_async(abs, (-1,)).get(PATIENCE) == 1
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with FORK.Pool(1) as pool:
+        assert pool.apply(abs, (-1,)) == 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            lost = pool.apply_async(answer, (7,)).get(PATIENCE)
+            with pytest.raises(QuotaExceeded, match="RLIMIT_NOFILE"):
+                lost.map()
+            assert pool.apply_async(abs, (-1,)).get(PATIENCE) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert pool.apply_async(answer, (7,)).get(PATIENCE).map().read(0, 1) == b"\7"
+
+
+def test_what_does_not_arrive_in_a_pool_is_an_error_for_who_uses_it_and_the_pool_goes_on() -> None:
+    in_own_process(use_pools_without_descriptors)
+
+
 # ---- a sender that ends ----------------------------------------------------------------------
 
 
@@ -241,6 +313,51 @@ def fetch_late(method: str) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_what_was_put_open_arrives_though_its_sender_ends_right_after(method: str) -> None:
     assert in_own_process(fetch_late, method) == ""
+
+
+class WhenItEnds:
+    """What is pickled only when the process has begun to end."""
+
+    def __reduce__(self) -> tuple[Callable[[], str], tuple[()]]:
+        from multiprocessing import util
+
+        while not util.is_exiting():
+            time.sleep(0.01)
+        return str, ()
+
+
+def send_from_a_thread_at_the_end(pipe: Any) -> None:  # noqa: ANN401
+    """In another process: end, but for a thread that sends then."""
+
+    def send() -> None:
+        pipe.send(WhenItEnds())
+        pipe.send([Mdl.from_bytes(b"late"), Event()])
+        pipe.send(Mdl.from_bytes(b"later"))
+
+    threading.Thread(target=send).start()
+
+
+def fetch_from_a_thread(method: str) -> None:
+    """Fetch what a thread sent whose process has come to its end otherwise."""
+    context: Any = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    sender = context.Process(target=send_from_a_thread_at_the_end, args=(theirs,))
+    sender.start()
+    theirs.close()
+    assert ours.recv() == ""
+    sender.join(0.3)
+    assert sender.exitcode is None  # it waits for who fetches
+    mdl, event = ours.recv()
+    assert mdl.map().read(0, 4) == b"late"
+    event.close()
+    assert ours.recv().map().read(0, 5) == b"later"
+    sender.join(PATIENCE)
+    assert sender.exitcode == 0
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_what_a_thread_sends_when_its_process_ends_otherwise_arrives(method: str) -> None:
+    assert in_own_process(fetch_from_a_thread, method) == ""
 
 
 #: What the main program does last, so that only its very end can pickle it.

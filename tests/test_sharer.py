@@ -9,7 +9,9 @@ import resource
 import signal
 import socket
 import threading
+import time
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +28,6 @@ from vmm_linux.errors import InvalidOperation, OutOfMemory, QuotaExceeded, Resou
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 PATIENCE = 20
 
@@ -238,6 +239,36 @@ def daemonise() -> None:
 
 def test_a_program_that_closed_all_descriptors_keeps_those_it_opened_since() -> None:
     in_own_process(daemonise)
+
+
+def daemonise_while_somebody_asks() -> None:
+    """Close every descriptor, and open sockets under their numbers, from which nothing may go."""
+    ticket = a_ticket()
+    thread, listening = _sharer.HERE["sharer"].thread, _sharer.HERE["sharer"].kept
+    assert thread is not None
+    assert listening is not None
+    # Until it waits in recvmsg, whose first argument is the descriptor.
+    calls = Path(f"/proc/self/task/{thread.native_id}/syscall")
+    while calls.read_text().split()[1:2] != [hex(listening.number)]:
+        time.sleep(0.001)
+    os.closerange(3, 1000)
+    sockets = [a_client() for _ in range(10)]
+    with a_client() as client:  # unconnected, it would take an answer from whomever
+        client.bind(b"")
+        client.sendto(ticket.request, ticket.address)
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        client.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            client.recv(100)
+    with pytest.raises(ResourceNotFound):
+        ticket.detach()
+    for sock in sockets:
+        sock.close()
+
+
+def test_no_answer_goes_through_a_socket_of_the_programs() -> None:
+    in_own_process(daemonise_while_somebody_asks)
 
 
 # ---- what fails leaves nothing ---------------------------------------------------------------

@@ -44,6 +44,7 @@ __all__ = [
     "Sent",
     "arrived",
     "carry",
+    "delivered",
     "enable",
     "gone",
     "is_multiprocessing",
@@ -222,6 +223,66 @@ def inherited(descriptor: int, popen: Any) -> Sent:  # noqa: ANN401  of several 
 
 
 # ---- receiving ----------------------------------------------------------------------------------
+
+
+class Missing:
+    """What a pool gets in place of what did not arrive: each use of it raises why.
+
+    Nobody would hear of an exception there (see ``loads_for_a_pool``).
+    """
+
+    __slots__ = ("problem",)
+
+    def __init__(self, problem: VmmError | MemoryError) -> None:
+        self.problem = problem
+
+    def __getattr__(self, _name: str) -> NoReturn:
+        raise self.problem
+
+    def __len__(self) -> NoReturn:
+        raise self.problem
+
+    def __enter__(self) -> NoReturn:
+        raise self.problem
+
+    def __exit__(self, *exception: object) -> None:
+        """Be something that ``with`` takes."""
+
+    def __repr__(self) -> str:
+        return f"<did not arrive: {self.problem}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Missing, (self.problem,)
+
+
+def delivered(load: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """What a pickle brings; something that raises when it is used, where a pool would end by it."""
+    try:
+        return load()
+    except (VmmError, MemoryError) as problem:
+        if not loads_for_a_pool(sys._getframe()):  # noqa: SLF001  there is no other way to know
+            raise
+        return Missing(problem.with_traceback(None))
+
+
+def loads_for_a_pool(frame: FrameType | None) -> bool:
+    """Whether a worker of ``multiprocessing.Pool`` takes its task here, or the pool a result.
+
+    What is raised there ends the worker, whose task is lost, or the thread that takes the results;
+    who asked for them waits for ever.
+    """
+    pool: Any = sys.modules.get("multiprocessing.pool")
+    if pool is None:
+        return False
+    takers = {pool.worker.__code__, pool.Pool._handle_results.__code__}  # noqa: SLF001
+    queue: Any = sys.modules["multiprocessing.queues"]
+    connection: Any = sys.modules["multiprocessing.connection"]
+    readers = {queue.SimpleQueue.get.__code__, connection.Connection.recv.__code__}
+    while frame is not None:
+        if frame.f_code in readers:
+            return frame.f_back is not None and frame.f_back.f_code in takers
+        frame = frame.f_back
+    return False
 
 
 def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:

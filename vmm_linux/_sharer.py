@@ -149,6 +149,8 @@ class Sharer:
             kept = duplicate(fd)
             ticket = Ticket(self._started().getsockname(), request, proof)
             self.waiting[request] = (kept, proof)
+            if is_ending():
+                self._hold_the_end()
         return ticket
 
     def _started(self) -> socket.socket:
@@ -185,13 +187,15 @@ class Sharer:
         """Answer until the socket is shut down, or closed by somebody else."""
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while self.kept is kept and kept.is_open:
-            self._serve_one(sock)
+            self._serve_one(sock, kept)
 
-    def _serve_one(self, sock: socket.socket) -> None:
+    def _serve_one(self, sock: socket.socket, kept: Descriptor) -> None:
         """Answer to who comes next."""
         with contextlib.suppress(OSError):
             request, control, _, address = sock.recvmsg(2 * HALF, PASS_CREDENTIALS)
             if not address:  # nobody whom an answer could reach
+                return
+            if not kept.is_open:  # the program took the number while this waited
                 return
             if same_user(control):
                 self._answer(sock, request, address)
@@ -239,10 +243,28 @@ class Sharer:
     def finish(self) -> None:
         """Wait until all was fetched, but not for ever; then stop, and say what was lost."""
         try:
-            if self.kept is not None and self.kept.is_open:
-                self._wait(AT_EXIT)
+            self._wait(AT_EXIT)
         finally:
-            left = self.stop()
+            self._give_up()
+
+    def _hold_the_end(self) -> None:
+        """Have a process whose end has begun wait for what its other threads still send.
+
+        ``multiprocessing`` ends a process first, and then waits for its threads: this is one more.
+        Where that is over too, or no thread can be started, ``finish`` waits.
+        """
+
+        def hold() -> None:
+            self._wait(AT_EXIT)
+            if self.waiting:
+                self._give_up()
+
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=hold, name="vmm_linux sharer's end", daemon=False).start()
+
+    def _give_up(self) -> None:
+        """Stop, and say what was lost."""
+        left = self.stop()
         if left and sys.stderr is not None:
             sys.stderr.write(
                 f"vmm_linux: process {os.getpid()} ends and closes {left} descriptors of buffers "
@@ -251,14 +273,17 @@ class Sharer:
 
     def _wait(self, seconds: float) -> None:
         """Wait until all was fetched, for so long at most."""
+        sock, kept = self.sock, self.kept
+        if sock is None or kept is None:
+            return
         if self.thread is not None:
             with self.changed:
-                self.changed.wait_for(lambda: not self.waiting, seconds)
+                self.changed.wait_for(lambda: not (self.waiting and kept.is_open), seconds)
             return
         deadline = time.monotonic() + seconds
-        while self.sock is not None and self.waiting and time.monotonic() < deadline:
-            self.sock.settimeout(max(0.001, deadline - time.monotonic()))
-            self._serve_one(self.sock)
+        while kept.is_open and self.waiting and time.monotonic() < deadline:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            self._serve_one(sock, kept)
 
     def stop(self) -> int:
         """Close all that waits, and end the thread. Returns how many were not fetched."""

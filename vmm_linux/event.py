@@ -457,11 +457,15 @@ def reduce(event: Event) -> tuple[Any, ...]:
     return _pickling.reduced(event, send)
 
 
-def restore(kind: type[Event], sent: _pickling.Sent) -> Event:
+def restore(kind: type[Event], sent: _pickling.Sent) -> Any:  # noqa: ANN401
     """The event that multiprocessing brought."""
-    number = _pickling.arrived(sent)
-    if not is_eventfd(number):
-        raise _pickling.gone()
-    descriptor = Descriptor()
-    descriptor.take(number)
-    return kind._of(descriptor)  # noqa: SLF001
+
+    def load() -> Event:
+        number = _pickling.arrived(sent)
+        if not is_eventfd(number):
+            raise _pickling.gone()
+        descriptor = Descriptor()
+        descriptor.take(number)
+        return kind._of(descriptor)  # noqa: SLF001
+
+    return _pickling.delivered(load)

@@ -341,11 +341,15 @@ def _reduce(mdl: Mdl) -> tuple[Any, ...]:
     return _pickling.reduced(mdl, lambda: (_received, _pickling.pack(mdl.vmm, mdl.handle)))
 
 
-def _received(sent: _pickling.Sent, inode: int) -> Mdl:
+def _received(sent: _pickling.Sent, inode: int) -> Any:  # noqa: ANN401
     """The Mdl that came."""
-    vmm, handle = _pickling.unpack(sent, inode)
-    try:
-        return Mdl(vmm, handle)
-    except BaseException:
-        vmm.handle_close(handle)
-        raise
+
+    def load() -> Mdl:
+        vmm, handle = _pickling.unpack(sent, inode)
+        try:
+            return Mdl(vmm, handle)
+        except BaseException:
+            vmm.handle_close(handle)
+            raise
+
+    return _pickling.delivered(load)
