@@ -14,7 +14,8 @@ cdef class Demands:
 cdef object made_descriptor(int fd)
 cpdef int check_socket(str method, object sock) except -1
 cdef bint is_plain(object sock)
-cdef bint is_sent_at_once(int sock, const Parcel *parcel) noexcept nogil
+cdef int send_at_once(int sock, const Parcel *parcel) noexcept nogil
+cdef int told(int result) except -1
 cdef int send(object sock, const Parcel *parcel) except -1
 cdef int receive(object sock, Demands demands, object peer_uid, Parcel *parcel) except -1
 cdef int adopt(uint64_t fd, Demands demands, Parcel *parcel) except -1

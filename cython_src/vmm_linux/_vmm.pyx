@@ -1,6 +1,7 @@
 """``VMM``: the endpoint in Python's manner."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EAGAIN
 from libc.stdint cimport uint32_t, uint64_t
 
 from vmm_linux._answer cimport (
@@ -67,10 +68,11 @@ from vmm_linux._transfer cimport (
     adopt,
     check_socket,
     is_plain,
-    is_sent_at_once,
     made_descriptor,
     receive,
     send,
+    send_at_once,
+    told,
 )
 from vmm_linux._vocabulary cimport (
     FLAG_LOCKED,
@@ -510,20 +512,21 @@ cdef class VMM(MemoryMethods):
         request.buffer = parcel
         return request
 
-    cdef bint send_at_once(self, int sock, const Request *request) noexcept:
+    cdef int send_at_once(self, int sock, const Request *request) noexcept:
         """Send a handle if nothing hinders that, as its files are: without duplicates of them.
 
-        False with everything as it was, if something does, which is not told here.
+        0 or the -errno of the socket; -EAGAIN also where the handle hinders it. Whatever hinders
+        it leaves everything as it was.
         """
         cdef Parcel *parcel = <Parcel *>request.buffer
-        cdef bint is_sent = False
+        cdef int result = -EAGAIN
         self.space.enter()
         if not self.space.closed and self.space.pack(request).reason == DONE:
-            is_sent = is_sent_at_once(sock, parcel)
-            if not is_sent:
+            result = send_at_once(sock, parcel)
+            if result < 0:
                 self.space.undescribe(parcel.handle, parcel.descriptions)
         self.space.leave()
-        return is_sent
+        return result
 
     cdef object unpack(self, Method method, Parcel *parcel):
         """A handle of a parcel that came in, and was checked; it is used up."""
@@ -695,11 +698,15 @@ cdef object do_send_handle(VMM self, object sock, object handle, object rights):
     cdef Parcel parcel
     cdef Request request
     cdef bint is_sent = False
+    cdef int result
     check_open(self, "send_handle")
     check_socket("send_handle", sock)
     request = self.leaving(SEND, "send_handle", handle, rights, &parcel)
-    if is_plain(sock) and self.send_at_once(sock.fileno(), &request):
-        return None
+    if is_plain(sock):
+        result = self.send_at_once(sock.fileno(), &request)
+        if result != -EAGAIN:
+            told(result)
+            return None
     self.space.call(&request)
     try:
         send(sock, &parcel)
