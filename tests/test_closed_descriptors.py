@@ -29,6 +29,7 @@ from vmm_linux import VMM, Event, Mdl, Rights, Seal, VmmFlags
 from vmm_linux._features import Feature, without
 from vmm_linux.audit import Audit
 from vmm_linux.errors import InvalidOperation, SecurityDisallow
+from vmm_linux.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -557,7 +558,7 @@ def lose_what_waits_for_room(what: str, timeout: float | None) -> None:
     assert came == []
     (problem,) = problems
     assert CLOSED in str(problem)
-    del event
+    event.close()
     vmm.close()
     strangers.check()
 
@@ -574,3 +575,37 @@ def test_what_waits_for_room_in_a_socket_is_looked_at_when_there_is_room(
     what: str, timeout: float | None
 ) -> None:
     in_own_process(lose_what_waits_for_room, what, timeout)
+
+
+def lose_the_socket_that_a_policy_allowed() -> None:
+    """Another socket gets the number of the one that the policy was asked about."""
+    ours, theirs = socket.socketpair()
+    other, others_end = socket.socketpair()
+    before: set[int] = set()
+    replaced: set[int] = set()
+
+    def ask(question: object) -> bool:
+        if "_handle" in str(getattr(question, "method", "")):
+            replaced.update(open_numbers() - before)
+            for number in replaced:
+                os.dup2(other.fileno(), number)
+        return True
+
+    with VMM(policy=Policy(ask=ask)) as vmm:
+        handle = vmm.mdl_create(PAGE, RW)
+        before |= open_numbers()
+        refused(lambda: vmm.send_handle(ours, handle), "send")
+        refused(lambda: vmm.recv_handle(theirs), "receive")
+        for end in (theirs, others_end):
+            end.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                end.recv(1)
+        for number in replaced:
+            assert os.fstat(number).st_ino == os.fstat(other.fileno()).st_ino
+        assert len(replaced) > 0
+    for end in (ours, theirs, other, others_end):
+        end.close()
+
+
+def test_nothing_goes_through_another_socket_than_the_policy_allowed() -> None:
+    in_own_process(lose_the_socket_that_a_policy_allowed)
