@@ -188,17 +188,21 @@ cpdef int check_socket(str method, object sock) except -1:
     return 0
 
 
-def duplicate(str method, sock):
-    """A plain socket on a descriptor of its own, which waits as long as the given one does."""
+def duplicate(str method, sock, Descriptor held):
+    """A plain socket on a descriptor of its own, which waits as long as the given one does.
+
+    ``held``, which has none yet, tells of that descriptor from then on whether it is still ours.
+    """
     cdef int own = _syscalls.fcntl(socket.SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
     if own == -EBADF:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if own < 0:
         raise QuotaExceeded(method, "no descriptor is left; raise RLIMIT_NOFILE", -own)
+    held.take(own)
     try:
         plain = socket.socket(AF_UNIX, socket.SocketType.type.__get__(sock), 0, own)
     except BaseException:
-        _syscalls.close(own)
+        held.close()
         raise
     timeout = socket.SocketType.gettimeout(sock)
     if plain.gettimeout() != timeout:

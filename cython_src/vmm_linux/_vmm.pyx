@@ -512,7 +512,7 @@ cdef class VMM(MemoryMethods):
         request.buffer = parcel
         return request
 
-    cdef int send_at_once(self, int sock, const Request *request) noexcept:
+    cdef int send_directly(self, int sock, const Request *request) noexcept:
         """Send a handle if nothing hinders that, as its files are: without duplicates of them.
 
         0 or the -errno of the socket; -EAGAIN also where the handle hinders it. Whatever hinders
@@ -703,7 +703,7 @@ cdef object do_send_handle(VMM self, object sock, object handle, object rights):
     check_socket("send_handle", sock)
     request = self.leaving(SEND, "send_handle", handle, rights, &parcel)
     if is_plain(sock):
-        result = self.send_at_once(sock.fileno(), &request)
+        result = self.send_directly(sock.fileno(), &request)
         if result != -EAGAIN:
             told(result)
             return None

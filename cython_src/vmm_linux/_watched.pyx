@@ -172,9 +172,8 @@ cdef class Watched:
         # A socket of this package's own: what the policy looks at is what is used, whatever the
         # caller's class overrides, or another thread puts under the descriptor's number.
         held = Descriptor()
-        sock = _transfer.duplicate(name_of(call), plain[0])
+        sock = _transfer.duplicate(name_of(call), plain[0], held)
         try:
-            held.take(sock.fileno())
             return self.checked_plain(call, (sock,) + plain[1:], &facts, record, held)
         finally:
             # Not by Python code, which takes memory: what came is the caller's already.
