@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import socket
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +24,12 @@ import kernel_oracle as kernel
 from children import in_own_process
 from descriptors import a_memfd
 from kernel_oracle import PAGE
+from onlookers import wait_until
 from vmm_linux import VMM, Event, Mdl, Rights, Seal, VmmFlags
 from vmm_linux._features import Feature, without
 from vmm_linux.audit import Audit
-from vmm_linux.errors import InvalidOperation
+from vmm_linux.errors import InvalidOperation, SecurityDisallow
+from vmm_linux.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -425,3 +429,183 @@ def lose_what_was_handed_out() -> None:
 
 def test_a_descriptor_handed_out_and_closed_by_the_program_is_made_anew() -> None:
     in_own_process(lose_what_was_handed_out)
+
+
+def lose_an_audit_file_to_one_s_own(folder: str) -> None:
+    """The program opens the audit's file itself, and gets the number of the audit's descriptor."""
+    log = Path(folder, "calls")
+    before = open_numbers()
+    audit = Audit(log)
+    (number,) = open_numbers() - before
+    with VMM(audit=audit) as vmm:
+        vmm.allocate(0, PAGE, VmmFlags.RESERVE)
+        written = log.read_bytes()
+        os.close(number)
+        own = os.open(log, os.O_RDWR)
+        assert own == number
+        with pytest.raises(SecurityDisallow, match="cannot be written"):
+            vmm.allocate(0, PAGE, VmmFlags.RESERVE)
+    del audit, vmm
+    assert os.lseek(own, 0, os.SEEK_CUR) == 0
+    assert os.read(own, 2 * len(written)) == written
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_audit_writes_through_its_own_descriptor_of_its_file_alone(tmp_path: Path) -> None:
+    in_own_process(
+        lose_an_audit_file_to_one_s_own,
+        str(tmp_path),
+        environment={"PYTHONWARNINGS": "ignore"},
+    )
+
+
+# ---- numbers that change hands inside the package ------------------------------------------------
+
+
+def lose_a_buffer_to_itself() -> None:
+    """The same memory comes again, and gets the number that the first descriptor of it had."""
+    ours, theirs = socket.socketpair()
+    with VMM() as sender, VMM() as vmm, VMM() as third, ours, theirs:
+        sent = sender.mdl_create(PAGE, RW)
+
+        def come(receiver: VMM) -> tuple[Handle, int]:
+            before = open_numbers()
+            sender.send_handle(ours, sent)
+            handle = receiver.recv_handle(theirs)
+            (number,) = open_numbers() - before
+            return handle, number
+
+        for receiver in (vmm, third):
+            old, number = come(vmm)
+            os.close(number)
+            new, again = come(receiver)
+            assert again == number
+            with pytest.raises(InvalidOperation, match=CLOSED):
+                vmm.mdl_map(old, 0, PAGE, 0, RW)
+            vmm.handle_close(old)
+            receiver.free(receiver.mdl_map(new, 0, PAGE, 0, RW), PAGE)
+            receiver.handle_close(new)
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(number)
+
+
+def test_a_handle_does_not_close_the_descriptor_of_another_one_of_the_same_memory() -> None:
+    in_own_process(lose_a_buffer_to_itself)
+
+
+def lose_the_access_of_a_descriptor(access: int) -> None:
+    """The number names the same memory, but not with the access that is ours."""
+    before = open_numbers()
+    with VMM() as vmm:
+        handle = vmm.mdl_create(PAGE, RW)
+        (number,) = open_numbers() - before
+        other = os.open(f"/proc/self/fd/{number}", access)
+        os.dup2(other, number)
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        uses = uses_of(vmm, handle, ours)
+        for name in ("map", "map locked", "send", "fileno"):
+            refused(uses[name], name)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+    ours.close()
+    theirs.close()
+    os.close(other)
+
+
+@pytest.mark.parametrize("access", [os.O_RDONLY, os.O_PATH])
+def test_a_descriptor_with_another_access_is_not_sent(access: int) -> None:
+    in_own_process(lose_the_access_of_a_descriptor, access)
+
+
+# ---- while a call waits --------------------------------------------------------------------------
+
+
+def lose_what_waits_for_room(what: str, timeout: float | None) -> None:
+    """A socket has no room, and before it has some the program puts a file under each number."""
+    before = open_numbers()
+    ours, theirs = socket.socketpair()
+    vmm = VMM()
+    handle = vmm.mdl_create(3 * PAGE, RW, PAGE)
+    event = Event()
+    ours.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            ours.send(bytes(PAGE))
+    ours.settimeout(timeout)
+    sockets = {ours.fileno(), theirs.fileno()}
+    problems: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            if what == "handle":
+                vmm.send_handle(ours, handle)
+            else:
+                event.send(ours)
+        except InvalidOperation as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    wait_until(lambda: sleeps_in_poll(thread))
+    strangers = Strangers(open_numbers() - before - sockets, a_file)
+    theirs.setblocking(False)
+    came = []
+    while thread.is_alive() or select.select([theirs], [], [], 0)[0]:
+        with contextlib.suppress(BlockingIOError):
+            came += theirs.recvmsg(1 << 20, 1 << 10)[1]
+    thread.join()
+    assert came == []
+    (problem,) = problems
+    assert CLOSED in str(problem)
+    event.close()
+    vmm.close()
+    strangers.check()
+
+
+def sleeps_in_poll(thread: threading.Thread) -> bool:
+    """Whether a thread waits for a descriptor, and for nothing else, by the kernel's word."""
+    wchan = Path(f"/proc/self/task/{thread.native_id}/wchan").read_text(encoding="ascii")
+    return "poll" in wchan
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+@pytest.mark.parametrize("what", ["handle", "event"])
+def test_what_waits_for_room_in_a_socket_is_looked_at_when_there_is_room(
+    what: str, timeout: float | None
+) -> None:
+    in_own_process(lose_what_waits_for_room, what, timeout)
+
+
+def lose_the_socket_that_a_policy_allowed() -> None:
+    """Another socket gets the number of the one that the policy was asked about."""
+    ours, theirs = socket.socketpair()
+    other, others_end = socket.socketpair()
+    before: set[int] = set()
+    replaced: set[int] = set()
+
+    def ask(question: object) -> bool:
+        if "_handle" in str(getattr(question, "method", "")):
+            replaced.update(open_numbers() - before)
+            for number in replaced:
+                os.dup2(other.fileno(), number)
+        return True
+
+    with VMM(policy=Policy(ask=ask)) as vmm:
+        handle = vmm.mdl_create(PAGE, RW)
+        before |= open_numbers()
+        refused(lambda: vmm.send_handle(ours, handle), "send")
+        refused(lambda: vmm.recv_handle(theirs), "receive")
+        for end in (theirs, others_end):
+            end.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                end.recv(1)
+        for number in replaced:
+            assert os.fstat(number).st_ino == os.fstat(other.fileno()).st_ino
+        assert len(replaced) > 0
+    for end in (ours, theirs, other, others_end):
+        end.close()
+
+
+def test_nothing_goes_through_another_socket_than_the_policy_allowed() -> None:
+    in_own_process(lose_the_socket_that_a_policy_allowed)

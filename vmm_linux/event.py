@@ -12,7 +12,6 @@ bytes  type   what
 ====== ====== =======================================
 """
 
-import array
 import errno
 import fcntl
 import math
@@ -287,14 +286,14 @@ class Event:
 
         Source: sendmsg(2), unix(7) SCM_RIGHTS.
         """
-        _held, number = self._open("send")
+        held, _ = self._open("send")
         _transfer.check_socket("Event.send", sock)
-        rights = array.array("i", [number])
-        sent = sock.sendmsg(
-            [MESSAGE.pack(MAGIC, VERSION, 1)],
-            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
-            socket.MSG_NOSIGNAL,
-        )
+        try:
+            sent = _transfer.send_descriptor(sock, MESSAGE.pack(MAGIC, VERSION, 1), held)
+        except OSError as problem:
+            if problem.errno == errno.EBADF and not held.is_open:
+                raise lost("Event.send") from None
+            raise
         if sent != MESSAGE.size:
             raise Fail("Event.send", f"{sent} of {MESSAGE.size} bytes were sent; close the socket")
 

@@ -17,7 +17,14 @@ from posix.unistd cimport write as write_bytes
 
 from vmm_linux cimport _syscalls
 from vmm_linux._file_signals cimport HeldSignals, drop_signals, hold_signals
-from vmm_linux._open_file cimport open_file_close, open_file_note, open_file_status
+from vmm_linux._open_file cimport (
+    MARK_AUDIT,
+    check_mark,
+    mark,
+    open_file_close,
+    open_file_note,
+    open_file_status,
+)
 from vmm_linux._syscalls cimport FileStatus
 
 import os
@@ -233,13 +240,19 @@ cdef str path_of(object file):
 
 
 cdef int open_file(str path) except -1:
-    """Open a file to append to it."""
+    """Open a file to append to it. The program can open the same one, so ours is marked."""
+    cdef int fd, result
     # O_NONBLOCK: a pipe that nobody reads is an error, and nothing to wait for.
     flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
     try:
-        return os.open(path, flags, MODE)
+        fd = os.open(path, flags, MODE)
     except ValueError as problem:       # no path that a file could have
         raise InvalidArgument("Audit", f"file is {path!r}: {problem}") from None
+    result = mark(fd, MARK_AUDIT)
+    if result < 0:
+        _syscalls.close(fd)
+        raise OSError(-result, os.strerror(-result), path)
+    return fd
 
 
 # An audit must not forget its file while a VMM can still be called that writes to it.
@@ -314,7 +327,8 @@ cdef class Audit:
             self.warn(error)
 
     def __dealloc__(self):
-        open_file_close(&self.opened)
+        if check_mark(self.opened.fd, MARK_AUDIT) == 0:
+            open_file_close(&self.opened)
 
     cdef int check_unmade(self) except -1:
         """Refuse to make an audit that somebody may have already."""
@@ -409,7 +423,8 @@ cdef class Audit:
         cdef bytes text = line.encode("ascii")
         cdef const char *start
         cdef ssize_t written, size
-        if open_file_status(&self.opened, &found) != 0:
+        if (open_file_status(&self.opened, &found) != 0
+                or check_mark(self.opened.fd, MARK_AUDIT) != 0):
             return EBADF
         if self.linked and found.st_nlink == 0:
             return ENOENT       # it was deleted, and nobody would ever read the line

@@ -31,6 +31,7 @@ from vmm_linux._syscalls cimport (
     O_CLOEXEC,
     O_NONBLOCK,
     O_RDONLY,
+    O_RDWR,
     SEEK_DATA,
     SEEK_HOLE,
     FileStatus,
@@ -174,7 +175,7 @@ cdef MemoryObject *memory_object_clone(MemoryObject *origin, uint64_t offset, ui
     cdef Window window
     cdef MemoryObject *self
     none.fd = -1
-    none.device = none.inode = 0
+    none.device = none.inode = none.taking = 0
     self = memory_object_adopt_clone(origin, none, origin.offset + offset, size)
     if self == NULL:
         error[0] = ENOMEM
@@ -329,33 +330,26 @@ cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
                                   bint writable) noexcept nogil:
     """A descriptor of a segment, borrowed for one use at once, or -errno.
 
-    The read-only one is opened when first needed: descriptors are scarce.
+    The read-only one is opened when first needed: descriptors are scarce. One that is not to be
+    writable is not, and the other way round, whatever the program put under our number.
     """
-    cdef int fd
+    cdef int fd, mode
     if writable:
-        return open_file_number(&segment.file)
-    if segment.read_only.fd >= 0:
-        return open_file_number(&segment.read_only)
-    fd = reopen(&segment.file)
+        fd = open_file_number(&segment.file)
+    elif segment.read_only.fd >= 0:
+        fd = open_file_number(&segment.read_only)
+    else:
+        fd = open_file_take(&segment.read_only, reopen(&segment.file))
+        if fd < 0:
+            return -EBUSY if fd == -EAGAIN else fd
+        self.root.descriptions += 1
+        segment.described = self.root.descriptions
+        return segment.read_only.fd
     if fd < 0:
-        return -EBUSY if fd == -EAGAIN else fd
-    segment.read_only.fd = fd
-    self.root.descriptions += 1
-    segment.described = self.root.descriptions
-    return fd
-
-
-cdef int memory_object_leaving(MemoryObject *self, Segment *segment, bint writable) noexcept nogil:
-    """``memory_object_descriptor`` for one that another process is to get.
-
-    One that is not to be writable is not, whatever the program put under our number.
-    """
-    cdef int fd = memory_object_descriptor(self, segment, writable)
-    cdef int mode
-    if fd >= 0 and not writable:
-        mode = access_mode(fd)
-        if mode != O_RDONLY:
-            return mode if mode < 0 else -EBADF
+        return fd
+    mode = access_mode(fd)
+    if mode != (O_RDWR if writable else O_RDONLY):
+        return mode if mode < 0 else -EBADF
     return fd
 
 
@@ -554,8 +548,10 @@ cdef int memory_object_store(MemoryObject *self, uint64_t offset, const void *da
     cdef uint64_t done = 0
     cdef Py_ssize_t written
     while done < size:
-        written = _syscalls.pwrite(
-            self.identity.fd, <const char *>data + done, size - done, offset + done)
+        written = open_file_number(&self.identity)
+        if written >= 0:
+            written = _syscalls.pwrite(
+                <int>written, <const char *>data + done, size - done, offset + done)
         if written <= 0:
             return <int>written if written < 0 else -EFAULT
         done += written

@@ -1,11 +1,12 @@
 """A descriptor that is kept: known by the file that it names (see ``_open_file.pyx``)."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from vmm_linux._syscalls cimport FileStatus
 
 cdef struct OpenFile:
     int fd                      # -1: none
+    uint32_t taking             # which of the package's descriptors this is, see ``_open_file.pyx``
     uint64_t device
     uint64_t inode
 
@@ -28,6 +29,7 @@ cdef class Descriptor:
 
 cdef enum Mark:
     # Signals, see ``_open_file.pyx``; no program chooses these.
+    MARK_AUDIT = 60
     MARK_MAPS = 61
     MARK_PAGEMAP = 62
     MARK_SMAPS = 63

@@ -4,6 +4,8 @@ Any code of the process can close a descriptor of this package (``os.closerange`
 becomes a daemon), or put another file under its number (``os.dup2``, or just the next ``open``).
 So the file is noted when the descriptor is made, and compared before each use, each sending and
 each closing. A descriptor that names another file is not ours: it is neither used nor closed.
+Nor is one that the package has taken since as another of its own: the kernel gives a number out
+again only once somebody has closed it, and the same memory can come twice.
 
 Between the look and the use another thread can still close the number and open a file: the two are
 steps of the kernel's own, and that gap remains. What is kept while others go on (a handle that
@@ -14,16 +16,16 @@ waits until a socket takes it) is a duplicate, which is looked at after it is ma
 
 cimport cython
 from libc.errno cimport EBADF, ENOMEM
-from libcpp.unordered_map cimport unordered_map
+from libc.stdint cimport uint32_t
 
 from vmm_linux cimport _syscalls
-from vmm_linux._containers cimport insert_or_fail
 from vmm_linux._syscalls cimport (
     F_DUPFD_CLOEXEC,
     F_GETFL,
     F_GETSIG,
     F_SETSIG,
     O_ACCMODE,
+    O_PATH,
     FileStatus,
 )
 
@@ -34,6 +36,54 @@ from vmm_linux.errors import refuse_copies
 
 cdef extern from "<sys/stat.h>" nogil:
     unsigned int S_IFMT
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <stdlib.h>
+    #define VMM_NUMBERS_OF_PAGE (1u << 14)
+    /* Which descriptor of the package's was the last to get a number: pages that are made when a
+       number of theirs is taken, and stay. Without a lock, which a child of fork could not take. */
+    static uint32_t *vmm_takings[(1u << 31) / VMM_NUMBERS_OF_PAGE];
+    static uint32_t vmm_last_taking;
+
+    static uint32_t *vmm_taking_of(int fd, int make)
+    {
+        uint32_t **place = &vmm_takings[(unsigned)fd / VMM_NUMBERS_OF_PAGE];
+        uint32_t *page = __atomic_load_n(place, __ATOMIC_ACQUIRE);
+        if (page == NULL && make) {
+            uint32_t *made = (uint32_t *)calloc(VMM_NUMBERS_OF_PAGE, sizeof *made);
+            if (made == NULL)
+                return NULL;
+            if (__atomic_compare_exchange_n(
+                    place, &page, made, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+                page = made;
+            else
+                free(made);         /* another thread's page is there by now */
+        }
+        return page == NULL ? NULL : page + (unsigned)fd % VMM_NUMBERS_OF_PAGE;
+    }
+
+    static uint32_t vmm_take_number(int fd)
+    {
+        uint32_t taking, *place = vmm_taking_of(fd, 1);
+        if (place == NULL)
+            return 0;
+        do
+            taking = __atomic_add_fetch(&vmm_last_taking, 1, __ATOMIC_RELAXED);
+        while (taking == 0);
+        __atomic_store_n(place, taking, __ATOMIC_RELEASE);
+        return taking;
+    }
+
+    static int vmm_has_number(int fd, uint32_t taking)
+    {
+        uint32_t *place = vmm_taking_of(fd, 0);
+        return place != NULL && __atomic_load_n(place, __ATOMIC_ACQUIRE) == taking;
+    }
+    """
+    uint32_t take_number "vmm_take_number"(int fd) nogil    # 0 when memory is short
+    bint has_number "vmm_has_number"(int fd, uint32_t taking) nogil
 
 
 cdef int mark(int fd, Mark which) noexcept nogil:
@@ -58,12 +108,14 @@ cdef int check_mark(int fd, Mark which) noexcept nogil:
 
 
 cdef int open_file_note(OpenFile *self, FileStatus *status) noexcept nogil:
-    """Note which file a descriptor names: 0 or -errno."""
+    """Note which file a descriptor names that was just made: 0 or -errno."""
     cdef int result = _syscalls.fstat(self.fd, status)
-    if result == 0:
-        self.device = status.st_dev
-        self.inode = status.st_ino
-    return result
+    if result < 0:
+        return result
+    self.device = status.st_dev
+    self.inode = status.st_ino
+    self.taking = take_number(self.fd)
+    return 0 if self.taking != 0 else -ENOMEM
 
 
 cdef int open_file_take(OpenFile *self, int fd) noexcept nogil:
@@ -93,7 +145,9 @@ cdef int open_file_is(const OpenFile *self, int fd, FileStatus *status) noexcept
 
 cdef int open_file_status(const OpenFile *self, FileStatus *status) noexcept nogil:
     """What the kernel says of the file: 0, or -errno as of ``open_file_is``."""
-    return -EBADF if self.fd < 0 else open_file_is(self, self.fd, status)
+    if self.fd < 0 or not has_number(self.fd, self.taking):
+        return -EBADF
+    return open_file_is(self, self.fd, status)
 
 
 cdef int open_file_number(const OpenFile *self) noexcept nogil:
@@ -118,6 +172,9 @@ cdef int open_file_own(OpenFile *self) noexcept nogil:
         result = access_mode(self.fd)
         if result >= 0:
             result = 0 if result == mode else -EBADF
+    if result == 0:
+        self.taking = take_number(self.fd)
+        result = 0 if self.taking != 0 else -ENOMEM
     if result < 0:
         _syscalls.close(self.fd)
         self.fd = -1
@@ -125,22 +182,19 @@ cdef int open_file_own(OpenFile *self) noexcept nogil:
 
 
 cdef int access_mode(int fd) noexcept nogil:
-    """O_RDONLY, O_WRONLY or O_RDWR, or -errno."""
+    """O_RDONLY, O_WRONLY or O_RDWR, or -errno; -EBADF of one that only names its file (O_PATH)."""
     cdef int flags = _syscalls.fcntl(fd, F_GETFL, 0)
-    return flags if flags < 0 else flags & O_ACCMODE
+    if flags < 0:
+        return flags
+    return -EBADF if flags & O_PATH else flags & O_ACCMODE
 
 
 cdef void open_file_close(OpenFile *self) noexcept nogil:
     """Close the descriptor, if it is still this file's. A second call does nothing."""
     cdef FileStatus status
-    if self.fd >= 0 and open_file_is(self, self.fd, &status) != -EBADF:
+    if open_file_status(self, &status) != -EBADF:
         _syscalls.close(self.fd)
     self.fd = -1
-
-
-# Which of the objects below was the last to get a number: the kernel gives one out again only once
-# somebody has closed it.
-cdef unordered_map[int, void *] owners
 
 
 @cython.final
@@ -186,12 +240,9 @@ cdef class Descriptor:
         if result == 0 and status.st_mode & S_IFMT == 0:
             self.is_anonymous = True
             result = mark(self.file.fd, MARK_ANONYMOUS)
-        if result == 0 and not insert_or_fail(owners, self.file.fd, <void *>self):
-            result = -ENOMEM
         if result < 0:
             open_file_close(&self.file)
             raise OSError(-result, os.strerror(-result))
-        owners[self.file.fd] = <void *>self     # there was one before, whose number was closed
         return 0
 
     cpdef void close(self) noexcept:
@@ -205,7 +256,6 @@ cdef class Descriptor:
         """Whether the number still names the file."""
         return (
             open_file_number(&self.file) >= 0
-            and owners[self.file.fd] == <void *>self
             and (not self.is_anonymous or check_mark(self.file.fd, MARK_ANONYMOUS) == 0))
 
     @property

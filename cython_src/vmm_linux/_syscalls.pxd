@@ -93,6 +93,7 @@ cdef extern from "<fcntl.h>" nogil:
         O_RDWR
         O_CLOEXEC
         O_NONBLOCK
+        O_PATH
 
 cdef extern from *:
     """

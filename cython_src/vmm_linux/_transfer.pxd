@@ -19,8 +19,8 @@ cdef class Received:
 cdef object made_descriptor(int fd)
 cpdef int check_socket(str method, object sock) except -1
 cdef bint is_plain(object sock)
-cdef Py_ssize_t send_at_once(int sock, const Parcel *parcel) noexcept nogil
-cdef int check_sent(Py_ssize_t sent) except -1
+cdef int send_at_once(int sock, const Parcel *parcel) noexcept nogil
+cdef int told(int result) except -1
 cdef int send(object sock, const Parcel *parcel) except -1
 cdef Received receive(object sock, Demands demands, object peer_uid)
 cdef int adopt(uint64_t fd, Demands demands, Parcel *parcel) except -1

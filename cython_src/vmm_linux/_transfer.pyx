@@ -27,7 +27,7 @@ asks the kernel, and compares each identity with the memory that came.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EBADF
+from libc.errno cimport EAGAIN, EBADF, EIO
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -35,7 +35,7 @@ from vmm_linux cimport _syscalls
 from vmm_linux._features cimport PAGE_SIZE
 from vmm_linux._identity cimport Window, identity_includes, identity_is_of
 from vmm_linux._mdl cimport PARCEL_DESCRIPTORS, Parcel
-from vmm_linux._open_file cimport Descriptor, OpenFile, open_file_note
+from vmm_linux._open_file cimport Descriptor, OpenFile, open_file_note, open_file_number
 from vmm_linux._syscalls cimport (
     F_DUPFD_CLOEXEC,
     F_GET_SEALS,
@@ -46,6 +46,7 @@ from vmm_linux._syscalls cimport (
     F_SEAL_SHRINK,
     F_SEAL_WRITE,
     O_ACCMODE,
+    O_NONBLOCK,
     O_RDONLY,
     O_RDWR,
     FileStatus,
@@ -63,9 +64,12 @@ from vmm_linux._vocabulary cimport (
 )
 
 import errno
+import math
 import os
+import select
 import socket
 import struct
+import time
 
 from vmm_linux._credentials import known_gid, known_uid
 from vmm_linux._values import describe, is_a
@@ -105,6 +109,7 @@ cdef struct Message:
 cdef enum:
     FORMAT_VERSION = 3
     MOST_IDENTITIES = 2
+    UNKNOWN = -1                # of a deadline
     TMPFS_MAGIC = 0x01021994    # of memfds; those of huge pages, whose touch can kill, have another
     SEALS_OF_MEMORY = F_SEAL_SHRINK | F_SEAL_GROW
     SEALS_OF_IDENTITY = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL
@@ -142,6 +147,9 @@ LONGEST_LABEL = 1024
 """Bytes of a security label that are looked at."""
 MOST_LABEL = 4096
 INQ = struct.calcsize("i")
+TIMEVAL = struct.Struct("2l")
+LONGEST_POLL = 86_400_000
+"""Milliseconds of one poll(2), which knows no more than 24 days; longer waits take several."""
 
 # As plain integers: arithmetic with enumerations takes a microsecond each time.
 cdef int AF_UNIX = socket.AF_UNIX
@@ -180,17 +188,21 @@ cpdef int check_socket(str method, object sock) except -1:
     return 0
 
 
-def duplicate(str method, sock):
-    """A plain socket on a descriptor of its own, which waits as long as the given one does."""
+def duplicate(str method, sock, Descriptor held):
+    """A plain socket on a descriptor of its own, which waits as long as the given one does.
+
+    ``held``, which has none yet, tells of that descriptor from then on whether it is still ours.
+    """
     cdef int own = _syscalls.fcntl(socket.SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
     if own == -EBADF:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if own < 0:
         raise QuotaExceeded(method, "no descriptor is left; raise RLIMIT_NOFILE", -own)
+    held.take(own)
     try:
         plain = socket.socket(AF_UNIX, socket.SocketType.type.__get__(sock), 0, own)
     except BaseException:
-        _syscalls.close(own)
+        held.close()
         raise
     timeout = socket.SocketType.gettimeout(sock)
     if plain.gettimeout() != timeout:
@@ -419,12 +431,96 @@ cdef void write_message(const Parcel *parcel, Message *message, int *descriptors
     message.memory_size = htole64(parcel.memory_size)
 
 
-cdef Py_ssize_t send_at_once(int sock, const Parcel *parcel) noexcept nogil:
-    """Send a parcel if the socket takes it now: bytes sent, or -errno."""
+cdef int send_at_once(int sock, const Parcel *parcel) noexcept nogil:
+    """Send a parcel if the socket takes it now: 0 or -errno.
+
+    A socket tells some errors once: what is returned here is for the caller.
+    """
     cdef Message message
     cdef int descriptors[PARCEL_DESCRIPTORS]
+    cdef Py_ssize_t sent
     write_message(parcel, &message, descriptors)
-    return _syscalls.send_at_once(sock, &message, sizeof(Message), descriptors, parcel.count)
+    sent = _syscalls.send_at_once(sock, &message, sizeof(Message), descriptors, parcel.count)
+    return <int>sent if sent < 0 else 0 if sent == sizeof(Message) else -EIO
+
+
+cdef int wait_for_room(object sock, double *deadline) except -1:
+    """Wait, as long as the socket does, until it takes something.
+
+    Python's own ``sendmsg`` waits with the numbers of descriptors in hand, which may name other
+    files afterwards; here they are looked at when there is room.
+
+    Args:
+        sock: a plain socket.
+        deadline: of all waiting for this message, UNKNOWN at first.
+
+    Errors:
+        TimeoutError, BlockingIOError: as of ``socket.sendmsg``.
+    """
+    cdef int fd = sock.fileno()
+    cdef int flags = _syscalls.fcntl(fd, F_GETFL, 0)
+    cdef object timeout = sock.gettimeout()
+    if timeout == 0 or timeout is None and flags >= 0 and flags & O_NONBLOCK:
+        raise refusal(-EAGAIN)
+    late = refusal(-EAGAIN) if timeout is None else TimeoutError("timed out")
+    if deadline[0] == UNKNOWN:
+        deadline[0] = time.monotonic() + (kernel_timeout(sock) if timeout is None else timeout)
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while True:
+        left = deadline[0] - time.monotonic()
+        if poll.poll(min(max(left, 0) * 1e3, LONGEST_POLL)):
+            return 0
+        if left <= 0:
+            raise late
+
+
+cdef object kernel_timeout(object sock):
+    """Seconds that the kernel lets a sender on a blocking socket wait."""
+    seconds, micro = TIMEVAL.unpack(
+        sock.getsockopt(SOL_SOCKET, socket.SO_SNDTIMEO, TIMEVAL.size))
+    return seconds + micro / 1e6 or math.inf
+
+
+def send_descriptor(sock, bytes data, Descriptor held):
+    """Send one descriptor with data in one message, without SIGPIPE: the bytes sent.
+
+    Errors:
+        OSError (EBADF): the program closed it, or put another file under its number.
+        Others as of ``socket.sendmsg``.
+    """
+    cdef double deadline = UNKNOWN
+    cdef int number = held.number
+    cdef Py_ssize_t sent
+    if not is_plain(sock):
+        return sock.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, struct.pack("i", number))], NOSIGNAL)
+    while True:
+        sent = _syscalls.send_at_once(
+            sock.fileno(), PyBytes_AS_STRING(data), len(data), &number, 1)
+        if sent >= 0:
+            return sent
+        if sent != -EAGAIN:
+            raise refusal(<int>sent)
+        wait_for_room(sock, &deadline)
+        number = held.number
+
+
+cdef object refusal(int result):
+    """The exception of ``socket.sendmsg`` for a -errno."""
+    return OSError(-result, os.strerror(-result))
+
+
+cdef int check_files(const Parcel *parcel) except -1:
+    """Whether the descriptors of a parcel still are its own, after others went on."""
+    cdef int result, i
+    for i in range(parcel.count):
+        result = open_file_number(&parcel.files[i])
+        if result < 0:
+            raise error(
+                RETCODES.get(-result, Retcode.FAIL), "send_handle",
+                "the program closed a descriptor that waited for room in the socket, or put "
+                "another file under its number (os.closerange, os.dup2); nothing was sent", -result)
+    return 0
 
 
 cdef int send(object sock, const Parcel *parcel) except -1:
@@ -432,20 +528,30 @@ cdef int send(object sock, const Parcel *parcel) except -1:
     cdef Message message
     cdef int descriptors[PARCEL_DESCRIPTORS]
     cdef Py_ssize_t sent
+    cdef double deadline = UNKNOWN
+    cdef int result = -EAGAIN
+    check_files(parcel)
+    if is_plain(sock):
+        while True:
+            result = send_at_once(sock.fileno(), parcel)
+            if result != -EAGAIN:
+                return told(result)
+            wait_for_room(sock, &deadline)
+            check_files(parcel)
     write_message(parcel, &message, descriptors)
     sent = sock.sendmsg(
         [PyBytes_FromStringAndSize(<char *>&message, sizeof(Message))],
         [(SOL_SOCKET, SCM_RIGHTS, PyBytes_FromStringAndSize(
             <char *>descriptors, parcel.count * sizeof(int)))], NOSIGNAL)
-    return check_sent(sent)
-
-
-cdef int check_sent(Py_ssize_t sent) except -1:
-    """Raise what the kernel refused, by -errno, and what it did by half."""
-    if sent < 0:
-        raise OSError(-sent, os.strerror(-sent))
     if sent != sizeof(Message):
         raise Fail("send_handle", f"{sent} of {sizeof(Message)} bytes were sent; close the socket")
+    return 0
+
+
+cdef int told(int result) except -1:
+    """Raise what ``send_at_once`` returned, if that is an error."""
+    if result < 0:
+        raise refusal(result)
     return 0
 
 

@@ -67,13 +67,13 @@ from vmm_linux._transfer cimport (
     Demands,
     Received,
     adopt,
-    check_sent,
     check_socket,
     is_plain,
     made_descriptor,
     receive,
     send,
     send_at_once,
+    told,
 )
 from vmm_linux._vocabulary cimport (
     FLAG_LOCKED,
@@ -513,21 +513,21 @@ cdef class VMM(MemoryMethods):
         request.buffer = parcel
         return request
 
-    cdef Py_ssize_t send_lent(self, int sock, const Request *request) noexcept:
-        """Send a handle if the socket takes it now, with its own files instead of duplicates.
+    cdef int send_directly(self, int sock, const Request *request) noexcept:
+        """Send a handle if nothing hinders that, as its files are: without duplicates of them.
 
-        The bytes that were sent, or -errno and everything is as it was. -EAGAIN also stands for
-        what hinders it before the socket is asked.
+        0 or the -errno of the socket; -EAGAIN also where the handle hinders it. Whatever hinders
+        it leaves everything as it was.
         """
         cdef Parcel *parcel = <Parcel *>request.buffer
-        cdef Py_ssize_t sent = -EAGAIN
+        cdef int result = -EAGAIN
         self.space.enter()
         if not self.space.closed and self.space.pack(request).reason == DONE:
-            sent = send_at_once(sock, parcel)
-            if sent < 0:
+            result = send_at_once(sock, parcel)
+            if result < 0:
                 self.space.undescribe(parcel.handle, parcel.descriptions)
         self.space.leave()
-        return sent
+        return result
 
     cdef object unpack(self, Method method, Parcel *parcel):
         """A handle of a parcel that came in, and was checked; it is used up."""
@@ -698,15 +698,15 @@ cdef object do_handle_info(VMM self, object handle):
 cdef object do_send_handle(VMM self, object sock, object handle, object rights):
     cdef Parcel parcel
     cdef Request request
-    cdef Py_ssize_t sent
     cdef bint is_sent = False
+    cdef int result
     check_open(self, "send_handle")
     check_socket("send_handle", sock)
     request = self.leaving(SEND, "send_handle", handle, rights, &parcel)
     if is_plain(sock):
-        sent = self.send_lent(sock.fileno(), &request)
-        if sent != -EAGAIN:
-            check_sent(sent)
+        result = self.send_directly(sock.fileno(), &request)
+        if result != -EAGAIN:
+            told(result)
             return None
     self.space.call(&request)
     try:

@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from vmm_linux._audit cimport Audit, Record
 from vmm_linux._calls cimport Facts
 from vmm_linux._mdl cimport BufferSpace
+from vmm_linux._open_file cimport Descriptor
 from vmm_linux._rules cimport RuleTable
 
 cdef class Watched:
@@ -22,7 +23,8 @@ cdef class Watched:
     cdef object record(self, int call, tuple arguments)
     cdef int end(self, Record record, object result, BaseException problem) except -1
     cdef object checked(self, int call, tuple arguments, Record record)
-    cdef object checked_plain(self, int call, tuple plain, Facts *facts, Record record)
+    cdef object checked_plain(self, int call, tuple plain, Facts *facts, Record record,
+                              Descriptor held)
     cdef int decide(self, int call, tuple plain, Facts *facts, Record record) except -1
     cdef tuple ask(self, int call, tuple plain, Facts *facts)
     cdef int look(self, int call, tuple plain, Facts *facts, Record record) except -1

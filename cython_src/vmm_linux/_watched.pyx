@@ -26,6 +26,7 @@ from vmm_linux._calls cimport (
     normalised,
 )
 from vmm_linux._mdl cimport HandleFacts
+from vmm_linux._open_file cimport Descriptor
 from vmm_linux._rules cimport NOBODY, RuleTable
 
 import os
@@ -167,20 +168,32 @@ cdef class Watched:
         if record is not None:
             record.numbers = as_numbers(call, plain)
         if call != CALL_SEND_HANDLE and call != CALL_RECV_HANDLE or self.policy is None:
-            return self.checked_plain(call, plain, &facts, record)
+            return self.checked_plain(call, plain, &facts, record, None)
         # A socket of this package's own: what the policy looks at is what is used, whatever the
         # caller's class overrides, or another thread puts under the descriptor's number.
-        sock = _transfer.duplicate(name_of(call), plain[0])
+        held = Descriptor()
+        sock = _transfer.duplicate(name_of(call), plain[0], held)
         try:
-            return self.checked_plain(call, (sock,) + plain[1:], &facts, record)
+            return self.checked_plain(call, (sock,) + plain[1:], &facts, record, held)
         finally:
             # Not by Python code, which takes memory: what came is the caller's already.
-            close_socket(sock)
+            if held.is_open:
+                close_socket(sock)
+            else:
+                sock.detach()
 
-    cdef object checked_plain(self, int call, tuple plain, Facts *facts, Record record):
-        """Carry out a method with these very arguments if it may be."""
+    cdef object checked_plain(self, int call, tuple plain, Facts *facts, Record record,
+                              Descriptor held):
+        """Carry out a method with these very arguments if it may be.
+
+        ``held`` is the descriptor of a socket of this package's own, or None.
+        """
         self.look(call, plain, facts, record)
         self.decide(call, plain, facts, record)
+        if held is not None and not held.is_open:
+            raise InvalidOperation(
+                name_of(call), "the program closed the socket's duplicate that the policy was "
+                "asked about, or put another file under its number (os.closerange, os.dup2)")
         if record is not None and self.audit.writes_first(
                 None if self.policy is None else self.policy.audit_failure):
             self.audit.write_before(record)
