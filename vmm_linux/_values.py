@@ -112,19 +112,24 @@ def index(method: str, name: str, value: object, wanted: str = "an integer") -> 
     Errors:
         INVALID_ARGUMENT: a bool, no integer, or one beyond 64 bits.
     """
-    if is_a(value, bool):
-        raise InvalidArgument(method, f"{name} is {shown(value)}, not {wanted}")
-    try:
-        number = int.__index__(operator.index(value))  # type: ignore[arg-type]
-    except Exception as problem:
-        if isinstance(problem, MemoryError) and is_a(value, int):
-            raise  # it is one: there is no memory for a plain one
-        raise InvalidArgument(method, f"{name} is {describe(value)}, not {wanted}") from problem
+    number = value if type(value) is int else _plain(method, name, value, wanted)
     if number.bit_length() > MOST_BITS:
         raise InvalidArgument(
             method, f"{name} is {written(number)}; at most {MOST_BITS} are expected"
         )
     return number
+
+
+def _plain(method: str, name: str, value: object, wanted: str) -> int:
+    """The plain int that a value of another class stands for."""
+    if is_a(value, bool):
+        raise InvalidArgument(method, f"{name} is {shown(value)}, not {wanted}")
+    try:
+        return int.__index__(operator.index(value))  # type: ignore[arg-type]
+    except Exception as problem:
+        if isinstance(problem, MemoryError) and is_a(value, int):
+            raise  # it is one: there is no memory for a plain one
+        raise InvalidArgument(method, f"{name} is {describe(value)}, not {wanted}") from problem
 
 
 def exact_text(value: object) -> str | None:

@@ -89,6 +89,8 @@ cdef object tristate(str method, str name, object value):
 
 cdef object switch(str method, str name, object value):
     """What Python takes for true or for false."""
+    if value is True or value is False:
+        return value
     try:
         return bool(value)
     except Exception as problem:

@@ -53,9 +53,9 @@ from vmm_linux._memory_object cimport (
     memory_object_clone,
     memory_object_count,
     memory_object_descriptions,
-    memory_object_descriptor,
     memory_object_fill,
     memory_object_has_own_identity,
+    memory_object_leaving,
     memory_object_new,
     memory_object_new_of_segments,
     memory_object_piece,
@@ -502,7 +502,7 @@ cdef int add_memory(Parcel *parcel, MemoryObject *buffer) noexcept nogil:
     cdef int result
     while added < buffer.size:
         piece = memory_object_piece(buffer, added, buffer.size - added)
-        result = add_file(parcel, &piece.segment.file, memory_object_descriptor(
+        result = add_file(parcel, &piece.segment.file, memory_object_leaving(
             buffer, piece.segment, parcel.rights & RIGHT_MAP_WRITE != 0))
         if result < 0:
             return result

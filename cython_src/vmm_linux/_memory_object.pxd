@@ -72,6 +72,7 @@ cdef uint64_t memory_object_seams(const MemoryObject *self, uint64_t start,
 cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogil
 cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
                                   bint writable) noexcept nogil
+cdef int memory_object_leaving(MemoryObject *self, Segment *segment, bint writable) noexcept nogil
 cdef uint64_t memory_object_descriptions(const MemoryObject *self) noexcept nogil
 cdef void memory_object_undescribe(MemoryObject *self, uint64_t since) noexcept nogil
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil

@@ -10,10 +10,10 @@ from vmm_linux._open_file cimport (
     OpenFile,
     access_mode,
     open_file_close,
-    open_file_is,
     open_file_number,
     open_file_status,
     open_file_take,
+    open_file_take_same,
 )
 from vmm_linux._syscalls cimport (
     F_ADD_SEALS,
@@ -299,17 +299,16 @@ cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogi
     return self.segment_count != 1
 
 
-cdef int reopen(const OpenFile *file) noexcept nogil:
-    """A read-only description of its own for a memory file: a descriptor or -errno.
+cdef int reopen(const OpenFile *file, OpenFile *made) noexcept nogil:
+    """A read-only description of its own for a memory file: 0 or -errno.
 
     Whoever made the memory can hold a lease on it, and would let an open(2) that blocks wait for
     it, 45 seconds at a time. The process's own folder is empty once its first thread has ended;
     the thread's takes a microsecond longer.
     """
     cdef char path[40]
-    cdef FileStatus status
     cdef int number = open_file_number(file)
-    cdef int fd, result
+    cdef int fd
     if number < 0:
         return number
     snprintf(path, sizeof(path), b"/proc/self/fd/%d", number)
@@ -317,34 +316,36 @@ cdef int reopen(const OpenFile *file) noexcept nogil:
     if fd == -ENOENT:
         snprintf(path, sizeof(path), b"/proc/thread-self/fd/%d", number)
         fd = _syscalls.openat(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
-    if fd < 0:
-        return fd
-    result = open_file_is(file, fd, &status)
-    if result < 0:
-        _syscalls.close(fd)
-        return result
-    return fd
+    return open_file_take_same(made, file, fd)
 
 
 cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
                                   bint writable) noexcept nogil:
     """A descriptor of a segment, borrowed for one use at once, or -errno.
 
-    The read-only one is opened when first needed: descriptors are scarce. One that is not to be
-    writable is not, and the other way round, whatever the program put under our number.
+    The read-only one is opened when first needed: descriptors are scarce.
     """
-    cdef int fd, mode
+    cdef int result
     if writable:
-        fd = open_file_number(&segment.file)
-    elif segment.read_only.fd >= 0:
-        fd = open_file_number(&segment.read_only)
-    else:
-        fd = open_file_take(&segment.read_only, reopen(&segment.file))
-        if fd < 0:
-            return -EBUSY if fd == -EAGAIN else fd
-        self.root.descriptions += 1
-        segment.described = self.root.descriptions
-        return segment.read_only.fd
+        return open_file_number(&segment.file)
+    if segment.read_only.fd >= 0:
+        return open_file_number(&segment.read_only)
+    result = reopen(&segment.file, &segment.read_only)
+    if result < 0:
+        return -EBUSY if result == -EAGAIN else result
+    self.root.descriptions += 1
+    segment.described = self.root.descriptions
+    return segment.read_only.fd
+
+
+cdef int memory_object_leaving(MemoryObject *self, Segment *segment, bint writable) noexcept nogil:
+    """``memory_object_descriptor`` for one that another process is to get.
+
+    One that is not to be writable is not, and the other way round, whatever the program put under
+    our number.
+    """
+    cdef int fd = memory_object_descriptor(self, segment, writable)
+    cdef int mode
     if fd < 0:
         return fd
     mode = access_mode(fd)
@@ -495,20 +496,20 @@ cdef uint64_t count_holes(Piece piece) noexcept nogil:
     cdef int64_t end = piece.offset + piece.size
     cdef uint64_t holes = 0
     cdef int64_t data
-    cdef int fd = reopen(&piece.segment.file)
-    if fd < 0:
+    cdef OpenFile own
+    if reopen(&piece.segment.file, &own) < 0:
         return piece.size
     while at < end:
-        data = _syscalls.lseek(fd, at, SEEK_DATA)
+        data = _syscalls.lseek(own.fd, at, SEEK_DATA)
         if data < 0:            # -ENXIO: nothing but holes from here on
             data = end
         holes += min(data, end) - at
         at = data
         if at < end:
-            at = _syscalls.lseek(fd, at, SEEK_HOLE)
+            at = _syscalls.lseek(own.fd, at, SEEK_HOLE)
             if at < 0:
                 break
-    _syscalls.close(fd)
+    open_file_close(&own)
     return holes
 
 

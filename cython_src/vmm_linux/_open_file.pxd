@@ -12,6 +12,7 @@ cdef struct OpenFile:
 
 cdef int open_file_note(OpenFile *self, FileStatus *status) noexcept nogil
 cdef int open_file_take(OpenFile *self, int fd) noexcept nogil
+cdef int open_file_take_same(OpenFile *self, const OpenFile *other, int fd) noexcept nogil
 cdef int open_file_is(const OpenFile *self, int fd, FileStatus *status) noexcept nogil
 cdef int open_file_status(const OpenFile *self, FileStatus *status) noexcept nogil
 cdef int open_file_number(const OpenFile *self) noexcept nogil

@@ -135,6 +135,24 @@ cdef int open_file_take(OpenFile *self, int fd) noexcept nogil:
     return result
 
 
+cdef int open_file_take_same(OpenFile *self, const OpenFile *other, int fd) noexcept nogil:
+    """``open_file_take`` of a descriptor that names the file of another, or else is closed."""
+    cdef FileStatus status
+    cdef int result = fd
+    self[0] = other[0]
+    self.fd = fd
+    if fd < 0:
+        return fd
+    result = open_file_is(other, fd, &status)
+    if result == 0:
+        self.taking = take_number(fd)
+        result = 0 if self.taking != 0 else -ENOMEM
+    if result < 0:
+        _syscalls.close(fd)
+        self.fd = -1
+    return result
+
+
 cdef int open_file_is(const OpenFile *self, int fd, FileStatus *status) noexcept nogil:
     """Whether a descriptor names this file: 0, -EBADF where it does not, or another -errno."""
     cdef int result = _syscalls.fstat(fd, status)
@@ -159,26 +177,19 @@ cdef int open_file_number(const OpenFile *self) noexcept nogil:
 
 cdef int open_file_own(OpenFile *self) noexcept nogil:
     """Have a duplicate in place of a descriptor that was lent: 0 or -errno, with none."""
-    cdef FileStatus status
-    cdef int mode = access_mode(self.fd)
+    cdef OpenFile lent = self[0]
+    cdef int mode = access_mode(lent.fd)
     cdef int result = mode
+    self.fd = -1
     if mode >= 0:
-        result = _syscalls.fcntl(self.fd, F_DUPFD_CLOEXEC, 0)
-    self.fd = result
+        result = open_file_take_same(self, &lent, _syscalls.fcntl(lent.fd, F_DUPFD_CLOEXEC, 0))
     if result < 0:
         return result
-    result = open_file_is(self, self.fd, &status)
-    if result == 0:
-        result = access_mode(self.fd)
-        if result >= 0:
-            result = 0 if result == mode else -EBADF
-    if result == 0:
-        self.taking = take_number(self.fd)
-        result = 0 if self.taking != 0 else -ENOMEM
-    if result < 0:
-        _syscalls.close(self.fd)
-        self.fd = -1
-    return result
+    result = access_mode(self.fd)
+    if result == mode:
+        return 0
+    open_file_close(self)
+    return result if result < 0 else -EBADF
 
 
 cdef int access_mode(int fd) noexcept nogil:
