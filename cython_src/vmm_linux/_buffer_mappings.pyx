@@ -5,7 +5,7 @@ The caller holds the mutex, as everywhere in ``_address_space.pyx``.
 
 cimport cython
 from cython.operator cimport dereference, preincrement
-from libc.errno cimport ENOMEM, EPERM
+from libc.errno cimport EACCES, EBADF, ENOMEM, EPERM
 from libc.stdint cimport uint32_t, uint64_t
 
 from vmm_linux cimport _features, _room, _syscalls
@@ -78,6 +78,8 @@ cdef class BufferMappings(AddressSpace):
         answer = self.map_segments(request, buffer)
         if answer.error == EPERM and protection & FLAG_WRITE:
             return refused(SEALED)
+        if answer.error == EACCES and protection & FLAG_WRITE:
+            return kernel_refused(-EBADF)       # ours is open for writing: it is another one
         if answer.reason != DONE or not request.flags & FLAG_LOCKED or protection == 0:
             return answer
         result = memory_object_ask(buffer, request.offset, request.size)
