@@ -13,7 +13,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm_linux import VMM, Mdl, VmmError
+from vmm_linux import VMM, Mdl, VmmError, _sharer
 from vmm_linux._own_vmm import own_vmm
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ SIZE = 4 * PAGE
 
 
 def descriptors() -> int:
-    """How many descriptors this process has."""
-    return len(list(Path("/proc/self/fd").iterdir()))
+    """How many descriptors this process has, none of them in the middle of being handed out."""
+    with _sharer.HERE["sharer"].changed:
+        return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def contexts(method: str) -> Any:  # noqa: ANN401
