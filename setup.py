@@ -90,7 +90,7 @@ class BuildExtensions(build_ext):
 
 setup(
     cmdclass={"build_ext": BuildExtensions},
-    ext_modules=[extension(source) for source in sorted(SOURCES.glob("vmm_linux/*.pyx"))],
+    ext_modules=[extension(source) for source in sorted(SOURCES.glob("vmm_linux/_core/*.pyx"))],
     options={
         "build": {"build_base": str(BUILD)},
         "build_ext": {"parallel": os.cpu_count()},

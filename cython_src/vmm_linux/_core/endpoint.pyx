@@ -1,0 +1,201 @@
+"""Layer endpoint."""
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBUF_WRITABLE,
+    PyBuffer_FillInfo,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from libc.errno cimport EAGAIN, EBADF, EDQUOT, EINTR, EIO, ENOENT, ENOMEM, ENOSPC, errno
+from libc.stdint cimport int64_t, int8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcmp, memcpy
+from libcpp.vector cimport vector
+from posix.fcntl cimport O_APPEND, O_CLOEXEC, O_CREAT, O_NOCTTY, O_NONBLOCK, O_WRONLY
+from posix.time cimport clock_gettime, CLOCK_MONOTONIC, CLOCK_REALTIME, timespec
+from posix.unistd cimport getpid, write as write_bytes
+
+from vmm_linux._core cimport kernel
+from vmm_linux._core.kernel cimport (
+    check_mark,
+    Descriptor,
+    drop_signals,
+    F_DUPFD_CLOEXEC,
+    F_GET_SEALS,
+    F_GETFL,
+    F_SEAL_FUTURE_WRITE,
+    F_SEAL_GROW,
+    F_SEAL_SEAL,
+    F_SEAL_SHRINK,
+    F_SEAL_WRITE,
+    FileStatus,
+    HeldSignals,
+    hold_signals,
+    mark,
+    MARK_AUDIT,
+    O_ACCMODE,
+    O_NONBLOCK,
+    O_RDONLY,
+    O_RDWR,
+    open_file_close,
+    open_file_note,
+    open_file_number,
+    open_file_status,
+    OpenFile,
+    PAGE_SIZE,
+    ProcmapQuery,
+)
+from vmm_linux._core.memory cimport (
+    add_intents,
+    add_range,
+    ALLOCATE,
+    Answer,
+    BufferSpace,
+    CHECK,
+    CLOSE,
+    close_parcel,
+    COMMIT,
+    COMMIT_RANGES,
+    DECOMMIT,
+    DECOMMIT_RANGES,
+    DONE,
+    FIGURES,
+    FREE,
+    HANDLE_CLOSE,
+    HANDLE_COPY,
+    HANDLE_FILENO,
+    HANDLE_FROM_FD,
+    HANDLE_INFO,
+    HANDLE_REVOKE,
+    HandleFacts,
+    identity_includes,
+    identity_is_of,
+    Intent,
+    intent_at,
+    locate,
+    Location,
+    MDL_CLONE,
+    MDL_CREATE,
+    MDL_CREATE_FROM_BUF,
+    MDL_CREATE_FROM_VM,
+    MDL_GET_SIZE,
+    MDL_MAP,
+    MDL_SEAL,
+    memory_object_sid,
+    Method,
+    NO_BOUND,
+    NO_LEDGER_MEMORY,
+    OTHER_HANDLE,
+    Parcel,
+    PARCEL_DESCRIPTORS,
+    PIN,
+    PROTECT,
+    Ranges,
+    READ,
+    RECEIVE,
+    refused,
+    Request,
+    rights_of,
+    SEND,
+    UNDESCRIBE,
+    UNPIN,
+    Window,
+    WRITE,
+)
+from vmm_linux._core.procfs cimport (
+    can_mean_two,
+    free_text,
+    NAME_ROOM,
+    OwnProcess,
+    settled_name,
+    SmapsRecord,
+    Span,
+    Text,
+)
+from vmm_linux._core.vocabulary cimport (
+    FLAG_FIXED,
+    FLAG_HIGH_GUARD,
+    FLAG_LOCKED,
+    FLAG_LOW_GUARD,
+    FLAG_READ,
+    FLAG_RESERVE,
+    FLAG_RWX_MASK,
+    FLAG_WRITE,
+    is_multiple,
+    KIND_FOREIGN,
+    KIND_FREE,
+    RIGHT_ALL,
+    RIGHT_COPY,
+    RIGHT_GET_SID,
+    RIGHT_MAP_READ,
+    RIGHT_MAP_WRITE,
+    RIGHT_TRANSFER,
+    round_down,
+    SEAL_FREEZE,
+    SEAL_PUBLISH,
+    STATE_COMMITTED,
+    STATE_FREE,
+    STATE_RESERVED,
+)
+
+import atexit
+import errno
+import math
+import os
+import select
+import socket
+import struct
+import sys
+import time
+import warnings
+import weakref
+from collections import deque
+from enum import Enum
+from operator import attrgetter
+from socket import SocketType
+from threading import get_ident
+from typing import NamedTuple
+
+from vmm_linux import _default_limits, _imports, _shortage
+from vmm_linux._core.procfs import parse_smaps
+from vmm_linux._credentials import known_gid, known_uid
+from vmm_linux._values import describe, exact_text, index, is_a, kind_of, one_line, written
+from vmm_linux.endpoint import Endpoint
+from vmm_linux.errors import (
+    RETCODES,
+    Fail,
+    InvalidArgument,
+    InvalidOperation,
+    OutOfMemory,
+    QuotaExceeded,
+    Retcode,
+    SecurityDisallow,
+    Unimplemented,
+    VmmError,
+    error,
+    refuse_copies,
+)
+from vmm_linux.flags import Rights, Seal, VmmFlags
+from vmm_linux.handles import Handle, HandleInfo
+from vmm_linux.limits import FIGURES as FIGURE_NAMES, Limits, Usage, Use
+from vmm_linux.states import PageKind, PageState
+
+include "endpoint/failures.pxi"
+include "endpoint/arguments.pxi"
+include "endpoint/methods.pxi"
+include "endpoint/audit.pxi"
+include "endpoint/rules.pxi"
+include "endpoint/wire.pxi"
+include "endpoint/gate.pxi"
+include "endpoint/query.pxi"
+include "endpoint/views.pxi"
+include "endpoint/exporter.pxi"
+include "endpoint/life.pxi"
+include "endpoint/region_methods.pxi"
+include "endpoint/buffer_methods.pxi"

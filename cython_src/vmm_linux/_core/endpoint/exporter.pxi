@@ -1,0 +1,63 @@
+"""The buffer protocol for a Python class: Python 3.11 has it in C alone."""
+
+# Without garbage collection of its own, as memory that somebody looks at is no garbage: a cycle
+# through it would otherwise have its owner finalized while it still holds the pages.
+@cython.no_gc
+@cython.final
+cdef class Holder:
+    """What a consumer of an exporter's buffer keeps alive: the view that pins it, and its owner.
+
+    Everything made of the buffer names this object, whether or not it keeps the buffer itself.
+    """
+
+    cdef object owner
+    # Taken as any consumer takes it: whatever ``view`` is, these bytes are there and stay.
+    cdef Py_buffer whole
+    cdef bint taken
+
+    __reduce__ = refuse_copies("each holds a buffer once; take another memoryview")
+
+    def __cinit__(self, owner, view):
+        self.owner = owner
+        PyObject_GetBuffer(view, &self.whole, PyBUF_SIMPLE)
+        self.taken = True
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if self.whole.readonly and flags & PyBUF_WRITABLE:
+            raise BufferError("the memory is read-only, and a writable buffer was asked for")
+        PyBuffer_FillInfo(
+            buffer, self, self.whole.buf, self.whole.len, self.whole.readonly, flags)
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        # Nothing to release: NumPy keeps the exporter alive only if this method exists.
+        pass
+
+    def __dealloc__(self):
+        # The pin goes before the owner can: the owner frees the pages.
+        if self.taken:
+            PyBuffer_Release(&self.whole)
+
+
+cdef class Exporter:
+    """A base class whose ``_pinned`` says what the object's memory is.
+
+    Each consumer gets a ``Holder`` of its own, so that pins end with their consumers.
+    """
+
+    __reduce__ = refuse_copies("they are memory of this process; copy their bytes")
+
+    def _pinned(self):
+        """A memoryview that pins the memory as long as its object lives."""
+        raise NotImplementedError
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyObject_GetBuffer(Holder(self, self._pinned()), buffer, flags)
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        # Never called, as the buffer is the holder's; NumPy looks whether it exists.
+        pass
+
+
+def held(owner, view):
+    """A memoryview like ``view`` that keeps ``owner`` alive too."""
+    return memoryview(Holder(owner, view))

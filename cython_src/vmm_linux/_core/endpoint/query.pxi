@@ -1,0 +1,255 @@
+"""Query: the kernel's word and the ledger's intent put together.
+
+The kernel says whether something is mapped, with which access, and where the page's memory is;
+the ledger says whose it is and what it is meant to be. Where they differ, the kernel wins.
+Nothing here touches the page.
+"""
+
+cdef object known(int8_t fact):
+    """A fact about a page: None where this kernel does not tell."""
+    return None if fact < 0 else fact != 0
+
+
+@cython.final
+cdef class PageInfo:
+    """What ``VMM.query`` found out about one page. Immutable.
+
+    Attributes:
+        va: start of the page that includes the address asked for.
+        state: ``PageState`` of the page.
+        kind: ``PageKind``: whose it is.
+        protection: ``VmmFlags`` of the access it gives, or will give once committed.
+        flags: ``VmmFlags`` of its region, as allocated.
+        base: start of its region; of the hole or the foreign mapping where it has none.
+        size: bytes of that, guard pages not counted.
+        run_start: start of the pages around it with the same state and protection.
+        run_end: end of these.
+        mdl_offset: bytes from the start of the MDL buffer, None for other pages.
+        sid: security id of the MDL buffer, None for other pages.
+        resident: whether the page has memory of its own or shared memory mapped now.
+        swapped: whether its contents are in swap.
+        locked: whether it is pinned in memory (mlock).
+        huge: whether it is part of a huge page.
+        smaps: the whole ``/proc/self/smaps`` record of the mapping that holds the page, figures
+            in bytes; None for a free address, and after ``query(va, smaps=False)``.
+
+    The last five are None where this kernel does not tell.
+    """
+
+    @property
+    def state(self):
+        return PageState(self._state)
+
+    @property
+    def kind(self):
+        return PageKind(self._kind)
+
+    @property
+    def protection(self):
+        return VmmFlags(self._protection)
+
+    @property
+    def flags(self):
+        return VmmFlags(self._flags)
+
+    @property
+    def size(self):
+        return self._end - self.base
+
+    @property
+    def resident(self):
+        return known(self._facts.present)
+
+    @property
+    def swapped(self):
+        return known(self._facts.swapped)
+
+    @property
+    def locked(self):
+        return known(self._facts.locked)
+
+    @property
+    def huge(self):
+        return known(self._facts.huge)
+
+    def __init__(self):
+        raise TypeError("a PageInfo is what VMM.query returns")
+
+    def __repr__(self):
+        return (
+            f"PageInfo(va=0x{self.va:x}, state={self.state.name}, kind={self.kind.name}, "
+            f"protection={self.protection!r}, flags={self.flags!r}, base=0x{self.base:x}, "
+            f"size={self.size}, run=0x{self.run_start:x}-0x{self.run_end:x}, "
+            f"mdl_offset={self.mdl_offset}, sid={self.sid}, resident={self.resident}, "
+            f"swapped={self.swapped}, locked={self.locked}, huge={self.huge})")
+
+    def __reduce__(self):
+        return _restore, (
+            self.va, self._state, self._kind, self._protection, self._flags,
+            (self.base, self._end), (self.run_start, self.run_end), self.mdl_offset, self.sid,
+            (self._facts.present, self._facts.swapped, self._facts.huge, self._facts.guard,
+             self._facts.locked, self._facts.file_or_shared),
+            self.smaps)
+
+    def __eq__(self, other):
+        if not isinstance(other, PageInfo):
+            return NotImplemented
+        return figures(self) == figures(other)
+
+    def __hash__(self):
+        return hash((self.va, self.base, self._end, self._state, self._protection))
+
+
+def _restore(uintptr_t va, state, kind, protection, flags, tuple region, tuple run, mdl_offset, sid,
+             tuple facts, SmapsRecord smaps):
+    """A new answer that says what :meth:`PageInfo.__reduce__` told of one."""
+    cdef PageInfo made = PageInfo.__new__(PageInfo)
+    made.va = va
+    # As the enumerations have them, which refuse others.
+    made._state = int(PageState(state))
+    made._kind = int(PageKind(kind))
+    made._protection = int(VmmFlags(protection))
+    made._flags = int(VmmFlags(flags))
+    made.base, made._end = region
+    made.run_start, made.run_end = run
+    if made.base > made._end or made.run_start > made.run_end:
+        raise ValueError("no PageInfo: a range of it ends before it starts")
+    for number in (mdl_offset, sid):
+        if number is not None and not (type(number) is int and 0 <= number < 1 << 64):
+            raise ValueError("no PageInfo: mdl_offset and sid are numbers of 64 bits, or None")
+    if not all(fact in (-1, 0, 1) for fact in facts):
+        raise ValueError("no PageInfo: a fact about its page is neither 1, 0 nor -1")
+    made.mdl_offset = mdl_offset
+    made.sid = sid
+    (made._facts.present, made._facts.swapped, made._facts.huge, made._facts.guard,
+     made._facts.locked, made._facts.file_or_shared) = facts
+    made.smaps = smaps
+    return made
+
+
+cdef tuple figures(PageInfo info):
+    """Everything that makes two answers equal."""
+    return (
+        info.va, info._state, info._kind, info._protection, info._flags, info.base, info._end,
+        info.run_start, info.run_end, info.mdl_offset, info.sid, info.resident, info.swapped,
+        info.locked, info.huge, info.smaps)
+
+
+cdef struct Found:
+    # What the kernel and the ledger say of one page.
+    bint closed                 # the VMM is, and the rest is nothing
+    Location where
+    Span span
+    PageFacts facts
+    uint64_t sid
+    Text smaps
+
+
+cdef int ask_kernel(AddressSpace space, OwnProcess process, uintptr_t page, bint smaps,
+              Found *found) noexcept nogil:
+    """Find out about a page: 0 or -errno. The caller holds the mutex."""
+    cdef int result
+    found.smaps = [NULL, 0, 0]
+    found.closed = space.closed
+    if found.closed:
+        return 0
+    found.where = locate(space.ledger, page)
+    result = process.span_at(page, &found.span)
+    if result == 0 and found.span.mapped:
+        result = process.page_at(page, &found.facts)
+        if result == 0 and smaps:
+            result = process.smaps_text_at(page, &found.smaps)
+        if result == 0 and found.where.buffer != NULL:
+            result = memory_object_sid(found.where.buffer, &found.sid)
+            if result == -EBADF:
+                result = 0      # the program closed our descriptor; what is mapped goes on
+    return result
+
+
+cdef int put_together(PageInfo info, const Location &where, const Span &span,
+                      uint64_t sid) except -1:
+    """Fill in what is known of the page: the kernel's word first, then the ledger's intent."""
+    info.base = info.run_start = span.start
+    info._end = info.run_end = span.end
+    info._protection = span.permissions & FLAG_RWX_MASK
+    info._flags = 0
+    if not span.mapped:
+        info._kind = KIND_FREE
+        info._state = STATE_FREE
+        info._facts.present = info._facts.swapped = info._facts.huge = info._facts.locked = 0
+    elif where.kind == KIND_FREE:
+        # The kernel merges a foreign mapping with a region that lies next to it.
+        info.base = info.run_start = max(span.start, where.base)
+        info._end = info.run_end = min(span.end, where.end)
+        info._kind = KIND_FOREIGN
+        info._state = STATE_COMMITTED if info._protection else STATE_RESERVED
+    else:
+        info._kind = where.kind
+        info._state = where.state
+        info._flags = where.flags
+        info.base = where.base
+        info._end = where.end
+        info.run_start = where.run_start
+        info.run_end = where.run_end
+        if where.state == STATE_RESERVED:
+            info._protection = where.protection
+        if where.buffer != NULL:
+            info.mdl_offset = where.mdl_offset
+            info.sid = sid if sid != 0 else None
+    return 0
+
+
+cdef object record_in(const Text &smaps):
+    """The one record in this text."""
+    try:
+        return parse_smaps(smaps.data[:smaps.length])[0]
+    except MemoryError:
+        raise OutOfMemory("query", "no memory for the record of smaps") from None
+
+
+cdef int settle(AddressSpace space, OwnProcess process, SmapsRecord record) except -1:
+    """Have a name that can mean two be the mapping's."""
+    cdef ProcmapQuery found
+    cdef char name[NAME_ROOM]
+    cdef int result = -1
+    if can_mean_two(record.pathname):
+        space.enter()
+        if not space.closed:
+            result = process.name_at(record.range_start, &found, name, NAME_ROOM)
+        space.leave()
+        if result == 0:
+            record.pathname = settled_name(record.pathname, record.range_start, &found, name)
+    return 0
+
+
+cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint smaps):
+    """What is known of the page that includes ``va``, with its smaps record if asked."""
+    cdef PageInfo info = PageInfo.__new__(PageInfo)
+    cdef uintptr_t page = round_down(va, kernel.page_size())
+    cdef Found found
+    cdef int result
+    if smaps:
+        with nogil:
+            space.wait()
+            result = ask_kernel(space, process, page, True, &found)
+            space.leave()
+    else:
+        space.enter()
+        result = ask_kernel(space, process, page, False, &found)
+        space.leave()
+    try:
+        if found.closed:
+            raise InvalidOperation("query", "this VMM is closed; make another one")
+        if result < 0:
+            raise error(
+                RETCODES.get(-result, Retcode.FAIL), "query",
+                "the kernel did not tell about this process's memory (/proc/self)", -result)
+        if found.smaps.length != 0:
+            info.smaps = record_in(found.smaps)
+            settle(space, process, info.smaps)
+    finally:
+        free_text(&found.smaps)
+    info.va = page
+    info._facts = found.facts
+    put_together(info, found.where, found.span, found.sid)
+    return info

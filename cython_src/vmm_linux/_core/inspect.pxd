@@ -1,0 +1,3 @@
+"""Contract of inspect."""
+
+

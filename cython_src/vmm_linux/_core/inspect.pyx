@@ -1,0 +1,42 @@
+"""Layer inspect."""
+
+from cython cimport final, no_gc
+from libc.errno cimport ENAMETOOLONG, ENOENT
+from libc.stdint cimport uint32_t, uintptr_t
+from libc.stdlib cimport free
+from libcpp.algorithm cimport sort
+from libcpp.vector cimport vector
+
+from vmm_linux._core cimport kernel
+from vmm_linux._core.endpoint cimport add_intents_of_all, intent_of_any
+from vmm_linux._core.memory cimport Intent
+from vmm_linux._core.procfs cimport (
+    can_mean_two,
+    FIGURE_KERNEL_PAGE_SIZE,
+    FIGURE_MMU_PAGE_SIZE,
+    FIGURE_PROTECTION_KEY,
+    FIGURE_SIZE,
+    find_pages,
+    flags_told,
+    is_alive,
+    NAME_ROOM,
+    OwnProcess,
+    PagesFound,
+    query_with_name,
+    read_records,
+    Record,
+    Records,
+    restore_into,
+    set_figure,
+    settled_name,
+    SmapsRecord,
+)
+
+import os
+
+from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
+from vmm_linux._mapping_dict import check_told
+from vmm_linux.flags import VmmFlags
+from vmm_linux.states import PageKind, PageState
+
+include "inspect/mappings.pxi"

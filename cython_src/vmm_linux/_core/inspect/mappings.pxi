@@ -1,0 +1,416 @@
+"""Mappings of any process, made into objects when they are looked at; pages; one mapping.
+
+Who may be looked at, and what an error means, is for ``vmm_linux.inspect`` to say: here an
+errno is an ``OSError``.
+"""
+
+cdef extern from "Python.h":
+    object PyUnicode_DecodeFSDefaultAndSize(const char *, Py_ssize_t)
+
+cdef tuple STATES = tuple(PageState)
+cdef tuple KINDS = tuple(PageKind)
+cdef dict FLAGS = {}            # numbers to VmmFlags, which take long to make
+
+
+cdef object flags_of(uint32_t bits):
+    flags = FLAGS.get(bits)
+    if flags is None:
+        flags = FLAGS[bits] = VmmFlags(bits)
+    return flags
+
+
+cdef object region_of(const Intent &intent):
+    return RegionRun(
+        intent.base, intent.limit - intent.base, STATES[intent.state], KINDS[intent.kind],
+        flags_of(intent.flags), flags_of(intent.protection), intent.sid or None)
+
+
+# ---- One mapping -----------------------------------------------------------------------
+
+@final
+@no_gc                          # As SmapsRecord is; a part holds its whole, which is no part.
+cdef class Mapping(SmapsRecord):
+    """One mapping of a process, or a part of one that belongs to one of our regions.
+
+    Attributes:
+        start, end: its addresses, ``[start, end)``.
+        permissions: as in ``maps``: ``rw-p``; the last letter is ``s`` for shared.
+        offset: where in the file it begins, in bytes.
+        device, inode: of the file, ``"00:00"`` and 0 where there is none.
+        pathname: of the file, or what the kernel calls it (``[heap]``); None where it has no name.
+        deleted: whether the file has no name any more.
+        vm_flags: the kernel's flags as two letters each, None where it does not tell.
+        figures: every figure of smaps by name, in bytes; each is an attribute too (``rss``),
+            None where the kernel does not tell.
+        region: ``RegionRun`` of this process's VMM that made it, None for any other mapping.
+        whole: the kernel's mapping, with its figures; itself, unless it is a part.
+
+    The kernel merges neighbours, so one of its mappings can belong to several regions, in several
+    states. It is cut at their borders then. The kernel tells its figures of the whole alone: the
+    parts have those that hold for any part of it (page sizes, protection key), their own ``size``,
+    and None for the others.
+    """
+    cdef readonly object region
+    cdef Mapping uncut
+
+    def __init__(self):
+        raise TypeError("mappings are not made by hand; ask snapshot(), maps() or at()")
+
+    @property
+    def whole(self):
+        return self if self.uncut is None else self.uncut
+
+    def __eq__(self, other):
+        if isinstance(other, Mapping) and self.region != (<Mapping>other).region:
+            return False
+        return SmapsRecord.__eq__(self, other)
+
+    def __hash__(self):
+        return SmapsRecord.__hash__(self)
+
+    def __reduce__(self):
+        cdef tuple arguments = SmapsRecord.__reduce__(self)[1]
+        return _restore, (arguments, self.region, self.uncut)
+
+    def as_dict(self):
+        """All it says, as JSON can carry it.
+
+        Returns:
+            A dict of the attributes: ``vm_flags`` sorted, ``region`` a dict or None, ``whole``
+            a dict for a part, else None.
+        """
+        return {
+            "start": self.range_start,
+            "end": self.range_end,
+            "permissions": self.permissions,
+            "offset": self.file_offset,
+            "device": self.device,
+            "inode": self.file_inode,
+            "pathname": self.pathname,
+            "vm_flags": None if self.vm_flags is None else sorted(self.vm_flags),
+            "figures": dict(self.figures),
+            "region": None if self.region is None else {
+                name: None if value is None else int(value)
+                for name, value in self.region._asdict().items()},
+            "whole": None if self.uncut is None else self.uncut.as_dict(),
+        }
+
+    @staticmethod
+    def from_dict(values):
+        """The mapping that ``as_dict`` told.
+
+        Args:
+            values: the dict.
+
+        Errors:
+            INVALID_ARGUMENT: it is not one of ``as_dict``; the message names the part.
+        """
+        check_told(values)
+        major, minor = values["device"].split(":")
+        letters = values["permissions"]
+        permissions = sum(
+            bit for letter, wanted, bit in zip(letters, "rwxs", (1, 2, 4, 8)) if letter == wanted)
+        vm_flags = values["vm_flags"]
+        region = values["region"]
+        whole = values["whole"]
+        if region is not None:
+            region = RegionRun(
+                region["base"], region["size"], PageState(region["state"]),
+                PageKind(region["kind"]), VmmFlags(region["flags"]),
+                VmmFlags(region["protection"]), region["sid"])
+        return _restore(
+            (values["start"], values["end"], permissions, values["offset"], int(major, 16),
+             int(minor, 16), values["inode"], values["pathname"],
+             None if vm_flags is None else frozenset(vm_flags), values["figures"]),
+            region, None if whole is None else Mapping.from_dict(whole))
+
+
+def _restore(tuple arguments, region, Mapping whole):
+    """A new mapping that says what :meth:`Mapping.__reduce__` told of one."""
+    cdef Mapping made = Mapping.__new__(Mapping)
+    if region is not None and type(region) is not RegionRun:
+        raise TypeError(f"no mapping: its region is of type {type(region).__name__}")
+    if whole is not None and whole.uncut is not None:
+        raise ValueError("no mapping: what it is a part of is a part itself")
+    restore_into(made, arguments)
+    made.region = region
+    made.uncut = whole
+    return made
+
+
+cdef int cut(Mapping mapping, uintptr_t start, uintptr_t end, Mapping whole) except -1:
+    """Makes a mapping of the whole's the part ``[start, end)`` of it."""
+    if mapping.file_inode != 0:
+        mapping.file_offset += start - mapping.range_start
+    mapping.range_start = start
+    mapping.range_end = end
+    mapping.known &= (1 << FIGURE_KERNEL_PAGE_SIZE | 1 << FIGURE_MMU_PAGE_SIZE
+                      | <uint32_t>1 << FIGURE_PROTECTION_KEY)
+    if mapping.known:
+        set_figure(mapping, FIGURE_SIZE, end - start)
+    mapping.others = None
+    mapping.uncut = whole
+    return 0
+
+
+# ---- All mappings ----------------------------------------------------------------------
+
+cdef struct Part:
+    uintptr_t start
+    uintptr_t end
+    uint32_t record
+    int intent                  # below 0: of no region
+
+
+cdef bint is_below(const Intent &one, const Intent &other) noexcept nogil:
+    return one.start < other.start
+
+
+@final
+@no_gc
+cdef class Mappings:
+    """The mappings of one process, each made into an object whenever it is asked for."""
+    cdef Records records
+    cdef vector[Intent] intents
+    cdef vector[Part] parts     # empty where no mapping is a region's
+    cdef size_t cut_last        # the record whose whole this is
+    cdef Mapping whole
+
+    def __cinit__(self):
+        self.records = Records.__new__(Records)
+
+    def __init__(self):
+        raise TypeError("read_mappings() makes them")
+
+    def __reduce__(self):
+        return tuple, (tuple(self),)
+
+    def __len__(self):
+        return self.records.count if self.parts.empty() else self.parts.size()
+
+    def __getitem__(self, index):
+        cdef Py_ssize_t count = len(self)
+        cdef Py_ssize_t i
+        cdef list chosen
+        if isinstance(index, slice):
+            chosen = []
+            for i in range(*index.indices(count)):
+                chosen.append(self.mapping(i))
+            return tuple(chosen)
+        i = index
+        if i < 0:
+            i += count
+        if not 0 <= i < count:
+            raise IndexError("there are not so many mappings")
+        return self.mapping(i)
+
+    def __iter__(self):
+        cdef Py_ssize_t i
+        for i in range(len(self)):
+            yield self.mapping(i)
+
+    cdef Mapping mapping(self, size_t index):
+        cdef const Part *part
+        cdef const Record *record
+        cdef Mapping made
+        if self.parts.empty():
+            return self.uncut_mapping(index)
+        part = &self.parts[index]
+        record = self.records.at(part.record)
+        made = self.uncut_mapping(part.record)
+        if part.intent >= 0:
+            made.region = region_of(self.intents[part.intent])
+        if part.start != record.start or part.end != record.end:
+            if self.whole is None or self.cut_last != part.record:
+                self.whole = self.uncut_mapping(part.record)
+                self.cut_last = part.record
+            cut(made, part.start, part.end, self.whole)
+        return made
+
+    cdef Mapping uncut_mapping(self, size_t index):
+        cdef Mapping made = Mapping.__new__(Mapping)
+        self.records.fill(made, index)
+        return made
+
+    @property
+    def backslashes(self):
+        """Whether a name has one, so that some may need :meth:`settle_names`."""
+        return bool(self.records.backslashes)
+
+    def settle_names(self, int fd):
+        """Asks the process's open maps for the names of which the text can mean two."""
+        cdef kernel.ProcmapQuery query
+        cdef char name[NAME_ROOM]
+        cdef const Record *record
+        cdef size_t i
+        for i in range(self.records.count):
+            record = self.records.at(i)
+            pathname = self.records.pathname_at(record)
+            if (can_mean_two(pathname)
+                    and query_with_name(fd, record.start, &query, name, NAME_ROOM) == 0):
+                # Its place in memory is its own, since it has a backslash.
+                self.records.strings[<uintptr_t>record.path] = settled_name(
+                    pathname, record.start, &query, name)
+
+    cdef int cut_at_regions(self) except -1:
+        """Divides the kernel's mappings among the regions of this process's VMMs."""
+        cdef size_t i
+        cdef size_t next = 0
+        cdef size_t looked
+        cdef Record *record
+        cdef uintptr_t at
+        if self.intents.empty():
+            return 0
+        sort(self.intents.begin(), self.intents.end(), is_below)
+        self.parts.reserve(self.records.count + self.intents.size())
+        for i in range(self.records.count):
+            record = self.records.at(i)
+            at = record.start
+            while next < self.intents.size() and self.intents[next].end <= at:
+                next += 1
+            looked = next
+            while looked < self.intents.size() and self.intents[looked].start < record.end:
+                self.add_part(i, at, self.intents[looked].start, -1)
+                self.add_part(i, max(at, self.intents[looked].start),
+                              min(record.end, self.intents[looked].end), looked)
+                at = max(at, min(record.end, self.intents[looked].end))
+                looked += 1
+            self.add_part(i, at, record.end, -1)
+        return 0
+
+    cdef int add_part(self, size_t record, uintptr_t start, uintptr_t end,
+                      Py_ssize_t intent) except -1:
+        cdef Part part
+        if start < end:
+            part.start = start
+            part.end = end
+            part.record = <uint32_t>record
+            part.intent = <int>intent
+            self.parts.push_back(part)
+        return 0
+
+
+def read_mappings(int fd, bint figures, bint ours):
+    """All mappings in an open smaps (with figures) or maps, in order and without overlaps.
+
+    ``ours``: they are this process's, and cut at the borders of its regions. OSError where reading
+    fails; ValueError, with the line, where one cannot be read.
+    """
+    cdef Mappings made = Mappings.__new__(Mappings)
+    check(read_records(made.records, fd, figures))
+    made.records.drop_overlapped()
+    if ours:
+        add_intents_of_all(&made.intents)
+        made.cut_at_regions()
+    return made
+
+
+# ---- The mapping at an address ---------------------------------------------------------
+
+# Of this process. It is used with the GIL in hand, which keeps questions apart.
+cdef OwnProcess own = OwnProcess()
+
+
+def close_files():
+    """Close what ``own_mapping`` keeps open; the next question opens it again."""
+    own.release()
+
+
+cdef Mapping mapping_of(const kernel.ProcmapQuery *query, const char *name):
+    cdef Mapping made = Mapping.__new__(Mapping)
+    made.range_start = query.vma_start
+    made.range_end = query.vma_end
+    made.permission_bits = <uint32_t>query.vma_flags & 15
+    made.file_offset = query.vma_offset
+    made.device_major = query.dev_major
+    made.device_minor = query.dev_minor
+    made.file_inode = query.inode
+    if query.vma_name_size > 1:
+        made.pathname = PyUnicode_DecodeFSDefaultAndSize(name, query.vma_name_size - 1)
+    return made
+
+
+def own_mapping(uintptr_t va):
+    """This process's mapping at ``va``, by PROCMAP_QUERY, cut at its region's borders; or None.
+
+    NotImplemented where it must be looked for in the text: there is no PROCMAP_QUERY, or the
+    name is too long for it.
+    """
+    cdef char name[NAME_ROOM]
+    cdef kernel.ProcmapQuery query
+    cdef Intent intent
+    cdef Mapping made
+    cdef int result
+    if not kernel.has(kernel.FEATURE_PROCMAP_QUERY):
+        return NotImplemented
+    result = own.name_at(va, &query, name, NAME_ROOM)
+    if result == -ENOENT:
+        return None
+    if result == -ENAMETOOLONG:
+        return NotImplemented
+    check(result)
+    made = mapping_of(&query, name)
+    if intent_of_any(va, &intent):
+        made.region = region_of(intent)
+    if intent.start > made.range_start or intent.end < made.range_end:
+        cut(made, max(made.range_start, intent.start), min(made.range_end, intent.end),
+            mapping_of(&query, name))
+    return made
+
+
+def foreign_mapping(int fd, uintptr_t va):
+    """The mapping at ``va`` of the process whose maps is open, or None; or NotImplemented."""
+    cdef char name[NAME_ROOM]
+    cdef kernel.ProcmapQuery query
+    cdef int result
+    if not kernel.has(kernel.FEATURE_PROCMAP_QUERY):
+        return NotImplemented
+    with nogil:
+        result = query_with_name(fd, va, &query, name, NAME_ROOM)
+    if result == -ENOENT:
+        return None
+    if result == -ENAMETOOLONG:
+        return NotImplemented
+    check(result)
+    return mapping_of(&query, name)
+
+
+# ---- Pages -----------------------------------------------------------------------------
+
+cdef tuple PAGE_FLAGS = tuple(PageFlags(bits) for bits in range(256))
+
+
+def read_pages(int fd, uintptr_t start, uintptr_t end, bint exclusive):
+    """What is known of the pages of a range, from an open pagemap: a list of PageRun."""
+    cdef PagesFound found = [NULL, 0, 0]
+    cdef list runs
+    cdef size_t i
+    cdef int result
+    try:
+        with nogil:
+            result = find_pages(fd, start, end, exclusive, &found)
+        check(result)
+        make = tuple.__new__
+        runs = []
+        for i in range(found.count):
+            runs.append(make(PageRun, (
+                found.list[i].start, found.list[i].end, PAGE_FLAGS[found.list[i].flags & 255])))
+        return runs
+    finally:
+        free(found.list)
+
+
+def has_memory(int fd):
+    """Whether the process that this pagemap was opened for still has the memory it had then."""
+    return bool(is_alive(fd))
+
+
+def told_flags(bint exclusive):
+    """The bits of PageFlags that can be found out here."""
+    return flags_told(exclusive)
+
+
+cdef int check(int result) except -1:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return 0

@@ -1,0 +1,406 @@
+"""Contract of kernel."""
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int64_t, intptr_t, uint32_t, uint64_t, uintptr_t
+from posix.signal cimport SIG_BLOCK, SIG_SETMASK, sigaddset, sigemptyset, sigismember, sigpending
+from posix.time cimport timespec
+from posix.types cimport sigset_t
+
+# ---- syscalls ----------------------------------------------------------------------------------
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_NONE
+        PROT_READ
+        PROT_WRITE
+        PROT_EXEC
+        MAP_SHARED
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MAP_FIXED
+        MAP_FIXED_NOREPLACE
+        MREMAP_MAYMOVE
+        MREMAP_FIXED
+        MADV_DONTNEED
+        MADV_HUGEPAGE
+        MADV_NOHUGEPAGE
+        MADV_REMOVE
+        MFD_CLOEXEC
+        MFD_ALLOW_SEALING
+        MS_ASYNC
+        MS_INVALIDATE
+
+cdef extern from *:
+    """
+    #ifndef MADV_POPULATE_READ
+    #define MADV_POPULATE_READ 22       /* Linux 5.14 */
+    #endif
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23      /* Linux 5.14 */
+    #endif
+    #ifndef MADV_DONTNEED_LOCKED
+    #define MADV_DONTNEED_LOCKED 24     /* Linux 5.18 */
+    #endif
+    #ifndef MADV_GUARD_INSTALL
+    #define MADV_GUARD_INSTALL 102      /* Linux 6.13 */
+    #endif
+    #ifndef MADV_GUARD_REMOVE
+    #define MADV_GUARD_REMOVE 103       /* Linux 6.13 */
+    #endif
+    #ifndef MFD_NOEXEC_SEAL
+    #define MFD_NOEXEC_SEAL 0x8U        /* Linux 6.3 */
+    #endif
+    #ifndef MFD_EXEC
+    #define MFD_EXEC 0x10U              /* Linux 6.3 */
+    #endif
+    #include <sys/prctl.h>
+    #ifndef PR_SET_VMA
+    #define PR_SET_VMA 0x53564d41       /* Linux 5.17 */
+    #define PR_SET_VMA_ANON_NAME 0
+    #endif
+    """
+    enum:
+        MADV_POPULATE_READ
+        MADV_POPULATE_WRITE
+        MADV_DONTNEED_LOCKED
+        MADV_GUARD_INSTALL
+        MADV_GUARD_REMOVE
+        MFD_NOEXEC_SEAL
+        MFD_EXEC
+
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        FALLOC_FL_KEEP_SIZE
+        FALLOC_FL_PUNCH_HOLE
+        F_ADD_SEALS
+        F_GET_SEALS
+        F_GETFL
+        F_DUPFD_CLOEXEC
+        F_GETSIG
+        F_SETSIG
+        F_SEAL_SEAL
+        F_SEAL_SHRINK
+        F_SEAL_GROW
+        F_SEAL_WRITE
+        F_SEAL_FUTURE_WRITE
+        O_ACCMODE
+        O_RDONLY
+        O_RDWR
+        O_CLOEXEC
+        O_NONBLOCK
+        O_PATH
+
+cdef extern from *:
+    """
+    #include <unistd.h>
+    #ifndef SEEK_DATA
+    #define SEEK_DATA 3
+    #define SEEK_HOLE 4
+    #endif
+    """
+    enum:
+        SEEK_DATA
+        SEEK_HOLE
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <sys/ioctl.h>
+
+    /* ioctl on /proc/PID/maps, Linux 6.11 */
+    struct vmm_procmap_query {
+        uint64_t size, query_flags, query_addr;
+        uint64_t vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode;
+        uint32_t dev_major, dev_minor, vma_name_size, build_id_size;
+        uint64_t vma_name_addr, build_id_addr;
+    };
+    #define VMM_PROCMAP_QUERY _IOWR('f', 17, struct vmm_procmap_query)
+    #define VMM_PROCMAP_COVERING_OR_NEXT 0x10
+
+    /* ioctl on /proc/PID/pagemap, Linux 6.7 */
+    struct vmm_pm_scan_arg {
+        uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+        uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+    };
+    struct vmm_page_region { uint64_t start, end, categories; };
+    #define VMM_PAGEMAP_SCAN _IOWR('f', 16, struct vmm_pm_scan_arg)
+    #define VMM_PAGE_IS_WRITTEN (1u << 1)
+    #define VMM_PAGE_IS_FILE    (1u << 2)
+    #define VMM_PAGE_IS_PRESENT (1u << 3)
+    #define VMM_PAGE_IS_SWAPPED (1u << 4)
+    #define VMM_PAGE_IS_PFNZERO (1u << 5)
+    #define VMM_PAGE_IS_HUGE    (1u << 6)
+    #define VMM_PAGE_IS_GUARD   (1u << 8)       /* newer than PAGEMAP_SCAN itself */
+    """
+    struct ProcmapQuery "vmm_procmap_query":
+        uint64_t size, query_flags, query_addr
+        uint64_t vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode
+        uint32_t dev_major, dev_minor, vma_name_size, build_id_size
+        uint64_t vma_name_addr, build_id_addr
+    struct ScanArgument "vmm_pm_scan_arg":
+        uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages
+        uint64_t category_inverted, category_mask, category_anyof_mask, return_mask
+    struct PageRegion "vmm_page_region":
+        uint64_t start, end, categories
+    enum:
+        PROCMAP_COVERING_OR_NEXT "VMM_PROCMAP_COVERING_OR_NEXT"
+        PAGE_IS_WRITTEN "VMM_PAGE_IS_WRITTEN"
+        PAGE_IS_FILE "VMM_PAGE_IS_FILE"
+        PAGE_IS_PRESENT "VMM_PAGE_IS_PRESENT"
+        PAGE_IS_SWAPPED "VMM_PAGE_IS_SWAPPED"
+        PAGE_IS_PFNZERO "VMM_PAGE_IS_PFNZERO"
+        PAGE_IS_HUGE "VMM_PAGE_IS_HUGE"
+        PAGE_IS_GUARD "VMM_PAGE_IS_GUARD"
+
+# Memory
+cpdef intptr_t mmap(uintptr_t address, size_t length, int protection, int flags,
+                    int fd, uint64_t offset) noexcept nogil
+cpdef int munmap(uintptr_t address, size_t length) noexcept nogil
+cpdef int mprotect(uintptr_t address, size_t length, int protection) noexcept nogil
+cpdef intptr_t mremap(uintptr_t old_address, size_t old_size, size_t new_size, int flags,
+                      uintptr_t new_address) noexcept nogil
+cpdef int madvise(uintptr_t address, size_t length, int advice) noexcept nogil
+cpdef int mlock(uintptr_t address, size_t length) noexcept nogil
+cpdef int munlock(uintptr_t address, size_t length) noexcept nogil
+cpdef int msync(uintptr_t address, size_t length, int flags) noexcept nogil
+cdef int name_memory(uintptr_t address, size_t length, const char *name) noexcept nogil
+cdef int mincore(uintptr_t address, size_t length, unsigned char *vector) noexcept nogil
+
+# Files
+cdef extern from "<sys/stat.h>" nogil:
+    struct FileStatus "stat":
+        uint64_t st_dev
+        uint64_t st_ino
+        uint32_t st_mode
+        uint64_t st_nlink
+        int64_t st_size
+        uint64_t st_blocks
+
+cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil
+cpdef int ftruncate(int fd, uint64_t length) noexcept nogil
+cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil
+cpdef int fcntl(int fd, int command, int argument) noexcept nogil
+cdef int eventfd() noexcept nogil
+cpdef int fchmod(int fd, uint32_t mode) noexcept nogil
+cdef int openat(const char *path, int flags) noexcept nogil
+cpdef int close(int fd) noexcept nogil
+cdef intptr_t pread(int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil
+cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil
+cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil
+cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil
+cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil
+cdef int fstat(int fd, FileStatus *status) noexcept nogil
+cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil
+cpdef int64_t filesystem_type(int fd) noexcept nogil
+
+# Sockets
+cdef intptr_t send_at_once(int sock, const void *data, size_t size, const int *descriptors,
+                           size_t count) noexcept nogil
+
+# Many ranges at once
+cdef extern from *:
+    """
+    #include <sys/uio.h>
+    #ifndef UIO_MAXIOV
+    #define UIO_MAXIOV 1024
+    #endif
+    """
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    enum:
+        MOST_RANGES "UIO_MAXIOV"        # that one call takes
+
+cdef int pidfd_open_self() noexcept nogil
+cdef intptr_t process_madvise(int pidfd, const iovec *ranges, size_t count,
+                              int advice) noexcept nogil
+
+# Questions to the files of /proc/PID
+cdef int procmap_query(int maps_fd, ProcmapQuery *query) noexcept nogil
+cdef int pagemap_scan(int pagemap_fd, ScanArgument *scan) noexcept nogil
+
+# Copies with the kernel's checks
+cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noexcept nogil
+cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t length) noexcept nogil
+
+cdef uint64_t most_descriptors() noexcept nogil
+
+
+# ---- signals -----------------------------------------------------------------------------------
+
+cdef extern from "<signal.h>" nogil:
+    int SIGPIPE
+    int SIGXFSZ
+    int pthread_sigmask(int, const sigset_t *, sigset_t *)
+    int sigtimedwait(const sigset_t *, void *, const timespec *)
+    int raise_signal "raise"(int)
+
+cdef extern from "<sys/resource.h>" nogil:
+    struct file_limit "rlimit":
+        unsigned long rlim_cur
+    int RLIMIT_FSIZE
+    int getrlimit(int, file_limit *)
+
+cdef struct HeldSignals:
+    sigset_t both
+    sigset_t waiting            # those that waited before the call
+    sigset_t blocked            # what the thread blocks otherwise
+
+
+cdef inline bint is_past_file_limit(uint64_t end) noexcept nogil:
+    """Whether a file of so many bytes is longer than this process may make one."""
+    cdef file_limit limit
+    return getrlimit(RLIMIT_FSIZE, &limit) != 0 or end > limit.rlim_cur
+
+
+cdef inline void hold_signals(HeldSignals *held) noexcept nogil:
+    """Block the two signals in this thread until ``drop_signals``."""
+    sigemptyset(&held.both)
+    sigaddset(&held.both, SIGPIPE)
+    sigaddset(&held.both, SIGXFSZ)
+    sigpending(&held.waiting)
+    pthread_sigmask(SIG_BLOCK, &held.both, &held.blocked)
+
+
+cdef inline void drop_signals(HeldSignals *held, bint failed) noexcept nogil:
+    """Take the signal that came of a call which ``failed``; block what was blocked before."""
+    cdef timespec at_once
+    cdef sigset_t waiting
+    cdef int taken = 0
+    at_once.tv_sec = at_once.tv_nsec = 0
+    if failed:
+        taken = sigtimedwait(&held.both, NULL, &at_once)
+        while taken < 0 and errno == EINTR:
+            taken = sigtimedwait(&held.both, NULL, &at_once)
+    if taken > 0 and sigismember(&held.waiting, taken):
+        # It may be the one that waited: a signal waits once for a thread, and once for them all.
+        sigpending(&waiting)
+        if not sigismember(&waiting, taken):
+            raise_signal(taken)
+    pthread_sigmask(SIG_SETMASK, &held.blocked, NULL)
+
+
+# ---- fork --------------------------------------------------------------------------------------
+
+cpdef uint32_t fork_generation() noexcept nogil
+cpdef uint32_t fork_children() noexcept nogil
+
+
+# ---- mutex -------------------------------------------------------------------------------------
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_trylock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+
+cdef struct Mutex:
+    pthread_mutex_t native
+    Mutex *next
+    Mutex *previous
+
+cdef Mutex *mutex_new() noexcept nogil
+cdef void mutex_delete(Mutex *mutex) noexcept nogil
+
+
+cdef inline void mutex_lock(Mutex *mutex) noexcept nogil:
+    """Wait for the mutex. The caller does not hold the GIL while it waits."""
+    pthread_mutex_lock(&mutex.native)
+
+
+cdef inline bint mutex_try(Mutex *mutex) noexcept nogil:
+    """Take the mutex if it is free."""
+    return pthread_mutex_trylock(&mutex.native) == 0
+
+
+cdef inline void mutex_unlock(Mutex *mutex) noexcept nogil:
+    """Let go of the mutex."""
+    pthread_mutex_unlock(&mutex.native)
+
+
+# ---- features ----------------------------------------------------------------------------------
+
+# The numbers of the Python enum ``Feature``.
+cdef enum:
+    FEATURE_PROCMAP_QUERY = 0
+    FEATURE_PAGEMAP_SCAN = 1
+    FEATURE_PAGEMAP = 2
+    FEATURE_PAGEMAP_GUARD = 3
+    FEATURE_GUARD_REGIONS = 4
+    FEATURE_DONTNEED_LOCKED = 5
+    FEATURE_MEMFD_NOEXEC_SEAL = 6
+    FEATURE_PROCESS_VM = 7
+    FEATURE_TRANSPARENT_HUGE_PAGES = 8
+    FEATURE_FILE_HANDLES = 9
+    FEATURE_VECTORED_GUARDS = 10
+    FEATURE_ANONYMOUS_NAMES = 11
+    FEATURE_COUNT = 12
+
+cdef extern from *:
+    """
+    #include <unistd.h>
+
+    /* Of this module: on the way of every call, a look into another one would be felt. */
+    static const size_t vmm_page_size = (size_t)sysconf(_SC_PAGESIZE);
+    """
+    const size_t PAGE_SIZE "vmm_page_size"      # the kernel's page in bytes
+
+cdef bint has(int feature) noexcept nogil
+cdef bint lacks(int feature) noexcept nogil
+cpdef size_t page_size() noexcept nogil
+cpdef uintptr_t user_space_end() noexcept nogil
+cpdef uintptr_t mmap_min_addr() noexcept nogil
+cpdef size_t huge_page_size() noexcept nogil
+
+
+# ---- cgroup ------------------------------------------------------------------------------------
+
+cdef bint group_has_limit() noexcept nogil
+cdef bint is_huge_everywhere() noexcept nogil
+cdef bint group_has_headroom(uint64_t size) noexcept nogil
+
+
+# ---- headroom ----------------------------------------------------------------------------------
+
+cpdef uint64_t available_bytes() noexcept nogil
+cdef uint64_t mapping_count() noexcept nogil
+cdef int check_headroom(uint64_t size) noexcept nogil
+
+
+# ---- open_file ---------------------------------------------------------------------------------
+
+cdef struct OpenFile:
+    int fd                      # -1: none
+    uint32_t taking             # which of the package's descriptors this is, see ``pyx``
+    uint64_t device
+    uint64_t inode
+
+cdef int open_file_note(OpenFile *self, FileStatus *status) noexcept nogil
+cdef int open_file_take(OpenFile *self, int fd) noexcept nogil
+cdef int open_file_take_same(OpenFile *self, const OpenFile *other, int fd) noexcept nogil
+cdef int open_file_is(const OpenFile *self, int fd, FileStatus *status) noexcept nogil
+cdef int open_file_status(const OpenFile *self, FileStatus *status) noexcept nogil
+cdef int open_file_number(const OpenFile *self) noexcept nogil
+cdef int open_file_own(OpenFile *self) noexcept nogil
+cdef int access_mode(int fd) noexcept nogil
+cdef void open_file_close(OpenFile *self) noexcept nogil
+
+cdef class Descriptor:
+    cdef OpenFile file
+    cdef bint is_anonymous
+    cdef object __weakref__
+
+    cpdef int take(self, int fd) except -1
+    cpdef void close(self) noexcept
+
+cdef enum Mark:
+    # Signals, see ``pyx``; no program chooses these.
+    MARK_AUDIT = 60
+    MARK_MAPS = 61
+    MARK_PAGEMAP = 62
+    MARK_SMAPS = 63
+    MARK_ANONYMOUS = 64
+
+cdef int mark(int fd, Mark which) noexcept nogil
+cdef int check_mark(int fd, Mark which) noexcept nogil

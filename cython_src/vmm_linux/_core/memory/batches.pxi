@@ -1,0 +1,463 @@
+"""Many ranges in one call, all or nothing.
+
+A fragment in an open chunk costs one entry in a vector of process_madvise(2), a fraction of a
+system call. What else there is to do is done one by one, and whatever can fail comes first.
+"""
+
+cdef extern from *:
+    """
+    #include <algorithm>
+    template <class Ranges>
+    static inline void vmm_sort_ranges(Ranges &ranges) noexcept
+    {
+        const auto below = [](const auto &left, const auto &right) {
+            return left.start < right.start;
+        };
+        if (!std::is_sorted(ranges.begin(), ranges.end(), below))
+            std::sort(ranges.begin(), ranges.end(), below);
+    }
+    """
+    void sort_ranges "vmm_sort_ranges"(Ranges &) noexcept nogil
+
+
+cdef bint add_range(Ranges *ranges, uintptr_t start, uintptr_t end) noexcept nogil:
+    """Append a range; false when memory is short."""
+    cdef Range added
+    added.start = start
+    added.end = end
+    added.index = ranges.size()
+    return append_or_fail(dereference(ranges), added)
+
+
+cdef Answer about(Answer answer, const Range &this) noexcept nogil:
+    """An answer that names the range it is about."""
+    answer.done = this.index
+    return answer
+
+
+cdef Answer check(AddressSpace space, Ranges *ranges) noexcept nogil:
+    """Whether every range lies in one region, and none in another; sorts them."""
+    cdef Regions.iterator region = space.ledger.regions.end()
+    cdef uintptr_t start, end
+    cdef size_t i
+    sort_ranges(dereference(ranges))
+    for i in range(ranges.size()):
+        start = dereference(ranges)[i].start
+        end = dereference(ranges)[i].end
+        if region == space.ledger.regions.end() or start >= dereference(region).second.end:
+            region = space.ledger.region_at(start)
+        if not space.ledger.is_inside(region, start, end - start):
+            return about(refused(NOT_IN_REGION), dereference(ranges)[i])
+        if i > 0 and dereference(ranges)[i].start < dereference(ranges)[i - 1].end:
+            return about(refused(OVERLAP), dereference(ranges)[i])
+    return done()
+
+
+cdef Answer isolate_all(AddressSpace space, Ranges *ranges) noexcept nogil:
+    """Isolate every range, or none."""
+    cdef Runs.iterator run = space.ledger.runs.end()
+    cdef Answer answer
+    cdef size_t i
+    for i in range(ranges.size()):
+        run = space.ledger.run_near(run, dereference(ranges)[i].start)
+        if not space.ledger.isolate_from(
+                &run, dereference(ranges)[i].start, dereference(ranges)[i].end):
+            answer = about(space.no_run(), dereference(ranges)[i])
+            coalesce_all(space.ledger, ranges)
+            return answer
+    return done()
+
+
+cdef void coalesce_all(Ledger ledger, Ranges *ranges) noexcept nogil:
+    """Undo ``isolate_all``."""
+    cdef size_t i
+    for i in range(ranges.size()):
+        ledger.coalesce(dereference(ranges)[i].start, dereference(ranges)[i].end)
+
+
+# ---- Guards of many ranges ---------------------------------------------------------------------
+
+cdef size_t advise(Ranges *ranges, int advice, int *result) noexcept nogil:
+    """Give the same advice about all ranges: how many of them it was taken for, from the first.
+
+    ``result`` is set to -errno of the first refusal.
+    """
+    cdef iovec vector[MOST_RANGES]
+    cdef size_t first = 0
+    cdef size_t count
+    cdef int pidfd
+    if not kernel.has(kernel.FEATURE_VECTORED_GUARDS):
+        return advise_singly(ranges, 0, advice, result)
+    pidfd = kernel.pidfd_open_self()
+    if pidfd < 0:
+        return advise_singly(ranges, 0, advice, result)
+    while first < ranges.size():
+        count = fill_vector(ranges, first, vector)
+        if kernel.process_madvise(pidfd, vector, count, advice) != total(vector, count):
+            break
+        first += count
+    kernel.close(pidfd)
+    return advise_singly(ranges, first, advice, result)
+
+
+cdef size_t fill_vector(Ranges *ranges, size_t first, iovec *vector) noexcept nogil:
+    """As many ranges as one call takes, from the first on: how many."""
+    cdef size_t count = 0
+    while count < MOST_RANGES and first + count < ranges.size():
+        vector[count].iov_base = <void *>dereference(ranges)[first + count].start
+        vector[count].iov_len = (
+            dereference(ranges)[first + count].end - dereference(ranges)[first + count].start)
+        count += 1
+    return count
+
+
+cdef Py_ssize_t total(const iovec *vector, size_t count) noexcept nogil:
+    """Bytes of a vector."""
+    cdef Py_ssize_t size = 0
+    cdef size_t i
+    for i in range(count):
+        size += vector[i].iov_len
+    return size
+
+
+cdef size_t advise_singly(Ranges *ranges, size_t first, int advice, int *result) noexcept nogil:
+    """``advise`` from a range on, with a call each. To give it twice does no harm."""
+    while first < ranges.size():
+        result[0] = kernel.madvise(
+            dereference(ranges)[first].start,
+            dereference(ranges)[first].end - dereference(ranges)[first].start, advice)
+        if result[0] < 0:
+            break
+        first += 1
+    return first
+
+
+# ---- Commit ------------------------------------------------------------------------------------
+
+cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
+    """Commit the reserved pages of every range. The caller holds the mutex."""
+    cdef Ranges held            # around those that are committed one by one
+    cdef SavedRuns saved        # what was reserved in these
+    cdef Ranges guarded         # that need nothing but their guards taken away
+    cdef Runs.iterator run = space.ledger.runs.end()
+    cdef size_t i
+    cdef Answer answer = check(space, ranges)
+    if answer.reason == DONE:
+        answer = room_for_all(space, ranges)
+    for i in range(ranges.size()):
+        if answer.reason != DONE:
+            break
+        run = space.ledger.run_near(run, dereference(ranges)[i].start)
+        if not space.ledger.narrow(
+                &run, &dereference(ranges)[i].start, &dereference(ranges)[i].end):
+            continue
+        if all_guarded(space.ledger, run, dereference(ranges)[i].end):
+            if not append_or_fail(guarded, dereference(ranges)[i]):
+                answer = refused(NO_LEDGER_MEMORY)
+        else:
+            run = space.ledger.runs.end()
+            answer = commit_one(space, ranges, i, &held, &saved)
+        answer = about(answer, dereference(ranges)[i])
+    if answer.reason == DONE:
+        answer = unguard(space, &guarded)
+    if answer.reason != DONE:
+        for i in range(saved.size(), 0, -1):
+            reserve_again(space.ledger, saved[i - 1])
+    for i in range(held.size()):
+        space.ledger.unpin(held[i].start, held[i].end)
+    return answer
+
+
+cdef Answer room_for_all(AddressSpace space, Ranges *ranges) noexcept nogil:
+    """Whether the reserved pages of all ranges together may be committed."""
+    cdef Runs.iterator run = space.ledger.runs.end()
+    cdef uint64_t committed = 0
+    cdef uint64_t locked = 0
+    cdef uint64_t size
+    cdef size_t i
+    cdef Answer answer
+    for i in range(ranges.size()):
+        committed += dereference(ranges)[i].end - dereference(ranges)[i].start
+    if space.is_easily_committed(committed):
+        return done()
+    committed = 0
+    for i in range(ranges.size()):
+        run = space.ledger.run_near(run, dereference(ranges)[i].start)
+        size = space.reserved_bytes(run, dereference(ranges)[i].start, dereference(ranges)[i].end)
+        committed += size
+        locked += size if dereference(run).second.locked else 0
+    answer = space.room_for(COMMITTED, committed)
+    return answer if answer.reason != DONE else space.room_for(LOCKED, locked)
+
+
+cdef bint all_guarded(Ledger ledger, Runs.iterator run, uintptr_t end) noexcept nogil:
+    """Whether the reserved pages from a run on need nothing but their guards taken away."""
+    while True:
+        if (dereference(run).second.state == STATE_RESERVED and not
+                dereference(run).second.opened == dereference(run).second.protection != 0):
+            return False
+        if dereference(run).second.end >= end:
+            return True
+        preincrement(run)
+
+
+cdef Answer commit_one(AddressSpace space, Ranges *ranges, size_t i, Ranges *held,
+                       SavedRuns *saved) noexcept nogil:
+    """Commit the i-th range so that it can be undone."""
+    cdef Range this = dereference(ranges)[i]
+    cdef Regions.iterator region = space.ledger.region_at(this.start)
+    cdef uint32_t flags = dereference(region).second.flags
+    cdef Chunk around = chunks_of(region, this.start, this.end)
+    cdef bint opening = (
+        suits(space.ledger, flags, space.ledger.run_at(this.start),
+              around, this.start, this.end, islands_to_come(ranges, i, around.end))
+        and opening_access(space.ledger, this.start, this.end) != 0)
+    if not opening:
+        around.start = this.start
+        around.end = this.end
+    if not hold(space.ledger, this, around, held, saved):
+        return space.no_run()
+    if opening and space.commit_by_guards(around, this.start, this.end):
+        return done()
+    # Not by a chunk that is not held: to hold has cut runs, which could make one worth opening.
+    return space.commit_by_mappings(
+        flags, space.ledger.run_at(this.start), this.start, this.end)
+
+
+cdef size_t islands_to_come(Ranges *ranges, size_t i, uintptr_t end) noexcept nogil:
+    """How many ranges after the i-th start below ``end``, up to as many as make a crowd."""
+    cdef size_t count = 0
+    while (count < crowded and i + count + 1 < ranges.size()
+            and dereference(ranges)[i + count + 1].start < end):
+        count += 1
+    return count
+
+
+cdef bint hold(Ledger ledger, const Range &this, Chunk around, Ranges *held,
+               SavedRuns *saved) noexcept nogil:
+    """Note what a commit of a narrowed range can change, in its chunk; false when memory is short.
+
+    These runs are pinned meanwhile: as they stay apart, the way back needs no memory.
+    """
+    cdef Chunk closed = around
+    cdef Runs.iterator run = ledger.run_at(around.start)
+    cdef SavedRun added
+    if not (ledger.narrow(&run, &closed.start, &closed.end)
+            and hold_range(ledger, held, this.start, this.end)
+            and hold_range(ledger, held, closed.start, closed.end)):
+        return False
+    run = ledger.runs.lower_bound(closed.start)
+    while run != ledger.runs.end() and dereference(run).first < closed.end:
+        if dereference(run).second.state == STATE_RESERVED:
+            added.start = dereference(run).first
+            added.run = dereference(run).second
+            if not append_or_fail(dereference(saved), added):
+                return False
+        preincrement(run)
+    return True
+
+
+cdef bint hold_range(Ledger ledger, Ranges *held, uintptr_t start, uintptr_t end) noexcept nogil:
+    """Pin pages, and note that; false when memory is short."""
+    if not add_range(held, start, end):
+        return False
+    if not ledger.pin(start, end):
+        held.pop_back()
+        return False
+    return True
+
+
+cdef void reserve_again(Ledger ledger, const SavedRun &saved) noexcept nogil:
+    """Bring pages back that were reserved, and empty; the last that were changed come first."""
+    cdef Runs.iterator run = ledger.runs.lower_bound(saved.start)
+    cdef size_t size = saved.run.end - saved.start
+    cdef int behind = page_access(STATE_COMMITTED, saved.run.opened)
+    cdef uint8_t opened = saved.run.opened
+    if (dereference(run).second.state == STATE_RESERVED
+            and dereference(run).second.opened == opened):
+        return
+    if saved.run.backing != NULL:
+        empty_shared(saved.start, size, <MemoryObject *>saved.run.backing, saved.run.offset)
+    elif opened == 0 or not guard(saved.start, saved.run.end):
+        opened = 0
+        empty_private(saved.start, size)
+    elif saved.run.opened != saved.run.protection:
+        kernel.mprotect(saved.start, size, behind)
+    while run != ledger.runs.end() and dereference(run).first < saved.run.end:
+        ledger.discount(run)
+        dereference(run).second.state = STATE_RESERVED
+        dereference(run).second.opened = opened
+        preincrement(run)
+
+
+cdef void empty_private(uintptr_t start, size_t size) noexcept nogil:
+    """Reserve private pages again, which cannot fail where they own their mappings."""
+    if reserve_afresh(start, size) < 0:
+        # Without memory for a fresh mapping the old one serves, emptied.
+        kernel.mprotect(start, size, PROT_NONE)
+        kernel.munlock(start, size)
+        kernel.madvise(start, size, MADV_GUARD_REMOVE)
+        kernel.madvise(start, size, MADV_DONTNEED)
+
+
+cdef void empty_shared(uintptr_t start, size_t size, MemoryObject *backing,
+                       uint64_t offset) noexcept nogil:
+    """Reserve shared pages again; memory that somebody else can have stays."""
+    kernel.munlock(start, size)
+    kernel.mprotect(start, size, PROT_NONE)
+    if memory_object_is_exclusive(backing):
+        memory_object_punch(backing, offset, size)
+
+
+cdef Answer unguard(AddressSpace space, Ranges *guarded) noexcept nogil:
+    """Commit ranges whose reserved pages all lie behind guards."""
+    cdef Runs.iterator run = space.ledger.runs.end()
+    cdef size_t taken
+    cdef int result = 0
+    cdef Answer answer = isolate_all(space, guarded)
+    if answer.reason != DONE:
+        return answer
+    taken = advise(guarded, MADV_GUARD_REMOVE, &result)
+    if taken == guarded.size():
+        for i in range(guarded.size()):
+            run = space.ledger.run_near(run, dereference(guarded)[i].start)
+            run = space.ledger.set_state_from(
+                run, dereference(guarded)[i].end, STATE_COMMITTED)
+        return done()
+    guard_again(space.ledger, guarded)
+    coalesce_all(space.ledger, guarded)
+    return about(kernel_refused(result), dereference(guarded)[taken])
+
+
+cdef void guard_again(Ledger ledger, Ranges *guarded) noexcept nogil:
+    """Put the guards of reserved pages back."""
+    cdef Runs.iterator run
+    cdef size_t i
+    for i in range(guarded.size()):
+        run = ledger.runs.lower_bound(dereference(guarded)[i].start)
+        while run != ledger.runs.end() and dereference(run).first < dereference(guarded)[i].end:
+            if dereference(run).second.state == STATE_RESERVED:
+                guard(dereference(run).first, dereference(run).second.end)
+            preincrement(run)
+
+
+# ---- Decommit ----------------------------------------------------------------------------------
+
+cdef Answer decommit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
+    """Reserve the committed pages of every range again. The caller holds the mutex."""
+    cdef Plan undoable, final
+    cdef Ranges guarded, plain
+    cdef uint64_t mappings = 0
+    cdef size_t i
+    cdef int result
+    cdef Answer answer = check(space, ranges)
+    for i in range(ranges.size()):
+        if answer.reason != DONE:
+            return answer
+        answer = about(
+            space.check_decommit(space.ledger.run_at(dereference(ranges)[i].start),
+                                 dereference(ranges)[i].start, dereference(ranges)[i].end),
+            dereference(ranges)[i])
+    if answer.reason != DONE:
+        return answer
+    answer = isolate_all(space, ranges)
+    if answer.reason != DONE:
+        return answer
+    if not (sort_out(space.ledger, ranges, &guarded, &plain, undoable, final)
+            and (final.empty() or append_or_fail(undoable, final[0]))):
+        coalesce_all(space.ledger, ranges)
+        return refused(NO_LEDGER_MEMORY)
+    result = carry_out(undoable, &mappings)
+    if result < 0:
+        coalesce_all(space.ledger, ranges)
+        return about(kernel_refused(result, 0, mappings), dereference(ranges)[0])
+    for i in range(1, final.size()):
+        discard(final[i])
+    for i in range(plain.size()):
+        space.ledger.set_state(plain[i].start, plain[i].end, STATE_RESERVED)
+    guard_all(space.ledger, &guarded)
+    for i in range(ranges.size()):
+        space.close_chunk(dereference(ranges)[i].start)
+        space.close_chunk(dereference(ranges)[i].end - 1)
+    return answer
+
+
+cdef bint sort_out(Ledger ledger, Ranges *ranges, Ranges *guarded, Ranges *plain, Plan &undoable,
+                   Plan &final) noexcept nogil:
+    """Which isolated ranges get guards, and the steps for the others; false: short of memory.
+
+    These lose their access before anything else is lost. Then each has mappings of its own, and
+    the last step needs no more of them; the first of these last steps is one that may fail.
+    """
+    cdef Regions.iterator region
+    cdef Runs.iterator run
+    cdef uint32_t flags
+    cdef Chunk chunk
+    cdef size_t i
+    cdef Range at
+    for i in range(ranges.size()):
+        at = dereference(ranges)[i]
+        region = ledger.region_at(at.start)
+        run = ledger.run_at(at.start)
+        flags = dereference(region).second.flags
+        chunk = chunks_of(region, at.start, at.end)
+        if (suits(ledger, flags, run, chunk, at.start, at.end)
+                and can_be_guarded(ledger, run, chunk, at.end)):
+            if not add_range(guarded, at.start, at.end):
+                return False
+        elif not (add_range(plain, at.start, at.end)
+                  and plan_closing(ledger, flags, at, undoable, final)):
+            return False
+    return True
+
+
+cdef bint plan_closing(Ledger ledger, uint32_t flags, const Range &this, Plan &undoable,
+                       Plan &final) noexcept nogil:
+    """The steps that decommit an isolated range: all but the last, and the last."""
+    cdef Plan plan
+    cdef Runs.iterator run = ledger.runs.lower_bound(this.start)
+    cdef int before
+    cdef size_t i
+    while run != ledger.runs.end() and dereference(run).first < this.end:
+        before = page_access(dereference(run).second.state, dereference(run).second.protection)
+        if dereference(run).second.opened != 0:
+            before = page_access(STATE_COMMITTED, dereference(run).second.opened)
+        if dereference(run).second.backing == NULL and before != PROT_NONE and not add_step(
+                undoable, STEP_PROTECT, dereference(run).first, dereference(run).second.end,
+                PROT_NONE, before):
+            return False
+        preincrement(run)
+    if not plan_decommit(ledger, flags, ledger.runs.lower_bound(this.start), this.end, plan):
+        return False
+    for i in range(plan.size()):
+        if i + 1 < plan.size():
+            if not append_or_fail(undoable, plan[i]):
+                return False
+        elif not append_or_fail(final, plan[i]):
+            return False
+    return True
+
+
+cdef void discard(const Step &this) noexcept nogil:
+    """The last step over pages that have no access any more, and own their mappings."""
+    if this.kind == STEP_DISCARD:
+        empty_private(this.start, this.size)
+    elif do_step(this) < 0:
+        # A hole needs no memory to speak of: what was short, or interrupted it, has passed.
+        do_step(this)
+
+
+cdef void guard_all(Ledger ledger, Ranges *guarded) noexcept nogil:
+    """Decommit ranges by guards; where the kernel refuses, by a fresh mapping."""
+    cdef int result = 0
+    cdef size_t taken = advise(guarded, MADV_GUARD_INSTALL, &result)
+    cdef size_t i
+    for i in range(taken):
+        ledger.set_guarded(
+            ledger.runs.lower_bound(dereference(guarded)[i].start), dereference(guarded)[i].end)
+    while taken < guarded.size():
+        empty_private(dereference(guarded)[taken].start,
+                      dereference(guarded)[taken].end - dereference(guarded)[taken].start)
+        ledger.set_state(
+            dereference(guarded)[taken].start, dereference(guarded)[taken].end, STATE_RESERVED)
+        taken += 1

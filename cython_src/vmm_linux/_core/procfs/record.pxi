@@ -1,0 +1,333 @@
+"""One mapping of a process as a Python object: what ``smaps`` or ``maps`` tells of it."""
+
+# The figures in the order of the kernel's text: their labels there, their names here.
+LABELS = {
+    b"Size:": "size",
+    b"KernelPageSize:": "kernel_page_size",
+    b"MMUPageSize:": "mmu_page_size",
+    b"Rss:": "rss",
+    b"Pss:": "pss",
+    b"Pss_Dirty:": "pss_dirty",
+    b"Shared_Clean:": "shared_clean",
+    b"Shared_Dirty:": "shared_dirty",
+    b"Private_Clean:": "private_clean",
+    b"Private_Dirty:": "private_dirty",
+    b"Referenced:": "referenced",
+    b"Anonymous:": "anonymous",
+    b"KSM:": "ksm",
+    b"LazyFree:": "lazy_free",
+    b"AnonHugePages:": "anon_huge_pages",
+    b"ShmemPmdMapped:": "shmem_pmd_mapped",
+    b"FilePmdMapped:": "file_pmd_mapped",
+    b"Shared_Hugetlb:": "shared_hugetlb",
+    b"Private_Hugetlb:": "private_hugetlb",
+    b"Swap:": "swap",
+    b"SwapPss:": "swap_pss",
+    b"Locked:": "locked",
+    b"THPeligible:": "thp_eligible",
+    b"ProtectionKey:": "protection_key",
+}
+NAMES = tuple(LABELS.values())
+
+# By their bits: 1 to read, 2 to write, 4 to execute, 8 to share (SPAN_ of ``pxd``).
+cdef tuple PERMISSIONS = (
+    "---p", "r--p", "-w-p", "rw-p", "--xp", "r-xp", "-wxp", "rwxp",
+    "---s", "r--s", "-w-s", "rw-s", "--xs", "r-xs", "-wxs", "rwxs")
+
+cdef str DELETED = " (deleted)"
+
+
+cdef str device_text(uint32_t major, uint32_t minor):
+    return f"{major:02x}:{minor:02x}"
+
+
+@no_gc                          # Strings, numbers and sets of strings: no cycle can arise.
+cdef class SmapsRecord:
+    """One mapping of a process, as a record of ``smaps`` or a line of ``maps`` tells it.
+
+    Figures are in bytes, but for ``thp_eligible`` and ``protection_key``; None where the
+    text does not have them (an older kernel, a line of ``maps``). A figure that a newer
+    kernel adds is an attribute too, under its label in snake case. Records are not
+    changed once made, compare by all they say, and can be pickled.
+    """
+
+    def __init__(self):
+        raise TypeError(
+            "records are not made by hand; read them with parse_smaps() or parse_maps()")
+
+    def __dealloc__(self):
+        free(self.values)
+
+    @property
+    def start(self):
+        """The first address."""
+        return self.range_start
+
+    @property
+    def end(self):
+        """The first address after it."""
+        return self.range_end
+
+    @property
+    def permissions(self):
+        """As in ``maps``: ``rw-p``; the last letter is ``s`` for shared, ``p`` for private."""
+        return PERMISSIONS[self.permission_bits]
+
+    @property
+    def offset(self):
+        """Where in the file it begins, in bytes."""
+        return self.file_offset
+
+    @property
+    def device(self):
+        """The file's device, as in ``maps``: ``08:01``."""
+        return device_text(self.device_major, self.device_minor)
+
+    @property
+    def inode(self):
+        """The file's inode, 0 where there is no file."""
+        return self.file_inode
+
+    @property
+    def deleted(self):
+        """Whether the file has no name any more, as is the case for every memfd.
+
+        The kernel says so by adding `` (deleted)`` to the name. A file whose name really
+        ends like that is told apart by looking whether it is there.
+        """
+        if self.pathname is None or not self.pathname.endswith(DELETED):
+            return False
+        try:
+            return os.stat(self.pathname).st_ino != self.file_inode
+        except (OSError, ValueError):
+            return True
+
+    @property
+    def figures(self):
+        """All figures that the text has, by name, as a read-only mapping."""
+        cdef dict figures = {}
+        cdef int i
+        for i in range(FIGURES):
+            if self.known >> i & 1:
+                figures[NAMES[i]] = self.values[i]
+        if self.others is not None:
+            figures.update(self.others)
+        return MappingProxyType(figures)
+
+    @property
+    def size(self):
+        """The mapping's length."""
+        return self.figure(0)
+
+    @property
+    def kernel_page_size(self):
+        """Page size the kernel uses for it."""
+        return self.figure(1)
+
+    @property
+    def mmu_page_size(self):
+        """Page size the processor uses for it."""
+        return self.figure(2)
+
+    @property
+    def rss(self):
+        """Resident in memory."""
+        return self.figure(3)
+
+    @property
+    def pss(self):
+        """Resident, each page divided by the number of its users."""
+        return self.figure(4)
+
+    @property
+    def pss_dirty(self):
+        """The dirty part of ``pss`` (6.0)."""
+        return self.figure(5)
+
+    @property
+    def shared_clean(self):
+        """Resident, used by others too, not written to."""
+        return self.figure(6)
+
+    @property
+    def shared_dirty(self):
+        """Resident, used by others too, written to."""
+        return self.figure(7)
+
+    @property
+    def private_clean(self):
+        """Resident, used by this process alone, not written to."""
+        return self.figure(8)
+
+    @property
+    def private_dirty(self):
+        """Resident, used by this process alone, written to."""
+        return self.figure(9)
+
+    @property
+    def referenced(self):
+        """Resident and accessed lately."""
+        return self.figure(10)
+
+    @property
+    def anonymous(self):
+        """Resident and of no file."""
+        return self.figure(11)
+
+    @property
+    def ksm(self):
+        """Merged by KSM (6.8)."""
+        return self.figure(12)
+
+    @property
+    def lazy_free(self):
+        """Given up by MADV_FREE, not yet taken."""
+        return self.figure(13)
+
+    @property
+    def anon_huge_pages(self):
+        """Anonymous, in huge pages."""
+        return self.figure(14)
+
+    @property
+    def shmem_pmd_mapped(self):
+        """Shared memory, in huge pages."""
+        return self.figure(15)
+
+    @property
+    def file_pmd_mapped(self):
+        """Of files, in huge pages (5.4)."""
+        return self.figure(16)
+
+    @property
+    def shared_hugetlb(self):
+        """In hugetlbfs pages that others use too."""
+        return self.figure(17)
+
+    @property
+    def private_hugetlb(self):
+        """In hugetlbfs pages of this process alone."""
+        return self.figure(18)
+
+    @property
+    def swap(self):
+        """Swapped out."""
+        return self.figure(19)
+
+    @property
+    def swap_pss(self):
+        """Swapped out, each page divided by the number of its users."""
+        return self.figure(20)
+
+    @property
+    def locked(self):
+        """Locked in memory, counted as in ``pss``."""
+        return self.figure(21)
+
+    @property
+    def thp_eligible(self):
+        """1 if transparent huge pages may be used here, else 0; not bytes (5.0)."""
+        return self.figure(22)
+
+    @property
+    def protection_key(self):
+        """The memory protection key; not bytes."""
+        return self.figure(23)
+
+    cdef object figure(self, int index):
+        return self.values[index] if self.known >> index & 1 else None
+
+    def __getattr__(self, str name):
+        if self.others is not None and name in self.others:
+            return self.others[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __dir__(self):
+        return sorted({*object.__dir__(self), *(self.others or ())})
+
+    def __eq__(self, other):
+        if not isinstance(other, SmapsRecord):
+            return NotImplemented
+        cdef SmapsRecord that = other
+        return (self.range_start == that.range_start and self.range_end == that.range_end
+                and self.permission_bits == that.permission_bits
+                and self.file_offset == that.file_offset
+                and self.device_major == that.device_major
+                and self.device_minor == that.device_minor
+                and self.file_inode == that.file_inode
+                and self.pathname == that.pathname and self.vm_flags == that.vm_flags
+                and self.figures == that.figures)
+
+    def __hash__(self):
+        return hash((self.range_start, self.range_end, self.file_offset, self.file_inode))
+
+    def __repr__(self):
+        figures = ""
+        for name, value in self.figures.items():
+            if value:
+                figures += f" {name}={value}"
+        return (f"<{type(self).__name__} {self.range_start:x}-{self.range_end:x} {self.permissions}"
+                f" {self.file_offset:x} {self.device} {self.file_inode} {self.pathname!r}"
+                f"{figures}>")
+
+    def __reduce__(self):
+        return _restore, (
+            self.range_start, self.range_end, self.permission_bits, self.file_offset,
+            self.device_major, self.device_minor, self.file_inode, self.pathname,
+            self.vm_flags, dict(self.figures))
+
+
+def _restore(*said):
+    """A new record that says what :meth:`SmapsRecord.__reduce__` told of one."""
+    cdef SmapsRecord record = SmapsRecord.__new__(SmapsRecord)
+    restore_into(record, said)
+    return record
+
+
+cdef int restore_into(SmapsRecord record, tuple said) except -1:
+    """Makes a new record say what ``__reduce__`` told of one, if a record can say that."""
+    (start, end, permissions, offset, major, minor, inode, pathname, vm_flags, figures) = said
+    cdef int i
+    check_told(pathname, vm_flags, figures)
+    record.range_start = start
+    record.range_end = end
+    if record.range_start > record.range_end or not 0 <= permissions <= 15:
+        raise ValueError("no record of smaps: no such range, or no such permissions")
+    record.permission_bits = permissions
+    record.file_offset = offset
+    record.device_major = major
+    record.device_minor = minor
+    record.file_inode = inode
+    record.pathname = pathname
+    record.vm_flags = vm_flags
+    figures = dict(figures)
+    for i in range(FIGURES):
+        if NAMES[i] in figures:
+            set_figure(record, i, figures.pop(NAMES[i]))
+    record.others = figures or None
+    return 0
+
+
+cdef int check_told(object pathname, object vm_flags, object figures) except -1:
+    """Refuses what no text of smaps tells."""
+    if pathname is not None and type(pathname) is not str:
+        raise TypeError(f"no record of smaps: the path is of type {type(pathname).__name__}")
+    if vm_flags is not None and not (
+            type(vm_flags) is frozenset and all(type(flag) is str for flag in vm_flags)):
+        raise TypeError("no record of smaps: the flags are no frozenset of strings, nor None")
+    if type(figures) is not dict:
+        raise TypeError(f"no record of smaps: the figures are of type {type(figures).__name__}")
+    for name, value in figures.items():
+        if type(name) is not str or type(value) is not int or not 0 <= value < 1 << 64:
+            raise TypeError("no record of smaps: the figures are not numbers by name")
+    return 0
+
+
+cdef int set_figure(SmapsRecord record, int i, uint64_t value) except -1:
+    if record.values == NULL:
+        record.values = <uint64_t *>calloc(FIGURES, sizeof(uint64_t))
+        if record.values == NULL:
+            raise MemoryError
+    record.values[i] = value
+    record.known |= <uint32_t>1 << i
+    return 0
