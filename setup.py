@@ -1,4 +1,5 @@
-"""Build of the Cython core: ``cython_src/vmm_linux/*.pyx`` become ``vmm_linux/*.so``.
+"""Build of the Cython core: each ``cython_src/vmm_linux/_core/LAYER.pyx``, with the parts that it
+includes from its folder, becomes ``vmm_linux/_core/LAYER.so``.
 
 Everything generated goes to ``build/``. ``python setup.py build_ext --inplace`` builds what has
 changed and nothing else: Cython compares the sources (``cimport``-ed ones too) and this file with

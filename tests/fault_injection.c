@@ -3,7 +3,7 @@
  *
  * A library for LD_PRELOAD. It stands before the C library's functions for memory and
  * descriptors. Only calls that come from the package's own extension modules (the folder of
- * the caller's object is named "vmm_linux"), or from the C++ library, whose operator new only the
+ * the caller's object is named "_core"), or from the C++ library, whose operator new only the
  * package uses, and from the thread that armed it are counted; all others pass by, those of Python's
  * allocator too if they are not asked for.
  *
@@ -142,7 +142,7 @@ static int answer_name(unsigned long start, unsigned long length, const char *na
 /* Whether an object lies in a folder named vmm_linux or is the C++ library. */
 static int is_counted(const char *path)
 {
-    static const char folder[] = "vmm_linux", library[] = "libstdc++.so";
+    static const char folder[] = "_core", library[] = "libstdc++.so";
     const size_t length = sizeof folder - 1;
     const char *slash = strrchr(path, '/');
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_linux import VMM, Limits, VmmFlags, _default_limits, _group_room
+from vmm_linux import VMM, Limits, VmmFlags, _default_limits
+from vmm_linux._core import kernel
 from vmm_linux._memory_group import FILES, Group, files, levels, memory_group
 from vmm_linux.errors import OutOfMemory
 
@@ -50,16 +51,16 @@ def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]
 def in_place(group: Group) -> Iterator[None]:
     """Let this group be the one that the core asks."""
     _default_limits.bounds()  # which finds the real one, if nobody did
-    _group_room.watch(files(group), group.version == "v1")
-    _group_room.look_for_limits()
+    kernel.watch(files(group), group.version == "v1")
+    kernel.look_for_limits()
     try:
         yield
     finally:
         for real in _default_limits.GROUPS:
-            _group_room.watch(files(real), real.version == "v1")
+            kernel.watch(files(real), real.version == "v1")
         if not _default_limits.GROUPS:
-            _group_room.watch([], False)
-        _group_room.look_for_limits()
+            kernel.watch([], False)
+        kernel.look_for_limits()
 
 
 # ---- a real group

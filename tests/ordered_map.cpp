@@ -2,7 +2,7 @@
    difference. Its nodes hold few entries, and malloc, which the linker wraps, fails now and then.
    Arguments: a seed, and how many steps. */
 
-#include "_ordered_map.h"
+#include "ordered_map.h"
 
 #include <cstdint>
 #include <cstdio>

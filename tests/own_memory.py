@@ -10,8 +10,8 @@ import pytest
 
 import kernel_oracle as kernel
 from kernel_oracle import ARENA, MAP_FIXED_NOREPLACE, MAP_SHARED, PAGE
-from vmm_linux._features import Feature, without
-from vmm_linux._own_process import OwnProcess
+from vmm_linux._core.kernel import Feature, without
+from vmm_linux._core.procfs import OwnProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

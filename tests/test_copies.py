@@ -41,9 +41,7 @@ from vmm_linux import (
     Rights,
     VmmError,
     VmmFlags,
-    _calls,
     _inspect_types,
-    _open_file,
     endpoint,
     errors,
     handles,
@@ -51,6 +49,8 @@ from vmm_linux import (
     limits,
     policy,
 )
+from vmm_linux._core import endpoint as core_endpoint
+from vmm_linux._core import kernel as core
 from vmm_linux.audit import Audit
 from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, SecurityDisallow
 from vmm_linux.policy import Policy, PolicyError, Rule
@@ -89,7 +89,7 @@ def is_vocabulary(kind: type[Any]) -> bool:
     return issubclass(kind, (enum.Enum, BaseException))
 
 
-COMPILED_MODULES = modules_named({file.name.split(".")[0] for file in PACKAGE.glob("*.so")})
+COMPILED_MODULES = modules_named({f"_core.{file.name.split('.')[0]}" for file in PACKAGE.glob("_core/*.so")})
 COMPILED = classes_of(COMPILED_MODULES)
 PYTHON = classes_of(modules_named(MODULES.split()))
 #: Those whose objects are structures of C, by name.
@@ -208,8 +208,8 @@ OWNERS: dict[type[Any], Callable[[World], Any]] = {
 #: And of each class that is a value: a copy is equal, and another object or the same.
 VALUES: dict[type[Any], Callable[[World], Any]] = {
     CORE["Record"]: lambda world: world.record,
-    _calls.Kind: lambda _: _calls.Kind.DATA,
-    _calls.Method: lambda _: _calls.METHODS[0],
+    core_endpoint.Kind: lambda _: core_endpoint.Kind.DATA,
+    core_endpoint.PublicMethod: lambda _: core_endpoint.METHODS[0],
     CORE["Mapping"]: lambda world: max(world.snapshot, key=lambda each: each.region is not None),
     CORE["Mappings"]: lambda world: world.snapshot._mappings,
     CORE["PageInfo"]: lambda world: world.info,
@@ -745,7 +745,7 @@ def test_a_vmm_keeps_its_policy_and_its_memory_when_somebody_tries_to_copy_it() 
 
 
 def test_a_finalizer_that_is_called_by_hand_ends_nothing_of_others(tmp_path: Path) -> None:
-    descriptor = _open_file.eventfd()
+    descriptor = core.new_eventfd()
     number = descriptor.number
     descriptor.close()
     file = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)

@@ -14,7 +14,7 @@ import pytest
 import kernel_oracle as kernel
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, PageKind, PageState, VmmFlags
-from vmm_linux._ledger import Ledger
+from vmm_linux._core.ledger import Ledger
 from walls import EXACT_HEAP, MEBI, heap_used, in_own_process, steady_heap
 
 if TYPE_CHECKING:

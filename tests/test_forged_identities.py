@@ -31,7 +31,7 @@ from kernel_oracle import PAGE
 from segments import SEGMENT
 from transfers import READ, READ_ONLY, RW, Pair, packets, receiver, refused, vmm
 from vmm_linux import VMM, Limits, Rights
-from vmm_linux._features import Feature, without
+from vmm_linux._core.kernel import Feature, without
 from vmm_linux.audit import Audit
 
 if TYPE_CHECKING:

@@ -16,14 +16,14 @@ import pytest
 
 from children import ROOT
 
-MODULES = sorted(path.stem for path in ROOT.glob("cython_src/vmm_linux/*.pyx"))
+MODULES = sorted(path.stem for path in ROOT.glob("cython_src/vmm_linux/_core/*.pyx"))
 FAULTY = re.compile(r"^(?!static ).*\b__Pyx_ListComp_AppendAndDecref\(", re.MULTILINE)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_list_is_made_in_the_way_that_frees_its_items_twice(module: str) -> None:
     # A build with sanitizers has a folder of its own.
-    made = [*ROOT.glob(f"build/**/cython_src/vmm_linux/{module}.cpp")]
+    made = [*ROOT.glob(f"build/**/cython_src/vmm_linux/_core/{module}.cpp")]
     assert made, f"{module} was not built here"
     found = {
         f"{path.relative_to(ROOT)}: {match.group().strip()}"

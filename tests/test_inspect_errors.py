@@ -21,8 +21,8 @@ from children import run_child
 from kernel_oracle import PAGE, USER_SPACE_END
 from onlookers import PR_SET_PDEATHSIG, child_without_first_thread, end, stopped_child
 from vmm_linux import VMM, Retcode, VmmError, VmmFlags, inspect
-from vmm_linux._features import Feature, available, without
-from vmm_linux._inspect import read_mappings, read_pages
+from vmm_linux._core.inspect import read_mappings, read_pages
+from vmm_linux._core.kernel import Feature, available, without
 from vmm_linux._map_model import take
 from vmm_linux.inspect import Mapping, PageFlags, Snapshot
 
@@ -353,7 +353,7 @@ def look_at_no_mappings() -> None:
     import sys
     from pathlib import Path
 
-    from vmm_linux._inspect import read_mappings
+    from vmm_linux._core.inspect import read_mappings
 
     with Path("/proc/self/maps").open("rb") as file:
         kind = type(read_mappings(file.fileno(), False, False))
@@ -488,7 +488,8 @@ def ask_without_first_thread() -> None:
     import threading
     from pathlib import Path
 
-    from vmm_linux import VMM, PageKind, PageState, VmmFlags, _features, inspect
+    from vmm_linux import VMM, PageKind, PageState, VmmFlags, inspect
+    from vmm_linux._core import kernel as core
 
     read_write = VmmFlags.READ | VmmFlags.WRITE
     page = os.sysconf("SC_PAGE_SIZE")
@@ -519,7 +520,7 @@ def ask_without_first_thread() -> None:
             handle = vmm.mdl_create_from_vm(va, page, read_write)
             vmm.mdl_map(handle, 0, page, 0, VmmFlags.READ)
             assert vmm.read(va, 1) == b"x"
-        assert _features.available(_features.Feature.PAGEMAP)
+        assert core.available(core.Feature.PAGEMAP)
         sys.stdout.write("asked\n")
         sys.stdout.flush()
         inspect.close_files()

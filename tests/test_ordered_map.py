@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).with_name("ordered_map.cpp")
-HEADERS = Path(__file__).parent.parent / "cython_src" / "vmm_linux"
+HEADERS = Path(__file__).parent.parent / "cython_src/vmm_linux/_core/ledger"
 
 
 @pytest.fixture(scope="module")

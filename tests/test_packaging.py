@@ -17,7 +17,7 @@ from children import ROOT
 
 pytestmark = pytest.mark.slow
 
-MODULES = {source.stem for source in (ROOT / "cython_src" / "vmm_linux").glob("*.pyx")}
+MODULES = {source.stem for source in (ROOT / "cython_src/vmm_linux/_core").glob("*.pyx")}
 
 USE = """
 from vmm_linux import VMM, VmmFlags

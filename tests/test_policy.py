@@ -13,7 +13,7 @@ import pytest
 
 from policies import Switch
 from vmm_linux import VMM, Handle, Limits, Retcode, Rights, Seal, VmmFlags
-from vmm_linux._calls import METHODS
+from vmm_linux._core.endpoint import METHODS
 from vmm_linux.errors import InvalidArgument, InvalidOperation, SecurityDisallow
 from vmm_linux.limits import Usage, Use
 from vmm_linux.policy import Policy, Question

@@ -9,7 +9,7 @@ import pytest
 
 import kernel_oracle
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmError, VmmFlags
-from vmm_linux._features import Feature, user_space_end, without
+from vmm_linux._core.kernel import Feature, user_space_end, without
 
 PAGE = mmap.PAGESIZE
 NONE, READ, RW = VmmFlags(0), VmmFlags.READ, VmmFlags.READ | VmmFlags.WRITE

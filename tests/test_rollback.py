@@ -53,7 +53,7 @@ from faults import (
 )
 from kernel_oracle import PAGE
 from vmm_linux import VMM, VmmError, VmmFlags
-from vmm_linux._features import Feature
+from vmm_linux._core.kernel import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Callable

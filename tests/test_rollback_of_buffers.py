@@ -75,7 +75,7 @@ from faults import (
 )
 from kernel_oracle import PAGE
 from vmm_linux import VMM, Rights, Seal, VmmError
-from vmm_linux._features import Feature
+from vmm_linux._core.kernel import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

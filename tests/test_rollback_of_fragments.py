@@ -35,7 +35,7 @@ from faults import (
 )
 from guarding import RULES, rule
 from kernel_oracle import ARENA, PAGE, guarded_pages, smaps
-from vmm_linux._features import Feature
+from vmm_linux._core.kernel import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -26,8 +26,7 @@ from smaps_texts import (
     described,
     every_form,
 )
-from vmm_linux._smaps_parser import parse_maps, parse_smaps
-from vmm_linux._smaps_record import NAMES, SmapsRecord
+from vmm_linux._core.procfs import NAMES, SmapsRecord, parse_maps, parse_smaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable

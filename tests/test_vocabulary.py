@@ -70,8 +70,8 @@ def test_return_codes_are_frozen_and_print_by_their_kasperskyos_names() -> None:
 
 
 def test_the_cython_core_uses_the_same_numbers() -> None:
-    """``_vocabulary.pxd`` repeats them in C."""
-    source = Path(__file__).parents[1] / "cython_src" / "vmm_linux" / "_vocabulary.pxd"
+    """``vocabulary.pxd`` repeats them in C."""
+    source = Path(__file__).parents[1] / "cython_src/vmm_linux/_core/vocabulary.pxd"
     text = source.read_text(encoding="utf-8")
     for prefix, expected in (("FLAG", FLAGS), ("STATE", STATES), ("KIND", KINDS)):
         found = dict(re.findall(rf"^    {prefix}_(\w+) = (\w+)$", text, re.MULTILINE))

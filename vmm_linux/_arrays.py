@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmm_linux import _imports, _syscalls
+from vmm_linux import _imports
+from vmm_linux._core import kernel
 from vmm_linux._values import describe, index, is_a, one_line
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["array"]
 
-PAGE = _syscalls.page_size()
+PAGE = kernel.page_size()
 
 
 class Mappable(Protocol):

@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 from vmm_linux import inspect
-from vmm_linux._features import Feature, available
+from vmm_linux._core.kernel import Feature, available
 from vmm_linux._map_model import Entry, Picture, escaped, name_of
 from vmm_linux._report import human
 from vmm_linux.errors import VmmError

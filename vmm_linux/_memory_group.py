@@ -101,7 +101,7 @@ def levels(group: Group) -> list[Path]:
 
 
 def files(group: Group) -> list[tuple[bytes, ...]]:
-    """The paths of each level's files, as the core reads them (``_group_room.watch``)."""
+    """The paths of each level's files, as the core reads them (``kernel.watch``)."""
     names = FILES[group.version]
     return [tuple(os.fsencode(folder / name) for name in names) for folder in levels(group)]
 

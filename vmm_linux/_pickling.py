@@ -17,8 +17,9 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from vmm_linux import _sharer, _syscalls
-from vmm_linux._open_file import duplicate
+from vmm_linux import _sharer
+from vmm_linux._core import kernel
+from vmm_linux._core.kernel import duplicate
 from vmm_linux._own_vmm import own_vmm
 from vmm_linux._sharer import GONE, NO_DESCRIPTOR_LEFT
 from vmm_linux.errors import (
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from vmm_linux._vmm import VMM
+    from vmm_linux._core.endpoint import VMM
     from vmm_linux.handles import Handle
 
 __all__ = [
@@ -300,7 +301,7 @@ def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
         os.set_inheritable(fd, False)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
     except BaseException:
-        _syscalls.close(fd)
+        kernel.close(fd)
         raise
     with sock:
         vmm = own_vmm()

@@ -6,7 +6,7 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_linux._features import Feature, available
+from vmm_linux._core.kernel import Feature, available
 from vmm_linux._memory_group import NO_LIMIT, Group, levels, memory_group, number, text_of
 
 if TYPE_CHECKING:

@@ -29,8 +29,9 @@ import threading
 import time
 from typing import Any, Final, NamedTuple
 
-from vmm_linux import _imports, _syscalls
-from vmm_linux._open_file import Descriptor, duplicate
+from vmm_linux import _imports
+from vmm_linux._core import kernel
+from vmm_linux._core.kernel import Descriptor, duplicate
 from vmm_linux.errors import OutOfMemory, QuotaExceeded, ResourceNotFound
 
 __all__ = ["GONE", "NO_DESCRIPTOR_LEFT", "Ticket", "prepare", "share", "stop"]
@@ -116,7 +117,7 @@ class Ticket(NamedTuple):
         if len(found) == 1 and answer == self.proof:
             return found[0]
         for each in found:
-            _syscalls.close(each)
+            kernel.close(each)
         if answer == self.proof and flags & socket.MSG_CTRUNC:
             raise QuotaExceeded("unpickle", NO_DESCRIPTOR_LEFT)
         raise ResourceNotFound("unpickle", GONE)

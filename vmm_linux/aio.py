@@ -9,7 +9,8 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
-from vmm_linux import _imports, _open_file
+from vmm_linux import _imports
+from vmm_linux._core import kernel
 from vmm_linux._values import is_a
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable
 
-    from vmm_linux._open_file import Descriptor
-    from vmm_linux._vmm import VMM
+    from vmm_linux._core.endpoint import VMM
+    from vmm_linux._core.kernel import Descriptor
     from vmm_linux.handles import Handle
 
 __all__ = ["readable", "recv_handle", "send_handle"]
@@ -143,7 +144,7 @@ def wake(woken: asyncio.Future[None]) -> None:
 def duplicate(method: str, fd: int) -> Descriptor:
     """Another descriptor of the same open file."""
     try:
-        return _open_file.duplicate(fd)
+        return kernel.duplicate(fd)
     except OSError as problem:
         if problem.errno != errno.EMFILE:
             raise

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 from vmm_linux import _sharing
-from vmm_linux._features import Feature, available, page_size, user_space_end
-from vmm_linux._inspect import (
+from vmm_linux._core.inspect import (
     Mapping,
     close_files,
     foreign_mapping,
@@ -33,9 +32,10 @@ from vmm_linux._inspect import (
     read_pages,
     told_flags,
 )
+from vmm_linux._core.kernel import Feature, available, page_size, user_space_end
+from vmm_linux._core.procfs import NAMES
 from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
 from vmm_linux._sharing import Channel, Holder, Kind, Mapper, Sharing, Unread
-from vmm_linux._smaps_record import NAMES
 from vmm_linux._values import describe, exact_text, index, is_a, quoted
 from vmm_linux.errors import (
     RETCODES,

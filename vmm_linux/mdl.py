@@ -6,10 +6,10 @@ import sys
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
 from vmm_linux import _arrays, _pickling, _span
-from vmm_linux._open_file import Descriptor
+from vmm_linux._core.endpoint import VMM
+from vmm_linux._core.kernel import Descriptor
 from vmm_linux._own_vmm import own_vmm
 from vmm_linux._values import describe, is_a
-from vmm_linux._vmm import VMM
 from vmm_linux.errors import InvalidArgument, InvalidOperation, NoCapability, VmmError
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region

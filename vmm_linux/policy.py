@@ -20,8 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from vmm_linux import _toml_lines
-from vmm_linux._calls import METHODS, Kind, Question
-from vmm_linux._rules import RuleTable, first_hidden
+from vmm_linux._core.endpoint import METHODS, Kind, Question, RuleTable, first_hidden
 from vmm_linux._values import exact_text, is_a, kind_of, one_line, quoted, shown
 from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import Rights, Seal, VmmFlags
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from enum import IntFlag
 
-    from vmm_linux._calls import Method
+    from vmm_linux._core.endpoint import PublicMethod as Method
 
 __all__ = ["READY", "Policy", "PolicyError", "Question", "Rule"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
 from vmm_linux import _imports, _span
-from vmm_linux._exporter import Exporter, held
+from vmm_linux._core.endpoint import Exporter, held
 from vmm_linux.errors import InvalidOperation, ResourceNotFound, VmmError, refuse_copies
 
 if TYPE_CHECKING:
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from vmm_linux._query import PageInfo
-    from vmm_linux._vmm import VMM
+    from vmm_linux._core.endpoint import VMM, PageInfo
 
 __all__ = ["Region"]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_linux import _own_vmm, _vmm, aio
+from vmm_linux import _own_vmm, aio
+from vmm_linux._core import endpoint
 from vmm_linux._values import index
+from vmm_linux.endpoint import Endpoint
 from vmm_linux.flags import VmmFlags
 from vmm_linux.mdl import Mdl
 from vmm_linux.region import Region
@@ -23,7 +25,7 @@ RESERVE = int(VmmFlags.RESERVE)
 """As a plain int: an ``IntFlag`` makes a flag of a negative number, which is none."""
 
 
-class VMM(_vmm.VMM):
+class VMM(endpoint.VMM):
     """One client of the endpoint: it sees, changes and frees only what it made itself.
 
     A context manager: leaving it closes it. A VMM that is dropped, or still open when the
@@ -41,6 +43,11 @@ class VMM(_vmm.VMM):
     """
 
     __slots__ = ()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The reference's own face of this VMM: an ``Endpoint``."""
+        return Endpoint(self)
 
     # ---- objects ------------------------------------------------------------------------------
 

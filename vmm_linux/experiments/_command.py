@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from vmm_linux._core.kernel import available_without_swap as available_memory
 from vmm_linux._default_limits import room_for_memory
 from vmm_linux._memory_group import memory_group
 from vmm_linux._report import printable
-from vmm_linux._room import available_memory
 from vmm_linux._tables import print_line
 from vmm_linux._whole_file import write_whole
 from vmm_linux.doctor import diagnose

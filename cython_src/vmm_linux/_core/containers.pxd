@@ -1,6 +1,6 @@
 """C++ containers, and insertions that answer false, instead of throwing, when memory is short."""
 
-cdef extern from "_ordered_map.h" namespace "vmm" nogil:
+cdef extern from "ledger/ordered_map.h" namespace "vmm" nogil:
     cppclass MapEntry[Key, Value]:
         Key first
         Value second

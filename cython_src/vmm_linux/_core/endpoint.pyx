@@ -13,7 +13,7 @@ from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
-from libc.errno cimport EAGAIN, EBADF, EDQUOT, EINTR, EIO, ENOENT, ENOMEM, ENOSPC, errno
+from libc.errno cimport EAGAIN, EBADF, EDQUOT, EINTR, EIO, ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, errno
 from libc.stdint cimport int64_t, int8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy
 from libcpp.vector cimport vector
@@ -51,63 +51,7 @@ from vmm_linux._core.kernel cimport (
     PAGE_SIZE,
     ProcmapQuery,
 )
-from vmm_linux._core.memory cimport (
-    add_intents,
-    add_range,
-    ALLOCATE,
-    Answer,
-    BufferSpace,
-    CHECK,
-    CLOSE,
-    close_parcel,
-    COMMIT,
-    COMMIT_RANGES,
-    DECOMMIT,
-    DECOMMIT_RANGES,
-    DONE,
-    FIGURES,
-    FREE,
-    HANDLE_CLOSE,
-    HANDLE_COPY,
-    HANDLE_FILENO,
-    HANDLE_FROM_FD,
-    HANDLE_INFO,
-    HANDLE_REVOKE,
-    HandleFacts,
-    identity_includes,
-    identity_is_of,
-    Intent,
-    intent_at,
-    locate,
-    Location,
-    MDL_CLONE,
-    MDL_CREATE,
-    MDL_CREATE_FROM_BUF,
-    MDL_CREATE_FROM_VM,
-    MDL_GET_SIZE,
-    MDL_MAP,
-    MDL_SEAL,
-    memory_object_sid,
-    Method,
-    NO_BOUND,
-    NO_LEDGER_MEMORY,
-    OTHER_HANDLE,
-    Parcel,
-    PARCEL_DESCRIPTORS,
-    PIN,
-    PROTECT,
-    Ranges,
-    READ,
-    RECEIVE,
-    refused,
-    Request,
-    rights_of,
-    SEND,
-    UNDESCRIBE,
-    UNPIN,
-    Window,
-    WRITE,
-)
+from vmm_linux._core.memory cimport *
 from vmm_linux._core.procfs cimport (
     can_mean_two,
     free_text,
@@ -118,34 +62,9 @@ from vmm_linux._core.procfs cimport (
     Span,
     Text,
 )
-from vmm_linux._core.vocabulary cimport (
-    FLAG_FIXED,
-    FLAG_HIGH_GUARD,
-    FLAG_LOCKED,
-    FLAG_LOW_GUARD,
-    FLAG_READ,
-    FLAG_RESERVE,
-    FLAG_RWX_MASK,
-    FLAG_WRITE,
-    is_multiple,
-    KIND_FOREIGN,
-    KIND_FREE,
-    RIGHT_ALL,
-    RIGHT_COPY,
-    RIGHT_GET_SID,
-    RIGHT_MAP_READ,
-    RIGHT_MAP_WRITE,
-    RIGHT_TRANSFER,
-    round_down,
-    SEAL_FREEZE,
-    SEAL_PUBLISH,
-    STATE_COMMITTED,
-    STATE_FREE,
-    STATE_RESERVED,
-)
+from vmm_linux._core.vocabulary cimport *
 
 import atexit
-import errno
 import math
 import os
 import select
@@ -166,7 +85,6 @@ from vmm_linux import _default_limits, _imports, _shortage
 from vmm_linux._core.procfs import parse_smaps
 from vmm_linux._credentials import known_gid, known_uid
 from vmm_linux._values import describe, exact_text, index, is_a, kind_of, one_line, written
-from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import (
     RETCODES,
     Fail,

@@ -9,7 +9,7 @@ from libcpp.vector cimport vector
 
 from vmm_linux._core cimport kernel
 from vmm_linux._core.endpoint cimport add_intents_of_all, intent_of_any
-from vmm_linux._core.memory cimport Intent
+from vmm_linux._core.memory cimport *
 from vmm_linux._core.procfs cimport (
     can_mean_two,
     FIGURE_KERNEL_PAGE_SIZE,

@@ -6,10 +6,10 @@ from libcpp.unordered_map cimport unordered_map
 from libcpp.vector cimport vector
 
 from vmm_linux._core cimport kernel
-from vmm_linux._core.containers cimport ShortVector
+from vmm_linux._core.containers cimport *
 from vmm_linux._core.kernel cimport Mutex, OpenFile, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE
-from vmm_linux._core.ledger cimport Ledger, Regions, Run, Runs
-from vmm_linux._core.vocabulary cimport FLAG_EXECUTE, FLAG_READ, FLAG_WRITE, STATE_COMMITTED
+from vmm_linux._core.ledger cimport *
+from vmm_linux._core.vocabulary cimport *
 
 # ---- request -----------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from libc.string cimport memcmp, memcpy
 from libcpp.vector cimport vector
 
 from vmm_linux._core cimport kernel, procfs
-from vmm_linux._core.containers cimport append_or_fail, insert_or_fail
+from vmm_linux._core.containers cimport *
 from vmm_linux._core.kernel cimport (
     access_mode,
     F_ADD_SEALS,
@@ -81,35 +81,8 @@ from vmm_linux._core.kernel cimport (
     SEEK_HOLE,
     user_space_end,
 )
-from vmm_linux._core.ledger cimport is_closed, Ledger, Region, Regions, Run, Runs
-from vmm_linux._core.vocabulary cimport (
-    FLAG_COMMIT,
-    FLAG_EXECUTE,
-    FLAG_FIXED,
-    FLAG_HIGH_GUARD,
-    FLAG_HUGE,
-    FLAG_LOCKED,
-    FLAG_LOW_GUARD,
-    FLAG_RESERVE,
-    FLAG_RWX_MASK,
-    FLAG_SHAREABLE,
-    FLAG_WRITE,
-    KIND_FREE,
-    KIND_GUARD,
-    KIND_MDL,
-    KIND_PRIVATE,
-    RIGHT_COPY,
-    RIGHT_GET_SID,
-    RIGHT_MAP_SHIFT,
-    RIGHT_MAP_WRITE,
-    RIGHT_TRANSFER,
-    round_down,
-    round_up,
-    SEAL_FREEZE,
-    SEAL_PUBLISH,
-    STATE_COMMITTED,
-    STATE_RESERVED,
-)
+from vmm_linux._core.ledger cimport *
+from vmm_linux._core.vocabulary cimport *
 
 from vmm_linux.errors import refuse_copies
 

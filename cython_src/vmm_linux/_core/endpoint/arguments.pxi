@@ -3,6 +3,92 @@
 Below, numbers are page multiples that do not overflow, and flags are known.
 """
 
+cdef enum:
+    REGION_FLAGS = (
+        FLAG_RWX_MASK | FLAG_RESERVE | FLAG_COMMIT | FLAG_LOCKED | FLAG_LOW_GUARD
+        | FLAG_HIGH_GUARD | FLAG_GROW_DOWN | FLAG_CACHE_MASK | FLAG_FIXED | FLAG_HUGE
+        | FLAG_SHAREABLE)
+    MAP_FLAGS = FLAG_RWX_MASK | FLAG_LOCKED | FLAG_LOW_GUARD | FLAG_HIGH_GUARD | FLAG_FIXED
+    UNCHOOSABLE = FLAG_WRITE_THROUGH | FLAG_WRITE_COMBINE | FLAG_CACHE_DISABLE
+
+
+cdef inline uint64_t number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
+    """A 64-bit number: an int or whatever has ``__index__``, but no bool."""
+    cdef long long result
+    cdef int overflow
+    if PyLong_Check(value) and not PyBool_Check(value):
+        result = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if result >= 0:
+            return result
+    return other_number(method, name, value)
+
+
+
+cdef inline tuple pair(str method, object item):
+    """The two values of a range."""
+    if type(item) is tuple and len(<tuple>item) == 2:
+        return item
+    return other_pair(method, item)
+
+
+
+cdef inline int check_bytes(str method, uint64_t va, uint64_t size) except -1:
+    """Bytes of memory at any address: one at least, which end below 2**64."""
+    if size != 0 and va + size >= va:
+        return 0
+    return refuse_bytes(method, "va", va, size, "size")
+
+
+
+cdef inline int check_pages(str method, str name, uint64_t va, uint64_t size,
+                            str size_name) except -1:
+    """Whole pages; ``name`` and ``size_name`` are what the caller calls the two numbers."""
+    if size != 0 and is_multiple(va | size, PAGE_SIZE) and va + size >= va:
+        return 0
+    return refuse_pages(method, name, va, size, size_name)
+
+
+
+cdef inline int check_protection(str method, uint64_t protection) except -1:
+    """None, R, RW, RX or RWX."""
+    if is_legal_protection(protection):
+        return 0
+    return refuse_protection(method, protection)
+
+
+
+cdef inline int check_region_flags(uint64_t flags, uint64_t addr) except -1:
+    """The flags of a new region, whose address is ``addr``."""
+    if (flags & ~<uint64_t>(REGION_FLAGS & ~UNCHOOSABLE) == 0 and flags & FLAG_RESERVE
+            and is_legal_protection(flags & FLAG_RWX_MASK)
+            and (addr != 0 or not flags & FLAG_FIXED)):
+        return 0
+    return refuse_region_flags(flags, addr)
+
+
+
+cdef inline Request request_of(Method method, uint64_t va, uint64_t size, uint64_t flags) noexcept:
+    """A call with numbers that were checked."""
+    cdef Request request
+    request.method = method
+    request.va = va
+    request.size = size
+    request.flags = <uint32_t>flags
+    request.buffer = NULL
+    request.handle = 0
+    request.offset = 0
+    request.forbidden = 0
+    return request
+
+
+
+cdef inline Request handle_request(Method method, uint64_t handle, uint32_t flags) noexcept:
+    """A call about a handle."""
+    cdef Request request = request_of(method, 0, 0, flags)
+    request.handle = handle
+    return request
+
+
 cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
 

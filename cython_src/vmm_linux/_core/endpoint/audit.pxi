@@ -53,6 +53,23 @@ cdef class Record:
             the group, is None where it may be anybody (a stranger to this user namespace).
     """
 
+    cdef readonly uint64_t call
+    cdef readonly int64_t time          # nanoseconds since 1970
+    cdef readonly int64_t duration      # nanoseconds; of a call that still runs 0
+    cdef readonly long pid
+    cdef readonly long thread
+    cdef readonly str method
+    cdef dict numbers                   # the arguments; None where they were no numbers
+    cdef readonly str decision          # "allow", "deny"; None before there was one
+    cdef readonly str rule              # that decided
+    cdef readonly object rc             # a Retcode; None of a call that still runs
+    cdef readonly str error             # what was raised that is no return code
+    cdef readonly object result         # the address, handle, descriptor or count, or None
+    cdef readonly object sid
+    cdef readonly object origin_sid
+    cdef readonly object peer
+    cdef int64_t began                  # of the clock that never jumps
+
     def __init__(self):
         raise TypeError("records are made by an Audit")
 
@@ -62,7 +79,7 @@ cdef class Record:
 
     def __reduce__(self):
         # A handler of the logging sends records to other processes.
-        return _restore_record, (
+        return restore_audit_record, (
             self.call, self.time, self.duration, self.pid, self.thread, self.method, self.arguments,
             self.decision, self.rule, self.rc, self.error, self.result, self.sid, self.origin_sid,
             self.peer)
@@ -98,7 +115,7 @@ cdef class Record:
         )
 
 
-def _restore_record(uint64_t call, int64_t time, int64_t duration, long pid, long thread,
+def restore_audit_record(uint64_t call, int64_t time, int64_t duration, long pid, long thread,
                     str method, dict arguments, str decision, str rule, rc, str error,
                     result, sid, origin_sid, tuple peer):
     """A new record that says what ``Record.__reduce__`` told of one."""
@@ -244,6 +261,17 @@ cdef class Audit:
 
     Source: open(2) O_APPEND, write(2), pipe(7).
     """
+
+    cdef object ring                    # the last records, the newest at the end
+    cdef object logger                  # or None
+    cdef readonly object file           # its path, or None
+    cdef readonly str failure           # "deny" or "continue"
+    cdef OpenFile opened                # its descriptor is -1 where it could not be opened
+    cdef bint linked                    # whether it had a name when it was opened
+    cdef bint torn                      # whether the last line in the file is a half one
+    cdef bint warned
+    cdef set logging                    # threads whose record is just going to the logger
+    cdef bint made
 
     __reduce__ = refuse_copies(
         "each owns its file and its ring; use the same one, or make another on the same file")

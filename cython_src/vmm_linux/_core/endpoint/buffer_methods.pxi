@@ -3,11 +3,6 @@
 cdef class VMM(MemoryMethods):
     """The endpoint: every method of it (see ``vmm_linux.VMM``)."""
 
-    @property
-    def endpoint(self):
-        """The reference's own face of this VMM: an ``Endpoint``."""
-        return Endpoint(self)
-
     # ---- MDL buffers --------------------------------------------------------------------------
 
     def mdl_create(self, size, prot, segment_size=0):

@@ -26,6 +26,14 @@ cdef object close_socket = SocketType.close
 cdef class Watched:
     """The base of every VMM: what its methods go through when somebody is to be asked or told."""
 
+    cdef BufferSpace space
+    cdef RuleTable policy       # None: everything is allowed
+    cdef Audit audit            # None: nothing is written down
+    cdef bint is_watched        # whether there is one of them, or may be: nobody has said yet
+    cdef bint is_settled        # whether it was said which there are
+    cdef uint32_t forbidden     # access that pages of MDL buffers never have
+    cdef set deciding           # threads in which the policy's callable is just being asked
+
     __reduce__ = refuse_copies(
         "each owns its memory; make another VMM, and share memory by an Mdl")
 

@@ -1,5 +1,11 @@
 """The life of a VMM: made, closed, warned of when nobody closes it."""
 
+
+cdef inline int check_open(Client self, str method) except -1:
+    """Every method but ``close`` begins with this."""
+    return refuse_closed(method) if self.space.closed else 0
+
+
 cdef extern from "Python.h":
     PyObject *PyWeakref_GetObject(object)
 
@@ -8,6 +14,12 @@ cdef extern from "Python.h":
 @cython.no_gc_clear
 cdef class Client(Watched):
     """What every method needs: the address space, the open files of /proc, and whether it lives."""
+
+    cdef OwnProcess process
+    cdef object __weakref__
+    cdef str made_at
+    cdef int made_by
+    cdef bint warned
 
     # Whether one that is never closed is a mistake of somebody's.
     _warns = True

@@ -5,6 +5,49 @@ turned into a number once, and the number is what goes on. Python code of the ca
 (``__index__``, an iterator, a buffer) runs here, before the decision, and not again after it.
 """
 
+cdef enum Call:
+    CALL_ALLOCATE
+    CALL_COMMIT
+    CALL_DECOMMIT
+    CALL_COMMIT_RANGES
+    CALL_DECOMMIT_RANGES
+    CALL_PROTECT
+    CALL_FREE
+    CALL_QUERY
+    CALL_VIEW
+    CALL_READ
+    CALL_WRITE
+    CALL_MDL_CREATE
+    CALL_MDL_CREATE_FROM_VM
+    CALL_MDL_CREATE_FROM_BUF
+    CALL_MDL_GET_SIZE
+    CALL_MDL_MAP
+    CALL_MDL_CLONE
+    CALL_MDL_SEAL
+    CALL_HANDLE_COPY
+    CALL_HANDLE_CLOSE
+    CALL_HANDLE_REVOKE
+    CALL_HANDLE_INFO
+    CALL_SEND_HANDLE
+    CALL_RECV_HANDLE
+    CALL_HANDLE_FILENO
+    CALL_HANDLE_FROM_FD
+    CALL_LIMITS
+    CALL_CLOSE
+    CALLS                       # how many there are
+
+cdef struct Facts:
+    # What a rule can look at. Where a call has no such thing, it is 0; of the peer
+    # -1, as is what is unknown of one.
+    uint64_t flags
+    uint64_t size               # bytes
+    uint64_t handle
+    uint64_t rights
+    uint64_t seals
+    int64_t pid                 # of the peer
+    int64_t uid
+    int64_t gid
+
 cdef enum:
     MOST_ARGUMENTS = 5
     UNBOUNDED = 0xFFFFFFFFFFFFFFFF
@@ -30,7 +73,7 @@ class Kind(Enum):
     LIMITS = "limits"
 
 
-class Method(NamedTuple):
+class PublicMethod(NamedTuple):
     """A public method: its name, its arguments in order, and the flags that it knows."""
 
     name: str
@@ -49,44 +92,44 @@ class Method(NamedTuple):
 cdef tuple RANGE = (("va", Kind.NUMBER), ("size", Kind.SIZE))
 
 METHODS = (
-    Method("allocate", (("addr", Kind.NUMBER), ("size", Kind.SIZE), ("flags", Kind.FLAGS)),
+    PublicMethod("allocate", (("addr", Kind.NUMBER), ("size", Kind.SIZE), ("flags", Kind.FLAGS)),
            sum(VmmFlags)),
-    Method("commit", RANGE + (("flags", Kind.IGNORED),)),
-    Method("decommit", RANGE),
-    Method("commit_ranges", (("ranges", Kind.RANGES),)),
-    Method("decommit_ranges", (("ranges", Kind.RANGES),)),
-    Method("protect", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
-    Method("free", RANGE),
-    Method("query", (("va", Kind.NUMBER), ("smaps", Kind.SWITCH))),
-    Method("view", RANGE + (("writable", Kind.TRISTATE),)),
-    Method("read", RANGE),
-    Method("write", (("va", Kind.NUMBER), ("data", Kind.DATA))),
-    Method("mdl_create", (
+    PublicMethod("commit", RANGE + (("flags", Kind.IGNORED),)),
+    PublicMethod("decommit", RANGE),
+    PublicMethod("commit_ranges", (("ranges", Kind.RANGES),)),
+    PublicMethod("decommit_ranges", (("ranges", Kind.RANGES),)),
+    PublicMethod("protect", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
+    PublicMethod("free", RANGE),
+    PublicMethod("query", (("va", Kind.NUMBER), ("smaps", Kind.SWITCH))),
+    PublicMethod("view", RANGE + (("writable", Kind.TRISTATE),)),
+    PublicMethod("read", RANGE),
+    PublicMethod("write", (("va", Kind.NUMBER), ("data", Kind.DATA))),
+    PublicMethod("mdl_create", (
         ("size", Kind.SIZE), ("prot", Kind.FLAGS), ("segment_size", Kind.NUMBER)),
         FLAG_RWX_MASK | FLAG_LOCKED),
-    Method("mdl_create_from_vm", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
-    Method("mdl_create_from_buf", (("data", Kind.DATA), ("prot", Kind.FLAGS)), FLAG_RWX_MASK),
-    Method("mdl_get_size", (("handle", Kind.HANDLE),)),
-    Method("mdl_map", (
+    PublicMethod("mdl_create_from_vm", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
+    PublicMethod("mdl_create_from_buf", (("data", Kind.DATA), ("prot", Kind.FLAGS)), FLAG_RWX_MASK),
+    PublicMethod("mdl_get_size", (("handle", Kind.HANDLE),)),
+    PublicMethod("mdl_map", (
         ("handle", Kind.HANDLE), ("offset", Kind.NUMBER), ("length", Kind.SIZE),
         ("hint", Kind.NUMBER), ("prot", Kind.FLAGS)), MAP_FLAGS),
-    Method("mdl_clone", (
+    PublicMethod("mdl_clone", (
         ("originHandle", Kind.HANDLE), ("offset", Kind.NUMBER), ("length", Kind.SIZE))),
-    Method("mdl_seal", (("handle", Kind.HANDLE), ("seals", Kind.SEALS))),
-    Method("handle_copy", (("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
-    Method("handle_close", (("handle", Kind.HANDLE),)),
-    Method("handle_revoke", (("handle", Kind.HANDLE),)),
-    Method("handle_info", (("handle", Kind.HANDLE),)),
-    Method("send_handle", (
+    PublicMethod("mdl_seal", (("handle", Kind.HANDLE), ("seals", Kind.SEALS))),
+    PublicMethod("handle_copy", (("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
+    PublicMethod("handle_close", (("handle", Kind.HANDLE),)),
+    PublicMethod("handle_revoke", (("handle", Kind.HANDLE),)),
+    PublicMethod("handle_info", (("handle", Kind.HANDLE),)),
+    PublicMethod("send_handle", (
         ("sock", Kind.SOCKET), ("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
-    Method("recv_handle", (
+    PublicMethod("recv_handle", (
         ("sock", Kind.SOCKET), ("require", Kind.SEALS), ("max_size", Kind.MOST),
         ("peer_uid", Kind.MAYBE))),
-    Method("handle_fileno", (("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
-    Method("handle_from_fd", (
+    PublicMethod("handle_fileno", (("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
+    PublicMethod("handle_from_fd", (
         ("fd", Kind.NUMBER), ("require", Kind.SEALS), ("max_size", Kind.MOST))),
-    Method("limits", (("limits", Kind.LIMITS),)),
-    Method("close", ()),
+    PublicMethod("limits", (("limits", Kind.LIMITS),)),
+    PublicMethod("close", ()),
 )
 """Every method that is asked about and written down, in the order of their numbers.
 
@@ -114,7 +157,7 @@ cdef enum:
     LIMITS
 
 cdef int kinds[CALLS][MOST_ARGUMENTS]
-cdef tuple argument_names = tuple(map(Method.names, METHODS))
+cdef tuple argument_names = tuple(map(PublicMethod.names, METHODS))
 cdef tuple method_names = tuple(map(attrgetter("name"), METHODS))
 
 
@@ -235,6 +278,11 @@ cdef class Question:
         method: its Python name.
         arguments: by name, as numbers; of data and ranges how many there are.
     """
+
+    cdef object vmm
+    cdef Facts facts
+    cdef readonly str method
+    cdef readonly dict arguments
 
     __reduce__ = refuse_copies("each is of one call of one VMM; keep its method and arguments")
 

@@ -36,6 +36,20 @@ cdef class PageInfo:
     The last five are None where this kernel does not tell.
     """
 
+    cdef readonly uintptr_t va
+    cdef uint32_t _state
+    cdef uint32_t _kind
+    cdef uint32_t _protection
+    cdef uint32_t _flags
+    cdef readonly uintptr_t base
+    cdef uintptr_t _end
+    cdef readonly uintptr_t run_start
+    cdef readonly uintptr_t run_end
+    cdef PageFacts _facts
+    cdef readonly object mdl_offset
+    cdef readonly object sid
+    cdef readonly object smaps
+
     @property
     def state(self):
         return PageState(self._state)
@@ -84,7 +98,7 @@ cdef class PageInfo:
             f"swapped={self.swapped}, locked={self.locked}, huge={self.huge})")
 
     def __reduce__(self):
-        return _restore, (
+        return restore_page_info, (
             self.va, self._state, self._kind, self._protection, self._flags,
             (self.base, self._end), (self.run_start, self.run_end), self.mdl_offset, self.sid,
             (self._facts.present, self._facts.swapped, self._facts.huge, self._facts.guard,
@@ -100,7 +114,7 @@ cdef class PageInfo:
         return hash((self.va, self.base, self._end, self._state, self._protection))
 
 
-def _restore(uintptr_t va, state, kind, protection, flags, tuple region, tuple run, mdl_offset, sid,
+def restore_page_info(uintptr_t va, state, kind, protection, flags, tuple region, tuple run, mdl_offset, sid,
              tuple facts, SmapsRecord smaps):
     """A new answer that says what :meth:`PageInfo.__reduce__` told of one."""
     cdef PageInfo made = PageInfo.__new__(PageInfo)

@@ -3,6 +3,8 @@
 cdef class MemoryMethods(Client):
     """Reserve, commit, give back, protect, free, query, view and copy memory."""
 
+
+
     def allocate(self, addr, size, flags):
         """Reserve a region of memory, and commit it if asked to.
 

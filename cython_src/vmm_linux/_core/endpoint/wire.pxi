@@ -134,7 +134,7 @@ def duplicate(str method, sock, Descriptor held):
     """
     cdef int own = kernel.fcntl(socket.SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
     if own == -EBADF:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        raise OSError(EBADF, os.strerror(EBADF))
     if own < 0:
         raise QuotaExceeded(method, "no descriptor is left; raise RLIMIT_NOFILE", -own)
     held.take(own)
@@ -195,6 +195,8 @@ cdef int check_peer(object sock, object peer_uid) except -1:
 @cython.final
 cdef class Received:
     """The descriptors of one message, as ``read_message`` takes them. Closes those it still has."""
+
+    cdef Parcel parcel
 
     __reduce__ = refuse_copies("each owns its descriptors; take them")
 
@@ -341,7 +343,7 @@ cdef bint is_set(object sock, object option) except? True:
     try:
         return sock.getsockopt(SOL_SOCKET, option) != 0
     except OSError as problem:
-        if problem.errno != errno.ENOPROTOOPT:
+        if problem.errno != ENOPROTOOPT:
             raise
         return False
 
@@ -499,6 +501,10 @@ cdef int raise_refusal(int result) except -1:
 @cython.final
 cdef class Demands:
     """What the receiver of a buffer asks of it."""
+
+    cdef str method
+    cdef uint64_t require       # SEAL_ bits
+    cdef object max_size        # bytes, or None
 
     __reduce__ = refuse_copies("each belongs to one call")
 

@@ -70,7 +70,7 @@ cdef class Mapping(SmapsRecord):
 
     def __reduce__(self):
         cdef tuple arguments = SmapsRecord.__reduce__(self)[1]
-        return _restore, (arguments, self.region, self.uncut)
+        return restore_mapping, (arguments, self.region, self.uncut)
 
     def as_dict(self):
         """All it says, as JSON can carry it.
@@ -118,14 +118,14 @@ cdef class Mapping(SmapsRecord):
                 region["base"], region["size"], PageState(region["state"]),
                 PageKind(region["kind"]), VmmFlags(region["flags"]),
                 VmmFlags(region["protection"]), region["sid"])
-        return _restore(
+        return restore_mapping(
             (values["start"], values["end"], permissions, values["offset"], int(major, 16),
              int(minor, 16), values["inode"], values["pathname"],
              None if vm_flags is None else frozenset(vm_flags), values["figures"]),
             region, None if whole is None else Mapping.from_dict(whole))
 
 
-def _restore(tuple arguments, region, Mapping whole):
+def restore_mapping(tuple arguments, region, Mapping whole):
     """A new mapping that says what :meth:`Mapping.__reduce__` told of one."""
     cdef Mapping made = Mapping.__new__(Mapping)
     if region is not None and type(region) is not RegionRun:

@@ -271,13 +271,13 @@ cdef class SmapsRecord:
                 f"{figures}>")
 
     def __reduce__(self):
-        return _restore, (
+        return restore_record, (
             self.range_start, self.range_end, self.permission_bits, self.file_offset,
             self.device_major, self.device_minor, self.file_inode, self.pathname,
             self.vm_flags, dict(self.figures))
 
 
-def _restore(*said):
+def restore_record(*said):
     """A new record that says what :meth:`SmapsRecord.__reduce__` told of one."""
     cdef SmapsRecord record = SmapsRecord.__new__(SmapsRecord)
     restore_into(record, said)

@@ -1,0 +1,1 @@
+"""The compiled core, a module for each of its layers."""
