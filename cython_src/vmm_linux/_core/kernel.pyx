@@ -14,6 +14,7 @@ from enum import IntEnum
 
 from vmm_linux.errors import refuse_copies
 
+include "kernel/signals.pxi"
 include "kernel/syscalls.pxi"
 include "kernel/fork.pxi"
 include "kernel/mutex.pxi"

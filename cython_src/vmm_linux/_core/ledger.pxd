@@ -6,6 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t, uintptr_t
 
 from vmm_linux._core.containers cimport OrderedMap
 
+
 # ---- ledger ------------------------------------------------------------------------------------
 
 cdef struct Region:
@@ -28,10 +29,9 @@ cdef struct Run:
     uint8_t locked              # whether the region is LOCKED
 
 ctypedef OrderedMap[uintptr_t, Region] Regions
+
 ctypedef OrderedMap[uintptr_t, Run] Runs
 
-
-@cython.final
 cdef class Ledger:
     cdef Regions regions
     cdef Runs runs

@@ -11,6 +11,7 @@ from vmm_linux._core.kernel cimport Mutex, OpenFile, PROT_EXEC, PROT_NONE, PROT_
 from vmm_linux._core.ledger cimport *
 from vmm_linux._core.vocabulary cimport *
 
+
 # ---- request -----------------------------------------------------------------------------------
 
 cdef enum Method:
@@ -119,7 +120,6 @@ cdef enum:
 cdef enum:
     NO_BOUND = 0xFFFFFFFFFFFFFFFF
 
-
 cdef inline Answer done() noexcept nogil:
     """A call that succeeded."""
     cdef Answer answer
@@ -134,7 +134,6 @@ cdef inline Answer done() noexcept nogil:
     answer.access = 0
     return answer
 
-
 cdef inline Answer refused(Reason reason, uint64_t value=0) noexcept nogil:
     """A call that this package refused."""
     cdef Answer answer = done()
@@ -143,29 +142,7 @@ cdef inline Answer refused(Reason reason, uint64_t value=0) noexcept nogil:
     return answer
 
 
-cdef inline Answer beyond_limit(int figure, uint64_t bound, uint64_t used,
-                                uint64_t wish) noexcept nogil:
-    """A call that wished for more of a figure than its bound leaves."""
-    cdef Answer answer = refused(BEYOND_LIMIT, wish)
-    answer.limits = figure
-    answer.bound = bound
-    answer.out = used
-    return answer
-
-
-cdef inline Answer kernel_refused(int result, uint32_t limits=0,
-                                  uint64_t mappings=0) noexcept nogil:
-    """A call that the kernel refused with -errno."""
-    cdef Answer answer = refused(KERNEL_REFUSED, mappings)
-    answer.error = -result
-    answer.limits = limits
-    return answer
-
-
 # ---- identity ----------------------------------------------------------------------------------
-
-cdef enum:
-    MOST_SEGMENTS = 1 << 20     # that an identity can name
 
 cdef struct Window:
     # A part of a memory that lies in files side by side.
@@ -176,8 +153,8 @@ cdef struct Window:
     uint64_t size
     uint64_t segment_size       # bytes of each file but the last
 
-cdef int identity_new(const Window *window) noexcept nogil
 cdef int identity_is_of(int fd, const Window *window) noexcept nogil
+
 cdef int identity_includes(int fd, const Window *window) noexcept nogil
 
 
@@ -212,49 +189,7 @@ cdef struct MemoryObject:
     uint64_t descriptions       # how many were opened so far
     Segment *segments           # right behind this
 
-cdef struct Piece:
-    # Part of a window that lies in one segment.
-    Segment *segment
-    uint64_t offset             # in the segment
-    uint64_t size
-
-cdef MemoryObject *memory_object_new(uint64_t size, bint executable, int *error) noexcept nogil
-cdef MemoryObject *memory_object_new_of_segments(uint64_t size, uint64_t segment_size,
-                                                 bint executable, int *error) noexcept nogil
-cdef MemoryObject *memory_object_clone(MemoryObject *origin, uint64_t offset, uint64_t size,
-                                       int *error) noexcept nogil
-cdef MemoryObject *memory_object_adopt(const OpenFile *memory, size_t count, bint writable,
-                                       OpenFile identity, uint64_t segment_size,
-                                       uint64_t size) noexcept nogil
-cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, OpenFile identity,
-                                             uint64_t offset, uint64_t size) noexcept nogil
-cdef void memory_object_count(MemoryObject *self, Buffers *buffers, bint locked) noexcept nogil
-cdef void memory_object_acquire(MemoryObject *self, int64_t references) noexcept nogil
-cdef void memory_object_release(MemoryObject *self, int64_t references) noexcept nogil
-cdef Piece memory_object_piece(const MemoryObject *self, uint64_t offset,
-                               uint64_t size) noexcept nogil
-cdef uint64_t memory_object_seams(const MemoryObject *self, uint64_t start,
-                                  uint64_t end) noexcept nogil
-cdef bint memory_object_has_own_identity(const MemoryObject *self) noexcept nogil
-cdef int memory_object_descriptor(MemoryObject *self, Segment *segment,
-                                  bint writable) noexcept nogil
-cdef int memory_object_leaving(MemoryObject *self, Segment *segment, bint writable) noexcept nogil
-cdef uint64_t memory_object_descriptions(const MemoryObject *self) noexcept nogil
-cdef void memory_object_undescribe(MemoryObject *self, uint64_t since) noexcept nogil
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil
-cdef int memory_object_seal(MemoryObject *self, uint32_t seals, uint64_t *done) noexcept nogil
-cdef int memory_object_seals(MemoryObject *self) noexcept nogil
-cdef bint memory_object_is_inherited(const MemoryObject *self) noexcept nogil
-cdef bint memory_object_is_exclusive(const MemoryObject *self) noexcept nogil
-cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t offset,
-                                  uint64_t size) noexcept nogil
-cdef uint64_t memory_object_missing(MemoryObject *self, uint64_t offset,
-                                    uint64_t size) noexcept nogil
-cdef int memory_object_ask(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil
-cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil
-cdef int memory_object_store(MemoryObject *self, uint64_t offset, const void *data,
-                             uint64_t size) noexcept nogil
-cdef int memory_object_punch(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil
 
 
 # ---- plan --------------------------------------------------------------------------------------
@@ -285,50 +220,9 @@ cdef struct Step:
 
 ctypedef ShortVector[Step] Plan
 
-cdef bint add_step(Plan &plan, StepKind kind, uintptr_t start, uintptr_t end, int protection,
-                   int before) noexcept nogil
-
-cdef inline int page_access(uint32_t state, uint32_t protection) noexcept nogil:
-    """The PROT_* bits that a page's state and protection mean: the one place that decides."""
-    if state != STATE_COMMITTED:
-        return PROT_NONE
-    return (
-        (PROT_READ if protection & FLAG_READ else 0)
-        | (PROT_WRITE if protection & FLAG_WRITE else 0)
-        | (PROT_EXEC if protection & FLAG_EXECUTE else 0)
-    )
-
-
-cdef inline int unmap(uintptr_t start, size_t size) noexcept nogil:
-    """Give addresses back: the one place that calls munmap(2)."""
-    return kernel.munmap(start, size)
-
-
-cdef bint plan_commit_of_run(uint32_t flags, uintptr_t start, const Run &run,
-                             Plan &plan) noexcept nogil
-cdef bint plan_commit(Ledger ledger, uint32_t flags, Runs.iterator run, uintptr_t end,
-                      Plan &plan) noexcept nogil
-cdef bint plan_decommit(Ledger ledger, uint32_t flags, Runs.iterator run, uintptr_t end,
-                        Plan &plan) noexcept nogil
-cdef bint plan_protect(Ledger ledger, Runs.iterator run, uintptr_t end, uint32_t protection,
-                       Plan &plan) noexcept nogil
-cdef bint plan_residence(uintptr_t start, size_t size, uint32_t protection,
-                         MemoryObject *backing, Plan &plan) noexcept nogil
-cdef int do_step(const Step &this) noexcept nogil
 cdef int carry_out(const Plan &plan, uint64_t *mappings) noexcept nogil
-cdef int populate_pages(uintptr_t start, size_t size, int protection) noexcept nogil
-cdef void lock_what_fits(uintptr_t start, size_t size) noexcept nogil
+
 cdef Py_ssize_t reserve(uintptr_t start, size_t size, int fixed) noexcept nogil
-cdef int reserve_afresh(uintptr_t start, size_t size) noexcept nogil
-
-
-# ---- mapping -----------------------------------------------------------------------------------
-
-cdef size_t guard_below(uint32_t flags) noexcept nogil
-cdef size_t guard_above(uint32_t flags) noexcept nogil
-cdef Answer check_place(const Request *request) noexcept nogil
-cdef Py_ssize_t map_region(const Request *request, int fd, uint64_t offset,
-                           int protection) noexcept nogil
 
 
 # ---- guards ------------------------------------------------------------------------------------
@@ -337,35 +231,7 @@ cdef struct Chunk:
     uintptr_t start
     uintptr_t end
 
-cdef size_t crowded             # so many islands make a chunk worth opening
-
-cdef bint suits(Ledger ledger, uint32_t flags, Runs.iterator run, Chunk chunk,
-                uintptr_t start, uintptr_t end, size_t coming=*) noexcept nogil
-cdef Chunk chunks_around(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil
-cdef Chunk chunks_of(Regions.iterator region, uintptr_t start, uintptr_t end) noexcept nogil
-cdef uint32_t opening_access(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil
-cdef bint plan_opening(Ledger ledger, Chunk chunk, uintptr_t start, uintptr_t end,
-                       uint32_t access, Plan &plan) noexcept nogil
-cdef bint can_be_guarded(Ledger ledger, Runs.iterator run, Chunk chunk,
-                         uintptr_t end) noexcept nogil
-cdef bint is_just_guarded(const Run &run, uintptr_t end) noexcept nogil
-cdef int remove_guards(uintptr_t start, uintptr_t end) noexcept nogil
 cdef bint guard(uintptr_t start, uintptr_t end) noexcept nogil
-cdef uintptr_t closing_start(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil
-cdef uintptr_t closing_end(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil
-cdef bint is_open_and_unused(Ledger ledger, Chunk chunk) noexcept nogil
-
-
-# ---- conversion --------------------------------------------------------------------------------
-
-cdef int convert_pages(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
-                       MemoryObject *fresh, uint64_t *mappings) noexcept nogil
-
-
-# ---- copy --------------------------------------------------------------------------------------
-
-cdef int copy_out(void *buffer, uintptr_t va, size_t size, size_t *done) noexcept nogil
-cdef int copy_in(const void *buffer, uintptr_t va, size_t size, size_t *done) noexcept nogil
 
 
 # ---- address_space -----------------------------------------------------------------------------
@@ -438,10 +304,6 @@ cdef class AddressSpace:
     cdef int forget_region(self, uintptr_t base) noexcept nogil
     cdef int unmap_unpinned(self) noexcept nogil
 
-cdef uint64_t seams_inside(Runs.iterator run, uintptr_t first, uintptr_t last) noexcept nogil
-cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t state,
-                uint32_t flags, uint32_t ceiling) noexcept nogil
-
 
 # ---- buffer_mappings ---------------------------------------------------------------------------
 
@@ -466,14 +328,10 @@ cdef struct Range:
 
 ctypedef vector[Range] Ranges
 
-cdef struct SavedRun:
-    uintptr_t start
-    Run run                     # as it was
-
-ctypedef vector[SavedRun] SavedRuns
-
 cdef bint add_range(Ranges *ranges, uintptr_t start, uintptr_t end) noexcept nogil
+
 cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil
+
 cdef Answer decommit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil
 
 
@@ -505,7 +363,9 @@ cdef struct Intent:
     uint64_t sid                # of an MDL mapping, or 0
 
 cdef Location locate(Ledger ledger, uintptr_t va) noexcept nogil
+
 cdef bint intent_at(Ledger ledger, uintptr_t va, Intent *intent) noexcept nogil
+
 cdef int add_intents(Ledger ledger, vector[Intent] *intents) except -1
 
 

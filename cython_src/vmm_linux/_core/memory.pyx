@@ -86,6 +86,7 @@ from vmm_linux._core.vocabulary cimport *
 
 from vmm_linux.errors import refuse_copies
 
+include "memory/request.pxi"
 include "memory/identity.pxi"
 include "memory/object.pxi"
 include "memory/plan.pxi"

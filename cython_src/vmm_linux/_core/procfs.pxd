@@ -6,14 +6,8 @@ from libc.string cimport memset
 
 from vmm_linux._core cimport kernel
 
-# ---- maps --------------------------------------------------------------------------------------
 
-cdef enum:
-    # Bits of permissions; the first three are PROT_READ, PROT_WRITE, PROT_EXEC.
-    SPAN_READ = 1
-    SPAN_WRITE = 2
-    SPAN_EXECUTE = 4
-    SPAN_SHARED = 8
+# ---- maps --------------------------------------------------------------------------------------
 
 cdef struct Line:
     # A line of maps, which is also the first line of a record of smaps.
@@ -33,35 +27,10 @@ cdef struct Text:
     size_t length
     size_t room
 
-cdef struct Reader:
-    # Lines of a /proc file, one after the other; `text` holds what is not yet read of it,
-    # and what lies from `kept` on.
-    int fd
-    uint64_t position           # of the file, where the next piece begins
-    Text *text
-    size_t kept
-    size_t next
-
 cdef void free_text(Text *text) noexcept nogil
-cdef void start_reading(Reader *reader, int fd, Text *text) noexcept nogil
-cdef int next_line(Reader *reader, const char **line, const char **end) noexcept nogil
-cdef bint starts_mapping(const char *line) noexcept nogil
-cdef const char *scan_decimal(const char *at, const char *end, uint64_t *value) noexcept nogil
-cdef bint scan_mapping(const char *at, const char *end, Line *line) noexcept nogil
 
 
 # ---- pagemap -----------------------------------------------------------------------------------
-
-cdef enum:
-    # The numbers of ``vmm_linux.inspect.PageFlags``.
-    PAGE_PRESENT = 0x1
-    PAGE_SWAPPED = 0x2
-    PAGE_SHARED = 0x4
-    PAGE_EXCLUSIVE = 0x8
-    PAGE_HUGE = 0x10
-    PAGE_GUARD = 0x20
-    PAGE_WRITE_PROTECTED = 0x40
-    PAGE_ZERO = 0x80
 
 cdef struct Pages:
     # Neighbouring pages that are alike.
@@ -77,8 +46,11 @@ cdef struct PagesFound:
 
 cdef int find_pages(int pagemap, uintptr_t start, uintptr_t end, bint exclusive,
                     PagesFound *found) noexcept nogil
+
 cdef uint64_t without_own_memory(uintptr_t start, uintptr_t end) noexcept nogil
+
 cdef bint is_alive(int pagemap) noexcept nogil
+
 cdef uint32_t flags_told(bint exclusive) noexcept nogil
 
 
@@ -107,8 +79,8 @@ cdef class SmapsRecord:
 
     cdef object figure(self, int index)
 
-cdef str device_text(uint32_t major, uint32_t minor)
 cdef int restore_into(SmapsRecord record, tuple said) except -1
+
 cdef int set_figure(SmapsRecord record, int i, uint64_t value) except -1
 
 
@@ -185,7 +157,6 @@ cdef class Records:
 
 # ---- parser ------------------------------------------------------------------------------------
 
-cdef SmapsRecord record_from(const char *text, size_t length)
 cdef int read_records(Records records, int fd, bint with_figures) except? -1
 
 
@@ -239,7 +210,9 @@ cdef class OwnProcess:
     cdef int facts_by_pagemap(self, uintptr_t va, PageFacts *facts) noexcept nogil
 
 cdef bint can_mean_two(object pathname) except -1
+
 cdef object settled_name(object pathname, uintptr_t start, const kernel.ProcmapQuery *query,
                          const char *name)
+
 cdef int query_with_name(int fd, uintptr_t va, kernel.ProcmapQuery *query, char *name,
                          size_t room) noexcept nogil

@@ -5,6 +5,8 @@ holds the mutex. What can run out of memory (``insert``, ``isolate``, ``split``)
 the kernel is asked and changes no page's meaning; what follows the kernel's word cannot fail.
 """
 
+@cython.final
+
 cdef bint alike(const Run &left, const Run &right, size_t distance) noexcept nogil:
     """Whether two neighbouring runs may be one: ``distance`` is the length of the left one."""
     return (

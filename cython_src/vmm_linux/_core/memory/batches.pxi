@@ -4,6 +4,12 @@ A fragment in an open chunk costs one entry in a vector of process_madvise(2), a
 system call. What else there is to do is done one by one, and whatever can fail comes first.
 """
 
+cdef struct SavedRun:
+    uintptr_t start
+    Run run                     # as it was
+
+ctypedef vector[SavedRun] SavedRuns
+
 cdef extern from *:
     """
     #include <algorithm>

@@ -14,6 +14,9 @@ that name. Then the inode number alone decides, which the kernel may give again 
 gone.
 """
 
+cdef enum:
+    MOST_SEGMENTS = 1 << 20     # that an identity can name
+
 cdef const char *MAGIC = b"VMMLINK1"
 
 cdef struct Head:

@@ -13,6 +13,12 @@ that cutting a mapping in two changes nothing), a handle one, a clone of it one.
 VMM that made it guards its count.
 """
 
+cdef struct Piece:
+    # Part of a window that lies in one segment.
+    Segment *segment
+    uint64_t offset             # in the segment
+    uint64_t size
+
 cdef enum:
     # A signal interrupts fallocate(2), which then undoes itself: in pieces it always gets on.
     FILL_AT_ONCE = 64 << 20

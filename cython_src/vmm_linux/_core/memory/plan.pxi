@@ -5,6 +5,24 @@ is the last. So a call that fails, at whichever system call, leaves everything a
 There are two ways to commit, with steps of their own: see ``_guards.pyx``.
 """
 
+
+cdef inline int page_access(uint32_t state, uint32_t protection) noexcept nogil:
+    """The PROT_* bits that a page's state and protection mean: the one place that decides."""
+    if state != STATE_COMMITTED:
+        return PROT_NONE
+    return (
+        (PROT_READ if protection & FLAG_READ else 0)
+        | (PROT_WRITE if protection & FLAG_WRITE else 0)
+        | (PROT_EXEC if protection & FLAG_EXECUTE else 0)
+    )
+
+
+
+cdef inline int unmap(uintptr_t start, size_t size) noexcept nogil:
+    """Give addresses back: the one place that calls munmap(2)."""
+    return kernel.munmap(start, size)
+
+
 cdef Step step(StepKind kind, uintptr_t start, uintptr_t end) noexcept nogil:
     """A step over private pages."""
     cdef Step result

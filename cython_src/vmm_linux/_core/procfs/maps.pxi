@@ -1,6 +1,22 @@
 """The text of ``/proc/PID/maps`` and ``smaps``: a line of it, and lines read in pieces."""
 
 cdef enum:
+    # Bits of permissions; the first three are PROT_READ, PROT_WRITE, PROT_EXEC.
+    SPAN_READ = 1
+    SPAN_WRITE = 2
+    SPAN_EXECUTE = 4
+    SPAN_SHARED = 8
+
+cdef struct Reader:
+    # Lines of a /proc file, one after the other; `text` holds what is not yet read of it,
+    # and what lies from `kept` on.
+    int fd
+    uint64_t position           # of the file, where the next piece begins
+    Text *text
+    size_t kept
+    size_t next
+
+cdef enum:
     # More than /proc gives in one read; with room for the head of any line.
     READ_SIZE = 1 << 14
 

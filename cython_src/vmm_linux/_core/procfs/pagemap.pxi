@@ -6,6 +6,17 @@ a Python object or raises.
 """
 
 cdef enum:
+    # The numbers of ``vmm_linux.inspect.PageFlags``.
+    PAGE_PRESENT = 0x1
+    PAGE_SWAPPED = 0x2
+    PAGE_SHARED = 0x4
+    PAGE_EXCLUSIVE = 0x8
+    PAGE_HUGE = 0x10
+    PAGE_GUARD = 0x20
+    PAGE_WRITE_PROTECTED = 0x40
+    PAGE_ZERO = 0x80
+
+cdef enum:
     SCANNED = 512               # runs that one PAGEMAP_SCAN tells at most
     ENTRIES = 1024              # pages whose entries are read at once
     ENTRY = 8                   # bytes of one
