@@ -89,7 +89,9 @@ def is_vocabulary(kind: type[Any]) -> bool:
     return issubclass(kind, (enum.Enum, BaseException))
 
 
-COMPILED_MODULES = modules_named({f"_core.{file.name.split('.')[0]}" for file in PACKAGE.glob("_core/*.so")})
+COMPILED_MODULES = modules_named(
+    {f"_core.{file.name.split('.')[0]}" for file in PACKAGE.glob("_core/*.so")}
+)
 COMPILED = classes_of(COMPILED_MODULES)
 PYTHON = classes_of(modules_named(MODULES.split()))
 #: Those whose objects are structures of C, by name.
@@ -178,14 +180,12 @@ def closed(vmm: Any) -> Any:  # noqa: ANN401
 OWNERS: dict[type[Any], Callable[[World], Any]] = {
     CORE["AddressSpace"]: lambda _: CORE["AddressSpace"](),
     CORE["Audit"]: lambda world: world.audit,
-    CORE["BufferMappings"]: lambda _: CORE["BufferMappings"](),
     CORE["Question"]: lambda world: world.question,
     CORE["Client"]: lambda _: closed(CORE["Client"]()),
     CORE["Exporter"]: lambda _: CORE["Exporter"](),
     CORE["Holder"]: lambda world: world.held.obj,
     CORE["HandleTable"]: lambda _: CORE["HandleTable"](),
     CORE["Ledger"]: lambda _: CORE["Ledger"](),
-    CORE["BufferSpace"]: lambda _: CORE["BufferSpace"](),
     CORE["MemoryMethods"]: lambda _: closed(CORE["MemoryMethods"]()),
     CORE["OwnProcess"]: lambda _: CORE["OwnProcess"](),
     CORE["RuleTable"]: lambda _: CORE["RuleTable"](),

@@ -70,14 +70,11 @@ cdef inline int check_region_flags(uint64_t flags, uint64_t addr) except -1:
 cdef inline Request request_of(Method method, uint64_t va, uint64_t size, uint64_t flags) noexcept:
     """A call with numbers that were checked."""
     cdef Request request
+    memset(&request, 0, sizeof(Request))
     request.method = method
     request.va = va
     request.size = size
-    request.flags = <uint32_t>flags
-    request.buffer = NULL
-    request.handle = 0
-    request.offset = 0
-    request.forbidden = 0
+    request.flags = flags
     return request
 
 

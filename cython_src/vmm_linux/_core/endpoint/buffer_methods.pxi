@@ -31,7 +31,7 @@ cdef class VMM(MemoryMethods):
         Source: MdlCreate; memfd_create(2), fcntl(2) F_ADD_SEALS.
         """
         if self.is_watched:
-            return self.watch(CALL_MDL_CREATE, (size, prot, segment_size))
+            return self.watch(MDL_CREATE, (size, prot, segment_size))
         return do_mdl_create(self, size, prot, segment_size)
 
     def mdl_create_from_vm(self, va, size, flags):
@@ -61,7 +61,7 @@ cdef class VMM(MemoryMethods):
         Source: MdlCreateFromVm; memfd_create(2), mremap(2).
         """
         if self.is_watched:
-            return self.watch(CALL_MDL_CREATE_FROM_VM, (va, size, flags))
+            return self.watch(MDL_CREATE_FROM_VM, (va, size, flags))
         return do_mdl_create_from_vm(self, va, size, flags)
 
     def mdl_create_from_buf(self, data, prot):
@@ -82,7 +82,7 @@ cdef class VMM(MemoryMethods):
         Source: memfd_create(2), fcntl(2) F_SEAL_WRITE.
         """
         if self.is_watched:
-            return self.watch(CALL_MDL_CREATE_FROM_BUF, (data, prot))
+            return self.watch(MDL_CREATE_FROM_BUF, (data, prot))
         return do_mdl_create_from_buf(self, data, prot)
 
     def mdl_get_size(self, handle):
@@ -98,7 +98,7 @@ cdef class VMM(MemoryMethods):
         Source: MdlGetSize.
         """
         if self.is_watched:
-            return self.watch(CALL_MDL_GET_SIZE, (handle,))
+            return self.watch(MDL_GET_SIZE, (handle,))
         return do_mdl_get_size(self, handle)
 
     def mdl_map(self, handle, offset, length, hint, prot):
@@ -132,7 +132,7 @@ cdef class VMM(MemoryMethods):
         Source: MdlMap; mmap(2).
         """
         if self.is_watched:
-            return self.watch(CALL_MDL_MAP, (handle, offset, length, hint, prot))
+            return self.watch(MDL_MAP, (handle, offset, length, hint, prot))
         return do_mdl_map(self, handle, offset, length, hint, prot)
 
     def mdl_clone(self, originHandle, offset, length):
@@ -160,7 +160,7 @@ cdef class VMM(MemoryMethods):
         Source: MdlClone; memfd_create(2) for the clone's identity.
         """
         if self.is_watched:
-            return self.watch(CALL_MDL_CLONE, (originHandle, offset, length))
+            return self.watch(MDL_CLONE, (originHandle, offset, length))
         return do_mdl_clone(self, originHandle, offset, length)
 
     def mdl_seal(self, handle, seals):
@@ -185,7 +185,7 @@ cdef class VMM(MemoryMethods):
         Source: fcntl(2) F_SEAL_FUTURE_WRITE, F_SEAL_WRITE.
         """
         if self.is_watched:
-            return self.watch(CALL_MDL_SEAL, (handle, seals))
+            return self.watch(MDL_SEAL, (handle, seals))
         return do_mdl_seal(self, handle, seals)
 
     # ---- handles --------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ cdef class VMM(MemoryMethods):
             QUOTA_EXCEEDED: ``limits.handles``.
         """
         if self.is_watched:
-            return self.watch(CALL_HANDLE_COPY, (handle, rights))
+            return self.watch(HANDLE_COPY, (handle, rights))
         return do_handle_copy(self, handle, rights)
 
     def handle_close(self, handle):
@@ -221,7 +221,7 @@ cdef class VMM(MemoryMethods):
             RESOURCE_NOT_FOUND: the handle was closed before.
         """
         if self.is_watched:
-            return self.watch(CALL_HANDLE_CLOSE, (handle,))
+            return self.watch(HANDLE_CLOSE, (handle,))
         return do_handle_close(self, handle)
 
     def handle_revoke(self, handle):
@@ -238,7 +238,7 @@ cdef class VMM(MemoryMethods):
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
         """
         if self.is_watched:
-            return self.watch(CALL_HANDLE_REVOKE, (handle,))
+            return self.watch(HANDLE_REVOKE, (handle,))
         return do_handle_revoke(self, handle)
 
     def handle_info(self, handle):
@@ -256,7 +256,7 @@ cdef class VMM(MemoryMethods):
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
         """
         if self.is_watched:
-            return self.watch(CALL_HANDLE_INFO, (handle,))
+            return self.watch(HANDLE_INFO, (handle,))
         return do_handle_info(self, handle)
 
     def send_handle(self, sock, handle, rights=None):
@@ -282,7 +282,7 @@ cdef class VMM(MemoryMethods):
         Source: sendmsg(2), unix(7) SCM_RIGHTS.
         """
         if self.is_watched:
-            return self.watch(CALL_SEND_HANDLE, (sock, handle, rights))
+            return self.watch(SEND_HANDLE, (sock, handle, rights))
         return do_send_handle(self, sock, handle, rights)
 
     def recv_handle(self, sock, require=0, max_size=None, peer_uid=None):
@@ -311,7 +311,7 @@ cdef class VMM(MemoryMethods):
         Source: recvmsg(2), unix(7) SCM_RIGHTS, SO_PEERCRED.
         """
         if self.is_watched:
-            return self.watch(CALL_RECV_HANDLE, (sock, require, max_size, peer_uid))
+            return self.watch(RECV_HANDLE, (sock, require, max_size, peer_uid))
         return do_recv_handle(self, sock, require, max_size, peer_uid)
 
     def handle_fileno(self, handle, rights=None):
@@ -340,7 +340,7 @@ cdef class VMM(MemoryMethods):
         Source: fcntl(2) F_DUPFD_CLOEXEC.
         """
         if self.is_watched:
-            return self.watch(CALL_HANDLE_FILENO, (handle, rights))
+            return self.watch(HANDLE_FILENO, (handle, rights))
         return do_handle_fileno(self, handle, rights)
 
     def handle_from_fd(self, fd, require=0, max_size=None):
@@ -365,42 +365,42 @@ cdef class VMM(MemoryMethods):
         Source: memfd_create(2), fcntl(2) F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFL.
         """
         if self.is_watched:
-            return self.watch(CALL_HANDLE_FROM_FD, (fd, require, max_size))
+            return self.watch(HANDLE_FROM_FD, (fd, require, max_size))
         return do_handle_from_fd(self, fd, require, max_size)
 
     # ---- what they share ----------------------------------------------------------------------
 
     cdef object carry_out(self, int call, tuple a):
         """Carry out a method: one of these, or one over regions."""
-        if call == CALL_MDL_CREATE:
+        if call == MDL_CREATE:
             return do_mdl_create(self, a[0], a[1], a[2])
-        if call == CALL_MDL_CREATE_FROM_VM:
+        if call == MDL_CREATE_FROM_VM:
             return do_mdl_create_from_vm(self, a[0], a[1], a[2])
-        if call == CALL_MDL_CREATE_FROM_BUF:
+        if call == MDL_CREATE_FROM_BUF:
             return do_mdl_create_from_buf(self, a[0], a[1])
-        if call == CALL_MDL_GET_SIZE:
+        if call == MDL_GET_SIZE:
             return do_mdl_get_size(self, a[0])
-        if call == CALL_MDL_MAP:
+        if call == MDL_MAP:
             return do_mdl_map(self, a[0], a[1], a[2], a[3], a[4])
-        if call == CALL_MDL_CLONE:
+        if call == MDL_CLONE:
             return do_mdl_clone(self, a[0], a[1], a[2])
-        if call == CALL_MDL_SEAL:
+        if call == MDL_SEAL:
             return do_mdl_seal(self, a[0], a[1])
-        if call == CALL_HANDLE_COPY:
+        if call == HANDLE_COPY:
             return do_handle_copy(self, a[0], a[1])
-        if call == CALL_HANDLE_CLOSE:
+        if call == HANDLE_CLOSE:
             return do_handle_close(self, a[0])
-        if call == CALL_HANDLE_REVOKE:
+        if call == HANDLE_REVOKE:
             return do_handle_revoke(self, a[0])
-        if call == CALL_HANDLE_INFO:
+        if call == HANDLE_INFO:
             return do_handle_info(self, a[0])
-        if call == CALL_SEND_HANDLE:
+        if call == SEND_HANDLE:
             return do_send_handle(self, a[0], a[1], a[2])
-        if call == CALL_RECV_HANDLE:
+        if call == RECV_HANDLE:
             return do_recv_handle(self, a[0], a[1], a[2], a[3])
-        if call == CALL_HANDLE_FILENO:
+        if call == HANDLE_FILENO:
             return do_handle_fileno(self, a[0], a[1])
-        if call == CALL_HANDLE_FROM_FD:
+        if call == HANDLE_FROM_FD:
             return do_handle_from_fd(self, a[0], a[1], a[2])
         return MemoryMethods.carry_out(self, call, a)
 
@@ -410,12 +410,12 @@ cdef class VMM(MemoryMethods):
         cdef uint64_t bits
         cdef Request request = handle_request(method, number(name, "handle", handle), 0)
         if rights is None:
-            request.flags = rights_of(request.handle)
+            request.rights = rights_of(request.handle)
         else:
             bits = number(name, "rights", rights)
             check_bits(name, "rights", bits, RIGHT_ALL)
-            request.flags = <uint32_t>bits
-        request.buffer = parcel
+            request.rights = bits
+        request.parcel = parcel
         return request
 
     cdef int send_directly(self, int sock, const Request *request) noexcept:
@@ -424,20 +424,20 @@ cdef class VMM(MemoryMethods):
         0 or the -errno of the socket; -EAGAIN also where the handle hinders it. Whatever hinders
         it leaves everything as it was.
         """
-        cdef Parcel *parcel = <Parcel *>request.buffer
+        cdef Parcel *parcel = request.parcel
         cdef int result = -EAGAIN
-        self.space.enter()
-        if not self.space.closed and self.space.pack(request).reason == DONE:
+        lock_space(self.space)
+        if not self.space.closed and pack_handle(self.space, request).reason == DONE:
             result = send_at_once(sock, parcel)
             if result < 0:
-                self.space.undescribe(parcel.handle, parcel.descriptions)
-        self.space.leave()
+                undescribe_handle(self.space, parcel.handle, parcel.descriptions)
+        unlock_space(self.space)
         return result
 
     cdef object unpack(self, Method method, Parcel *parcel):
         """A handle of a parcel that came in, and was checked; it is used up."""
         cdef Request request = handle_request(method, 0, 0)
-        request.buffer = parcel
+        request.parcel = parcel
         try:
             return made(self.space, &request)
         finally:
@@ -464,7 +464,7 @@ cdef object do_mdl_create(VMM self, object size, object prot, object segment_siz
     check_some_access("mdl_create", bits)
     check_multiple("mdl_create", "segment_size", piece)
     request = request_of(MDL_CREATE, 0, length, bits)
-    request.offset = min(piece, length) if piece != 0 else length
+    request.segment_size = min(piece, length) if piece != 0 else length
     return made(self.space, &request)
 
 
@@ -482,10 +482,10 @@ cdef object do_mdl_create_from_vm(VMM self, object va, object size, object flags
     request = request_of(MDL_CREATE_FROM_VM, start, length, bits)
     request.forbidden = self.forbidden
     while True:
-        request.handle = self.space.next_handle(request.flags)
-        handle = Handle(request.handle)
-        answer = (refused(NO_LEDGER_MEMORY) if request.handle == 0
-                  else self.space.perform(&request))
+        request.new_handle = next_handle(self.space, <uint32_t>request.flags)
+        handle = Handle(request.new_handle)
+        answer = (refused(NO_LEDGER_MEMORY) if request.new_handle == 0
+                  else perform(self.space, &request))
         if answer.reason == DONE:
             return handle
         if answer.reason != OTHER_HANDLE:       # or another thread has it by now
@@ -511,7 +511,7 @@ cdef object do_mdl_create_from_buf(VMM self, object data, object prot):
     try:
         check_bytes("mdl_create_from_buf", 0, buffer.len)
         request = request_of(MDL_CREATE_FROM_BUF, 0, buffer.len, bits)
-        request.buffer = buffer.buf
+        request.data = buffer.buf
         return made(self.space, &request)
     finally:
         PyBuffer_Release(&buffer)
@@ -559,7 +559,7 @@ cdef object do_mdl_seal(VMM self, object handle, object seals):
     check_bits("mdl_seal", "seals", bits, SEAL_PUBLISH | SEAL_FREEZE)
     if bits == 0:
         raise InvalidArgument("mdl_seal", "seals 0: PUBLISH or FREEZE is needed")
-    request.flags = <uint32_t>bits
+    request.seals = bits
     call(self.space, &request)
 
 
@@ -569,8 +569,8 @@ cdef object do_handle_copy(VMM self, object handle, object rights):
     check_open(self, "handle_copy")
     bits = number("handle_copy", "rights", rights)
     check_bits("handle_copy", "rights", bits, RIGHT_ALL)
-    request = handle_request(
-        HANDLE_COPY, number("handle_copy", "handle", handle), <uint32_t>bits)
+    request = handle_request(HANDLE_COPY, number("handle_copy", "handle", handle), 0)
+    request.rights = bits
     return made(self.space, &request)
 
 
@@ -593,7 +593,7 @@ cdef object do_handle_info(VMM self, object handle):
     cdef Request request
     check_open(self, "handle_info")
     request = handle_request(HANDLE_INFO, number("handle_info", "handle", handle), 0)
-    request.buffer = &facts
+    request.facts = &facts
     call(self.space, &request)
     return HandleInfo(
         Rights(facts.rights), facts.size, facts.sid,
@@ -607,7 +607,7 @@ cdef object do_send_handle(VMM self, object sock, object handle, object rights):
     cdef int result
     check_open(self, "send_handle")
     check_socket("send_handle", sock)
-    request = self.leaving(SEND, "send_handle", handle, rights, &parcel)
+    request = self.leaving(SEND_HANDLE, "send_handle", handle, rights, &parcel)
     if is_plain(sock):
         result = self.send_directly(sock.fileno(), &request)
         if result != -EAGAIN:
@@ -631,7 +631,7 @@ cdef object do_recv_handle(VMM self, object sock, object require, object max_siz
     if peer_uid is not None:
         peer_uid = number("recv_handle", "peer_uid", peer_uid)
     received = receive(sock, demands, peer_uid)
-    return self.unpack(RECEIVE, &received.parcel)
+    return self.unpack(RECV_HANDLE, &received.parcel)
 
 
 cdef object do_handle_fileno(VMM self, object handle, object rights):

@@ -99,36 +99,6 @@ REASONS = {
 }
 """Why a call can fail without the kernel's word: return code and message."""
 
-METHOD_NAMES = {
-    ALLOCATE: "allocate",
-    COMMIT: "commit",
-    DECOMMIT: "decommit",
-    PROTECT: "protect",
-    FREE: "free",
-    CHECK: "read",
-    READ: "read",
-    WRITE: "write",
-    PIN: "view",
-    CLOSE: "close",
-    COMMIT_RANGES: "commit_ranges",
-    DECOMMIT_RANGES: "decommit_ranges",
-    MDL_CREATE: "mdl_create",
-    MDL_CREATE_FROM_VM: "mdl_create_from_vm",
-    MDL_CREATE_FROM_BUF: "mdl_create_from_buf",
-    MDL_MAP: "mdl_map",
-    MDL_CLONE: "mdl_clone",
-    MDL_SEAL: "mdl_seal",
-    MDL_GET_SIZE: "mdl_get_size",
-    HANDLE_COPY: "handle_copy",
-    HANDLE_CLOSE: "handle_close",
-    HANDLE_REVOKE: "handle_revoke",
-    HANDLE_INFO: "handle_info",
-    SEND: "send_handle",
-    HANDLE_FILENO: "handle_fileno",
-    RECEIVE: "recv_handle",
-    HANDLE_FROM_FD: "handle_from_fd",
-}
-
 OVER_PAGES = frozenset((
     COMMIT, DECOMMIT, PROTECT, FREE, MDL_CREATE_FROM_VM, COMMIT_RANGES, DECOMMIT_RANGES))
 """The methods whose range is pages of a region."""
@@ -145,31 +115,31 @@ cdef size_t guards(uint32_t flags) noexcept nogil:
 
 cdef object explain(Request *request, Answer *answer):
     """The exception for a call that failed, with the values that were wrong and what to do."""
-    method = METHOD_NAMES[request.method]
+    method = name_of(request.method)
     if answer.reason != KERNEL_REFUSED:
         rc, template = REASONS[answer.reason]
         message = template.format(
-            va=request.va, size=request.size, value=answer.value,
+            va=request.va, size=request.size, value=answer.requested if answer.reason == BEYOND_LIMIT else answer.subject,
             handle=request.handle, offset=request.offset,
-            rights=Rights(answer.value & RIGHT_ALL).name, bound=answer.bound, out=answer.out,
-            figure=FIGURE_NAMES[answer.limits] if answer.reason == BEYOND_LIMIT else None,
+            rights=Rights(answer.subject & RIGHT_ALL).name, bound=answer.bound, out=answer.used,
+            figure=FIGURE_NAMES[answer.figure] if answer.reason == BEYOND_LIMIT else None,
             lowest=kernel.mmap_min_addr(), highest=kernel.user_space_end())
-    elif answer.error == ENOMEM:
+    elif answer.error == -ENOMEM:
         rc, message = _shortage.explain(
             request.va if request.method in OVER_PAGES else None,
-            request.size + guards(request.flags) * (answer.limits & LIMIT_AS != 0),
-            [name for bit, name in RESOURCE_LIMITS if answer.limits & bit],
-            answer.value)
-    elif answer.error == EDQUOT:        # our word for a full memory cgroup, not the kernel's
+            request.size + guards(<uint32_t>request.flags) * (answer.resource_limits & LIMIT_AS != 0),
+            [name for bit, name in RESOURCE_LIMITS if answer.resource_limits & bit],
+            answer.mappings)
+    elif answer.error == -EDQUOT:        # our word for a full memory cgroup, not the kernel's
         answer.error = 0
         rc, message = Retcode.OUT_OF_MEMORY, _shortage.explain_group(request.size)
     else:
-        rc = RETCODES.get(answer.error, Retcode.FAIL)
-        message = _shortage.NAMES.get(answer.error) or (
+        rc = RETCODES.get(-answer.error, Retcode.FAIL)
+        message = _shortage.NAMES.get(-answer.error) or (
             f"the kernel refused {request.size} bytes at 0x{request.va:x}")
-    if request.method == MDL_SEAL and answer.done != 0:
-        message += f"; the first {answer.done} bytes of it are sealed"
-    return error(rc, method, message, answer.error or None, completed=answer.done)
+    if request.method == MDL_SEAL and answer.completed != 0:
+        message += f"; the first {answer.completed} bytes of it are sealed"
+    return error(rc, method, message, -answer.error or None, completed=answer.completed)
 
 
 cdef object OK = Retcode.OK

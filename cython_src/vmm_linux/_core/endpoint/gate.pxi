@@ -26,7 +26,7 @@ cdef object close_socket = SocketType.close
 cdef class Watched:
     """The base of every VMM: what its methods go through when somebody is to be asked or told."""
 
-    cdef BufferSpace space
+    cdef AddressSpace space
     cdef RuleTable policy       # None: everything is allowed
     cdef Audit audit            # None: nothing is written down
     cdef bint is_watched        # whether there is one of them, or may be: nobody has said yet
@@ -77,7 +77,7 @@ cdef class Watched:
     cdef object watch(self, int call, tuple arguments):
         """A method of a VMM that is watched."""
         if not self.is_settled:
-            if call == CALL_CLOSE:
+            if call == CLOSE:
                 return self.carry_out(call, arguments)
             self.settle(None, None)
             if not self.is_watched:
@@ -92,7 +92,7 @@ cdef class Watched:
         try:
             record = self.audit.begin(name_of(call))
         except MemoryError as problem:
-            if call != CALL_CLOSE:
+            if call != CLOSE:
                 raise
             # Closing only gives back, and memory too: it does not fail for want of a record.
             tell_unraisable(self.audit, problem)
@@ -131,12 +131,12 @@ cdef class Watched:
         cdef Facts facts
         cdef tuple plain
         # Closing only gives back, and leaves nothing that could be called.
-        if call == CALL_CLOSE or self.space.closed:
+        if call == CLOSE or self.space.closed:
             return self.carry_out(call, arguments)
         plain = normalised(call, arguments, &facts)
         if record is not None:
             record.numbers = as_numbers(call, plain)
-        if call != CALL_SEND_HANDLE and call != CALL_RECV_HANDLE or self.policy is None:
+        if call != SEND_HANDLE and call != RECV_HANDLE or self.policy is None:
             return self.checked_plain(call, plain, &facts, record, None)
         # A socket of this package's own: what the policy looks at is what is used, whatever the
         # caller's class overrides, or another thread puts under the descriptor's number.
@@ -170,7 +170,7 @@ cdef class Watched:
             return self.carry_out(call, plain)
         except SecurityDisallow:
             # The one rule that looks at the pages themselves, under the mutex.
-            if record is not None and call == CALL_MDL_CREATE_FROM_VM:
+            if record is not None and call == MDL_CREATE_FROM_VM:
                 record.decision, record.rule = "deny", "no executable MDL"
             raise
 
@@ -228,13 +228,13 @@ cdef class Watched:
     cdef int look(self, int call, tuple plain, Facts *facts, Record record) except -1:
         """Find out what rules ask about, and the audit writes down, beside the arguments."""
         cdef RuleTable policy = self.policy
-        cdef bint leaves = call == CALL_SEND_HANDLE or call == CALL_HANDLE_FILENO
+        cdef bint leaves = call == SEND_HANDLE or call == HANDLE_FILENO
         cdef bint asked = policy is not None and policy.ask is not None
         if facts.handle != 0 and (
                 record is not None
                 or leaves and (asked or policy is not None and policy.asks_seals[call])):
             self.look_at_handle(facts.handle, facts if leaves else NULL, record)
-        if ((call == CALL_SEND_HANDLE or call == CALL_RECV_HANDLE)
+        if ((call == SEND_HANDLE or call == RECV_HANDLE)
                 and (record is not None or asked
                      or policy is not None and policy.asks_peer[call])):
             peer = peer_of(plain[0])
@@ -252,8 +252,8 @@ cdef class Watched:
         """
         cdef HandleFacts found
         cdef Request request = handle_request(HANDLE_INFO, handle, 0)
-        request.buffer = &found
-        if self.space.perform(&request).reason != DONE:
+        request.facts = &found
+        if perform(self.space, &request).reason != DONE:
             return 0
         if facts != NULL:
             facts.seals = found.seals

@@ -25,7 +25,7 @@ cdef class Client(Watched):
     _warns = True
 
     def __cinit__(self, *arguments, **keywords):
-        self.space = BufferSpace()
+        self.space = AddressSpace()
         self.process = OwnProcess()
         caller = sys._getframe()
         self.made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
@@ -74,14 +74,14 @@ cdef class Client(Watched):
             look_up_defaults()
         if not Watched.settle(self, policy, audit):
             return False
-        set_bounds(self.space, defaults)
+        bound_space(self.space, defaults)
         return True
 
     cdef object carry_out(self, int call, tuple a):
         """Carry out what every VMM has."""
-        if call == CALL_LIMITS:
+        if call == SET_LIMITS:
             return do_set_limits(self, a[0])
-        if call == CALL_CLOSE:
+        if call == CLOSE:
             return do_close(self)
         return Watched.carry_out(self, call, a)
 
@@ -113,9 +113,9 @@ cdef class Client(Watched):
         """Raise AssertionError if an invariant of the ledger does not hold. For tests."""
         cdef uintptr_t where = 0
         cdef const char *flaw
-        self.space.enter()
-        flaw = self.space.flaw(&where)
-        self.space.leave()
+        lock_space(self.space)
+        flaw = find_flaw(self.space, &where)
+        unlock_space(self.space)
         if flaw != NULL:
             raise AssertionError(f"{flaw.decode()} at 0x{where:x}")
 
@@ -141,7 +141,7 @@ cdef class Client(Watched):
     @limits.setter
     def limits(self, limits):
         if self.is_watched:
-            self.watch(CALL_LIMITS, (limits,))
+            self.watch(SET_LIMITS, (limits,))
         else:
             do_set_limits(self, limits)
 
@@ -183,7 +183,7 @@ cdef class Client(Watched):
         if self.space.closed:
             return
         if self.is_watched:
-            self.watch(CALL_CLOSE, ())
+            self.watch(CLOSE, ())
         else:
             do_close(self)
 
@@ -211,9 +211,9 @@ cdef object do_close(Client self):
         return None
     call(self.space, &request)
     # No query opens these files again: the VMM is closed.
-    self.space.enter()
+    lock_space(self.space)
     self.process.release()
-    self.space.leave()
+    unlock_space(self.space)
     return None
 
 
@@ -223,7 +223,7 @@ cdef object do_set_limits(Client self, object limits):
     check_open(self, "limits")
     limits = plain_limits("limits", limits)
     fill(bounds, attrgetter(*FIGURE_NAMES)(limits))
-    set_bounds(self.space, bounds)
+    bound_space(self.space, bounds)
     return None
 
 
@@ -263,21 +263,21 @@ cdef int fill(uint64_t *numbers, tuple bounds) except -1:
     return 0
 
 
-cdef void read_usage(BufferSpace space, uint64_t *used, uint64_t *bounds) noexcept:
+cdef void read_usage(AddressSpace space, uint64_t *used, uint64_t *bounds) noexcept:
     """What is used and what bounds it, at one moment."""
     cdef int figure
-    space.enter()
+    lock_space(space)
     for figure in range(FIGURES):
-        used[figure] = space.used(figure)
+        used[figure] = usage_of(space, figure)
         bounds[figure] = space.bounds[figure]
-    space.leave()
+    unlock_space(space)
 
 
-cdef void set_bounds(BufferSpace space, const uint64_t *bounds) noexcept:
+cdef void bound_space(AddressSpace space, const uint64_t *bounds) noexcept:
     """Bound what is made from now on."""
-    space.enter()
-    space.set_bounds(bounds)
-    space.leave()
+    lock_space(space)
+    set_bounds(space, bounds)
+    unlock_space(space)
 
 
 cdef int refuse_closed(str method) except -1:
@@ -311,13 +311,13 @@ cdef bint intent_of_any(uintptr_t va, Intent *intent) except -1:
     cdef uintptr_t start = 0
     cdef uintptr_t end = <uintptr_t>-1
     for vmm in every_vmm() if ALL else ():
-        vmm.space.enter()
+        lock_space(vmm.space)
         found = False
         if not vmm.space.closed:
             found = intent_at(vmm.space.ledger, va, intent)
             start = max(start, intent.start)
             end = min(end, intent.end)
-        vmm.space.leave()
+        unlock_space(vmm.space)
         if found:
             return True
     intent.start = start
@@ -329,12 +329,12 @@ cdef int add_intents_of_all(vector[Intent] *intents) except -1:
     """Adds what every VMM of this process made, each read at one moment."""
     cdef Client vmm
     for vmm in every_vmm():
-        vmm.space.enter()
+        lock_space(vmm.space)
         try:
             if not vmm.space.closed:
                 add_intents(vmm.space.ledger, intents)
         finally:
-            vmm.space.leave()
+            unlock_space(vmm.space)
     return 0
 
 

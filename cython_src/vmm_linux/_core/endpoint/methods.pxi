@@ -5,37 +5,6 @@ turned into a number once, and the number is what goes on. Python code of the ca
 (``__index__``, an iterator, a buffer) runs here, before the decision, and not again after it.
 """
 
-cdef enum Call:
-    CALL_ALLOCATE
-    CALL_COMMIT
-    CALL_DECOMMIT
-    CALL_COMMIT_RANGES
-    CALL_DECOMMIT_RANGES
-    CALL_PROTECT
-    CALL_FREE
-    CALL_QUERY
-    CALL_VIEW
-    CALL_READ
-    CALL_WRITE
-    CALL_MDL_CREATE
-    CALL_MDL_CREATE_FROM_VM
-    CALL_MDL_CREATE_FROM_BUF
-    CALL_MDL_GET_SIZE
-    CALL_MDL_MAP
-    CALL_MDL_CLONE
-    CALL_MDL_SEAL
-    CALL_HANDLE_COPY
-    CALL_HANDLE_CLOSE
-    CALL_HANDLE_REVOKE
-    CALL_HANDLE_INFO
-    CALL_SEND_HANDLE
-    CALL_RECV_HANDLE
-    CALL_HANDLE_FILENO
-    CALL_HANDLE_FROM_FD
-    CALL_LIMITS
-    CALL_CLOSE
-    CALLS                       # how many there are
-
 cdef struct Facts:
     # What a rule can look at. Where a call has no such thing, it is 0; of the peer
     # -1, as is what is unknown of one.
@@ -136,7 +105,7 @@ METHODS = (
 ``limits`` is setting them.
 """
 
-assert len(METHODS) == CALLS
+assert len(METHODS) == METHOD_COUNT
 
 # The same for C.
 cdef enum:
@@ -156,7 +125,7 @@ cdef enum:
     SOCKET
     LIMITS
 
-cdef int kinds[CALLS][MOST_ARGUMENTS]
+cdef int kinds[METHOD_COUNT][MOST_ARGUMENTS]
 cdef tuple argument_names = tuple(map(PublicMethod.names, METHODS))
 cdef tuple method_names = tuple(map(attrgetter("name"), METHODS))
 
@@ -173,8 +142,8 @@ fill_in()
 
 
 cdef str name_of(int call):
-    """The name of a method."""
-    return <str>method_names[call]
+    """The name of a method, or of the method that this is a part of."""
+    return "read" if call == CHECK else <str>method_names[call]
 
 
 cdef tuple normalised(int call, tuple arguments, Facts *facts):
@@ -326,10 +295,10 @@ cdef class Question:
     @property
     def usage(self):
         """What the VMM uses (``VMM.usage``), asked for when it is looked at."""
-        return usage_of(self.vmm)
+        return usage_of_vmm(self.vmm)
 
 
-cdef object usage_of(object vmm):
+cdef object usage_of_vmm(object vmm):
     """The one place where a policy's callable gets at what the VMM uses.
 
     It is the package's own method that is asked, whatever a subclass has in its place.

@@ -227,10 +227,10 @@ cdef int settle(AddressSpace space, OwnProcess process, SmapsRecord record) exce
     cdef char name[NAME_ROOM]
     cdef int result = -1
     if can_mean_two(record.pathname):
-        space.enter()
+        lock_space(space)
         if not space.closed:
             result = process.name_at(record.range_start, &found, name, NAME_ROOM)
-        space.leave()
+        unlock_space(space)
         if result == 0:
             record.pathname = settled_name(record.pathname, record.range_start, &found, name)
     return 0
@@ -244,13 +244,13 @@ cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint s
     cdef int result
     if smaps:
         with nogil:
-            space.wait()
+            wait_for_space(space)
             result = ask_kernel(space, process, page, True, &found)
-            space.leave()
+            unlock_space(space)
     else:
-        space.enter()
+        lock_space(space)
         result = ask_kernel(space, process, page, False, &found)
-        space.leave()
+        unlock_space(space)
     try:
         if found.closed:
             raise InvalidOperation("query", "this VMM is closed; make another one")

@@ -30,32 +30,32 @@ cdef class MemoryMethods(Client):
         Source: Allocate; mmap(2), mprotect(2), madvise(2), mlock(2), memfd_create(2).
         """
         if self.is_watched:
-            return self.watch(CALL_ALLOCATE, (addr, size, flags))
+            return self.watch(ALLOCATE, (addr, size, flags))
         return do_allocate(self, addr, size, flags)
 
     cdef object carry_out(self, int call, tuple a):
         """Carry out one of these methods, or what every VMM has."""
-        if call == CALL_ALLOCATE:
+        if call == ALLOCATE:
             return do_allocate(self, a[0], a[1], a[2])
-        if call == CALL_COMMIT:
+        if call == COMMIT:
             return do_commit(self, a[0], a[1], a[2])
-        if call == CALL_COMMIT_RANGES:
+        if call == COMMIT_RANGES:
             return do_commit_ranges(self, a[0])
-        if call == CALL_DECOMMIT_RANGES:
+        if call == DECOMMIT_RANGES:
             return do_decommit_ranges(self, a[0])
-        if call == CALL_DECOMMIT:
+        if call == DECOMMIT:
             return do_decommit(self, a[0], a[1])
-        if call == CALL_PROTECT:
+        if call == PROTECT:
             return do_protect(self, a[0], a[1], a[2])
-        if call == CALL_FREE:
+        if call == FREE:
             return do_free(self, a[0], a[1])
-        if call == CALL_QUERY:
+        if call == QUERY:
             return do_query(self, a[0], a[1])
-        if call == CALL_VIEW:
+        if call == VIEW:
             return do_view(self, a[0], a[1], a[2])
-        if call == CALL_READ:
+        if call == READ:
             return do_read(self, a[0], a[1])
-        if call == CALL_WRITE:
+        if call == WRITE:
             return do_write(self, a[0], a[1])
         return Client.carry_out(self, call, a)
 
@@ -92,7 +92,7 @@ cdef class MemoryMethods(Client):
         Source: Commit; mprotect(2), madvise(2) MADV_POPULATE_WRITE.
         """
         if self.is_watched:
-            return self.watch(CALL_COMMIT, (va, size, flags))
+            return self.watch(COMMIT, (va, size, flags))
         return do_commit(self, va, size, flags)
 
     cdef object change_ranges(self, Method method, str name, object ranges):
@@ -114,14 +114,13 @@ cdef class MemoryMethods(Client):
         if collected.empty():
             return
         request = request_of(method, 0, sum, 0)
-        request.buffer = &collected
-        answer = self.space.perform(&request)
+        request.ranges = &collected
+        answer = perform(self.space, &request)
         if answer.reason != DONE:
             for at in collected:
-                if at.index == answer.done:
+                if at.index == answer.index:
                     request.va = at.start
                     request.size = at.end - at.start
-            answer.done = 0
             raise explain(&request, &answer)
 
     def commit_ranges(self, ranges):
@@ -138,7 +137,7 @@ cdef class MemoryMethods(Client):
         Source: Commit; process_madvise(2) MADV_GUARD_REMOVE.
         """
         if self.is_watched:
-            return self.watch(CALL_COMMIT_RANGES, (ranges,))
+            return self.watch(COMMIT_RANGES, (ranges,))
         return do_commit_ranges(self, ranges)
 
     def decommit_ranges(self, ranges):
@@ -156,7 +155,7 @@ cdef class MemoryMethods(Client):
         Source: Decommit; process_madvise(2) MADV_GUARD_INSTALL.
         """
         if self.is_watched:
-            return self.watch(CALL_DECOMMIT_RANGES, (ranges,))
+            return self.watch(DECOMMIT_RANGES, (ranges,))
         return do_decommit_ranges(self, ranges)
 
     def decommit(self, va, size):
@@ -179,7 +178,7 @@ cdef class MemoryMethods(Client):
         Source: Decommit; mmap(2) MAP_FIXED, fallocate(2) FALLOC_FL_PUNCH_HOLE.
         """
         if self.is_watched:
-            return self.watch(CALL_DECOMMIT, (va, size))
+            return self.watch(DECOMMIT, (va, size))
         return do_decommit(self, va, size)
 
     def protect(self, va, size, flags):
@@ -201,7 +200,7 @@ cdef class MemoryMethods(Client):
         Source: Protect; mprotect(2).
         """
         if self.is_watched:
-            return self.watch(CALL_PROTECT, (va, size, flags))
+            return self.watch(PROTECT, (va, size, flags))
         return do_protect(self, va, size, flags)
 
     def free(self, va, size):
@@ -223,7 +222,7 @@ cdef class MemoryMethods(Client):
         Source: Free; munmap(2).
         """
         if self.is_watched:
-            return self.watch(CALL_FREE, (va, size))
+            return self.watch(FREE, (va, size))
         return do_free(self, va, size)
 
     def query(self, va, smaps=True):
@@ -244,7 +243,7 @@ cdef class MemoryMethods(Client):
         Source: Query; proc(5), ioctl PROCMAP_QUERY and PAGEMAP_SCAN.
         """
         if self.is_watched:
-            return self.watch(CALL_QUERY, (va, smaps))
+            return self.watch(QUERY, (va, smaps))
         return do_query(self, va, smaps)
 
     def view(self, va, size, writable=None):
@@ -265,7 +264,7 @@ cdef class MemoryMethods(Client):
             QUOTA_EXCEEDED: ``limits.mappings``, as a view cuts runs of alike pages.
         """
         if self.is_watched:
-            return self.watch(CALL_VIEW, (va, size, writable))
+            return self.watch(VIEW, (va, size, writable))
         return do_view(self, va, size, writable)
 
     def read(self, va, size):
@@ -288,7 +287,7 @@ cdef class MemoryMethods(Client):
         Source: process_vm_readv(2).
         """
         if self.is_watched:
-            return self.watch(CALL_READ, (va, size))
+            return self.watch(READ, (va, size))
         return do_read(self, va, size)
 
     def write(self, va, data):
@@ -311,25 +310,25 @@ cdef class MemoryMethods(Client):
         Source: process_vm_writev(2).
         """
         if self.is_watched:
-            return self.watch(CALL_WRITE, (va, data))
+            return self.watch(WRITE, (va, data))
         return do_write(self, va, data)
 
 
 # ---- what a call makes ---------------------------------------------------------------------------
 
-cdef object made(BufferSpace space, Request *request):
+cdef object made(AddressSpace space, Request *request):
     """Carry out a call that makes a region or a handle: its address, its ``Handle``.
 
     If no memory is left for that object, what was made is given back: nobody could name it.
     """
-    cdef Answer answer = space.perform(request)
+    cdef Answer answer = perform(space, request)
     cdef bint is_region = request.method == ALLOCATE or request.method == MDL_MAP
     cdef bint is_told = False
     cdef object result
     if answer.reason != DONE:
         raise explain(request, &answer)
     try:
-        result = answer.out if is_region else Handle(answer.out)
+        result = answer.result if is_region else Handle(answer.result)
         is_told = True
         return result
     finally:
@@ -337,38 +336,38 @@ cdef object made(BufferSpace space, Request *request):
             if is_region:
                 free_again(space, request, &answer)
             else:
-                close_again(space, answer.out)
+                close_again(space, answer.result)
 
 
-cdef uint64_t call(BufferSpace space, Request *request) except? 0xFFFFFFFFFFFFFFFF:
+cdef uint64_t call(AddressSpace space, Request *request) except? 0xFFFFFFFFFFFFFFFF:
     """Carry out one call: its address, handle or count. Raise what went wrong."""
-    cdef Answer answer = space.perform(request)
+    cdef Answer answer = perform(space, request)
     if answer.reason != DONE:
         raise explain(request, &answer)
-    return answer.done if request.method == WRITE else answer.out
+    return answer.result
 
 
 # What follows takes no memory of the interpreter's.
 
-cdef void free_again(BufferSpace space, const Request *request, const Answer *answer) noexcept:
+cdef void free_again(AddressSpace space, const Request *request, const Answer *answer) noexcept:
     """Undo a call that made a region."""
-    cdef Request back = request_of(FREE, answer.out, request.size, 0)
-    space.perform(&back)
+    cdef Request back = request_of(FREE, answer.result, request.size, 0)
+    perform(space, &back)
     if request.method == MDL_MAP:
         undescribe(space, request.handle, answer.descriptions)
 
 
-cdef void close_again(BufferSpace space, uint64_t handle) noexcept:
+cdef void close_again(AddressSpace space, uint64_t handle) noexcept:
     """Undo a call that made a handle."""
     cdef Request back = handle_request(HANDLE_CLOSE, handle, 0)
-    space.perform(&back)
+    perform(space, &back)
 
 
-cdef void undescribe(BufferSpace space, uint64_t handle, uint64_t since) noexcept:
+cdef void undescribe(AddressSpace space, uint64_t handle, uint64_t since) noexcept:
     """Close what read-only descriptions a failed call opened; there were ``since`` before."""
     cdef Request back = handle_request(UNDESCRIBE, handle, 0)
-    back.offset = since
-    space.perform(&back)
+    back.descriptions = since
+    perform(space, &back)
 
 
 # ---- the methods themselves ----------------------------------------------------------------------
@@ -451,7 +450,7 @@ cdef object do_read(MemoryMethods self, object va, object size):
     except MemoryError:
         raise OutOfMemory("read", f"no memory for a copy of {length} bytes") from None
     request.method = READ
-    request.buffer = PyBytes_AS_STRING(data)
+    request.data = PyBytes_AS_STRING(data)
     call(self.space, &request)
     return data
 
@@ -473,7 +472,7 @@ cdef object do_write(MemoryMethods self, object va, object data):
     try:
         check_bytes("write", start, buffer.len)
         request = request_of(WRITE, start, buffer.len, FLAG_WRITE)
-        request.buffer = buffer.buf
+        request.data = buffer.buf
         written = buffer.len        # before the bytes are there: what fails has written none
         call(self.space, &request)
         return written

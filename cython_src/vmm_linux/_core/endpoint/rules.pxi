@@ -37,8 +37,8 @@ cdef class RuleTable:
     """What a ``Policy`` is at its core. Compiled once, and never changed."""
 
     cdef vector[vector[Rule]] rules     # of every method
-    cdef bint asks_seals[CALLS]
-    cdef bint asks_peer[CALLS]
+    cdef bint asks_seals[METHOD_COUNT]
+    cdef bint asks_peer[METHOD_COUNT]
     cdef bint compiled
     cdef bint allows_otherwise
     cdef readonly object ask            # a callable, asked where no rule matches, or None
@@ -49,7 +49,7 @@ cdef class RuleTable:
     __reduce__ = refuse_copies("they never change; use the same one, or make one of the same rules")
 
     def __cinit__(self, *arguments, **keywords):
-        self.rules.resize(CALLS)
+        self.rules.resize(METHOD_COUNT)
 
     cdef int answer(self, int call, const Facts *facts) noexcept:
         """The number of the rule that matches, negative (``-1 - number``) where it denies.
@@ -79,21 +79,21 @@ cdef class RuleTable:
         cdef Rule rule
         cdef int call
         cdef size_t place
-        of_calls.resize(CALLS)
+        of_calls.resize(METHOD_COUNT)
         if not all(isinstance(name, str) for name in names):
             raise TypeError("names of rules are strings")
         for numbers in rules:
             rule = rule_of(numbers)
             if not 0 <= rule.number < len(names):
                 raise ValueError(f"rule {rule.number} has no name")
-            for call in range(CALLS):
+            for call in range(METHOD_COUNT):
                 if rule.calls >> call & 1:
                     of_calls[call].push_back(rule)
         # From here on no code of anybody's runs that could compile it, or use it, in between.
         if self.compiled:
             raise InvalidOperation("Policy", "a policy does not change; make another one")
         self.rules.swap(of_calls)
-        for call in range(CALLS):
+        for call in range(METHOD_COUNT):
             for place in range(self.rules[call].size()):
                 self.asks_seals[call] |= has_bits(&self.rules[call][place].seals)
                 self.asks_peer[call] |= has_peers(&self.rules[call][place])

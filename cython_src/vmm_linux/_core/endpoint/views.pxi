@@ -28,10 +28,8 @@ cdef class Pin:
         cdef Request request
         if self.space is None:
             return
-        request.method = UNPIN
-        request.va = self.va
-        request.size = self.size
-        self.space.perform(&request)
+        request = request_of(UNPIN, self.va, self.size, 0)
+        perform(self.space, &request)
 
 
 cdef object pinned_view(AddressSpace space, uintptr_t va, size_t size, object writable):
@@ -39,11 +37,8 @@ cdef object pinned_view(AddressSpace space, uintptr_t va, size_t size, object wr
     cdef Request request
     cdef Answer answer
     cdef Pin pin = Pin.__new__(Pin)
-    request.method = PIN
-    request.va = va
-    request.size = size
-    request.flags = FLAG_READ | FLAG_WRITE if writable else FLAG_READ
-    answer = space.perform(&request)
+    request = request_of(VIEW, va, size, FLAG_READ | FLAG_WRITE if writable else FLAG_READ)
+    answer = perform(space, &request)
     if answer.reason != DONE:
         raise explain(&request, &answer)
     pin.space = space

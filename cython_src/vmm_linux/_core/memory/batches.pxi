@@ -37,7 +37,7 @@ cdef bint add_range(Ranges *ranges, uintptr_t start, uintptr_t end) noexcept nog
 
 cdef Answer about(Answer answer, const Range &this) noexcept nogil:
     """An answer that names the range it is about."""
-    answer.done = this.index
+    answer.index = this.index
     return answer
 
 
@@ -68,7 +68,7 @@ cdef Answer isolate_all(AddressSpace space, Ranges *ranges) noexcept nogil:
         run = space.ledger.run_near(run, dereference(ranges)[i].start)
         if not space.ledger.isolate_from(
                 &run, dereference(ranges)[i].start, dereference(ranges)[i].end):
-            answer = about(space.no_run(), dereference(ranges)[i])
+            answer = about(no_run(space), dereference(ranges)[i])
             coalesce_all(space.ledger, ranges)
             return answer
     return done()
@@ -184,16 +184,16 @@ cdef Answer room_for_all(AddressSpace space, Ranges *ranges) noexcept nogil:
     cdef Answer answer
     for i in range(ranges.size()):
         committed += dereference(ranges)[i].end - dereference(ranges)[i].start
-    if space.is_easily_committed(committed):
+    if is_easily_committed(space, committed):
         return done()
     committed = 0
     for i in range(ranges.size()):
         run = space.ledger.run_near(run, dereference(ranges)[i].start)
-        size = space.reserved_bytes(run, dereference(ranges)[i].start, dereference(ranges)[i].end)
+        size = reserved_bytes(space, run, dereference(ranges)[i].start, dereference(ranges)[i].end)
         committed += size
         locked += size if dereference(run).second.locked else 0
-    answer = space.room_for(COMMITTED, committed)
-    return answer if answer.reason != DONE else space.room_for(LOCKED, locked)
+    answer = check_limit(space, COMMITTED, committed)
+    return answer if answer.reason != DONE else check_limit(space, LOCKED, locked)
 
 
 cdef bint all_guarded(Ledger ledger, Runs.iterator run, uintptr_t end) noexcept nogil:
@@ -222,11 +222,11 @@ cdef Answer commit_one(AddressSpace space, Ranges *ranges, size_t i, Ranges *hel
         around.start = this.start
         around.end = this.end
     if not hold(space.ledger, this, around, held, saved):
-        return space.no_run()
-    if opening and space.commit_by_guards(around, this.start, this.end):
+        return no_run(space)
+    if opening and commit_by_guards(space, around, this.start, this.end):
         return done()
     # Not by a chunk that is not held: to hold has cut runs, which could make one worth opening.
-    return space.commit_by_mappings(
+    return commit_by_mappings(space, 
         flags, space.ledger.run_at(this.start), this.start, this.end)
 
 
@@ -361,7 +361,7 @@ cdef Answer decommit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
         if answer.reason != DONE:
             return answer
         answer = about(
-            space.check_decommit(space.ledger.run_at(dereference(ranges)[i].start),
+            check_decommit(space, space.ledger.run_at(dereference(ranges)[i].start),
                                  dereference(ranges)[i].start, dereference(ranges)[i].end),
             dereference(ranges)[i])
     if answer.reason != DONE:
@@ -383,8 +383,8 @@ cdef Answer decommit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil:
         space.ledger.set_state(plain[i].start, plain[i].end, STATE_RESERVED)
     guard_all(space.ledger, &guarded)
     for i in range(ranges.size()):
-        space.close_chunk(dereference(ranges)[i].start)
-        space.close_chunk(dereference(ranges)[i].end - 1)
+        close_chunk(space, dereference(ranges)[i].start)
+        close_chunk(space, dereference(ranges)[i].end - 1)
     return answer
 
 

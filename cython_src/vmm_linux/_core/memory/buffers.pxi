@@ -6,382 +6,343 @@ cdef uint32_t rights_for(uint32_t flags) noexcept nogil:
         RIGHT_TRANSFER | RIGHT_COPY | RIGHT_GET_SID | (flags & FLAG_RWX_MASK) << RIGHT_MAP_SHIFT)
 
 
-@cython.no_gc
-@cython.final
-cdef class BufferSpace(BufferMappings):
-    """Regions, MDL buffers and handles of one VMM."""
+# ---- limits; the caller holds the mutex ------------------------------------------------------
 
-    def __cinit__(self):
-        self.handles = HandleTable()
 
-    cdef void end_handles(self) noexcept nogil:
-        """With the VMM every handle ends."""
-        self.handles.close_all()
+cdef Answer check_buffer_limits(AddressSpace self, uint64_t mdls, uint64_t size,
+                            bint locked) noexcept nogil:
+    """Whether there may be a handle more, with so many memory objects, of so many bytes."""
+    cdef Answer answer = check_limit(self, HANDLES, 1)
+    if answer.reason == DONE:
+        answer = check_limit(self, MDLS, mdls)
+    if answer.reason == DONE:
+        answer = check_limit(self, MDL_BYTES, size)
+    if answer.reason == DONE and locked:
+        answer = check_limit(self, LOCKED, size)
+    return answer
 
-    cdef Answer dispatch_further(self, const Request *request) noexcept nogil:
-        """The call itself. The caller holds the mutex."""
-        if request.method == COMMIT_RANGES:
-            return commit_ranges(self, <Ranges *>request.buffer)
-        if request.method == DECOMMIT_RANGES:
-            return decommit_ranges(self, <Ranges *>request.buffer)
-        if request.method < HANDLE_COPY:
-            return self.dispatch_mdl(request)
-        return self.dispatch_handle(request)
 
-    cdef Answer dispatch_mdl(self, const Request *request) noexcept nogil:
-        """A call about a buffer."""
-        if request.method == MDL_CREATE:
-            return self.create(request)
-        if request.method == MDL_CREATE_FROM_VM:
-            return self.create_from_vm(request)
-        if request.method == MDL_CREATE_FROM_BUF:
-            return self.create_from_buffer(request)
-        if request.method == MDL_MAP:
-            return self.map(request)
-        if request.method == MDL_CLONE:
-            return self.clone(request)
-        if request.method == MDL_SEAL:
-            return self.seal(request)
-        return self.get_size(request)
+# ---- buffers; the caller holds the mutex -----------------------------------------------------
 
-    cdef Answer dispatch_handle(self, const Request *request) noexcept nogil:
-        """A call about a handle."""
-        if request.method == HANDLE_COPY:
-            return self.copy_handle(request)
-        if request.method == HANDLE_CLOSE:
-            return self.end_handle(request)
-        if request.method == HANDLE_REVOKE:
-            return self.revoke(request)
-        if request.method == HANDLE_INFO:
-            return self.tell(request)
-        if request.method == SEND or request.method == HANDLE_FILENO:
-            return self.pack_own(request)
-        if request.method == UNDESCRIBE:
-            return self.undescribe(request.handle, request.offset)
-        return self.unpack(request)
 
-    # ---- limits; the caller holds the mutex ------------------------------------------------------
+cdef uint64_t next_handle(AddressSpace self, uint32_t flags) noexcept:
+    """The handle of the next buffer with this protection. This takes the mutex by itself."""
+    cdef uint64_t value
+    lock_space(self)
+    value = self.handles.next(rights_for(flags))
+    unlock_space(self)
+    return value
 
-    cdef uint64_t used(self, int figure) noexcept nogil:
-        """What there is of a figure (see ``vmm_linux.Limits``)."""
-        if figure == HANDLES:
-            return self.handles.live.size()
-        return AddressSpace.used(self, figure)
 
-    cdef Answer room_for_buffer(self, uint64_t mdls, uint64_t size,
-                                bint locked) noexcept nogil:
-        """Whether there may be a handle more, with so many memory objects, of so many bytes."""
-        cdef Answer answer = self.room_for(HANDLES, 1)
-        if answer.reason == DONE:
-            answer = self.room_for(MDLS, mdls)
-        if answer.reason == DONE:
-            answer = self.room_for(MDL_BYTES, size)
-        if answer.reason == DONE and locked:
-            answer = self.room_for(LOCKED, size)
+cdef Answer new_handle(AddressSpace self, MemoryObject *buffer, uint32_t rights,
+                       Entry *parent) noexcept nogil:
+    """A handle of a buffer; when memory is short, a buffer that nobody else has is gone."""
+    cdef Entry *entry = self.handles.add(buffer, rights, parent)
+    cdef Answer answer = done()
+    if entry == NULL:
+        memory_object_release(buffer, 0)
+        return refused(NO_LEDGER_MEMORY)
+    answer.result = entry.value
+    return answer
+
+
+cdef Answer create_buffer(AddressSpace self, const Request *request) noexcept nogil:
+    """A buffer of holes, or with LOCKED of memory."""
+    cdef int result = 0
+    cdef bint locked = request.flags & FLAG_LOCKED != 0
+    cdef MemoryObject *buffer
+    cdef Answer answer
+    if request.size > user_space_end():
+        return refused(TOO_LARGE)
+    answer = check_buffer_limits(self, 1, request.size, locked)
+    if answer.reason != DONE:
         return answer
+    buffer = memory_object_new_of_segments(
+        request.size, request.segment_size, request.flags & FLAG_EXECUTE != 0, &result)
+    if buffer == NULL:
+        return kernel_refused(-result)
+    memory_object_count(buffer, &self.buffers, locked)
+    if locked:
+        result = memory_object_fill(buffer, 0, request.size)
+    if result < 0:
+        memory_object_release(buffer, 0)
+        return kernel_refused(result)
+    return new_handle(self, buffer, rights_for(<uint32_t>request.flags), NULL)
 
-    # ---- buffers; the caller holds the mutex -----------------------------------------------------
 
-    cdef uint64_t next_handle(self, uint32_t flags) noexcept:
-        """The handle of the next buffer with this protection. This takes the mutex by itself."""
-        cdef uint64_t value
-        self.enter()
-        value = self.handles.next(rights_for(flags))
-        self.leave()
-        return value
+cdef Answer create_from_bytes(AddressSpace self, const Request *request) noexcept nogil:
+    """A buffer of these bytes; without WRITE it is frozen."""
+    cdef int result = 0
+    cdef uint64_t size = round_up(request.size, page_size())
+    cdef uint64_t sealed
+    cdef MemoryObject *buffer
+    cdef Answer answer = check_buffer_limits(self, 1, size, False)
+    if answer.reason != DONE:
+        return answer
+    buffer = memory_object_new(size, request.flags & FLAG_EXECUTE != 0, &result)
+    if buffer == NULL:
+        return kernel_refused(-result)
+    memory_object_count(buffer, &self.buffers, False)
+    result = kernel.check_headroom(request.size)
+    if result == 0:
+        result = memory_object_store(buffer, 0, request.data, request.size)
+    if result == 0 and not request.flags & FLAG_WRITE:
+        result = memory_object_seal(buffer, SEAL_FREEZE, &sealed)
+    if result < 0:
+        memory_object_release(buffer, 0)
+        return kernel_refused(result)
+    return new_handle(self, buffer, rights_for(<uint32_t>request.flags), NULL)
 
-    cdef Answer new_handle(self, MemoryObject *buffer, uint32_t rights,
-                           Entry *parent) noexcept nogil:
-        """A handle of a buffer; when memory is short, a buffer that nobody else has is gone."""
-        cdef Entry *entry = self.handles.add(buffer, rights, parent)
-        cdef Answer answer = done()
-        if entry == NULL:
+
+cdef Answer create_from_vm(AddressSpace self, const Request *request) noexcept nogil:
+    """A buffer of committed private pages. Once they are one, they stay one: all that could
+    lack comes first, ``request.new_handle`` too, whose Python object the caller has made.
+    """
+    cdef MemoryObject *buffer = NULL
+    cdef Entry *entry
+    cdef Answer answer
+    if not self.ledger.holds(request.va, request.size):
+        return refused(NOT_IN_REGION)
+    answer = check_convertible(
+        self, request.va, request.va + request.size, request.forbidden)
+    if answer.reason == DONE:
+        answer = check_buffer_limits(self, 1, request.size, False)
+    if answer.reason == DONE and request.new_handle != self.handles.next(rights_for(<uint32_t>request.flags)):
+        answer = refused(OTHER_HANDLE)
+    if answer.reason != DONE:
+        return answer
+    entry = self.handles.add(NULL, rights_for(<uint32_t>request.flags), NULL)
+    if entry == NULL:
+        return refused(NO_LEDGER_MEMORY)
+    answer = convert_to_buffer(self, request, &buffer)
+    if answer.reason != DONE:
+        self.handles.withdraw(entry)
+        return answer
+    memory_object_count(buffer, &self.buffers, False)
+    self.handles.give(entry, buffer)
+    answer.result = entry.value
+    return answer
+
+
+cdef Answer buffer_size(AddressSpace self, const Request *request) noexcept nogil:
+    """The size of a buffer."""
+    cdef Entry *entry = NULL
+    cdef Answer answer = self.handles.find(request.handle, 0, &entry)
+    if answer.reason == DONE:
+        answer.result = entry.buffer.size
+    return answer
+
+
+cdef Answer map_handle(AddressSpace self, const Request *request) noexcept nogil:
+    """Map a part of a buffer, with no more than the handle's rights."""
+    cdef Entry *entry = NULL
+    cdef uint64_t descriptions
+    cdef Answer answer = self.handles.find(
+        request.handle, (request.flags & FLAG_RWX_MASK) << RIGHT_MAP_SHIFT, &entry)
+    if answer.reason != DONE:
+        return answer
+    if not is_inside(request, entry.buffer):
+        return refused(BEYOND_BUFFER, entry.buffer.size)
+    descriptions = memory_object_descriptions(entry.buffer)
+    answer = map_buffer(self, request, entry.buffer)
+    if answer.reason == DONE:
+        answer.descriptions = descriptions
+    return answer
+
+
+cdef Answer clone_handle(AddressSpace self, const Request *request) noexcept nogil:
+    """A buffer that is a window on another."""
+    cdef Entry *entry = NULL
+    cdef MemoryObject *buffer
+    cdef int error = 0
+    cdef Answer answer = self.handles.find(request.handle, RIGHT_COPY, &entry)
+    if answer.reason != DONE:
+        return answer
+    if not is_inside(request, entry.buffer):
+        return refused(BEYOND_BUFFER, entry.buffer.size)
+    answer = check_buffer_limits(self, 1, 0, False)
+    if answer.reason != DONE:
+        return answer
+    buffer = memory_object_clone(entry.buffer, request.offset, request.size, &error)
+    if buffer == NULL:
+        return kernel_refused(-error)
+    memory_object_count(buffer, &self.buffers, False)
+    return new_handle(self, buffer, rights_of(entry.value), entry)
+
+
+cdef Answer seal_buffer(AddressSpace self, const Request *request) noexcept nogil:
+    """Seal the memory behind a buffer. ``done`` tells of segments sealed before a failure."""
+    cdef Entry *entry = NULL
+    cdef uint64_t sealed = 0
+    cdef int result
+    cdef Answer answer = self.handles.find(request.handle, RIGHT_MAP_WRITE, &entry)
+    if answer.reason != DONE:
+        return answer
+    result = memory_object_seal(entry.buffer, <uint32_t>request.seals, &sealed)
+    if result == -EBUSY:
+        answer = refused(STILL_WRITABLE)
+    elif result == -EPERM:
+        answer = refused(UNSEALABLE)
+    elif result < 0:
+        answer = kernel_refused(result)
+    if result < 0:
+        answer.completed = sealed
+    return answer
+
+
+# ---- handles; the caller holds the mutex -----------------------------------------------------
+
+
+cdef Answer copy_handle(AddressSpace self, const Request *request) noexcept nogil:
+    """Another handle of the same buffer, with no more rights."""
+    cdef Entry *entry = NULL
+    cdef Answer answer = self.handles.find(request.handle, RIGHT_COPY | <uint32_t>request.rights, &entry)
+    if answer.reason == DONE:
+        answer = check_limit(self, HANDLES, 1)
+    if answer.reason != DONE:
+        return answer
+    return new_handle(self, entry.buffer, <uint32_t>request.rights, entry)
+
+
+cdef Answer close_handle(AddressSpace self, const Request *request) noexcept nogil:
+    """Close a handle, a revoked one too."""
+    cdef Entry *entry = NULL
+    cdef Answer answer = self.handles.find(request.handle, 0, &entry)
+    if answer.reason != DONE and answer.reason != REVOKED:
+        return answer
+    self.handles.close(entry)
+    return done()
+
+
+cdef Answer revoke_handle(AddressSpace self, const Request *request) noexcept nogil:
+    """End all that came from a handle."""
+    cdef Entry *entry = NULL
+    cdef Answer answer = self.handles.find(request.handle, 0, &entry)
+    if answer.reason == DONE:
+        self.handles.revoke_descendants(entry)
+    return answer
+
+
+cdef Answer describe_handle(AddressSpace self, const Request *request) noexcept nogil:
+    """Fill in the HandleFacts that the request points to."""
+    cdef HandleFacts *facts = request.facts
+    cdef Entry *entry = NULL
+    cdef int result
+    cdef Answer answer = self.handles.find(request.handle, 0, &entry)
+    if answer.reason != DONE:
+        return answer
+    facts.rights = rights_of(entry.value)
+    facts.size = entry.buffer.size
+    facts.cloned = entry.buffer.origin != NULL
+    facts.origin_sid = 0
+    facts.seals = memory_object_seals(entry.buffer)
+    result = min(0, facts.seals)
+    if result == 0:
+        result = memory_object_sid(entry.buffer, &facts.sid)
+    if result == 0 and facts.cloned:
+        result = memory_object_sid(entry.buffer.origin, &facts.origin_sid)
+    return answer if result == 0 else kernel_refused(result)
+
+
+# ---- to and from other processes; the caller holds the mutex ---------------------------------
+
+
+cdef Answer pack_handle(AddressSpace self, const Request *request) noexcept nogil:
+    """Fill in the Parcel that the request points to, with the rights in ``rights``.
+
+    Its files are lent: they are the buffer's, and good as long as the mutex is held.
+    """
+    cdef Parcel *parcel = request.parcel
+    cdef Entry *entry = NULL
+    cdef MemoryObject *buffer
+    cdef uint64_t segments
+    cdef int identities
+    cdef int result = 0
+    cdef Answer answer = self.handles.find(
+        request.handle, RIGHT_TRANSFER | <uint32_t>request.rights, &entry)
+    if answer.reason != DONE:
+        return answer
+    buffer = entry.buffer
+    identities = identities_of(buffer)
+    if request.method == HANDLE_FILENO and identities > 0:
+        return refused(NO_SINGLE_DESCRIPTOR)
+    segments = measure(parcel, buffer)
+    if segments + identities > PARCEL_DESCRIPTORS:
+        return refused(TOO_MANY_SEGMENTS, segments)
+    parcel.rights = <uint32_t>request.rights
+    parcel.handle = request.handle
+    parcel.descriptions = memory_object_descriptions(buffer)
+    if identities > 0:
+        result = add_file(parcel, &buffer.identity, open_file_number(&buffer.identity))
+    if identities > 1 and result == 0:
+        result = add_file(
+            parcel, &buffer.origin.identity, open_file_number(&buffer.origin.identity))
+    if result == 0:
+        result = add_memory(parcel, buffer)
+    if result < 0:
+        memory_object_undescribe(buffer, parcel.descriptions)
+        return kernel_refused(result)
+    return answer
+
+
+cdef Answer pack_owned(AddressSpace self, const Request *request) noexcept nogil:
+    """``pack``, with duplicates in place of the files, which are the parcel's own then."""
+    cdef Parcel *parcel = request.parcel
+    cdef int owned = 0
+    cdef int result
+    cdef Answer answer = pack_handle(self, request)
+    while answer.reason == DONE and owned < parcel.count:
+        result = open_file_own(&parcel.files[owned])
+        if result < 0:
+            parcel.count = owned
+            close_parcel(parcel)
+            undescribe_handle(self, request.handle, parcel.descriptions)
+            return kernel_refused(result)
+        owned += 1
+    return answer
+
+
+cdef Answer undescribe_handle(AddressSpace self, uint64_t handle, uint64_t since) noexcept nogil:
+    """Close the read-only descriptions of a buffer that a call opened and does not need."""
+    cdef Entry *entry = NULL
+    cdef Answer answer = self.handles.find(handle, 0, &entry)
+    if answer.reason == DONE:
+        memory_object_undescribe(entry.buffer, since)
+    return answer
+
+
+cdef Answer unpack_parcel(AddressSpace self, const Request *request) noexcept nogil:
+    """A handle of what came in the Parcel, checked before; its descriptors are used up.
+
+    From the last one on: the segments, their identity if that is another memfd, a clone's
+    identity, and that of a clone of it. What is adopted is not the parcel's any more.
+    """
+    cdef Parcel *parcel = request.parcel
+    cdef int segments = parcel.segments
+    cdef int first = parcel.count - segments
+    cdef int identity = first - 1 if segments > 1 else first
+    cdef MemoryObject *inner
+    cdef MemoryObject *buffer
+    cdef Answer answer = check_buffer_limits(self, 1 + identity, parcel.memory_size, False)
+    if answer.reason != DONE:
+        return answer
+    buffer = memory_object_adopt(
+        parcel.files + first, segments, parcel.rights & RIGHT_MAP_WRITE != 0,
+        parcel.files[identity], parcel.segment_size, parcel.memory_size)
+    if buffer == NULL:
+        return refused(NO_LEDGER_MEMORY)
+    memory_object_count(buffer, &self.buffers, False)
+    parcel.count = identity
+    while parcel.count > 0:
+        inner = memory_object_adopt_clone(
+            buffer, parcel.files[parcel.count - 1], parcel.offset, parcel.size)
+        if inner == NULL:
             memory_object_release(buffer, 0)
             return refused(NO_LEDGER_MEMORY)
-        answer.out = entry.value
-        return answer
-
-    cdef Answer create(self, const Request *request) noexcept nogil:
-        """A buffer of holes, or with LOCKED of memory."""
-        cdef int result = 0
-        cdef bint locked = request.flags & FLAG_LOCKED != 0
-        cdef MemoryObject *buffer
-        cdef Answer answer
-        if request.size > user_space_end():
-            return refused(TOO_LARGE)
-        answer = self.room_for_buffer(1, request.size, locked)
-        if answer.reason != DONE:
-            return answer
-        buffer = memory_object_new_of_segments(
-            request.size, request.offset, request.flags & FLAG_EXECUTE != 0, &result)
-        if buffer == NULL:
-            return kernel_refused(-result)
-        memory_object_count(buffer, &self.buffers, locked)
-        if locked:
-            result = memory_object_fill(buffer, 0, request.size)
-        if result < 0:
-            memory_object_release(buffer, 0)
-            return kernel_refused(result)
-        return self.new_handle(buffer, rights_for(request.flags), NULL)
-
-    cdef Answer create_from_buffer(self, const Request *request) noexcept nogil:
-        """A buffer of these bytes; without WRITE it is frozen."""
-        cdef int result = 0
-        cdef uint64_t size = round_up(request.size, page_size())
-        cdef uint64_t sealed
-        cdef MemoryObject *buffer
-        cdef Answer answer = self.room_for_buffer(1, size, False)
-        if answer.reason != DONE:
-            return answer
-        buffer = memory_object_new(size, request.flags & FLAG_EXECUTE != 0, &result)
-        if buffer == NULL:
-            return kernel_refused(-result)
-        memory_object_count(buffer, &self.buffers, False)
-        result = kernel.check_headroom(request.size)
-        if result == 0:
-            result = memory_object_store(buffer, 0, request.buffer, request.size)
-        if result == 0 and not request.flags & FLAG_WRITE:
-            result = memory_object_seal(buffer, SEAL_FREEZE, &sealed)
-        if result < 0:
-            memory_object_release(buffer, 0)
-            return kernel_refused(result)
-        return self.new_handle(buffer, rights_for(request.flags), NULL)
-
-    cdef Answer create_from_vm(self, const Request *request) noexcept nogil:
-        """A buffer of committed private pages. Once they are one, they stay one: all that could
-        lack comes first, ``request.handle`` too, whose Python object the caller has made.
-        """
-        cdef MemoryObject *buffer = NULL
-        cdef Entry *entry
-        cdef Answer answer
-        if not self.ledger.holds(request.va, request.size):
-            return refused(NOT_IN_REGION)
-        answer = self.check_convertible(
-            request.va, request.va + request.size, request.forbidden)
-        if answer.reason == DONE:
-            answer = self.room_for_buffer(1, request.size, False)
-        if answer.reason == DONE and request.handle != self.handles.next(rights_for(request.flags)):
-            answer = refused(OTHER_HANDLE)
-        if answer.reason != DONE:
-            return answer
-        entry = self.handles.add(NULL, rights_for(request.flags), NULL)
-        if entry == NULL:
-            return refused(NO_LEDGER_MEMORY)
-        answer = self.convert(request, &buffer)
-        if answer.reason != DONE:
-            self.handles.withdraw(entry)
-            return answer
-        memory_object_count(buffer, &self.buffers, False)
-        self.handles.give(entry, buffer)
-        answer.out = entry.value
-        return answer
-
-    cdef Answer get_size(self, const Request *request) noexcept nogil:
-        """The size of a buffer."""
-        cdef Entry *entry = NULL
-        cdef Answer answer = self.handles.find(request.handle, 0, &entry)
-        if answer.reason == DONE:
-            answer.out = entry.buffer.size
-        return answer
-
-    cdef Answer map(self, const Request *request) noexcept nogil:
-        """Map a part of a buffer, with no more than the handle's rights."""
-        cdef Entry *entry = NULL
-        cdef uint64_t descriptions
-        cdef Answer answer = self.handles.find(
-            request.handle, (request.flags & FLAG_RWX_MASK) << RIGHT_MAP_SHIFT, &entry)
-        if answer.reason != DONE:
-            return answer
-        if not is_inside(request, entry.buffer):
-            return refused(BEYOND_BUFFER, entry.buffer.size)
-        descriptions = memory_object_descriptions(entry.buffer)
-        answer = self.map_buffer(request, entry.buffer)
-        if answer.reason == DONE:
-            answer.descriptions = descriptions
-        return answer
-
-    cdef Answer clone(self, const Request *request) noexcept nogil:
-        """A buffer that is a window on another."""
-        cdef Entry *entry = NULL
-        cdef MemoryObject *buffer
-        cdef int error = 0
-        cdef Answer answer = self.handles.find(request.handle, RIGHT_COPY, &entry)
-        if answer.reason != DONE:
-            return answer
-        if not is_inside(request, entry.buffer):
-            return refused(BEYOND_BUFFER, entry.buffer.size)
-        answer = self.room_for_buffer(1, 0, False)
-        if answer.reason != DONE:
-            return answer
-        buffer = memory_object_clone(entry.buffer, request.offset, request.size, &error)
-        if buffer == NULL:
-            return kernel_refused(-error)
-        memory_object_count(buffer, &self.buffers, False)
-        return self.new_handle(buffer, rights_of(entry.value), entry)
-
-    cdef Answer seal(self, const Request *request) noexcept nogil:
-        """Seal the memory behind a buffer. ``done`` tells of segments sealed before a failure."""
-        cdef Entry *entry = NULL
-        cdef uint64_t sealed = 0
-        cdef int result
-        cdef Answer answer = self.handles.find(request.handle, RIGHT_MAP_WRITE, &entry)
-        if answer.reason != DONE:
-            return answer
-        result = memory_object_seal(entry.buffer, request.flags, &sealed)
-        if result == -EBUSY:
-            answer = refused(STILL_WRITABLE)
-        elif result == -EPERM:
-            answer = refused(UNSEALABLE)
-        elif result < 0:
-            answer = kernel_refused(result)
-        if result < 0:
-            answer.done = sealed
-        return answer
-
-    # ---- handles; the caller holds the mutex -----------------------------------------------------
-
-    cdef Answer copy_handle(self, const Request *request) noexcept nogil:
-        """Another handle of the same buffer, with no more rights."""
-        cdef Entry *entry = NULL
-        cdef Answer answer = self.handles.find(request.handle, RIGHT_COPY | request.flags, &entry)
-        if answer.reason == DONE:
-            answer = self.room_for(HANDLES, 1)
-        if answer.reason != DONE:
-            return answer
-        return self.new_handle(entry.buffer, request.flags, entry)
-
-    cdef Answer end_handle(self, const Request *request) noexcept nogil:
-        """Close a handle, a revoked one too."""
-        cdef Entry *entry = NULL
-        cdef Answer answer = self.handles.find(request.handle, 0, &entry)
-        if answer.reason != DONE and answer.reason != REVOKED:
-            return answer
-        self.handles.close(entry)
-        return done()
-
-    cdef Answer revoke(self, const Request *request) noexcept nogil:
-        """End all that came from a handle."""
-        cdef Entry *entry = NULL
-        cdef Answer answer = self.handles.find(request.handle, 0, &entry)
-        if answer.reason == DONE:
-            self.handles.revoke_descendants(entry)
-        return answer
-
-    cdef Answer tell(self, const Request *request) noexcept nogil:
-        """Fill in the HandleFacts that ``request.buffer`` points to."""
-        cdef HandleFacts *facts = <HandleFacts *>request.buffer
-        cdef Entry *entry = NULL
-        cdef int result
-        cdef Answer answer = self.handles.find(request.handle, 0, &entry)
-        if answer.reason != DONE:
-            return answer
-        facts.rights = rights_of(entry.value)
-        facts.size = entry.buffer.size
-        facts.cloned = entry.buffer.origin != NULL
-        facts.origin_sid = 0
-        facts.seals = memory_object_seals(entry.buffer)
-        result = min(0, facts.seals)
-        if result == 0:
-            result = memory_object_sid(entry.buffer, &facts.sid)
-        if result == 0 and facts.cloned:
-            result = memory_object_sid(entry.buffer.origin, &facts.origin_sid)
-        return answer if result == 0 else kernel_refused(result)
-
-    # ---- to and from other processes; the caller holds the mutex ---------------------------------
-
-    cdef Answer pack(self, const Request *request) noexcept nogil:
-        """Fill in the Parcel that ``request.buffer`` points to, with the rights in ``flags``.
-
-        Its files are lent: they are the buffer's, and good as long as the mutex is held.
-        """
-        cdef Parcel *parcel = <Parcel *>request.buffer
-        cdef Entry *entry = NULL
-        cdef MemoryObject *buffer
-        cdef uint64_t segments
-        cdef int identities
-        cdef int result = 0
-        cdef Answer answer = self.handles.find(
-            request.handle, RIGHT_TRANSFER | request.flags, &entry)
-        if answer.reason != DONE:
-            return answer
-        buffer = entry.buffer
-        identities = identities_of(buffer)
-        if request.method == HANDLE_FILENO and identities > 0:
-            return refused(NO_SINGLE_DESCRIPTOR)
-        segments = measure(parcel, buffer)
-        if segments + identities > PARCEL_DESCRIPTORS:
-            return refused(TOO_MANY_SEGMENTS, segments)
-        parcel.rights = request.flags
-        parcel.handle = request.handle
-        parcel.descriptions = memory_object_descriptions(buffer)
-        if identities > 0:
-            result = add_file(parcel, &buffer.identity, open_file_number(&buffer.identity))
-        if identities > 1 and result == 0:
-            result = add_file(
-                parcel, &buffer.origin.identity, open_file_number(&buffer.origin.identity))
-        if result == 0:
-            result = add_memory(parcel, buffer)
-        if result < 0:
-            memory_object_undescribe(buffer, parcel.descriptions)
-            return kernel_refused(result)
-        return answer
-
-    cdef Answer pack_own(self, const Request *request) noexcept nogil:
-        """``pack``, with duplicates in place of the files, which are the parcel's own then."""
-        cdef Parcel *parcel = <Parcel *>request.buffer
-        cdef int owned = 0
-        cdef int result
-        cdef Answer answer = self.pack(request)
-        while answer.reason == DONE and owned < parcel.count:
-            result = open_file_own(&parcel.files[owned])
-            if result < 0:
-                parcel.count = owned
-                close_parcel(parcel)
-                self.undescribe(request.handle, parcel.descriptions)
-                return kernel_refused(result)
-            owned += 1
-        return answer
-
-    cdef Answer undescribe(self, uint64_t handle, uint64_t since) noexcept nogil:
-        """Close the read-only descriptions of a buffer that a call opened and does not need."""
-        cdef Entry *entry = NULL
-        cdef Answer answer = self.handles.find(handle, 0, &entry)
-        if answer.reason == DONE:
-            memory_object_undescribe(entry.buffer, since)
-        return answer
-
-    cdef Answer unpack(self, const Request *request) noexcept nogil:
-        """A handle of what came in the Parcel, checked before; its descriptors are used up.
-
-        From the last one on: the segments, their identity if that is another memfd, a clone's
-        identity, and that of a clone of it. What is adopted is not the parcel's any more.
-        """
-        cdef Parcel *parcel = <Parcel *>request.buffer
-        cdef int segments = parcel.segments
-        cdef int first = parcel.count - segments
-        cdef int identity = first - 1 if segments > 1 else first
-        cdef MemoryObject *inner
-        cdef MemoryObject *buffer
-        cdef Answer answer = self.room_for_buffer(1 + identity, parcel.memory_size, False)
-        if answer.reason != DONE:
-            return answer
-        buffer = memory_object_adopt(
-            parcel.files + first, segments, parcel.rights & RIGHT_MAP_WRITE != 0,
-            parcel.files[identity], parcel.segment_size, parcel.memory_size)
-        if buffer == NULL:
-            return refused(NO_LEDGER_MEMORY)
-        memory_object_count(buffer, &self.buffers, False)
-        parcel.count = identity
-        while parcel.count > 0:
-            inner = memory_object_adopt_clone(
-                buffer, parcel.files[parcel.count - 1], parcel.offset, parcel.size)
-            if inner == NULL:
-                memory_object_release(buffer, 0)
-                return refused(NO_LEDGER_MEMORY)
-            parcel.count -= 1
-            memory_object_count(inner, &self.buffers, False)
-            buffer = inner
-        return self.new_handle(buffer, parcel.rights, NULL)
+        parcel.count -= 1
+        memory_object_count(inner, &self.buffers, False)
+        buffer = inner
+    return new_handle(self, buffer, parcel.rights, NULL)
 
 
 cdef bint is_inside(const Request *request, const MemoryObject *buffer) noexcept nogil:
