@@ -181,20 +181,17 @@ OWNERS: dict[type[Any], Callable[[World], Any]] = {
     CORE["AddressSpace"]: lambda _: CORE["AddressSpace"](),
     CORE["Audit"]: lambda world: world.audit,
     CORE["Question"]: lambda world: world.question,
-    CORE["Client"]: lambda _: closed(CORE["Client"]()),
     CORE["Exporter"]: lambda _: CORE["Exporter"](),
+    CORE["Gate"]: lambda _: CORE["Gate"](),
     CORE["Holder"]: lambda world: world.held.obj,
     CORE["HandleTable"]: lambda _: CORE["HandleTable"](),
     CORE["Ledger"]: lambda _: CORE["Ledger"](),
-    CORE["MemoryMethods"]: lambda _: closed(CORE["MemoryMethods"]()),
     CORE["OwnProcess"]: lambda _: CORE["OwnProcess"](),
     CORE["RuleTable"]: lambda _: CORE["RuleTable"](),
     CORE["Parser"]: lambda _: CORE["Parser"](),
     CORE["Records"]: lambda _: CORE["Records"](),
-    CORE["Demands"]: lambda _: CORE["Demands"](),
     CORE["Pin"]: lambda world: world.view.obj,
     CORE["VMM"]: lambda _: closed(CORE["VMM"]()),
-    CORE["Watched"]: lambda _: CORE["Watched"](),
     endpoint.Endpoint: lambda world: world.vmm.endpoint,
     CORE["Descriptor"]: lambda world: world.event._descriptor,
     CORE["Received"]: lambda _: CORE["Received"](),
@@ -209,7 +206,7 @@ OWNERS: dict[type[Any], Callable[[World], Any]] = {
 VALUES: dict[type[Any], Callable[[World], Any]] = {
     CORE["Record"]: lambda world: world.record,
     core_endpoint.Kind: lambda _: core_endpoint.Kind.DATA,
-    core_endpoint.PublicMethod: lambda _: core_endpoint.METHODS[0],
+    core_endpoint.MethodInfo: lambda _: core_endpoint.METHODS[0],
     CORE["Mapping"]: lambda world: max(world.snapshot, key=lambda each: each.region is not None),
     CORE["Mappings"]: lambda world: world.snapshot._mappings,
     CORE["PageInfo"]: lambda world: world.info,
@@ -299,7 +296,7 @@ def of_subclasses(kind: type[Any]) -> list[Any]:
             made.append(sub.__new__(sub))
         except TypeError:  # final, or not made without arguments
             continue
-        if isinstance(made[-1], CORE["Client"]):
+        if isinstance(made[-1], CORE["VMM"]):
             made[-1].close()
     return made
 
@@ -467,7 +464,7 @@ def try_everything(thing: Any) -> int:  # noqa: ANN401
                 attribute(*arguments)
     with contextlib.suppress(TypeError, BufferError, NotImplementedError):
         memoryview(thing).tobytes()
-    if isinstance(thing, CORE["Client"]):
+    if isinstance(thing, CORE["VMM"]):
         thing.close()
     return tried
 
@@ -657,7 +654,7 @@ def put_together() -> None:
                         made = made[0](*made[1])
                     except (TypeError, VmmError):
                         continue
-                if isinstance(made, CORE["Client"]):
+                if isinstance(made, CORE["VMM"]):
                     made.close()
                 if isinstance(made, CORE["RuleTable"]):
                     with pytest.raises(InvalidArgument, match="not a Policy"):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from enum import IntFlag
 
-    from vmm_linux._core.endpoint import PublicMethod as Method
+    from vmm_linux._core.endpoint import MethodInfo as Method
 
 __all__ = ["READY", "Policy", "PolicyError", "Question", "Rule"]
 
@@ -497,7 +497,7 @@ def lack_of(rule: Rule, condition: Condition, method: Method) -> tuple[str, str]
     leaves = method.name in {"send_handle", "handle_fileno"}
     has = {
         "flags": Kind.FLAGS in kinds,
-        "size": bool(kinds & {Kind.SIZE, Kind.MOST, Kind.DATA, Kind.RANGES}),
+        "size": bool(kinds & {Kind.SIZE, Kind.MAX_SIZE, Kind.DATA, Kind.RANGES}),
         "rights": Kind.RIGHTS in kinds,
         "seals": leaves or Kind.SEALS in kinds,
         "peer": Kind.SOCKET in kinds,

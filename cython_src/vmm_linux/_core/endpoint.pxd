@@ -1,23 +1,12 @@
 """Contract of endpoint."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uintptr_t
 from libcpp.vector cimport vector
 
-from vmm_linux._core.kernel cimport Descriptor, OpenFile, PAGE_SIZE
-from vmm_linux._core.memory cimport *
-from vmm_linux._core.procfs cimport OwnProcess, PageFacts
-from vmm_linux._core.vocabulary cimport *
+from vmm_linux._core.memory cimport Intent
 
 
-# ---- arguments ---------------------------------------------------------------------------------
-
-cdef extern from "Python.h":
-    bint PyLong_Check(object)
-    bint PyBool_Check(object)
-    long long PyLong_AsLongLongAndOverflow(object, int *)
-
-
-# ---- life --------------------------------------------------------------------------------------
+# ---- registry --------------------------------------------------------------------------------------
 
 cdef bint intent_of_any(uintptr_t va, Intent *intent) except -1
 

@@ -15,7 +15,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.errno cimport EAGAIN, EBADF, EDQUOT, EINTR, EIO, ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, errno
 from libc.stdint cimport int64_t, int8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy
 from libcpp.vector cimport vector
 from posix.fcntl cimport O_APPEND, O_CLOEXEC, O_CREAT, O_NOCTTY, O_NONBLOCK, O_WRONLY
 from posix.time cimport clock_gettime, CLOCK_MONOTONIC, CLOCK_REALTIME, timespec
@@ -57,6 +57,7 @@ from vmm_linux._core.procfs cimport (
     free_text,
     NAME_ROOM,
     OwnProcess,
+    PageFacts,
     settled_name,
     SmapsRecord,
     Span,
@@ -74,12 +75,11 @@ import sys
 import time
 import warnings
 import weakref
-from collections import deque
+from collections import deque, namedtuple
 from enum import Enum
 from operator import attrgetter
 from socket import SocketType
 from threading import get_ident
-from typing import NamedTuple
 
 from vmm_linux import _default_limits, _imports, _shortage
 from vmm_linux._core.procfs import parse_smaps
@@ -107,13 +107,18 @@ from vmm_linux.states import PageKind, PageState
 include "endpoint/failures.pxi"
 include "endpoint/arguments.pxi"
 include "endpoint/methods.pxi"
-include "endpoint/audit.pxi"
+include "endpoint/carry.pxi"
 include "endpoint/rules.pxi"
+include "endpoint/audit.pxi"
+include "endpoint/sockets.pxi"
 include "endpoint/wire.pxi"
 include "endpoint/gate.pxi"
 include "endpoint/query.pxi"
 include "endpoint/views.pxi"
 include "endpoint/exporter.pxi"
-include "endpoint/life.pxi"
-include "endpoint/region_methods.pxi"
-include "endpoint/buffer_methods.pxi"
+include "endpoint/regions.pxi"
+include "endpoint/buffers.pxi"
+include "endpoint/limits.pxi"
+include "endpoint/vmm.pxi"
+include "endpoint/registry.pxi"
+include "endpoint/environment.pxi"

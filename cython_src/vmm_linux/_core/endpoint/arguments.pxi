@@ -3,6 +3,12 @@
 Below, numbers are page multiples that do not overflow, and flags are known.
 """
 
+cdef extern from "Python.h":
+    bint PyLong_Check(object)
+    bint PyBool_Check(object)
+    long long PyLong_AsLongLongAndOverflow(object, int *)
+    unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
+
 cdef enum:
     REGION_FLAGS = (
         FLAG_RWX_MASK | FLAG_RESERVE | FLAG_COMMIT | FLAG_LOCKED | FLAG_LOW_GUARD
@@ -12,16 +18,33 @@ cdef enum:
     UNCHOOSABLE = FLAG_WRITE_THROUGH | FLAG_WRITE_COMBINE | FLAG_CACHE_DISABLE
 
 
-cdef inline uint64_t number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
-    """A 64-bit number: an int or whatever has ``__index__``, but no bool."""
+cdef inline bint is_plain_number(object value, uint64_t *number) noexcept:
+    """Whether this is an int from 0 to 2**63 - 1, and no bool: ``number`` then."""
     cdef long long result
     cdef int overflow
     if PyLong_Check(value) and not PyBool_Check(value):
         result = PyLong_AsLongLongAndOverflow(value, &overflow)
         if result >= 0:
-            return result
-    return other_number(method, name, value)
+            number[0] = result
+            return True
+    return False
 
+
+cdef inline uint64_t number(int method, int place, object value) except? 0xFFFFFFFFFFFFFFFF:
+    """The 64-bit number that an argument is: an int or whatever has ``__index__``, but no bool."""
+    cdef uint64_t result
+    if is_plain_number(value, &result):
+        return result
+    return other_number(name_of(method), <str>argument_names[method][place], value)
+
+
+cdef inline uint64_t number_of_range(str method, str name,
+                                     object value) except? 0xFFFFFFFFFFFFFFFF:
+    """The same of one of the two values of a range."""
+    cdef uint64_t result
+    if is_plain_number(value, &result):
+        return result
+    return other_number(method, name, value)
 
 
 cdef inline tuple pair(str method, object item):
@@ -31,16 +54,14 @@ cdef inline tuple pair(str method, object item):
     return other_pair(method, item)
 
 
-
-cdef inline int check_bytes(str method, uint64_t va, uint64_t size) except -1:
+cdef inline int check_bytes(int method, uint64_t va, uint64_t size) except -1:
     """Bytes of memory at any address: one at least, which end below 2**64."""
     if size != 0 and va + size >= va:
         return 0
     return refuse_bytes(method, "va", va, size, "size")
 
 
-
-cdef inline int check_pages(str method, str name, uint64_t va, uint64_t size,
+cdef inline int check_pages(int method, str name, uint64_t va, uint64_t size,
                             str size_name) except -1:
     """Whole pages; ``name`` and ``size_name`` are what the caller calls the two numbers."""
     if size != 0 and is_multiple(va | size, PAGE_SIZE) and va + size >= va:
@@ -48,13 +69,11 @@ cdef inline int check_pages(str method, str name, uint64_t va, uint64_t size,
     return refuse_pages(method, name, va, size, size_name)
 
 
-
-cdef inline int check_protection(str method, uint64_t protection) except -1:
+cdef inline int check_protection(int method, uint64_t protection) except -1:
     """None, R, RW, RX or RWX."""
     if is_legal_protection(protection):
         return 0
     return refuse_protection(method, protection)
-
 
 
 cdef inline int check_region_flags(uint64_t flags, uint64_t addr) except -1:
@@ -64,30 +83,6 @@ cdef inline int check_region_flags(uint64_t flags, uint64_t addr) except -1:
             and (addr != 0 or not flags & FLAG_FIXED)):
         return 0
     return refuse_region_flags(flags, addr)
-
-
-
-cdef inline Request request_of(Method method, uint64_t va, uint64_t size, uint64_t flags) noexcept:
-    """A call with numbers that were checked."""
-    cdef Request request
-    memset(&request, 0, sizeof(Request))
-    request.method = method
-    request.va = va
-    request.size = size
-    request.flags = flags
-    return request
-
-
-
-cdef inline Request handle_request(Method method, uint64_t handle, uint32_t flags) noexcept:
-    """A call about a handle."""
-    cdef Request request = request_of(method, 0, 0, flags)
-    request.handle = handle
-    return request
-
-
-cdef extern from "Python.h":
-    unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
 
 
 cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
@@ -125,20 +120,6 @@ cdef tuple other_pair(str method, object item):
     return va, size
 
 
-cdef object contiguous(str method, object data):
-    """A memoryview of a buffer's bytes, which stay where they are as long as it lives."""
-    try:
-        view = memoryview(data)
-        if not view.c_contiguous:
-            raise BufferError("its bytes do not lie side by side")
-        return view.cast("B")
-    except MemoryError:
-        raise
-    except Exception as problem:
-        raise InvalidArgument(
-            method, f"data is {describe(data)}, not a contiguous buffer") from problem
-
-
 cdef object plain_limits(str method, object value):
     """``Limits`` of the package's own class, whose bounds nobody computes."""
     if not is_a(value, Limits):
@@ -153,40 +134,43 @@ cdef object plain_limits(str method, object value):
     return Limits(**bounds)
 
 
-cdef object tristate(str method, str name, object value):
-    """True, False or None."""
-    if value is None or value is True or value is False:
-        return value
-    raise InvalidArgument(method, f"{name} is {describe(value)}, not True, False or None")
-
-
-cdef object switch(str method, str name, object value):
-    """What Python takes for true or for false."""
+cdef int tristate(int method, int place, object value) except -2:
+    """1 for True, 0 for False, -1 for None."""
+    if value is None:
+        return -1
     if value is True or value is False:
-        return value
+        return value is True
+    raise InvalidArgument(
+        name_of(method),
+        f"{argument_names[method][place]} is {describe(value)}, not True, False or None")
+
+
+cdef int switch(int method, int place, object value) except -1:
+    """1 for what Python takes for true, else 0."""
     try:
-        return bool(value)
+        return 1 if value else 0
     except Exception as problem:
         raise InvalidArgument(
-            method, f"{name} is {describe(value)}, not True or False") from problem
+            name_of(method),
+            f"{argument_names[method][place]} is {describe(value)}, not True or False") from problem
 
 
-cdef int check_multiple(str method, str name, uint64_t value) except -1:
+cdef int check_multiple(int method, str name, uint64_t value) except -1:
     """A page multiple."""
     if not is_multiple(value, PAGE_SIZE):
         raise InvalidArgument(
-            method, f"{name} 0x{value:x} is not a multiple of the page size, {PAGE_SIZE} bytes")
+            name_of(method), f"{name} 0x{value:x} is not a multiple of the page size, {PAGE_SIZE} bytes")
     return 0
 
 
-cdef int refuse_bytes(str method, str name, uint64_t va, uint64_t size, str size_name) except -1:
+cdef int refuse_bytes(int method, str name, uint64_t va, uint64_t size, str size_name) except -1:
     """Say why these are no bytes of memory."""
     if size == 0:
-        raise InvalidArgument(method, f"{size_name} 0: at least one byte is needed")
-    raise InvalidArgument(method, f"{name} 0x{va:x} + size {size} is beyond 64 bits")
+        raise InvalidArgument(name_of(method), f"{size_name} 0: at least one byte is needed")
+    raise InvalidArgument(name_of(method), f"{name} 0x{va:x} + size {size} is beyond 64 bits")
 
 
-cdef int refuse_pages(str method, str name, uint64_t va, uint64_t size, str size_name) except -1:
+cdef int refuse_pages(int method, str name, uint64_t va, uint64_t size, str size_name) except -1:
     """Say why these are no whole pages of memory."""
     if size != 0:
         check_multiple(method, name, va)
@@ -194,42 +178,42 @@ cdef int refuse_pages(str method, str name, uint64_t va, uint64_t size, str size
     return refuse_bytes(method, name, va, size, size_name)
 
 
-cdef int refuse_protection(str method, uint64_t protection) except -1:
+cdef int refuse_protection(int method, uint64_t protection) except -1:
     """Say that this is no protection."""
     raise InvalidArgument(
-        method, f"protection {protection:#x} is not one of none, READ, READ|WRITE, "
+        name_of(method), f"protection {protection:#x} is not one of none, READ, READ|WRITE, "
         "READ|EXECUTE, READ|WRITE|EXECUTE")
 
 
-cdef int check_some_access(str method, uint64_t flags) except -1:
+cdef int check_some_access(int method, uint64_t flags) except -1:
     """A protection that gives some access."""
     if flags & FLAG_RWX_MASK == 0:
-        raise InvalidArgument(method, "no protection: a buffer allows READ at least")
+        raise InvalidArgument(name_of(method), "no protection: a buffer allows READ at least")
     return check_protection(method, flags & FLAG_RWX_MASK)
 
 
-cdef int check_bits(str method, str name, uint64_t value, uint64_t known) except -1:
+cdef int check_bits(int method, str name, uint64_t value, uint64_t known) except -1:
     """No bits but the known ones."""
     if value & ~known:
         raise InvalidArgument(
-            method, f"{name} {value:#x}: unknown bits {value & ~known:#x}")
+            name_of(method), f"{name} {value:#x}: unknown bits {value & ~known:#x}")
     return 0
 
 
-cdef int check_fixed(str method, str name, uint64_t flags, uint64_t addr) except -1:
+cdef int check_fixed(int method, str name, uint64_t flags, uint64_t addr) except -1:
     """An address where FIXED needs one."""
     if flags & FLAG_FIXED and addr == 0:
-        raise InvalidArgument(method, f"FIXED needs an address, and {name} is 0")
+        raise InvalidArgument(name_of(method), f"FIXED needs an address, and {name} is 0")
     return 0
 
 
 cdef int refuse_region_flags(uint64_t flags, uint64_t addr) except -1:
     """Say what is wrong with the flags of a new region, whose address is ``addr``."""
-    check_bits("allocate", "flags", flags, REGION_FLAGS)
+    check_bits(ALLOCATE, "flags", flags, REGION_FLAGS)
     if not flags & FLAG_RESERVE:
         raise InvalidArgument("allocate", f"flags {flags:#x}: RESERVE is required")
-    check_protection("allocate", flags & FLAG_RWX_MASK)
-    check_fixed("allocate", "addr", flags, addr)
+    check_protection(ALLOCATE, flags & FLAG_RWX_MASK)
+    check_fixed(ALLOCATE, "addr", flags, addr)
     raise Unimplemented(
         "allocate", f"flags {flags:#x}: a Linux process cannot choose "
         f"{VmmFlags(flags & UNCHOOSABLE).name}; WRITE_BACK is what it gets")

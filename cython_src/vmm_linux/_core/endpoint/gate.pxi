@@ -1,111 +1,143 @@
-"""A VMM's policy and audit, asked once, before every call.
+"""The gate of a VMM: its policy is asked and its audit writes, once, before a call is carried out.
 
-Every public method begins with one test: whether the VMM is watched. One that is goes through
-here, whoever called it and by which face: the arguments become plain numbers, the policy decides
-about these, the method is carried out with these, and the audit writes down what came of it.
-Nothing here runs under the VMM's mutex.
+Every call of a VMM that has a policy or an audit goes through here, by either face: its arguments
+become numbers, the policy decides about these, the method is carried out with these, and the audit
+writes down what came of it. Nothing here runs under the VMM's mutex.
 """
 
-# The environment of a program that is not to be edited, and of the VMM that a process gets
-# without asking.
-POLICY_VARIABLE = "VMM_LINUX_POLICY"
-AUDIT_VARIABLE = "VMM_LINUX_AUDIT"
-POLICY_MODULE = "vmm_linux.policy"
-AUDIT_MODULE = "vmm_linux.audit"
-
-# Who is to have them gets them with the package: the making of a VMM is no time for imports.
-for variable, module in ((POLICY_VARIABLE, POLICY_MODULE), (AUDIT_VARIABLE, AUDIT_MODULE)):
-    if os.environ.get(variable):
-        __import__(module)
+cdef struct Facts:
+    # What a rule looks at. 0 where a call has no such thing; -1 where it has no peer, and for what
+    # is unknown of one.
+    uint64_t flags
+    uint64_t size               # bytes
+    uint64_t rights
+    uint64_t seals
+    int64_t pid                 # of the peer
+    int64_t uid
+    int64_t gid
 
 cdef object close_socket = SocketType.close
 
 
+cdef Facts facts_of(const Request *request) noexcept:
+    """What rules look at, as far as the arguments tell."""
+    cdef Facts facts
+    facts.flags = request.flags
+    facts.size = request.size
+    facts.rights = request.rights
+    facts.seals = request.seals
+    facts.pid = facts.uid = facts.gid = -1
+    return facts
+
+
+@cython.final
+cdef class Question:
+    """A call that a policy's callable decides about. Immutable.
+
+    Attributes:
+        method: its Python name.
+        arguments: by name, as numbers; of data and ranges how many there are.
+    """
+
+    cdef object vmm
+    cdef Facts facts
+    cdef readonly str method
+    cdef readonly dict arguments
+
+    __reduce__ = refuse_copies("each is of one call of one VMM; keep its method and arguments")
+
+    def __init__(self):
+        raise TypeError("questions are put by a VMM")
+
+    def __repr__(self):
+        return f"<Question: {self.method} {self.arguments}>"
+
+    @property
+    def flags(self):
+        """The flags or the protection that are asked for."""
+        return VmmFlags(self.facts.flags) if self.facts.flags < 1 << 63 else self.facts.flags
+
+    @property
+    def size(self):
+        """Bytes that the call is about: of ranges all of them; of what is received at most."""
+        return self.facts.size
+
+    @property
+    def rights(self):
+        """The rights that the copy, the receiver or the descriptor is to have."""
+        return Rights(self.facts.rights & <uint64_t>int(~Rights(0)))
+
+    @property
+    def seals(self):
+        """Of a buffer that leaves, its seals; of others those that are put on or demanded."""
+        return Seal(self.facts.seals & <uint64_t>int(~Seal(0)))
+
+    @property
+    def peer(self):
+        """``(pid, uid, gid)`` of who made the other end of the socket, or None.
+
+        The user, and the group, is None where it may be anybody: a stranger to this user namespace.
+        """
+        if self.facts.pid < 0:
+            return None
+        return (self.facts.pid, None if self.facts.uid < 0 else self.facts.uid,
+                None if self.facts.gid < 0 else self.facts.gid)
+
+    @property
+    def usage(self):
+        """What the VMM uses (``VMM.usage``), asked for when it is looked at."""
+        return usage_of_vmm(self.vmm)
+
+
+cdef object usage_of_vmm(object vmm):
+    """The one place where a policy's callable gets at what the VMM uses.
+
+    It is the package's own method that is asked, whatever a subclass has in its place.
+    """
+    for kind in reversed(type(vmm).__mro__):
+        if "usage" in vars(kind):
+            return vars(kind)["usage"].__get__(vmm)()
+    raise AttributeError("this VMM tells no usage")
+
+
 # The policy must not be cleared while the VMM can still be called: without one, all is allowed.
 @cython.no_gc_clear
-cdef class Watched:
-    """The base of every VMM: what its methods go through when somebody is to be asked or told."""
+@cython.final
+cdef class Gate:
+    """What a VMM's calls go through where there is a policy to ask or an audit to write."""
 
-    cdef AddressSpace space
     cdef RuleTable policy       # None: everything is allowed
     cdef Audit audit            # None: nothing is written down
-    cdef bint is_watched        # whether there is one of them, or may be: nobody has said yet
-    cdef bint is_settled        # whether it was said which there are
     cdef uint32_t forbidden     # access that pages of MDL buffers never have
     cdef set deciding           # threads in which the policy's callable is just being asked
 
-    __reduce__ = refuse_copies(
-        "each owns its memory; make another VMM, and share memory by an Mdl")
+    __reduce__ = refuse_copies("each belongs to one VMM")
 
-    def __cinit__(self, *arguments, **keywords):
-        # Until somebody says so, it is not known that nobody is to be asked. Nothing here may fail:
-        # the classes above are not there yet, and theirs is what would be called at the end.
-        self.is_watched = True
+    def __cinit__(self):
+        self.deciding = set()
 
-    cdef int settle(self, object policy, object audit) except -1:
-        """Say once who is to be asked and told; who is not named comes from the environment.
-
-        Whether it was this call that said so.
-        """
-        cdef bint given = policy is not None or audit is not None
-        if self.is_settled:
-            return refuse_late(given)
-        if policy is None:
-            policy = policy_of_environment()
-        elif not isinstance(policy, RuleTable) or not (<RuleTable>policy).compiled:
-            raise InvalidArgument("VMM", f"policy is {describe(policy)}, not a Policy")
-        if audit is None:
-            audit = audit_of_environment(policy)
-        elif not isinstance(audit, Audit) or not (<Audit>audit).made:
-            raise InvalidArgument("VMM", f"audit is {describe(audit)}, not an Audit")
-        deciding = set()
-        # Another thread may have called a method while files were read, or memory was cleaned up.
-        if self.is_settled:
-            return refuse_late(given)
-        self.deciding = deciding
-        self.policy = policy
-        self.audit = audit
-        self.forbidden = self.policy.forbidden if policy is not None else 0
-        self.is_watched = policy is not None or audit is not None
-        self.is_settled = True
-        return True
-
-    cdef object carry_out(self, int call, tuple arguments):
-        """Carry out a method, whoever would be asked. The methods are those of classes above."""
-        raise AssertionError(name_of(call))
-
-    cdef object watch(self, int call, tuple arguments):
-        """A method of a VMM that is watched."""
-        if not self.is_settled:
-            if call == CLOSE:
-                return self.carry_out(call, arguments)
-            self.settle(None, None)
-            if not self.is_watched:
-                return self.carry_out(call, arguments)
-        if self.audit is not None:
-            return self.record(call, arguments)
-        return self.checked(call, arguments, None)
-
-    cdef object record(self, int call, tuple arguments):
+    cdef object call(self, VMM vmm, Method method, Deed deed, PyObject **given):
         """Carry out a method if it may be, and write down how that ended."""
         cdef Record record
+        if self.audit is None:
+            return self.call_if_allowed(vmm, method, deed, given, None)
         try:
-            record = self.audit.begin(name_of(call))
+            record = self.audit.begin(name_of(method))
         except MemoryError as problem:
-            if call != CLOSE:
+            if method != CLOSE:
                 raise
             # Closing only gives back, and memory too: it does not fail for want of a record.
             tell_unraisable(self.audit, problem)
-            return self.carry_out(call, arguments)
+            return self.call_if_allowed(vmm, method, deed, given, None)
         try:
-            result = self.checked(call, arguments, record)
+            result = self.call_if_allowed(vmm, method, deed, given, record)
         except BaseException as problem:
-            self.end(record, None, problem)
+            self.end(vmm, record, None, problem)
             raise
-        self.end(record, result, None)
+        self.end(vmm, record, result, None)
         return result
 
-    cdef int end(self, Record record, object result, BaseException problem) except -1:
+    cdef int end(self, VMM vmm, Record record, object result, BaseException problem) except -1:
         """Write down how a call ended, as far as there is memory to tell of it.
 
         The caller gets what the call made, or why it failed, even if there is none.
@@ -116,34 +148,48 @@ cdef class Watched:
                 if isinstance(result, int):
                     record.result = int(result)     # a handle without its class
                 if isinstance(result, Handle):
-                    self.look_at_handle(result, NULL, record)
+                    self.look_up_handle(vmm, result, NULL, record)
             elif isinstance(problem, VmmError):
                 record.rc = problem.rc
                 record.error = words_of(problem)
             else:
                 record.error = kind_of(problem)
         except Exception as shortage:
-            tell_unraisable(self, shortage)
+            tell_unraisable(vmm, shortage)
         return self.audit.end(record)
 
-    cdef object checked(self, int call, tuple arguments, Record record):
+    cdef object call_if_allowed(self, VMM vmm, Method method, Deed deed, PyObject **given,
+                                Record record):
         """Carry out a method if it may be."""
-        cdef Facts facts
-        cdef tuple plain
+        cdef Call call
+        cdef Ranges ranges
+        begin_call(&call, method, &ranges)
         # Closing only gives back, and leaves nothing that could be called.
-        if call == CLOSE or self.space.closed:
-            return self.carry_out(call, arguments)
-        plain = normalised(call, arguments, &facts)
-        if record is not None:
-            record.numbers = as_numbers(call, plain)
-        if call != SEND_HANDLE and call != RECV_HANDLE or self.policy is None:
-            return self.checked_plain(call, plain, &facts, record, None)
-        # A socket of this package's own: what the policy looks at is what is used, whatever the
-        # caller's class overrides, or another thread puts under the descriptor's number.
-        held = Descriptor()
-        sock = duplicate(name_of(call), plain[0], held)
+        if method == CLOSE:
+            return deed(vmm, &call, None)
+        if vmm.space.closed:
+            refuse_closed(name_of(method))
         try:
-            return self.checked_plain(call, (sock,) + plain[1:], &facts, record, held)
+            rest = read_arguments(&call, given)
+            if record is not None:
+                record.numbers = arguments_of(&call, rest)
+            if self.policy is None or method != SEND_HANDLE and method != RECV_HANDLE:
+                return self.decide_and_call(vmm, &call, deed, rest, record, None)
+            return self.call_with_duplicate(vmm, &call, deed, rest, record)
+        finally:
+            end_call(&call)
+
+    cdef object call_with_duplicate(self, VMM vmm, Call *call, Deed deed, object sock,
+                                    Record record):
+        """The same with a socket of this package's own.
+
+        What the policy looks at is what is used, whatever the caller's class overrides, or another
+        thread puts under the descriptor's number.
+        """
+        cdef Descriptor held = Descriptor()
+        sock = duplicate(name_of(call.request.method), sock, held)
+        try:
+            return self.decide_and_call(vmm, call, deed, sock, record, held)
         finally:
             # Not by Python code, which takes memory: what came is the caller's already.
             if held.is_open:
@@ -151,47 +197,51 @@ cdef class Watched:
             else:
                 sock.detach()
 
-    cdef object checked_plain(self, int call, tuple plain, Facts *facts, Record record,
-                              Descriptor held):
+    cdef object decide_and_call(self, VMM vmm, Call *call, Deed deed, object rest,
+                                Record record, Descriptor held):
         """Carry out a method with these very arguments if it may be.
 
         ``held`` is the descriptor of a socket of this package's own, or None.
         """
-        self.look(call, plain, facts, record)
-        self.decide(call, plain, facts, record)
+        cdef Method method = call.request.method
+        cdef Facts facts = facts_of(&call.request)
+        self.look_up(vmm, call, rest, &facts, record)
+        self.decide(vmm, call, rest, &facts, record)
         if held is not None and not held.is_open:
             raise InvalidOperation(
-                name_of(call), "the program closed the socket's duplicate that the policy was "
+                name_of(method), "the program closed the socket's duplicate that the policy was "
                 "asked about, or put another file under its number (os.closerange, os.dup2)")
         if record is not None and self.audit.writes_first(
                 None if self.policy is None else self.policy.audit_failure):
             self.audit.write_before(record)
         try:
-            return self.carry_out(call, plain)
+            return deed(vmm, call, rest)
         except SecurityDisallow:
             # The one rule that looks at the pages themselves, under the mutex.
-            if record is not None and call == MDL_CREATE_FROM_VM:
+            if record is not None and method == MDL_CREATE_FROM_VM:
                 record.decision, record.rule = "deny", "no executable MDL"
             raise
 
     # ---- the decision -------------------------------------------------------------------------
 
-    cdef int decide(self, int call, tuple plain, Facts *facts, Record record) except -1:
+    cdef int decide(self, VMM vmm, Call *call, object rest, const Facts *facts,
+                    Record record) except -1:
         """Raise what the policy says no to."""
+        cdef Method method = call.request.method
         cdef bint allowed = True
         cdef int number
         cdef str rule = None
         cause = None
         if self.policy is not None:
-            number = self.policy.answer(call, facts)
+            number = self.policy.answer(method, facts)
             if self.deciding and (getpid(), get_ident()) in self.deciding:
                 allowed, rule = False, "no calls from inside the policy"
-            elif number != NOBODY:
+            elif number != NO_RULE:
                 allowed = number >= 0
                 if record is not None or not allowed:
                     rule = self.policy.name_of_rule(number if allowed else -1 - number)
             elif self.policy.ask is not None:
-                allowed, rule, cause = self.ask(call, plain, facts)
+                allowed, rule, cause = self.ask(vmm, call, rest, facts)
             else:
                 allowed, rule = self.policy.allows_otherwise, "default"
         if record is not None:
@@ -199,18 +249,19 @@ cdef class Watched:
             record.rule = rule
         if not allowed:
             raise SecurityDisallow(
-                name_of(call), f"the policy does not allow it (rule: {one_line(rule)})") from cause
+                name_of(method),
+                f"the policy does not allow it (rule: {one_line(rule)})") from cause
         return 0
 
-    cdef tuple ask(self, int call, tuple plain, Facts *facts):
+    cdef tuple ask(self, VMM vmm, const Call *call, object rest, const Facts *facts):
         """Ask the policy's callable: whether the call is allowed, by whom, and what it raised."""
         cdef Question question = Question.__new__(Question)
         cdef object asking = (getpid(), get_ident())
         cdef str name = name_of_callable(self.policy.ask)
-        question.vmm = self
+        question.vmm = vmm
         question.facts = facts[0]
-        question.method = name_of(call)
-        question.arguments = as_numbers(call, plain)
+        question.method = name_of(call.request.method)
+        question.arguments = arguments_of(call, rest)
         self.deciding.add(asking)
         try:
             answer = self.policy.ask(question)
@@ -225,19 +276,21 @@ cdef class Watched:
 
     # ---- what there is to know ------------------------------------------------------------------
 
-    cdef int look(self, int call, tuple plain, Facts *facts, Record record) except -1:
+    cdef int look_up(self, VMM vmm, const Call *call, object rest, Facts *facts,
+                     Record record) except -1:
         """Find out what rules ask about, and the audit writes down, beside the arguments."""
         cdef RuleTable policy = self.policy
-        cdef bint leaves = call == SEND_HANDLE or call == HANDLE_FILENO
+        cdef int method = call.request.method
+        cdef bint leaves = method == SEND_HANDLE or method == HANDLE_FILENO
         cdef bint asked = policy is not None and policy.ask is not None
-        if facts.handle != 0 and (
+        if call.request.handle != 0 and (
                 record is not None
-                or leaves and (asked or policy is not None and policy.asks_seals[call])):
-            self.look_at_handle(facts.handle, facts if leaves else NULL, record)
-        if ((call == SEND_HANDLE or call == RECV_HANDLE)
+                or leaves and (asked or policy is not None and policy.asks_seals[method])):
+            self.look_up_handle(vmm, call.request.handle, facts if leaves else NULL, record)
+        if ((method == SEND_HANDLE or method == RECV_HANDLE)
                 and (record is not None or asked
-                     or policy is not None and policy.asks_peer[call])):
-            peer = peer_of(plain[0])
+                     or policy is not None and policy.asks_peer[method])):
+            peer = peer_of(rest)
             if peer is not None:
                 facts.pid, uid, gid = peer
                 facts.uid = -1 if uid is None else uid
@@ -246,14 +299,16 @@ cdef class Watched:
                     record.peer = peer
         return 0
 
-    cdef int look_at_handle(self, uint64_t handle, Facts *facts, Record record) except -1:
+    cdef int look_up_handle(self, VMM vmm, uint64_t handle, Facts *facts,
+                            Record record) except -1:
         """Find out what a handle names, if it is one. Seals are never lifted, and values of
         handles never used again: what is so now is so when the call is carried out, or stricter.
         """
         cdef HandleFacts found
-        cdef Request request = handle_request(HANDLE_INFO, handle, 0)
+        cdef Request request = new_request(HANDLE_INFO)
+        request.handle = handle
         request.facts = &found
-        if perform(self.space, &request).reason != DONE:
+        if perform(vmm.space, &request).reason != DONE:
             return 0
         if facts != NULL:
             facts.seals = found.seals
@@ -279,30 +334,3 @@ cdef str words_of(object problem):
     except Exception:
         text = kind_of(problem)
     return str.__str__(text)
-
-
-cdef bint refuse_late(bint given) except -1:
-    """It is settled who is asked and told: whoever names others now is not to think they are."""
-    if not given:
-        return False
-    raise InvalidOperation(
-        "VMM", "a VMM keeps the policy and the audit that it was made with, or that its first "
-        "call found in the environment; make another one")
-
-
-cdef object policy_of_environment():
-    """The policy that the environment names, or None."""
-    path = os.environ.get(POLICY_VARIABLE)
-    if not path:
-        return None
-    return _imports.needed("VMM", POLICY_MODULE).Policy.from_toml(path)
-
-
-cdef object audit_of_environment(RuleTable policy):
-    """The audit that the environment names, or None."""
-    path = os.environ.get(AUDIT_VARIABLE)
-    if not path:
-        return None
-    audit = _imports.needed("VMM", AUDIT_MODULE)
-    return audit.Audit(
-        path, failure=(None if policy is None else policy.audit_failure) or "deny")

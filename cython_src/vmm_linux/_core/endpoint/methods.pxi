@@ -1,21 +1,9 @@
-"""The public methods in one table, and the arguments of a call as plain numbers.
+"""The table of methods, and a call: its arguments as the numbers that they stand for.
 
-What is decided about a call, and written down of it, is what is carried out: an argument is
-turned into a number once, and the number is what goes on. Python code of the caller's
-(``__index__``, an iterator, a buffer) runs here, before the decision, and not again after it.
+An argument becomes a number once, here: what the policy decides about and the audit writes down
+is what is carried out. Python code of the caller's (``__index__``, an iterator, a buffer) runs
+here, before the decision, and not again after it.
 """
-
-cdef struct Facts:
-    # What a rule can look at. Where a call has no such thing, it is 0; of the peer
-    # -1, as is what is unknown of one.
-    uint64_t flags
-    uint64_t size               # bytes
-    uint64_t handle
-    uint64_t rights
-    uint64_t seals
-    int64_t pid                 # of the peer
-    int64_t uid
-    int64_t gid
 
 cdef enum:
     MOST_ARGUMENTS = 5
@@ -25,14 +13,17 @@ cdef enum:
 class Kind(Enum):
     """What an argument of a method is."""
 
-    NUMBER = "number"
+    ADDRESS = "address"
     SIZE = "size"               # bytes; rules bound it
     FLAGS = "flags"
     HANDLE = "handle"
+    OFFSET = "offset"           # bytes from the start of a buffer
+    SEGMENT_SIZE = "segment_size"
     RIGHTS = "rights"           # None: all that the handle has
     SEALS = "seals"
-    MOST = "most"               # bytes at most; None: no bound
-    MAYBE = "maybe"             # a number or None
+    MAX_SIZE = "max_size"       # bytes; None: no bound
+    USER = "user"               # a number or None
+    DESCRIPTOR = "descriptor"
     SWITCH = "switch"           # what Python takes for true or false
     TRISTATE = "tristate"       # True, False or None
     IGNORED = "ignored"
@@ -42,65 +33,53 @@ class Kind(Enum):
     LIMITS = "limits"
 
 
-class PublicMethod(NamedTuple):
-    """A public method: its name, its arguments in order, and the flags that it knows."""
-
-    name: str
-    arguments: tuple
-    flags: int = 0
-
-    def has(self, kind):
-        """Whether an argument is of this kind."""
-        return any(each is kind for _, each in self.arguments)
-
-    def names(self):
-        """The names of its arguments, in order."""
-        return tuple(dict(self.arguments))
+MethodInfo = namedtuple("MethodInfo", ("name", "arguments", "flags"), defaults=(0,), module=__name__)
+"""A method: its name, its arguments in order with their kinds, and the flags that it knows."""
 
 
-cdef tuple RANGE = (("va", Kind.NUMBER), ("size", Kind.SIZE))
+cdef tuple RANGE = (("va", Kind.ADDRESS), ("size", Kind.SIZE))
 
 METHODS = (
-    PublicMethod("allocate", (("addr", Kind.NUMBER), ("size", Kind.SIZE), ("flags", Kind.FLAGS)),
-           sum(VmmFlags)),
-    PublicMethod("commit", RANGE + (("flags", Kind.IGNORED),)),
-    PublicMethod("decommit", RANGE),
-    PublicMethod("commit_ranges", (("ranges", Kind.RANGES),)),
-    PublicMethod("decommit_ranges", (("ranges", Kind.RANGES),)),
-    PublicMethod("protect", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
-    PublicMethod("free", RANGE),
-    PublicMethod("query", (("va", Kind.NUMBER), ("smaps", Kind.SWITCH))),
-    PublicMethod("view", RANGE + (("writable", Kind.TRISTATE),)),
-    PublicMethod("read", RANGE),
-    PublicMethod("write", (("va", Kind.NUMBER), ("data", Kind.DATA))),
-    PublicMethod("mdl_create", (
-        ("size", Kind.SIZE), ("prot", Kind.FLAGS), ("segment_size", Kind.NUMBER)),
+    MethodInfo("allocate", (("addr", Kind.ADDRESS), ("size", Kind.SIZE), ("flags", Kind.FLAGS)),
+               sum(VmmFlags)),
+    MethodInfo("commit", RANGE + (("flags", Kind.IGNORED),)),
+    MethodInfo("decommit", RANGE),
+    MethodInfo("commit_ranges", (("ranges", Kind.RANGES),)),
+    MethodInfo("decommit_ranges", (("ranges", Kind.RANGES),)),
+    MethodInfo("protect", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
+    MethodInfo("free", RANGE),
+    MethodInfo("query", (("va", Kind.ADDRESS), ("smaps", Kind.SWITCH))),
+    MethodInfo("view", RANGE + (("writable", Kind.TRISTATE),)),
+    MethodInfo("read", RANGE),
+    MethodInfo("write", (("va", Kind.ADDRESS), ("data", Kind.DATA))),
+    MethodInfo("mdl_create", (
+        ("size", Kind.SIZE), ("prot", Kind.FLAGS), ("segment_size", Kind.SEGMENT_SIZE)),
         FLAG_RWX_MASK | FLAG_LOCKED),
-    PublicMethod("mdl_create_from_vm", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
-    PublicMethod("mdl_create_from_buf", (("data", Kind.DATA), ("prot", Kind.FLAGS)), FLAG_RWX_MASK),
-    PublicMethod("mdl_get_size", (("handle", Kind.HANDLE),)),
-    PublicMethod("mdl_map", (
-        ("handle", Kind.HANDLE), ("offset", Kind.NUMBER), ("length", Kind.SIZE),
-        ("hint", Kind.NUMBER), ("prot", Kind.FLAGS)), MAP_FLAGS),
-    PublicMethod("mdl_clone", (
-        ("originHandle", Kind.HANDLE), ("offset", Kind.NUMBER), ("length", Kind.SIZE))),
-    PublicMethod("mdl_seal", (("handle", Kind.HANDLE), ("seals", Kind.SEALS))),
-    PublicMethod("handle_copy", (("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
-    PublicMethod("handle_close", (("handle", Kind.HANDLE),)),
-    PublicMethod("handle_revoke", (("handle", Kind.HANDLE),)),
-    PublicMethod("handle_info", (("handle", Kind.HANDLE),)),
-    PublicMethod("send_handle", (
+    MethodInfo("mdl_create_from_vm", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
+    MethodInfo("mdl_create_from_buf", (("data", Kind.DATA), ("prot", Kind.FLAGS)), FLAG_RWX_MASK),
+    MethodInfo("mdl_get_size", (("handle", Kind.HANDLE),)),
+    MethodInfo("mdl_map", (
+        ("handle", Kind.HANDLE), ("offset", Kind.OFFSET), ("length", Kind.SIZE),
+        ("hint", Kind.ADDRESS), ("prot", Kind.FLAGS)), MAP_FLAGS),
+    MethodInfo("mdl_clone", (
+        ("originHandle", Kind.HANDLE), ("offset", Kind.OFFSET), ("length", Kind.SIZE))),
+    MethodInfo("mdl_seal", (("handle", Kind.HANDLE), ("seals", Kind.SEALS))),
+    MethodInfo("handle_copy", (("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
+    MethodInfo("handle_close", (("handle", Kind.HANDLE),)),
+    MethodInfo("handle_revoke", (("handle", Kind.HANDLE),)),
+    MethodInfo("handle_info", (("handle", Kind.HANDLE),)),
+    MethodInfo("send_handle", (
         ("sock", Kind.SOCKET), ("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
-    PublicMethod("recv_handle", (
-        ("sock", Kind.SOCKET), ("require", Kind.SEALS), ("max_size", Kind.MOST),
-        ("peer_uid", Kind.MAYBE))),
-    PublicMethod("handle_fileno", (("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
-    PublicMethod("handle_from_fd", (
-        ("fd", Kind.NUMBER), ("require", Kind.SEALS), ("max_size", Kind.MOST))),
-    PublicMethod("limits", (("limits", Kind.LIMITS),)),
-    PublicMethod("close", ()),
+    MethodInfo("recv_handle", (
+        ("sock", Kind.SOCKET), ("require", Kind.SEALS), ("max_size", Kind.MAX_SIZE),
+        ("peer_uid", Kind.USER))),
+    MethodInfo("handle_fileno", (("handle", Kind.HANDLE), ("rights", Kind.RIGHTS))),
+    MethodInfo("handle_from_fd", (
+        ("fd", Kind.DESCRIPTOR), ("require", Kind.SEALS), ("max_size", Kind.MAX_SIZE))),
+    MethodInfo("limits", (("limits", Kind.LIMITS),)),
+    MethodInfo("close", ()),
 )
-"""Every method that is asked about and written down, in the order of their numbers.
+"""Every method that a policy decides about and an audit writes down, in the order of ``Method``.
 
 ``limits`` is setting them.
 """
@@ -109,201 +88,219 @@ assert len(METHODS) == METHOD_COUNT
 
 # The same for C.
 cdef enum:
-    NUMBER
-    SIZE
-    FLAGS
-    HANDLE
-    RIGHTS
-    SEALS
-    MOST
-    MAYBE
-    SWITCH
-    TRISTATE
-    IGNORED
-    DATA
-    RANGES
-    SOCKET
-    LIMITS
+    ARGUMENT_ADDRESS
+    ARGUMENT_SIZE
+    ARGUMENT_FLAGS
+    ARGUMENT_HANDLE
+    ARGUMENT_OFFSET
+    ARGUMENT_SEGMENT_SIZE
+    ARGUMENT_RIGHTS
+    ARGUMENT_SEALS
+    ARGUMENT_MAX_SIZE
+    ARGUMENT_USER
+    ARGUMENT_DESCRIPTOR
+    ARGUMENT_SWITCH
+    ARGUMENT_TRISTATE
+    ARGUMENT_IGNORED
+    ARGUMENT_DATA
+    ARGUMENT_RANGES
+    ARGUMENT_SOCKET
+    ARGUMENT_LIMITS
 
 cdef int kinds[METHOD_COUNT][MOST_ARGUMENTS]
-cdef tuple argument_names = tuple(map(PublicMethod.names, METHODS))
+cdef int argument_counts[METHOD_COUNT]
+cdef tuple argument_names = tuple(tuple(dict(info.arguments)) for info in METHODS)
 cdef tuple method_names = tuple(map(attrgetter("name"), METHODS))
 
 
 cdef int fill_in() except -1:
     order = list(Kind)
-    for call, method in enumerate(METHODS):
-        for place, (_, kind) in enumerate(method.arguments):
-            kinds[<int>call][<int>place] = order.index(kind)
+    for method, info in enumerate(METHODS):
+        argument_counts[<int>method] = len(info.arguments)
+        for place, (_, kind) in enumerate(info.arguments):
+            kinds[<int>method][<int>place] = order.index(kind)
     return 0
 
 
 fill_in()
 
 
-cdef str name_of(int call):
+cdef str name_of(int method):
     """The name of a method, or of the method that this is a part of."""
-    return "read" if call == CHECK else <str>method_names[call]
+    return "read" if method == CHECK else <str>method_names[method]
 
 
-cdef tuple normalised(int call, tuple arguments, Facts *facts):
-    """The arguments of a call as the plain numbers that they stand for; what rules look at.
+# ---- a call -------------------------------------------------------------------------------------
 
-    Buffers become memoryviews, which hold their bytes and their size, ranges a tuple of pairs.
+cdef struct Call:
+    # A call of a method: its arguments as numbers, but for the one that stays a Python object (a
+    # socket, limits).
+    Request request             # of what is received, ``size`` is the most it may have
+    uint64_t peer_uid
+    uint64_t descriptor
+    int choice                  # of a switch or a tristate: 1 True, 0 False, -1 None
+    bint no_rights              # None was given for rights
+    bint no_max_size            # for max_size
+    bint no_peer_uid            # for peer_uid
+    bint holds_data             # ``data`` is to be released
+    Py_buffer data
+
+
+cdef class VMM
+
+# What a method does once its arguments are numbers and the call is allowed. ``rest`` is what
+# ``read_arguments`` returned.
+ctypedef object (*Deed)(VMM self, Call *call, object rest)
+
+
+cdef inline void begin_call(Call *call, Method method, Ranges *ranges) noexcept:
+    """A call without arguments yet."""
+    call.request = new_request(method)
+    call.request.ranges = ranges
+    call.holds_data = False
+
+
+cdef inline void end_call(Call *call) noexcept:
+    """Let go of the caller's data."""
+    if call.holds_data:
+        PyBuffer_Release(&call.data)
+
+
+cdef object read_arguments(Call *call, PyObject **given):
+    """Turn the arguments of a call into numbers.
+
+    Returns:
+        The argument that is no number: a socket or limits; None where a method has none.
 
     Errors:
-        INVALID_ARGUMENT: what has no number, in the words of the method itself.
+        INVALID_ARGUMENT: what has no number, in the words of the method.
     """
-    cdef str method = name_of(call)
-    cdef tuple names = <tuple>argument_names[call]
-    cdef list plain = []
-    cdef int place
-    facts.flags = facts.size = facts.handle = facts.rights = facts.seals = 0
-    facts.pid = facts.uid = facts.gid = -1
-    for place in range(len(arguments)):
-        plain.append(one(
-            method, <str>names[place], kinds[call][place], <object>arguments[place], facts))
-    return tuple(plain)
+    cdef Request *request = &call.request
+    cdef int method = request.method
+    cdef int place, kind
+    cdef object value
+    cdef object rest = None
+    for place in range(argument_counts[method]):
+        value = <object>given[place]
+        kind = kinds[method][place]
+        if kind == ARGUMENT_ADDRESS:
+            request.va = number(method, place, value)
+        elif kind == ARGUMENT_SIZE:
+            request.size = number(method, place, value)
+        elif kind == ARGUMENT_FLAGS:
+            request.flags = number(method, place, value)
+        elif kind == ARGUMENT_HANDLE:
+            request.handle = number(method, place, value)
+        elif kind == ARGUMENT_OFFSET:
+            request.offset = number(method, place, value)
+        elif kind == ARGUMENT_SEGMENT_SIZE:
+            request.segment_size = number(method, place, value)
+        elif kind == ARGUMENT_RIGHTS:
+            call.no_rights = value is None
+            request.rights = (rights_of(request.handle) & RIGHT_ALL if value is None
+                              else number(method, place, value))
+        elif kind == ARGUMENT_SEALS:
+            request.seals = number(method, place, value)
+        elif kind == ARGUMENT_MAX_SIZE:
+            call.no_max_size = value is None
+            request.size = UNBOUNDED if value is None else number(method, place, value)
+        elif kind == ARGUMENT_USER:
+            call.no_peer_uid = value is None
+            call.peer_uid = 0 if value is None else number(method, place, value)
+        elif kind == ARGUMENT_DESCRIPTOR:
+            call.descriptor = number(method, place, value)
+        elif kind == ARGUMENT_SWITCH:
+            call.choice = switch(method, place, value)
+        elif kind == ARGUMENT_TRISTATE:
+            call.choice = tristate(method, place, value)
+        elif kind == ARGUMENT_DATA:
+            hold_data(call, value)
+        elif kind == ARGUMENT_RANGES:
+            read_ranges(call, value)
+        elif kind == ARGUMENT_SOCKET:
+            check_socket(name_of(method), value)
+            rest = value
+        elif kind == ARGUMENT_LIMITS:
+            rest = plain_limits(name_of(method), value)
+    return rest
 
 
-cdef object one(str method, str name, int kind, object value, Facts *facts):
-    """One argument."""
-    cdef uint64_t found = 0
-    if kind == DATA:
-        value = contiguous(method, value)
-        facts.size = len(value)
-        return value
-    if kind == RANGES:
-        return plain_ranges(method, value, facts)
-    if kind == SOCKET:
-        check_socket(method, value)
-        return value
-    if kind == LIMITS:
-        return plain_limits(method, value)
-    if kind == SWITCH:
-        return switch(method, name, value)
-    if kind == TRISTATE:
-        return tristate(method, name, value)
-    if kind == IGNORED:
-        return 0
-    if value is None and (kind == RIGHTS or kind == MOST or kind == MAYBE):
-        if kind == RIGHTS:
-            facts.rights = rights_of(facts.handle) & RIGHT_ALL
-        elif kind == MOST:
-            facts.size = UNBOUNDED
-        return None
-    found = number(method, name, value)
-    if kind == SIZE or kind == MOST:
-        facts.size = found
-    elif kind == FLAGS:
-        facts.flags = found
-    elif kind == HANDLE:
-        facts.handle = found
-    elif kind == RIGHTS:
-        facts.rights = found
-    elif kind == SEALS:
-        facts.seals = found
-    return found
+cdef int hold_data(Call *call, object data) except -1:
+    """Hold the bytes of a buffer, which stay where they are until ``end_call``."""
+    try:
+        PyObject_GetBuffer(data, &call.data, PyBUF_SIMPLE)
+    except MemoryError:
+        raise
+    except Exception as problem:
+        raise InvalidArgument(
+            name_of(call.request.method),
+            f"data is {describe(data)}, not a contiguous buffer") from problem
+    call.holds_data = True
+    call.request.data = call.data.buf
+    call.request.size = call.data.len
+    return 0
 
 
-cdef tuple plain_ranges(str method, object ranges, Facts *facts):
-    """Pairs of plain numbers; ``facts.size`` is their sum, or the most there is."""
-    cdef list plain = []
+cdef int read_ranges(Call *call, object ranges) except -1:
+    """Pairs as numbers; the size of the call is their sum, or the most there is."""
+    cdef Request *request = &call.request
+    cdef str method = name_of(request.method)
     cdef uint64_t start, length
     for item in iterate(method, ranges):
         va, size = pair(method, item)
-        start = number(method, "va", va)
-        length = number(method, "size", size)
-        facts.size = facts.size + length if length <= UNBOUNDED - facts.size else UNBOUNDED
-        plain.append((start, length))
-    return tuple(plain)
+        start = number_of_range(method, "va", va)
+        length = number_of_range(method, "size", size)
+        request.size = (
+            request.size + length if length <= UNBOUNDED - request.size else UNBOUNDED)
+        if not add_range(request.ranges, start, start + length):
+            raise OutOfMemory(method, "no memory for the list of ranges")
+    return 0
 
 
-cdef dict as_numbers(int call, tuple arguments):
-    """Normalised arguments by name, as numbers: no contents."""
+cdef dict arguments_of(const Call *call, object rest):
+    """The arguments of a call by name, as numbers: of data and ranges how many there are."""
     cdef dict numbers = {}
-    cdef tuple names = <tuple>argument_names[call]
-    cdef int place, kind
-    for place in range(len(arguments)):
-        value = arguments[place]
-        kind = kinds[call][place]
-        if kind == DATA or kind == RANGES:
-            value = len(value)
-        elif kind == SOCKET:
-            value = SocketType.fileno(value)
-        elif kind == LIMITS:
+    cdef int method = call.request.method
+    cdef tuple names = <tuple>argument_names[method]
+    cdef int place
+    for place in range(argument_counts[method]):
+        if kinds[method][place] == ARGUMENT_LIMITS:
             for figure in FIGURE_NAMES:
-                numbers[figure] = getattr(value, figure)
-            continue
-        numbers[names[place]] = value
+                numbers[figure] = getattr(rest, figure)
+        else:
+            numbers[names[place]] = argument_of(call, rest, kinds[method][place])
     return numbers
 
 
-@cython.final
-cdef class Question:
-    """A call that a policy's callable decides about. Immutable.
-
-    Attributes:
-        method: its Python name.
-        arguments: by name, as numbers; of data and ranges how many there are.
-    """
-
-    cdef object vmm
-    cdef Facts facts
-    cdef readonly str method
-    cdef readonly dict arguments
-
-    __reduce__ = refuse_copies("each is of one call of one VMM; keep its method and arguments")
-
-    def __init__(self):
-        raise TypeError("questions are put by a VMM")
-
-    def __repr__(self):
-        return f"<Question: {self.method} {self.arguments}>"
-
-    @property
-    def flags(self):
-        """The flags or the protection that are asked for."""
-        return VmmFlags(self.facts.flags) if self.facts.flags < 1 << 63 else self.facts.flags
-
-    @property
-    def size(self):
-        """Bytes that the call is about: of ranges all of them; of what is received at most."""
-        return self.facts.size
-
-    @property
-    def rights(self):
-        """The rights that the copy, the receiver or the descriptor is to have."""
-        return Rights(self.facts.rights & <uint64_t>int(~Rights(0)))
-
-    @property
-    def seals(self):
-        """Of a buffer that leaves, its seals; of others those that are put on or demanded."""
-        return Seal(self.facts.seals & <uint64_t>int(~Seal(0)))
-
-    @property
-    def peer(self):
-        """``(pid, uid, gid)`` of who made the other end of the socket, or None.
-
-        The user, and the group, is None where it may be anybody: a stranger to this user namespace.
-        """
-        if self.facts.pid < 0:
-            return None
-        return (self.facts.pid, None if self.facts.uid < 0 else self.facts.uid,
-                None if self.facts.gid < 0 else self.facts.gid)
-
-    @property
-    def usage(self):
-        """What the VMM uses (``VMM.usage``), asked for when it is looked at."""
-        return usage_of_vmm(self.vmm)
-
-
-cdef object usage_of_vmm(object vmm):
-    """The one place where a policy's callable gets at what the VMM uses.
-
-    It is the package's own method that is asked, whatever a subclass has in its place.
-    """
-    for kind in reversed(type(vmm).__mro__):
-        if "usage" in vars(kind):
-            return vars(kind)["usage"].__get__(vmm)()
-    raise AttributeError("this VMM tells no usage")
+cdef object argument_of(const Call *call, object rest, int kind):
+    """One argument of a call, as the audit writes it down."""
+    cdef const Request *request = &call.request
+    if kind == ARGUMENT_ADDRESS:
+        return request.va
+    elif kind == ARGUMENT_SIZE or kind == ARGUMENT_DATA:
+        return request.size
+    elif kind == ARGUMENT_FLAGS:
+        return request.flags
+    elif kind == ARGUMENT_HANDLE:
+        return request.handle
+    elif kind == ARGUMENT_OFFSET:
+        return request.offset
+    elif kind == ARGUMENT_SEGMENT_SIZE:
+        return request.segment_size
+    elif kind == ARGUMENT_RIGHTS:
+        return None if call.no_rights else request.rights
+    elif kind == ARGUMENT_SEALS:
+        return request.seals
+    elif kind == ARGUMENT_MAX_SIZE:
+        return None if call.no_max_size else request.size
+    elif kind == ARGUMENT_USER:
+        return None if call.no_peer_uid else call.peer_uid
+    elif kind == ARGUMENT_DESCRIPTOR:
+        return call.descriptor
+    elif kind == ARGUMENT_SWITCH or kind == ARGUMENT_TRISTATE:
+        return None if call.choice < 0 else call.choice != 0
+    elif kind == ARGUMENT_RANGES:
+        return request.ranges.size()
+    elif kind == ARGUMENT_SOCKET:
+        return SocketType.fileno(rest)
+    return 0

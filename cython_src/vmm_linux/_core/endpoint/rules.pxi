@@ -5,7 +5,7 @@ a question and its answer.
 """
 
 cdef enum:
-    NOBODY = 0x7FFFFFFF         # what ``answer`` returns where no rule matches
+    NO_RULE = 0x7FFFFFFF         # what ``answer`` returns where none matches
 
 cdef struct Bits:
     uint64_t all                # every one of these
@@ -54,7 +54,7 @@ cdef class RuleTable:
     cdef int answer(self, int call, const Facts *facts) noexcept:
         """The number of the rule that matches, negative (``-1 - number``) where it denies.
 
-        ``NOBODY`` where none does.
+        ``NO_RULE`` where none does.
         """
         cdef size_t place
         for place in range(self.rules[call].size()):
@@ -62,7 +62,7 @@ cdef class RuleTable:
                 if self.rules[call][place].allows:
                     return self.rules[call][place].number
                 return -1 - self.rules[call][place].number
-        return NOBODY
+        return NO_RULE
 
     cdef str name_of_rule(self, int number):
         """What a rule is called."""

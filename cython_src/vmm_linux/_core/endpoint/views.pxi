@@ -28,21 +28,20 @@ cdef class Pin:
         cdef Request request
         if self.space is None:
             return
-        request = request_of(UNPIN, self.va, self.size, 0)
+        request = new_request(UNPIN)
+        request.va = self.va
+        request.size = self.size
         perform(self.space, &request)
 
 
-cdef object pinned_view(AddressSpace space, uintptr_t va, size_t size, object writable):
-    """A memoryview over committed pages; ``writable`` None: where every page is."""
-    cdef Request request
+cdef object pinned_view(AddressSpace space, Request *request, int writable):
+    """A memoryview over committed pages; ``writable`` -1: where every page is."""
     cdef Answer answer
     cdef Pin pin = Pin.__new__(Pin)
-    request = request_of(VIEW, va, size, FLAG_READ | FLAG_WRITE if writable else FLAG_READ)
-    answer = perform(space, &request)
-    if answer.reason != DONE:
-        raise explain(&request, &answer)
+    request.flags = FLAG_READ | FLAG_WRITE if writable == 1 else FLAG_READ
+    perform_or_raise(space, request, &answer)
     pin.space = space
-    pin.va = va
-    pin.size = size
-    pin.writable = answer.access & FLAG_WRITE != 0 if writable is None else bool(writable)
+    pin.va = request.va
+    pin.size = request.size
+    pin.writable = answer.access & FLAG_WRITE != 0 if writable < 0 else writable
     return memoryview(pin)

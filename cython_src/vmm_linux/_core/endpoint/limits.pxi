@@ -1,0 +1,60 @@
+"""The limits of a VMM: its bounds, their defaults, and what it uses."""
+
+cdef extern from "<time.h>" nogil:
+    int CLOCK_MONOTONIC_COARSE
+
+cdef uint64_t defaults[FIGURES]
+cdef long defaults_made = -1
+
+
+cdef int look_up_defaults() except -1:
+    """Bring ``defaults`` up to date if they are of another second."""
+    global defaults_made
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
+    if now.tv_sec != defaults_made:
+        read_bounds(defaults, _default_limits.bounds())
+        defaults_made = now.tv_sec
+    return 0
+
+
+cdef object bound_or_none(uint64_t bound):
+    """A bound as Python has it."""
+    return None if bound == NO_BOUND else bound
+
+
+cdef int read_bounds(uint64_t *numbers, tuple bounds) except -1:
+    """Bounds as numbers."""
+    cdef int figure
+    for figure in range(FIGURES):
+        numbers[figure] = NO_BOUND if bounds[figure] is None else bounds[figure]
+    return 0
+
+
+cdef int bound_space(AddressSpace space, object limits) except -1:
+    """Bound what is made from now on, by ``Limits`` of the package's own class."""
+    cdef uint64_t bounds[FIGURES]
+    read_bounds(bounds, attrgetter(*FIGURE_NAMES)(limits))
+    set_space_bounds(space, bounds)
+    return 0
+
+
+cdef void set_space_bounds(AddressSpace space, const uint64_t *bounds) noexcept:
+    """The same, by numbers."""
+    lock_space(space)
+    set_bounds(space, bounds)
+    unlock_space(space)
+
+
+cdef void read_usage(AddressSpace space, uint64_t *used, uint64_t *bounds) noexcept:
+    """What is used and what bounds it, at one moment."""
+    cdef int figure
+    lock_space(space)
+    for figure in range(FIGURES):
+        used[figure] = usage_of(space, figure)
+        bounds[figure] = space.bounds[figure]
+    unlock_space(space)
+
+
+cdef object do_set_limits(VMM self, Call *call, object limits):
+    bound_space(self.space, limits)
