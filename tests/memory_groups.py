@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_linux import VMM, Limits, VmmFlags, _default_limits, _group_room
-from vmm_linux._memory_group import FILES, Group, files, levels, memory_group
+from vmm_linux import VMM, Limits, VmmFlags, _group_room
+from vmm_linux._core import default_limits
+from vmm_linux._core.memory_group import FILES, Group, files, levels, memory_group
 from vmm_linux.errors import OutOfMemory
 
 if TYPE_CHECKING:
@@ -49,15 +50,15 @@ def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]
 @contextmanager
 def in_place(group: Group) -> Iterator[None]:
     """Let this group be the one that the core asks."""
-    _default_limits.bounds()  # which finds the real one, if nobody did
+    default_limits.bounds()  # which finds the real one, if nobody did
     _group_room.watch(files(group), group.version == "v1")
     _group_room.look_for_limits()
     try:
         yield
     finally:
-        for real in _default_limits.GROUPS:
+        for real in default_limits.GROUPS:
             _group_room.watch(files(real), real.version == "v1")
-        if not _default_limits.GROUPS:
+        if not default_limits.GROUPS:
             _group_room.watch([], False)
         _group_room.look_for_limits()
 

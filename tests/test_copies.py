@@ -51,10 +51,10 @@ from vmm_linux import (
     limits,
     policy,
 )
+from vmm_linux._default_vmm import unwatched_vmm
 from vmm_linux.audit import Audit
 from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, SecurityDisallow
 from vmm_linux.policy import Policy, PolicyError, Rule
-from vmm_linux.vmm import OwnVMM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -203,7 +203,7 @@ OWNERS: dict[type[Any], Callable[[World], Any]] = {
     Policy: lambda world: world.policy,
     Region: lambda world: world.region,
     VMM: lambda world: world.vmm,
-    OwnVMM: lambda _: OwnVMM(),
+    OwnVMM: lambda _: unwatched_vmm(),
 }
 #: And of each class that is a value: a copy is equal, and another object or the same.
 VALUES: dict[type[Any], Callable[[World], Any]] = {

@@ -14,11 +14,11 @@ import pytest
 import commands
 from children import run_child
 from vmm_linux import _features
+from vmm_linux._core.memory_group import NO_LIMIT, Group
 from vmm_linux._features import Feature
-from vmm_linux._memory_group import NO_LIMIT, Group
-from vmm_linux._settings import UNLIMITED, chosen, settings_of
-from vmm_linux._trials import TRIALS, Check, Trial, attempt, expect
 from vmm_linux.doctor import FEATURES, Diagnosis, Setting, diagnose
+from vmm_linux.doctor.checks import TRIALS, Check, Trial, attempt, expect
+from vmm_linux.doctor.kernel_settings import UNLIMITED, chosen, settings_of
 
 #: What a child answers that may not do what its test needs.
 CANNOT_UNMOUNT = 77

@@ -23,7 +23,7 @@ from onlookers import PR_SET_PDEATHSIG, child_without_first_thread, end, stopped
 from vmm_linux import VMM, Retcode, VmmError, VmmFlags, inspect
 from vmm_linux._features import Feature, available, without
 from vmm_linux._inspect import read_mappings, read_pages
-from vmm_linux._map_model import take
+from vmm_linux.cli.map.model import take
 from vmm_linux.inspect import Mapping, PageFlags, Snapshot
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, VmmFlags, _guards, inspect
 from vmm_linux._features import Feature, available, without
 from vmm_linux._inspect import read_mappings
-from vmm_linux._map_model import entries_of
+from vmm_linux.cli.map.model import entries_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmm_linux import _imports, _syscalls
-from vmm_linux._values import describe, index, is_a, one_line
+from vmm_linux import _syscalls
+from vmm_linux._core import imports
+from vmm_linux._core.values import describe, index, is_a, one_line
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
 
@@ -67,7 +68,7 @@ def array(
 def loaded() -> ModuleType:
     """NumPy, if it is installed."""
     try:
-        return _imports.needed("array", "numpy")
+        return imports.needed("array", "numpy")
     except ImportError as problem:
         raise Unimplemented(
             "array", "NumPy is not installed: pip install 'vmm-linux[numpy]'"

@@ -18,8 +18,8 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from vmm_linux import _sharer, _syscalls
+from vmm_linux._default_vmm import default_vmm
 from vmm_linux._open_file import duplicate
-from vmm_linux._own_vmm import own_vmm
 from vmm_linux._sharer import GONE, NO_DESCRIPTOR_LEFT
 from vmm_linux.errors import (
     RETCODES,
@@ -303,7 +303,7 @@ def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
         _syscalls.close(fd)
         raise
     with sock:
-        vmm = own_vmm()
+        vmm = default_vmm()
         try:
             return vmm, vmm.recv_handle(sock)
         except EOFError:

@@ -29,7 +29,8 @@ import threading
 import time
 from typing import Any, Final, NamedTuple
 
-from vmm_linux import _imports, _syscalls
+from vmm_linux import _syscalls
+from vmm_linux._core import imports
 from vmm_linux._open_file import Descriptor, duplicate
 from vmm_linux.errors import OutOfMemory, QuotaExceeded, ResourceNotFound
 
@@ -228,7 +229,7 @@ class Sharer:
         """Have the end of the process wait, once multiprocessing is loaded, which says when."""
         if self.finalizer is not None:
             return
-        util: Any = _imports.loaded("multiprocessing.util")
+        util: Any = imports.loaded("multiprocessing.util")
         if util is None or is_ending():
             return
         # A child of multiprocessing's forgets what is to be done at the end, and then asks anew.
@@ -315,7 +316,7 @@ class Sharer:
 
 def is_ending() -> bool:
     """Whether multiprocessing has begun to end this process, and takes nothing in any more."""
-    util: Any = _imports.loaded("multiprocessing.util")
+    util: Any = imports.loaded("multiprocessing.util")
     return util is not None and bool(util.is_exiting())
 
 

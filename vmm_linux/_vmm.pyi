@@ -13,6 +13,7 @@ from vmm_linux.limits import Limits, Usage
 from vmm_linux.policy import Policy
 
 class VMM:
+    _warned: bool
     def __init__(
         self,
         limits: Limits | None = None,

@@ -9,8 +9,9 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
-from vmm_linux import _imports, _open_file
-from vmm_linux._values import is_a
+from vmm_linux import _open_file
+from vmm_linux._core import imports
+from vmm_linux._core.values import is_a
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ async def writable(method: str, fd: int) -> None:
 
 def running_loop(method: str) -> asyncio.AbstractEventLoop:
     """The event loop that runs this task."""
-    events: Any = _imports.loaded("asyncio.events")
+    events: Any = imports.loaded("asyncio.events")
     running = None if events is None else events._get_running_loop()  # noqa: SLF001
     loop: asyncio.AbstractEventLoop | None = running
     if loop is None:

@@ -24,8 +24,8 @@ import time
 from typing import Any, Final, Self, SupportsFloat, SupportsIndex
 
 from vmm_linux import _open_file, _pickling, _transfer, aio
+from vmm_linux._core.values import describe, index, is_a
 from vmm_linux._open_file import Descriptor
-from vmm_linux._values import describe, index, is_a
 from vmm_linux.errors import (
     RETCODES,
     Fail,

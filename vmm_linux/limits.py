@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Self, SupportsIndex
 
-from vmm_linux._values import index, is_a, quoted, shown
+from vmm_linux._core.values import index, is_a, quoted, shown
 from vmm_linux.errors import InvalidArgument, InvalidOperation
 
 __all__ = ["FIGURES", "Limits", "Usage", "Use"]

@@ -6,9 +6,9 @@ import sys
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
 from vmm_linux import _arrays, _pickling, _span
+from vmm_linux._core.values import describe, is_a
+from vmm_linux._default_vmm import default_vmm
 from vmm_linux._open_file import Descriptor
-from vmm_linux._own_vmm import own_vmm
-from vmm_linux._values import describe, is_a
 from vmm_linux._vmm import VMM
 from vmm_linux.errors import InvalidArgument, InvalidOperation, NoCapability, VmmError
 from vmm_linux.flags import Rights, Seal, VmmFlags
@@ -330,7 +330,7 @@ class Mdl:
 def given_or_own(method: str, vmm: VMM | None) -> VMM:
     """The VMM that a caller gave, or the package's own."""
     if vmm is None:
-        return own_vmm()
+        return default_vmm()
     if not is_a(vmm, VMM):
         raise InvalidArgument(method, f"vmm is {describe(vmm)}, not a VMM or None")
     return vmm

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_linux import _own_vmm, _vmm, aio
-from vmm_linux._values import index
+from vmm_linux import _vmm, aio
+from vmm_linux._core.values import index
 from vmm_linux.flags import VmmFlags
 from vmm_linux.mdl import Mdl
 from vmm_linux.region import Region
@@ -151,13 +151,3 @@ class VMM(_vmm.VMM):
         Source: ``VMM.recv_handle``, ``loop.add_reader``.
         """
         return await aio.recv_handle(self, sock, require, max_size, peer_uid)
-
-
-class OwnVMM(VMM):
-    """The package's own: there is nobody who could have closed it."""
-
-    __slots__ = ()
-    _warns = False
-
-
-_own_vmm.MAKERS.append(OwnVMM)

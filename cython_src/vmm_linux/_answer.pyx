@@ -7,7 +7,7 @@ from libc.errno cimport EDQUOT, ENOMEM
 from vmm_linux cimport _features
 from vmm_linux._vocabulary cimport FLAG_HIGH_GUARD, FLAG_LOW_GUARD, RIGHT_ALL
 
-from vmm_linux import _shortage
+from vmm_linux._core import shortage
 from vmm_linux.errors import RETCODES, Retcode, VmmError, error
 from vmm_linux.flags import Rights
 from vmm_linux.limits import FIGURES as FIGURE_NAMES
@@ -167,17 +167,17 @@ cdef object explain(Request *request, Answer *answer):
             figure=FIGURE_NAMES[answer.limits] if answer.reason == BEYOND_LIMIT else None,
             lowest=_features.mmap_min_addr(), highest=_features.user_space_end())
     elif answer.error == ENOMEM:
-        rc, message = _shortage.explain(
+        rc, message = shortage.explain(
             request.va if request.method in OVER_PAGES else None,
             request.size + guards(request.flags) * (answer.limits & LIMIT_AS != 0),
             [name for bit, name in LIMITS if answer.limits & bit],
             answer.value)
     elif answer.error == EDQUOT:        # our word for a full memory cgroup, not the kernel's
         answer.error = 0
-        rc, message = Retcode.OUT_OF_MEMORY, _shortage.explain_group(request.size)
+        rc, message = Retcode.OUT_OF_MEMORY, shortage.explain_group(request.size)
     else:
         rc = RETCODES.get(answer.error, Retcode.FAIL)
-        message = _shortage.NAMES.get(answer.error) or (
+        message = shortage.NAMES.get(answer.error) or (
             f"the kernel refused {request.size} bytes at 0x{request.va:x}")
     if request.method == MDL_SEAL and answer.done != 0:
         message += f"; the first {answer.done} bytes of it are sealed"

@@ -8,7 +8,7 @@ from libc.stdint cimport uint64_t
 from vmm_linux._features cimport PAGE_SIZE
 from vmm_linux._vocabulary cimport FLAG_FIXED, FLAG_RESERVE, FLAG_RWX_MASK, is_multiple
 
-from vmm_linux._values import describe, index, is_a, written
+from vmm_linux._core.values import describe, index, is_a, written
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
 from vmm_linux.limits import FIGURES, Limits

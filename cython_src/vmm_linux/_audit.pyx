@@ -32,8 +32,8 @@ import warnings
 from collections import deque
 from threading import get_ident
 
-from vmm_linux import _imports
-from vmm_linux._values import describe, exact_text, index, is_a
+from vmm_linux._core import imports
+from vmm_linux._core.values import describe, exact_text, index, is_a
 from vmm_linux.errors import (
     InvalidArgument,
     InvalidOperation,
@@ -297,7 +297,7 @@ cdef class Audit:
         ring = index("Audit", "ring", ring)
         if not 0 <= ring <= MOST_RECORDS:
             raise InvalidArgument("Audit", f"ring is {ring}, not 0 to {MOST_RECORDS} records")
-        logging = _imports.needed("Audit", "logging")
+        logging = imports.needed("Audit", "logging")
         if logger is None:
             logger = logging.getLogger("vmm_linux.audit")
             if not logger.handlers:     # so that nobody's standard error gets what nobody asked for

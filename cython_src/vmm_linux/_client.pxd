@@ -12,7 +12,8 @@ cdef class Client(Watched):
     cdef object __weakref__
     cdef str made_at
     cdef int made_by
-    cdef bint warned
+    # That it is open was said, or is no mistake of the user's.
+    cdef public bint _warned
 
     cdef int warn_if_open(self) except -1
 

@@ -20,7 +20,7 @@ import warnings
 import weakref
 from operator import attrgetter
 
-from vmm_linux import _default_limits
+from vmm_linux._core import default_limits
 from vmm_linux.errors import InvalidOperation
 from vmm_linux.limits import FIGURES as FIGURE_NAMES
 from vmm_linux.limits import Limits, Usage, Use
@@ -33,9 +33,6 @@ cdef extern from "Python.h":
 @cython.no_gc_clear
 cdef class Client(Watched):
     """What every method needs: the address space, the open files of /proc, and whether it lives."""
-
-    # Whether one that is never closed is a mistake of somebody's.
-    _warns = True
 
     def __cinit__(self, *arguments, **keywords):
         self.space = BufferSpace()
@@ -73,7 +70,7 @@ cdef class Client(Watched):
             settled = self.settle(policy, audit)
         except BaseException:
             # Nobody gets it who could close it, unless somebody called it in the meantime.
-            self.warned = self.warned or not self.is_settled
+            self._warned = self._warned or not self.is_settled
             raise
         if limits is not None:
             if settled:
@@ -103,11 +100,9 @@ cdef class Client(Watched):
 
     cdef int warn_if_open(self) except -1:
         """Warn once, in the process that made this VMM, if nobody closed it."""
-        if self.space is None or self.space.closed or self.warned or self.made_by != os.getpid():
+        if self.space is None or self.space.closed or self._warned or self.made_by != os.getpid():
             return 0
-        self.warned = True
-        if not self._warns:
-            return 0
+        self._warned = True
         warnings.warn(
             f"a VMM made at {self.made_at} was never closed", ResourceWarning, source=self)
         return 0
@@ -258,7 +253,7 @@ cdef int look_up_defaults() except -1:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
     if now.tv_sec != looked_up:
-        fill(defaults, _default_limits.bounds())
+        fill(defaults, default_limits.bounds())
         looked_up = now.tv_sec
     return 0
 

@@ -58,7 +58,7 @@ from vmm_linux._ranges cimport Ranges, add_range
 from vmm_linux._views cimport pinned_view
 from vmm_linux._vocabulary cimport FLAG_READ, FLAG_WRITE
 
-from vmm_linux._values import describe
+from vmm_linux._core.values import describe
 from vmm_linux.errors import InvalidArgument, OutOfMemory
 from vmm_linux.handles import Handle
 

@@ -71,8 +71,8 @@ import socket
 import struct
 import time
 
-from vmm_linux._credentials import known_gid, known_uid
-from vmm_linux._values import describe, is_a
+from vmm_linux._core.credentials import known_gid, known_uid
+from vmm_linux._core.values import describe, is_a
 from vmm_linux.errors import (
     RETCODES,
     Fail,

@@ -83,7 +83,7 @@ from vmm_linux._vocabulary cimport (
     SEAL_PUBLISH,
 )
 
-from vmm_linux._values import describe
+from vmm_linux._core.values import describe
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import Rights, Seal

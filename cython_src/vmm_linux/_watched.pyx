@@ -33,8 +33,9 @@ import os
 from socket import SocketType
 from threading import get_ident
 
-from vmm_linux import _imports, _transfer
-from vmm_linux._values import describe, kind_of, one_line
+from vmm_linux import _transfer
+from vmm_linux._core import imports
+from vmm_linux._core.values import describe, kind_of, one_line
 from vmm_linux.errors import (
     InvalidArgument,
     InvalidOperation,
@@ -326,7 +327,7 @@ cdef object policy_of_environment():
     path = os.environ.get(POLICY_VARIABLE)
     if not path:
         return None
-    return _imports.needed("VMM", POLICY_MODULE).Policy.from_toml(path)
+    return imports.needed("VMM", POLICY_MODULE).Policy.from_toml(path)
 
 
 cdef object audit_of_environment(RuleTable policy):
@@ -334,6 +335,6 @@ cdef object audit_of_environment(RuleTable policy):
     path = os.environ.get(AUDIT_VARIABLE)
     if not path:
         return None
-    audit = _imports.needed("VMM", AUDIT_MODULE)
+    audit = imports.needed("VMM", AUDIT_MODULE)
     return audit.Audit(
         path, failure=(None if policy is None else policy.audit_failure) or "deny")

@@ -1,0 +1,1 @@
+"""The core: what the endpoint is made of. Nothing here is public."""

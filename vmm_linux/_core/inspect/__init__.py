@@ -1,0 +1,1 @@
+"""Mappings and pages of any process, as they are read."""
