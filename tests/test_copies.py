@@ -42,7 +42,6 @@ from vmm_linux import (
     VmmError,
     VmmFlags,
     _calls,
-    _inspect_types,
     _open_file,
     endpoint,
     errors,
@@ -51,7 +50,6 @@ from vmm_linux import (
     limits,
     policy,
 )
-from vmm_linux._default_vmm import unwatched_vmm
 from vmm_linux.audit import Audit
 from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, SecurityDisallow
 from vmm_linux.policy import Policy, PolicyError, Rule
@@ -64,9 +62,7 @@ COMMITTED = VmmFlags.RESERVE | VmmFlags.COMMIT | VmmFlags.READ | VmmFlags.WRITE
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 TEXT = b"the original's"
 #: The Python modules whose objects users get.
-MODULES = (
-    "_inspect_types endpoint errors event flags handles inspect limits mdl policy region states vmm"
-)
+MODULES = "endpoint errors event flags handles inspect limits mdl policy region states vmm"
 
 
 def modules_named(names: Iterable[str]) -> list[Any]:
@@ -203,7 +199,6 @@ OWNERS: dict[type[Any], Callable[[World], Any]] = {
     Policy: lambda world: world.policy,
     Region: lambda world: world.region,
     VMM: lambda world: world.vmm,
-    OwnVMM: lambda _: unwatched_vmm(),
 }
 #: And of each class that is a value: a copy is equal, and another object or the same.
 VALUES: dict[type[Any], Callable[[World], Any]] = {
@@ -219,8 +214,8 @@ VALUES: dict[type[Any], Callable[[World], Any]] = {
     inspect.Change: lambda world: inspect.Change(world.snapshot[0], world.snapshot[0], 0, {}),
     inspect.Difference: lambda world: inspect.diff(world.snapshot, world.snapshot),
     inspect.Snapshot: lambda world: world.snapshot,
-    _inspect_types.PageRun: lambda world: inspect.pages(world.va, PAGE)[0],
-    _inspect_types.RegionRun: lambda world: next(
+    inspect.PageRun: lambda world: inspect.pages(world.va, PAGE)[0],
+    inspect.RegionRun: lambda world: next(
         each.region for each in world.snapshot if each.region is not None
     ),
     Limits: lambda world: world.vmm.limits,
@@ -513,7 +508,8 @@ def assign_classes() -> None:
         del things, thing  # a pin among them
         world.check()
         # A class in between has no say in what is asked and told.
-        for kind in (OwnVMM, VMM):
+        between = type("SubVMM", (VMM,), {"__slots__": ()})
+        for kind in (between, VMM):
             object.__setattr__(world.vmm, "__class__", kind)
             world.check()
 

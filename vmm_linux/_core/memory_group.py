@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import NamedTuple
 
-__all__ = [
-    "NO_LIMIT",
-    "Group",
-    "files",
-    "levels",
-    "lines_of",
-    "memory_group",
-    "number",
-    "room",
-    "text_of",
-]
+from vmm_linux._core.kernel_files import lines_of, number, text_of
+
+__all__ = ["NO_LIMIT", "Group", "files", "levels", "memory_group", "room"]
 
 #: A memory cgroup of the first version without a limit has more than any machine: the largest
 #: count of pages that the kernel knows.
@@ -48,12 +38,21 @@ FILES = {
 }
 
 
-class Group(NamedTuple):
-    """Where the memory cgroup of this process is to be seen, and what its files are called."""
+class Group:
+    """Where the memory cgroup of this process is to be seen, and what its files are called.
 
-    version: str
-    mount: Path
-    path: str
+    Attributes:
+        version: ``"v1"`` or ``"v2"``.
+        mount: where its hierarchy is mounted.
+        path: of the group below that.
+    """
+
+    __slots__ = ("mount", "path", "version")
+
+    def __init__(self, version: str, mount: str, path: str) -> None:
+        self.version = version
+        self.mount = mount
+        self.path = path
 
     @property
     def limit(self) -> str:
@@ -76,34 +75,38 @@ def memory_group() -> Group | None:
     for number_of, controllers, path in groups:
         if (number_of, controllers) == ("0", ""):
             place = place_of("cgroup2", "", path)
-            if place and "memory" in (text_of(place[0] / "cgroup.controllers") or "").split():
+            if place and "memory" in (text_of(f"{place[0]}/cgroup.controllers") or "").split():
                 return Group("v2", *place)
     return None
 
 
-def place_of(filesystem: str, option: str, path: str) -> tuple[Path, str] | None:
+def place_of(filesystem: str, option: str, path: str) -> tuple[str, str] | None:
     """Where such a hierarchy is mounted, and the path below that."""
     for line in lines_of("/proc/self/mountinfo"):
         mount, _, source = line.partition(" - ")
         root, point = mount.split(" ")[3:5]
         kind, *_, options = source.split(" ")
         if kind == filesystem and (not option or option in options.split(",")):
-            return Path(point), os.path.relpath(path, root) if path.startswith(root) else "."
+            return point, os.path.relpath(path, root) if path.startswith(root) else "."
     return None
 
 
-def levels(group: Group) -> list[Path]:
+def levels(group: Group) -> list[str]:
     """The group's folder and those above it, which bind it too."""
-    folder = group.mount / group.path
-    if not folder.is_dir():  # seen from inside of a container, whose own group is the mount
-        folder = group.mount
-    return [folder, *(each for each in folder.parents if each.is_relative_to(group.mount))]
+    top = os.path.normpath(group.mount)
+    folder = os.path.normpath(os.path.join(top, group.path))
+    if not os.path.isdir(folder):  # seen from inside of a container, whose own group is the mount
+        folder = top
+    found = [folder]
+    while found[-1] != top and found[-1].startswith(f"{top.rstrip('/')}/"):
+        found.append(os.path.dirname(found[-1]))
+    return found
 
 
 def files(group: Group) -> list[tuple[bytes, ...]]:
     """The paths of each level's files, as the core reads them (``_group_room.watch``)."""
     names = FILES[group.version]
-    return [tuple(os.fsencode(folder / name) for name in names) for folder in levels(group)]
+    return [tuple(os.fsencode(f"{folder}/{name}") for name in names) for folder in levels(group)]
 
 
 def room(group: Group) -> int:
@@ -111,36 +114,12 @@ def room(group: Group) -> int:
     return min(room_at(group, folder) for folder in levels(group))
 
 
-def room_at(group: Group, folder: Path) -> int:
+def room_at(group: Group, folder: str) -> int:
     """The same of one level; ``NO_LIMIT`` where it has no limit."""
-    limit = number(folder / group.limit)
-    used = number(folder / group.usage)
+    limit = number(f"{folder}/{group.limit}")
+    used = number(f"{folder}/{group.usage}")
     if limit is None or used is None or limit >= NO_LIMIT:
         return NO_LIMIT
-    lines = [line.partition(" ") for line in lines_of(folder / "memory.stat")]
+    lines = [line.partition(" ") for line in lines_of(f"{folder}/memory.stat")]
     cache = sum(int(value) for name, _, value in lines if name in CACHE[group.version])
     return max(0, limit - max(0, used - cache))
-
-
-# ---- reading ------------------------------------------------------------------------------------
-
-
-def text_of(path: str | Path) -> str | None:
-    """What a file of the kernel says, or None where it does not."""
-    try:
-        return os.fsdecode(Path(path).read_bytes()).strip()
-    except OSError:
-        return None
-
-
-def lines_of(path: str | Path) -> list[str]:
-    """The lines of a file of the kernel: a path in one may have all that ends lines elsewhere."""
-    return [line for line in (text_of(path) or "").split("\n") if line]
-
-
-def number(path: str | Path) -> int | None:
-    """The number in a file of the kernel, or None where there is none."""
-    try:
-        return int(text_of(path) or "")
-    except ValueError:
-        return None

@@ -4,14 +4,19 @@ Looked up after the kernel refused, from the figures it decides by; so a cause t
 between is told as the kernel's commit accounting, which has no figure of its own to compare.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import resource
-from collections.abc import Sequence
-from pathlib import Path
 
 from vmm_linux import _group_room, _room
+from vmm_linux._core.kernel_files import figure
 from vmm_linux.errors import Retcode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["NAMES", "explain"]
 
@@ -48,8 +53,8 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
     """
     try:
         mapped, now = _look_through(va or 0, va + size if va is not None else 0)
-        status = Path("/proc/thread-self/status").read_text(encoding="utf-8")
-        most = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="utf-8"))
+        status = _contents("/proc/thread-self/status")
+        most = int(_contents("/proc/sys/vm/max_map_count"))
     except OSError as unreadable:
         return Retcode.OUT_OF_MEMORY, f"no memory; the cause could not be looked up: {unreadable}"
     if not mapped:
@@ -59,7 +64,7 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
         )
     for name in limits:
         bound = resource.getrlimit(getattr(resource, name))[0]
-        use = _figure(status, COUNTED[name])
+        use = figure(status, COUNTED[name]) or 0
         if bound != resource.RLIM_INFINITY and use + size > bound:
             return Retcode.QUOTA_EXCEEDED, (
                 f"{size} bytes more than the {use} in use would pass {name}, {bound} bytes; "
@@ -96,28 +101,22 @@ def explain_group(size: int) -> str:
     )
 
 
+def _contents(path: str) -> str:
+    """What is in a file of the kernel."""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
 def _look_through(start: int, end: int) -> tuple[bool, int]:
     """Whether every page of the range is mapped, and how many mappings there are.
 
     Line by line: memory may be just what is short.
     """
     count = 0
-    with Path("/proc/thread-self/maps").open("rb", buffering=4096) as lines:
+    with open("/proc/thread-self/maps", "rb", 4096) as lines:
         for line in lines:
             count += 1
             low, _, high = line.partition(b" ")[0].partition(b"-")
             if int(low, 16) <= start < int(high, 16):
                 start = int(high, 16)
     return start >= end, count
-
-
-def _figure(status: str, label: str) -> int:
-    """A figure of /proc/self/status in bytes."""
-    return next(
-        (
-            int(line.split()[1]) * 1024
-            for line in status.splitlines()
-            if line.startswith(label + ":")
-        ),
-        0,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_linux.demo.report import printable
+from vmm_linux._tools.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -120,7 +120,3 @@ def prepare_output() -> None:
         # Kept back until it is flushed, under PYTHONUNBUFFERED too: argparse takes no notice of a
         # write that fails.
         sys.stdout.reconfigure(write_through=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

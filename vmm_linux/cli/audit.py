@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm_linux._tools.tables import Table, choose_printer, print_line
+from vmm_linux._tools.text import human, printable
 from vmm_linux.cli.audit_file import read
-from vmm_linux.demo.report import human, printable
 from vmm_linux.flags import Rights, Seal, VmmFlags
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmm_linux import inspect
+from vmm_linux._tools.text import escaped
 from vmm_linux.cli.map.command import printer
 from vmm_linux.cli.map.file import Saved, UnfitMapError, load, record_of
-from vmm_linux.cli.map.model import escaped
 from vmm_linux.cli.map.picture import Line, change_lines
 
 __all__ = ["main"]

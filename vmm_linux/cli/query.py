@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmm_linux import VmmError, inspect
+from vmm_linux._tools.text import escaped, human
 from vmm_linux.cli.map.command import demonstration, process_id
 from vmm_linux.cli.map.file import record_of
-from vmm_linux.cli.map.model import escaped, name_of
-from vmm_linux.demo.report import human
+from vmm_linux.cli.map.model import name_of
 from vmm_linux.inspect import Mapping, PageFlags
 
 __all__ = ["main"]

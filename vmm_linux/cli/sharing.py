@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vmm_linux import VmmError
 from vmm_linux._tools.tables import Table, choose_printer, print_line
-from vmm_linux.demo.report import human, printable
+from vmm_linux._tools.text import human, printable
 from vmm_linux.inspect import sharing
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The demonstration: a real file in real memory, with the kernel's own figures beside each step.
 
 The steps are in ``steps.py`` and ``mdl_steps.py``, those of the other process in
-``_demo_peer.py``. The first that does not hold is the last.
+``peer.py``. The first that does not hold is the last.
 """
 
 import argparse
@@ -14,22 +14,12 @@ from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
-import psutil
-
 from vmm_linux import VMM
+from vmm_linux._tools import machine
+from vmm_linux._tools.text import human, printable
 from vmm_linux.demo import mdl_steps, steps
 from vmm_linux.demo.caller import RESERVATION, Footprint, made
-from vmm_linux.demo.report import (
-    Json,
-    Machine,
-    Plain,
-    Report,
-    Step,
-    Subject,
-    Terminal,
-    human,
-    printable,
-)
+from vmm_linux.demo.report import Json, Machine, Plain, Report, Step, Subject, Terminal
 from vmm_linux.demo.steps import Run
 
 __all__ = ["main"]
@@ -78,14 +68,13 @@ def has_changed(subject: Subject) -> bool:
 
 def this_machine() -> Machine:
     """What this machine has now."""
-    memory = psutil.virtual_memory()
-    return Machine(memory.total, memory.available, psutil.swap_memory().free)
+    return Machine(*machine.memory())
 
 
 def check_room(size: int) -> None:
     """Refuse what the machine cannot hold now: FILE, and its copy on the way into an MDL buffer."""
-    machine = this_machine()
-    room = min((machine.available + machine.swap_free) // 2, RESERVATION)
+    here = this_machine()
+    room = min((here.available + here.swap_free) // 2, RESERVATION)
     if size > room:
         raise UnfitFileError(f"is too big: {human(size)}, and there is room for {human(room)}")
 

@@ -1,4 +1,4 @@
-"""What every step of the demonstration works with, in both of its processes (see ``demo.py``)."""
+"""What every step of the demonstration works with, in both of its processes."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from vmm_linux import VMM, PageInfo, Retcode, VmmError
-from vmm_linux.demo.report import Step, human
+from vmm_linux._tools.text import human
+from vmm_linux.demo.report import Step
 
 __all__ = [
     "CHUNK",

@@ -1,7 +1,7 @@
 """The demonstration's second half: FILE's memory is shared with another process.
 
-A step is a function over one ``Run`` (see ``_demo_steps.py``). The other process is
-``_demo_peer.py``; its steps are shown as they come.
+A step is a function over one ``Run`` (see ``steps.py``). The other process is
+``peer.py``; its steps are shown as they come.
 """
 
 import fcntl
@@ -9,9 +9,10 @@ import os
 from pathlib import Path
 
 from vmm_linux import PageKind, Rights, Seal, VmmFlags
+from vmm_linux._tools.text import human
 from vmm_linux.demo import peer
 from vmm_linux.demo.caller import PAGE, ask, close, described, is_half, memory_files, modes
-from vmm_linux.demo.report import Step, human
+from vmm_linux.demo.report import Step
 from vmm_linux.demo.steps import Run, free, verify
 from vmm_linux.errors import NoCapability
 

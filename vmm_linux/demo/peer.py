@@ -23,6 +23,8 @@ from pathlib import Path
 
 from vmm_linux import VMM, Handle, Retcode, Rights, Seal, VmmFlags
 from vmm_linux._core.credentials import known_uid
+from vmm_linux._tools.children import die_with_parent, name_process
+from vmm_linux._tools.text import human
 from vmm_linux.demo.caller import (
     CHUNK,
     PAGE,
@@ -40,7 +42,7 @@ from vmm_linux.demo.caller import (
     raw_write,
     signal_name,
 )
-from vmm_linux.demo.report import Step, human
+from vmm_linux.demo.report import Step
 
 __all__ = ["GO_ON", "LEAVE", "READY", "USE", "Other", "unpacked"]
 
@@ -50,7 +52,8 @@ GO_ON = b"go on"
 """What the first process sends when it has seen what both pay for the buffer."""
 LONGEST = 1 << 20
 """Bytes of the longest packet that tells of a step."""
-PR_SET_PDEATHSIG = 1
+PROGRAM = f"import sys; from {__name__} import main; sys.exit(main(*sys.argv[1:]))"
+"""This module as a program. With ``-m`` it would be loaded twice: the package has it already."""
 TYPES = {
     "handle": Handle,
     "flags": VmmFlags,
@@ -70,13 +73,13 @@ class Other:
 
     def __init__(self, at_end: ExitStack, size: int, sha256: str) -> None:
         """Start it. It gets the socket, and what FILE's bytes must turn out to be."""
-        package = Path(__file__).resolve().parent.parent
+        package = Path(__file__).resolve().parents[2]
         path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
         self.sock, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         at_end.callback(self.sock.close)
         with its:
             self.process = subprocess.Popen(  # noqa: S603 (this very interpreter)
-                [sys.executable, "-P", "-m", __name__, str(os.getpid()), str(size), sha256],
+                [sys.executable, "-P", "-c", PROGRAM, str(os.getpid()), str(size), sha256],
                 stdin=its.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
@@ -350,16 +353,10 @@ LEAVE = (free_file, close)
 # ---- the program --------------------------------------------------------------------------------
 
 
-def die_with(parent: int) -> None:
-    """Be killed when the parent ends, however it does."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit("the parent is dead already")
-
-
 def main(parent: str, size: str, sha256: str) -> int:
     """Make the steps: 0 if every check held, 1 if one did not."""
-    die_with(int(parent))
+    die_with_parent(int(parent))
+    name_process("vmm-demo-peer")
     ok = True
     with socket.socket(fileno=0) as sock:
         before = Footprint.look()
@@ -370,7 +367,3 @@ def main(parent: str, size: str, sha256: str) -> int:
                 sock.send(packed(step))
                 ok = step.ok
     return 0 if ok else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import IntFlag
 from typing import Any, Protocol
 
+from vmm_linux._tools.text import human, printable
 from vmm_linux.errors import Retcode
 from vmm_linux.flags import VmmFlags
 from vmm_linux.handles import Handle
@@ -19,8 +20,6 @@ __all__ = [
     "Step",
     "Subject",
     "Terminal",
-    "human",
-    "printable",
 ]
 
 
@@ -181,21 +180,6 @@ class Json:
 WIDE, NARROW = 51, 38
 #: Room for the return code.
 OUTCOME = 20
-
-
-def human(size: int) -> str:
-    """A byte count in the largest unit that it reaches."""
-    value, unit = float(size), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.4g} {unit}"
-
-
-def printable(text: str) -> str:
-    """A file's name without what a terminal would obey or cannot show."""
-    return text if text and text.isprintable() else ascii(text)
 
 
 def headlines(subject: Subject, machine: Machine) -> list[str]:

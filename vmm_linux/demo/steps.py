@@ -1,4 +1,4 @@
-"""The demonstration's first half: memory of one process (see ``demo.py``).
+"""The demonstration's first half: memory of one process (see ``vmm_linux.demo``).
 
 A step is a function over one ``Run``: it makes a call, asks the kernel, and says what has to hold.
 To add a step, write it and name it in ``STEPS``.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmm_linux import Handle, PageState, Retcode, VmmError, VmmFlags
+from vmm_linux._tools.text import human
 from vmm_linux.demo.caller import (
     CHUNK,
     PAGE,
@@ -25,7 +26,7 @@ from vmm_linux.demo.caller import (
     signal_name,
 )
 from vmm_linux.demo.peer import Other
-from vmm_linux.demo.report import Step, Subject, human
+from vmm_linux.demo.report import Step, Subject
 
 __all__ = ["STEPS", "Run", "free", "verify"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vmm_linux import _features
 from vmm_linux._features import Feature
 from vmm_linux._tools.tables import Table, choose_printer, print_line
-from vmm_linux.demo.report import human
+from vmm_linux._tools.text import human
 from vmm_linux.doctor.checks import TRIALS, Check, attempt
 from vmm_linux.doctor.kernel_settings import Setting, settings
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from typing import Literal
 
 __all__ = ["Check", "Diagnosis", "FeatureReport", "Machine", "Setting", "diagnose", "main"]
+
+for _public in (Check, Setting):
+    _public.__module__ = __name__  # as pickles name it
 
 
 @dataclass(frozen=True)

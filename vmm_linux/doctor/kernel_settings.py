@@ -6,7 +6,8 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_linux._core.memory_group import NO_LIMIT, Group, levels, memory_group, number, text_of
+from vmm_linux._core.kernel_files import figure, number, text_of
+from vmm_linux._core.memory_group import NO_LIMIT, Group, levels, memory_group
 from vmm_linux._features import Feature, available
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ SYSCTLS: dict[str, Callable[[int | None], str | None]] = {
 
 def commit_charge() -> Iterator[Setting]:
     """What can be committed on this machine, and what is."""
-    figures = meminfo()
-    limit, used = figures.get("CommitLimit"), figures.get("Committed_AS")
+    told = text_of("/proc/meminfo")
+    limit, used = figure(told, "CommitLimit"), figure(told, "Committed_AS")
     strict = number("/proc/sys/vm/overcommit_memory") == 2
     advice = None
     if strict and limit and used is not None and (limit - used) * LITTLE < limit:
@@ -131,12 +132,6 @@ def commit_charge() -> Iterator[Setting]:
         )
     yield Setting("CommitLimit", limit, None, "/proc/meminfo", advice)
     yield Setting("Committed_AS", used, None, "/proc/meminfo", None)
-
-
-def meminfo() -> dict[str, int]:
-    """The figures of /proc/meminfo in bytes."""
-    lines = (line.split() for line in (text_of("/proc/meminfo") or "").splitlines())
-    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
 
 
 # ---- limits -------------------------------------------------------------------------------------
@@ -248,7 +243,9 @@ def settings_of(group: Group) -> Iterator[Setting]:
     """The same of a given group: those above it bind it too."""
     above = levels(group)
     folder = above[0]
-    found = [(value, each) for each in above if (value := number(each / group.limit)) is not None]
+    found = [
+        (value, each) for each in above if (value := number(f"{each}/{group.limit}")) is not None
+    ]
     value, place = min(found, default=(NO_LIMIT, folder), key=lambda pair: pair[0])
     limited = value < NO_LIMIT
     advice = "near it calls are OUT_OF_MEMORY; beyond it the kernel kills a process of the group"
@@ -256,8 +253,8 @@ def settings_of(group: Group) -> Iterator[Setting]:
         f"cgroup {group.version} memory limit",
         value if limited else UNLIMITED,
         None,
-        str(place / group.limit),
+        f"{place}/{group.limit}",
         advice if limited else None,
     )
-    usage = folder / group.usage
-    yield Setting(f"cgroup {group.version} memory in use", number(usage), None, str(usage), None)
+    usage = f"{folder}/{group.usage}"
+    yield Setting(f"cgroup {group.version} memory in use", number(usage), None, usage, None)

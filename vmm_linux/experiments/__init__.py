@@ -6,7 +6,7 @@ it here, and says what held.
 How to add an experiment
 ------------------------
 Put one file into this folder; nothing else is to be changed. The file's name is the experiment's
-(``page_faults.py`` is ``page-faults``); names that begin with an underscore are the framework's.
+(``page_faults.py`` is ``page-faults``); the framework is in ``_framework``.
 It has a number, four texts and one function::
 
     from vmm_linux.experiments import Column, Run, at_least, minor_faults, timed, touch

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from vmm_linux import VMM, Mdl, Region, VmmError, inspect
 from vmm_linux._tools.atomic_write import write_whole
+from vmm_linux._tools.matplotlib import NoMatplotlibError
+from vmm_linux._tools.text import escaped
 from vmm_linux.cli.map.file import as_csv, as_json
-from vmm_linux.cli.map.model import Picture, escaped, take
+from vmm_linux.cli.map.model import Picture, take
 from vmm_linux.cli.map.page import page_of
 from vmm_linux.cli.map.picture import (
     Line,
@@ -22,7 +24,7 @@ from vmm_linux.cli.map.picture import (
     plain_writer,
     region_lines,
 )
-from vmm_linux.cli.map.plot import NoMatplotlibError, plotted
+from vmm_linux.cli.map.plot import plotted
 
 __all__ = ["main", "process_id"]
 

@@ -10,7 +10,8 @@ from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from vmm_linux.cli.map.model import Entry, Picture, escaped
+from vmm_linux._tools.text import escaped
+from vmm_linux.cli.map.model import Entry, Picture
 from vmm_linux.flags import VmmFlags
 from vmm_linux.inspect import Mapping, Snapshot
 from vmm_linux.states import PageKind, PageState

@@ -14,11 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from vmm_linux import inspect
+from vmm_linux._tools.text import escaped
 from vmm_linux.inspect import Mapping, PageFlags
 from vmm_linux.inspect.processes import process_of, threads_of
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["GROUPS", "Entry", "Group", "Picture", "escaped", "name_of", "size_of", "take"]
+__all__ = ["GROUPS", "Entry", "Group", "Picture", "name_of", "size_of", "take"]
 
 #: The groups and what people call them.
 GROUPS = {
@@ -314,21 +315,3 @@ def name_of(mapping: Mapping) -> str:
     if mapping.pathname is None:
         return "no name"
     return escaped(mapping.pathname)
-
-
-def escaped(text: str) -> str:
-    r"""A text without what a terminal obeys or cannot show: ``\n``, ``\x1b``, ``\xff``.
-
-    A backslash becomes two, so that what was there can be told. Bytes that are no UTF-8 are
-    shown as such.
-    """
-    return "".join(
-        letter if letter.isprintable() and letter != "\\" else escape(letter) for letter in text
-    )
-
-
-def escape(letter: str) -> str:
-    """One letter as an escape."""
-    if "\udc80" <= letter <= "\udcff":
-        return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("unicode_escape").decode("ascii")

@@ -7,8 +7,8 @@ from typing import Any
 
 from vmm_linux import inspect
 from vmm_linux._features import Feature, available
-from vmm_linux.cli.map.model import Entry, Picture, escaped, name_of
-from vmm_linux.demo.report import human
+from vmm_linux._tools.text import escaped, human
+from vmm_linux.cli.map.model import Entry, Picture, name_of
 from vmm_linux.errors import VmmError
 from vmm_linux.inspect import Mapping, PageFlags
 
@@ -39,7 +39,7 @@ def page_of(picture: Picture, pid: int | None) -> str:
         pid: the process whose pages are looked at, None for this one. One that has ended
             meanwhile, or may not be looked at, has a page without them.
     """
-    template = resources.files("vmm_linux").joinpath("_map_page.html").read_text("utf-8")
+    template = resources.files("vmm_linux.cli.map").joinpath("page.html").read_text("utf-8")
     data = json.dumps(data_of(picture, pid), separators=(",", ":"))
     # In a script element nothing but "</script" and "<!--" means anything.
     for letter in "<>&":

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from vmm_linux.cli.map.model import Entry, Group, Picture, escaped, name_of, size_of
-from vmm_linux.demo.report import human
+from vmm_linux._tools.text import escaped, human
+from vmm_linux.cli.map.model import Entry, Group, Picture, name_of, size_of
 from vmm_linux.inspect import Difference, Mapping
 
 __all__ = ["Line", "Screen", "change_lines", "picture_lines", "region_lines"]

@@ -3,13 +3,14 @@
 import io
 from typing import TYPE_CHECKING
 
-from vmm_linux.cli.map.model import Group, Picture, escaped
-from vmm_linux.demo.report import human
+from vmm_linux._tools.matplotlib import need_matplotlib
+from vmm_linux._tools.text import escaped, human
+from vmm_linux.cli.map.model import Group, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["NoMatplotlibError", "plotted"]
+__all__ = ["plotted"]
 
 COLOURS = {
     "ours": "#c2255c",
@@ -23,10 +24,6 @@ COLOURS = {
 }
 
 
-class NoMatplotlibError(Exception):
-    """matplotlib is not installed."""
-
-
 def plotted(picture: Picture, kind: str) -> bytes:
     """The groups, biggest first, as bars over one logarithmic axis.
 
@@ -37,13 +34,10 @@ def plotted(picture: Picture, kind: str) -> bytes:
     Errors:
         NoMatplotlibError: there is no matplotlib.
     """
-    try:
-        from matplotlib import rc_context  # noqa: PLC0415 (nobody else needs it)
-        from matplotlib.figure import Figure  # noqa: PLC0415 (as above)
-    except ModuleNotFoundError as error:
-        raise NoMatplotlibError(
-            "--png and --svg need matplotlib: pip install 'vmm-linux[plot]'"
-        ) from error
+    need_matplotlib("--png and --svg")
+    from matplotlib import rc_context  # noqa: PLC0415 (nobody else needs it)
+    from matplotlib.figure import Figure  # noqa: PLC0415 (as above)
+
     groups = picture.groups[::-1]
     # A name may hold what mathtext takes for a formula, or letters that the font lacks.
     title = f"Memory of {picture.title}".encode("ascii", "backslashreplace").decode()

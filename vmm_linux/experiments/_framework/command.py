@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from vmm_linux._core.default_limits import room_for_memory
 from vmm_linux._core.memory_group import memory_group
 from vmm_linux._room import available_memory
+from vmm_linux._tools import machine
 from vmm_linux._tools.atomic_write import write_whole
+from vmm_linux._tools.matplotlib import NoMatplotlibError, need_matplotlib
 from vmm_linux._tools.tables import print_line
-from vmm_linux.demo.report import printable
+from vmm_linux._tools.text import printable
 from vmm_linux.doctor import diagnose
 from vmm_linux.experiments._framework.catalogue import Experiment, UnfitError, catalogue, chosen
 from vmm_linux.experiments._framework.files import (
@@ -32,7 +32,6 @@ from vmm_linux.experiments._framework.files import (
 )
 from vmm_linux.experiments._framework.laboratory import Order, Result, carry_out
 from vmm_linux.experiments._framework.page import page_of
-from vmm_linux.experiments._framework.plots import NoMatplotlibError, need_matplotlib
 from vmm_linux.experiments._framework.terminal import progress_of, show, show_list
 
 if TYPE_CHECKING:
@@ -185,7 +184,7 @@ def wanted(asked: argparse.Namespace) -> list[Experiment]:
 def check(outputs: dict[str, str]) -> None:
     """Refuse before measuring what could not be written after it."""
     if "plot" in outputs or "output" in outputs:
-        need_matplotlib()
+        need_matplotlib("plots")
     for name, place in outputs.items():
         if name in {"csv", "plot"}:
             check_folder(place)
@@ -225,7 +224,7 @@ def show_catalogue(*, as_object: bool) -> int:
 
 def run(experiments: Sequence[Experiment], order: Order, outputs: dict[str, str | None]) -> int:
     """Run them, show each as it is done, and write what was asked for, all of it or nothing."""
-    machine = machine_facts()
+    facts = machine_facts()
     alone = outputs["json"] == STANDARD_OUTPUT
     results: list[Result] = []
     for experiment in experiments:
@@ -233,7 +232,7 @@ def run(experiments: Sequence[Experiment], order: Order, outputs: dict[str, str 
             results.append(carry_out(experiment, order, progress))
         if not alone:
             show(results[-1])
-    deliver(results, machine, outputs)
+    deliver(results, facts, outputs)
     return 0 if all(result.ok for result in results) else 1
 
 
@@ -279,7 +278,7 @@ def uninterrupted() -> Iterator[None]:
 def machine_facts() -> dict[str, Any]:
     """What the results are about: the machine, and what the doctor says of it."""
     diagnosis = diagnose()
-    memory = psutil.virtual_memory()
+    memory = machine.memory()
     facts = {
         **asdict(diagnosis.machine),
         "kernel": f"Linux {diagnosis.machine.kernel}",

@@ -34,7 +34,9 @@ def page_of(results: Sequence[Result], machine: dict[str, Any]) -> bytes:
         results: what it shows, in this order.
         machine: ``facts`` by name, and what ``vmm-linux doctor`` tells.
     """
-    page = resources.files("vmm_linux.experiments").joinpath("_page.html").read_text("utf-8")
+    page = (
+        resources.files("vmm_linux.experiments._framework").joinpath("page.html").read_text("utf-8")
+    )
     places = [(result.experiment.name, result.experiment.title) for result in results]
     contents = "".join(
         f'<li><a href="#{escape(name)}">{escape(title)}</a></li>'

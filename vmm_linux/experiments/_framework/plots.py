@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from vmm_linux.experiments._framework.results import Axis, Plot
 
-__all__ = ["NoMatplotlibError", "figure_of", "inline", "need_matplotlib", "picture_of"]
+__all__ = ["figure_of", "inline", "picture_of"]
 
 #: Colours that are told apart by colour-blind readers, on white and on black.
 COLOURS = ("#2f6fde", "#d9480f", "#2b9a3e", "#a03fc4", "#b08900", "#0b8ba3")
@@ -24,22 +24,6 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
 #: Ink and grid of an inline picture, which the page's own colours take the place of.
 INK, GRID = "#010203", "#040506"
-
-
-class NoMatplotlibError(Exception):
-    """matplotlib is not installed."""
-
-
-def need_matplotlib() -> None:
-    """Complain now rather than when all is measured.
-
-    Errors:
-        NoMatplotlibError: there is no matplotlib.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401, PLC0415 (nobody else needs it)
-    except ModuleNotFoundError as error:
-        raise NoMatplotlibError("plots need matplotlib: pip install 'vmm-linux[plot]'") from error
 
 
 def picture_of(plot: Plot, kind: str) -> bytes:

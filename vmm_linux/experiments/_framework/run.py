@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vmm_linux import VMM, inspect
 from vmm_linux._features import Feature, huge_page_size, page_size, state
+from vmm_linux._tools.children import die_with_parent
 from vmm_linux.errors import OutOfMemory, QuotaExceeded
 from vmm_linux.experiments._framework.results import (
     Axis,
@@ -31,7 +32,7 @@ from vmm_linux.experiments._framework.results import (
     need,
     sound,
 )
-from vmm_linux.experiments._framework.system import die_with_parent, libc
+from vmm_linux.experiments._framework.system import libc
 from vmm_linux.inspect import PageFlags
 
 if TYPE_CHECKING:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_linux._core import kernel_files
+from vmm_linux._tools.children import die_with_parent
 from vmm_linux.experiments._framework.results import NotObservable
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = [
     "NOBODY",
     "become",
-    "die_with_parent",
     "errno_of",
     "libc",
     "mappings",
@@ -29,7 +29,7 @@ __all__ = [
 
 #: Whose number has no privileges anywhere.
 NOBODY = 65534
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+PR_SET_DUMPABLE = 4
 #: The functions of the C library that are called here and return a long; all others an int.
 RETURN_LONG = {"mmap", "mremap", "process_vm_writev", "shmat", "syscall"}
 
@@ -58,13 +58,6 @@ def errno_of(refusal: OSError | VmmError) -> str:
 
 
 # ---- processes ----------------------------------------------------------------------------------
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when its parent's thread ends, if it has not yet."""
-    libc("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def become(user: int) -> None:
@@ -118,12 +111,10 @@ def told(file: str, figure: str) -> int:
     Errors:
         NotObservable: the kernel does not tell it.
     """
-    for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
-        label, _, value = line.partition(":")
-        if label == figure:
-            number, *unit = value.split()
-            return int(number) << (10 if unit == ["kB"] else 0)
-    raise NotObservable(f"this kernel does not tell {figure}")
+    value = kernel_files.figure(Path(file).read_text(encoding="utf-8", errors="replace"), figure)
+    if value is None:
+        raise NotObservable(f"this kernel does not tell {figure}")
+    return value
 
 
 def sysctl(name: str, otherwise: int | None = None) -> int:

@@ -9,7 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from vmm_linux._tools.tables import Table, choose_printer, print_line
-from vmm_linux.demo.report import printable
+from vmm_linux._tools.text import printable
 from vmm_linux.experiments._framework.run import nobody_watches
 from vmm_linux.experiments._framework.words import (
     CLAIM_COLUMNS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_linux.demo.report import human
+from vmm_linux._tools.text import human
 from vmm_linux.experiments._framework.results import Claim, Expected, Kind, Outcome, Table, Value
 
 if TYPE_CHECKING:

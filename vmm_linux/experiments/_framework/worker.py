@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm_linux import VMM, experiments
+from vmm_linux._tools.children import die_with_parent, name_process
 from vmm_linux.experiments import Run
 from vmm_linux.experiments._framework.catalogue import chosen
 from vmm_linux.experiments._framework.run import REFUSALS
-from vmm_linux.experiments._framework.system import die_with_parent
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -37,6 +37,7 @@ def main() -> None:
     """Carry out the order."""
     order = json.load(sys.stdin)
     die_with_parent(order["parent"])
+    name_process(order["name"])
     confine(order["memory"])
     experiments.__path__[:] = order["folders"]  # look where the parent looks
     with os.fdopen(order["answers"], "w", encoding="utf-8") as answers:
