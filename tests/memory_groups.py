@@ -44,7 +44,7 @@ def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]
             f"cache 99999\n{prefix}inactive_file {inactive}\n{prefix}active_file {active}\n"
             f"{prefix}shmem 77777\n"
         )
-    return Group(version, root, max(levels, key=len))
+    return Group(version, str(root), max(levels, key=len))
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def real_group(limit: int) -> Iterator[Path]:
     if own is None:
         raise OSError("no memory cgroup counts this process, or none is mounted")
     above = levels(own)
-    folder = above[min(1, len(above) - 1)] / f"vmm_linux-{os.getpid()}"
+    folder = Path(above[min(1, len(above) - 1)], f"vmm_linux-{os.getpid()}")
     try:
         folder.mkdir()
     except OSError as problem:

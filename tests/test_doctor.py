@@ -143,7 +143,7 @@ def test_the_tightest_of_the_groups_above_counts(
     for folder, text in bounds.items():
         (folder / limit).write_text(f"{text}\n")
     (inner / usage).write_text("4096\n")
-    group = Group(version, tmp_path, "outer/inner")
+    group = Group(version, str(tmp_path), "outer/inner")
     bound, used = settings_of(group)
     assert (bound.value, bound.source) == (1 << 30, str(inner.parent / limit))
     assert bound.advice
@@ -159,7 +159,7 @@ def test_a_group_that_is_not_to_be_seen_from_a_container_is_where_it_is_mounted(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "memory.max").write_text("1048576\n")
-    bound, _ = settings_of(Group("v2", tmp_path, "host/only"))
+    bound, _ = settings_of(Group("v2", str(tmp_path), "host/only"))
     assert (bound.value, bound.source) == (1 << 20, str(tmp_path / "memory.max"))
 
 

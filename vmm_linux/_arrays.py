@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm_linux import _syscalls
 from vmm_linux._core import imports
@@ -11,28 +10,30 @@ from vmm_linux._core.values import describe, index, is_a, one_line
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
+    from typing import Any, Protocol
 
     import numpy as np
 
     from vmm_linux.region import Region
 
+    class Mappable(Protocol):
+        """An MDL buffer, of which parts can be mapped."""
+
+        @property
+        def size(self) -> int:
+            """Its bytes."""
+
+        def map(self, prot: int | None, offset: int, length: int) -> Region:
+            """Map whole pages of it."""
+
+
 __all__ = ["array"]
 
 PAGE = _syscalls.page_size()
-
-
-class Mappable(Protocol):
-    """An MDL buffer, of which parts can be mapped."""
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-
-    def map(self, prot: int | None, offset: int, length: int) -> Region:
-        """Map whole pages of it."""
 
 
 def array(

@@ -15,7 +15,6 @@ import socket
 import stat
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from vmm_linux import _sharer, _syscalls
 from vmm_linux._default_vmm import default_vmm
@@ -32,16 +31,31 @@ from vmm_linux.errors import (
     refuse_copies,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+    from typing import Any, NoReturn, Protocol
 
     from vmm_linux._vmm import VMM
     from vmm_linux.handles import Handle
 
+    class Sent(Protocol):
+        """A descriptor on its way."""
+
+        def detach(self) -> int:
+            """The descriptor, in the process where it arrived."""
+
+    class Closable(Protocol):
+        """What is pickled."""
+
+        @property
+        def closed(self) -> bool:
+            """Whether somebody closed it."""
+
+
 __all__ = [
     "REFUSAL",
-    "Sent",
     "arrived",
     "carry",
     "delivered",
@@ -63,21 +77,6 @@ REFUSAL = refuse_copies(
 """The ``__reduce__`` of an ``Mdl``, for every other pickler."""
 PARKED: set[weakref.finalize[[], Any]] = set()
 """Ends of sockets that processes which are being started are to inherit."""
-
-
-class Sent(Protocol):
-    """A descriptor on its way."""
-
-    def detach(self) -> int:
-        """The descriptor, in the process where it arrived."""
-
-
-class Closable(Protocol):
-    """What is pickled."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether somebody closed it."""
 
 
 # ---- whose pickler it is ------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import array
 import atexit
-import contextlib
 import errno
 import os
 import resource
@@ -27,12 +26,16 @@ import struct
 import sys
 import threading
 import time
-from typing import Any, Final, NamedTuple
 
 from vmm_linux import _syscalls
 from vmm_linux._core import imports
+from vmm_linux._core.typed import NamedTuple
 from vmm_linux._open_file import Descriptor, duplicate
 from vmm_linux.errors import OutOfMemory, QuotaExceeded, ResourceNotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 __all__ = ["GONE", "NO_DESCRIPTOR_LEFT", "Ticket", "prepare", "share", "stop"]
 
@@ -99,8 +102,10 @@ class Ticket(NamedTuple):
                 sock.connect(self.address)
             except OSError as problem:
                 sock.settimeout(0)
-                with contextlib.suppress(BlockingIOError):  # the last that it did was to answer
+                try:  # the last that it did was to answer
                     return self._taken(sock)
+                except BlockingIOError:
+                    pass
                 raise problem from None
         raise ResourceNotFound(
             "unpickle", f"the sender of this pickle did not answer for {PATIENCE:g} seconds"
@@ -192,7 +197,7 @@ class Sharer:
 
     def _serve_one(self, sock: socket.socket, kept: Descriptor) -> None:
         """Answer to who comes next."""
-        with contextlib.suppress(OSError):
+        try:
             request, control, _, address = sock.recvmsg(2 * HALF, PASS_CREDENTIALS)
             if not address:  # nobody whom an answer could reach
                 return
@@ -202,6 +207,8 @@ class Sharer:
                 self._answer(sock, request, address)
             else:
                 sock.sendto(b"", socket.MSG_DONTWAIT, address)
+        except OSError:
+            pass
 
     def _answer(self, sock: socket.socket, request: bytes, address: str | bytes) -> None:
         """Give a descriptor to who has its ticket, or say that there is none."""
@@ -260,8 +267,10 @@ class Sharer:
             if self.waiting:
                 self._give_up()
 
-        with contextlib.suppress(RuntimeError):
+        try:
             threading.Thread(target=hold, name="vmm_linux sharer's end", daemon=False).start()
+        except RuntimeError:
+            pass
 
     def _give_up(self) -> None:
         """Stop, and say what was lost."""
@@ -297,8 +306,10 @@ class Sharer:
             each.close()
         if sock is not None and kept is not None:
             if kept.is_open:
-                with contextlib.suppress(OSError):
+                try:
                     sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
                 if thread is not None:
                     thread.join()
             let_go(sock, kept)

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from vmm_linux import _open_file
 from vmm_linux._core import imports
 from vmm_linux._core.values import is_a
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable
+    from typing import Any, SupportsIndex, TypeVar
 
     from vmm_linux._open_file import Descriptor
     from vmm_linux._vmm import VMM
     from vmm_linux.handles import Handle
 
-__all__ = ["readable", "recv_handle", "send_handle"]
+    Outcome = TypeVar("Outcome")
 
-Outcome = TypeVar("Outcome")
+__all__ = ["readable", "recv_handle", "send_handle"]
 
 
 async def send_handle(

@@ -12,6 +12,8 @@ bytes  type   what
 ====== ====== =======================================
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import math
@@ -21,7 +23,6 @@ import socket
 import struct
 import sys
 import time
-from typing import Any, Final, Self, SupportsFloat, SupportsIndex
 
 from vmm_linux import _open_file, _pickling, _transfer, aio
 from vmm_linux._core.values import describe, index, is_a
@@ -36,6 +37,10 @@ from vmm_linux.errors import (
     error,
     refuse_copies,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, Self, SupportsFloat, SupportsIndex
 
 __all__ = ["Event"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
 from vmm_linux import _arrays, _pickling, _span
+from vmm_linux._core.typed import final
 from vmm_linux._core.values import describe, is_a
 from vmm_linux._default_vmm import default_vmm
 from vmm_linux._open_file import Descriptor
@@ -14,8 +14,10 @@ from vmm_linux.errors import InvalidArgument, InvalidOperation, NoCapability, Vm
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any, Self, SupportsIndex
 
     import numpy as np
     from typing_extensions import Buffer

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
-
 from vmm_linux import _span
 from vmm_linux._core import imports
+from vmm_linux._core.typed import final
 from vmm_linux._exporter import Exporter, held
 from vmm_linux.errors import InvalidOperation, ResourceNotFound, VmmError, refuse_copies
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Self, SupportsIndex
 
     from typing_extensions import Buffer
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmm_linux import _vmm, aio
 from vmm_linux._core.values import index
 from vmm_linux.flags import VmmFlags
 from vmm_linux.mdl import Mdl
 from vmm_linux.region import Region
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket
     from typing import SupportsIndex

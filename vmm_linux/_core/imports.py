@@ -8,23 +8,25 @@ with itself (NumPy, the policy and the audit of an environment that was changed 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
 
 from vmm_linux.errors import InvalidOperation
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Any
 
 # What Python itself imports to print a warning, in the moment when it prints one. Where it cannot
 # be read, Python prints without.
 if sys.warnoptions:
-    with contextlib.suppress(ImportError):
+    try:
         import linecache  # noqa: F401
         import tracemalloc  # noqa: F401
+    except ImportError:
+        pass
 
 __all__ = ["loaded", "needed"]
 

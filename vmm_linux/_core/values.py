@@ -9,12 +9,14 @@ is asked of a value is ``__index__``, which makes a number of it, and that may r
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, TypeVar
 
 from vmm_linux.errors import InvalidArgument
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeGuard
+    from typing import TypeGuard, TypeVar
+
+    Kind = TypeVar("Kind")
 
 __all__ = [
     "describe",
@@ -34,7 +36,6 @@ LONGEST_LINE = 400
 """Characters that are shown of what is text already."""
 MOST_BITS = 64
 
-Kind = TypeVar("Kind")
 
 # The getter of ``type`` itself, which no metaclass overrides.
 _name_of = type.__dict__["__name__"].__get__
