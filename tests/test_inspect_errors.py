@@ -24,7 +24,7 @@ from vmm_linux import VMM, Retcode, VmmError, VmmFlags, inspect
 from vmm_linux._features import Feature, available, without
 from vmm_linux._inspect import read_mappings, read_pages
 from vmm_linux.cli.map.model import take
-from vmm_linux.inspect import Mapping, PageFlags, Snapshot
+from vmm_linux.inspect import Mapping, PageFlags, Snapshot, reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,7 +129,7 @@ def test_a_process_that_ends_while_it_is_read(
         end(child)
         return found
 
-    monkeypatch.setattr(inspect, "read_mappings", read)
+    monkeypatch.setattr(reading, "read_mappings", read)
     with stopped_child() as child, pytest.raises(inspect.ProcessExited, match="while it was read"):
         getattr(inspect, name)(child)
 
@@ -167,7 +167,7 @@ def test_a_process_that_starts_another_program_while_it_is_read(
                 select.select([], [], [], 0.001)
             return found
 
-        monkeypatch.setattr(inspect, "read_mappings", read)
+        monkeypatch.setattr(reading, "read_mappings", read)
         with pytest.raises(inspect.ProcessExited, match="another program"):
             inspect.maps(child)
     finally:
@@ -180,7 +180,7 @@ def test_an_unreadable_line_of_the_kernels_is_an_exception_with_that_line(
     def read(*_: object) -> object:
         raise ValueError("not a line of /proc/PID/maps: b'nonsense'")
 
-    monkeypatch.setattr(inspect, "read_mappings", read)
+    monkeypatch.setattr(reading, "read_mappings", read)
     with pytest.raises(inspect.UnreadableText, match="nonsense") as caught:
         inspect.maps()
     assert isinstance(caught.value, ValueError)
