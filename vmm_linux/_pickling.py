@@ -9,14 +9,15 @@ Nothing here imports ``multiprocessing``: whoever pickles with it has loaded it.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
-import socket
 import stat
 import sys
 import weakref
 
 from vmm_linux import _sharer, _syscalls
+from vmm_linux._core import imports
 from vmm_linux._default_vmm import default_vmm
 from vmm_linux._open_file import duplicate
 from vmm_linux._sharer import GONE, NO_DESCRIPTOR_LEFT
@@ -168,7 +169,7 @@ def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:
         QUOTA_EXCEEDED: RLIMIT_NOFILE; too many descriptors wait to be fetched.
     """
     try:
-        ours, theirs = socket.socketpair()
+        ours, theirs = imports.needed("pickle", "socket").socketpair()
         with ours, theirs:
             vmm.send_handle(ours, handle)
             return carry(theirs.fileno()), os.fstat(theirs.fileno()).st_ino
@@ -297,7 +298,8 @@ def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
         raise gone()
     try:
         os.set_inheritable(fd, False)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
+        sockets = imports.needed("unpickle", "socket")
+        sock = sockets.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
     except BaseException:
         _syscalls.close(fd)
         raise

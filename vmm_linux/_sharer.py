@@ -15,13 +15,13 @@ by itself waits for a while until all was fetched.
 
 from __future__ import annotations
 
+import _socket
 import array
 import atexit
 import errno
 import os
 import resource
 import signal
-import socket
 import struct
 import sys
 import threading
@@ -35,6 +35,7 @@ from vmm_linux.errors import OutOfMemory, QuotaExceeded, ResourceNotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import Any, Final
 
 __all__ = ["GONE", "NO_DESCRIPTOR_LEFT", "Ticket", "prepare", "share", "stop"]
@@ -52,7 +53,7 @@ AFTER_QUEUES: Final = -10
 HALF: Final = 16
 """Bytes of each half of a ticket's secret."""
 CREDENTIALS: Final = struct.Struct("iII")
-PASS_CREDENTIALS: Final = socket.CMSG_SPACE(CREDENTIALS.size)
+PASS_CREDENTIALS: Final = _socket.CMSG_SPACE(CREDENTIALS.size)
 NO_DESCRIPTOR_LEFT: Final = "no descriptor is left; raise RLIMIT_NOFILE (ulimit -n) or close some"
 GONE: Final = (
     "the descriptor of this pickle is gone: each is loaded once, by a process of the same user "
@@ -75,7 +76,7 @@ class Ticket(NamedTuple):
             QUOTA_EXCEEDED: RLIMIT_NOFILE.
         """
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            with new_socket("unpickle") as sock:
                 sock.bind(b"")  # the kernel gives it a name, to which the answer goes
                 sock.connect(self.address)
                 sock.settimeout(PROBE)
@@ -113,17 +114,17 @@ class Ticket(NamedTuple):
 
     def _taken(self, sock: socket.socket) -> int:
         """The descriptor out of an answer."""
-        room = socket.CMSG_LEN(array.array("i").itemsize)
-        answer, control, flags, _ = sock.recvmsg(HALF, room, socket.MSG_CMSG_CLOEXEC)
+        room = _socket.CMSG_LEN(array.array("i").itemsize)
+        answer, control, flags, _ = sock.recvmsg(HALF, room, _socket.MSG_CMSG_CLOEXEC)
         found = array.array("i")
         for level, kind, data in control:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
                 found.frombytes(data[: len(data) - len(data) % found.itemsize])
         if len(found) == 1 and answer == self.proof:
             return found[0]
         for each in found:
             _syscalls.close(each)
-        if answer == self.proof and flags & socket.MSG_CTRUNC:
+        if answer == self.proof and flags & _socket.MSG_CTRUNC:
             raise QuotaExceeded("unpickle", NO_DESCRIPTOR_LEFT)
         raise ResourceNotFound("unpickle", GONE)
 
@@ -165,10 +166,10 @@ class Sharer:
             return self.sock
         self.stop()
         self.prepare()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock = new_socket("pickle")
         try:
             sock.bind(b"")  # a name of the kernel's choice, in no directory
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
             kept = Descriptor()
             kept.take(sock.fileno())
             thread = threading.Thread(
@@ -206,7 +207,7 @@ class Sharer:
             if same_user(control):
                 self._answer(sock, request, address)
             else:
-                sock.sendto(b"", socket.MSG_DONTWAIT, address)
+                sock.sendto(b"", _socket.MSG_DONTWAIT, address)
         except OSError:
             pass
 
@@ -220,15 +221,15 @@ class Sharer:
                 try:
                     if kept.is_open:
                         rights = array.array("i", [kept.number])
-                        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+                        control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
                         # Whose ticket it is waits for one answer, and has room for one.
-                        sock.sendmsg([proof], control, socket.MSG_DONTWAIT, address)
+                        sock.sendmsg([proof], control, _socket.MSG_DONTWAIT, address)
                         return
                 except OSError:  # it is gone, or too many descriptors are on their way
                     pass
                 finally:
                     kept.close()
-            sock.sendto(b"", socket.MSG_DONTWAIT, address)
+            sock.sendto(b"", _socket.MSG_DONTWAIT, address)
 
     # ---- the end ------------------------------------------------------------------------------
 
@@ -307,7 +308,7 @@ class Sharer:
         if sock is not None and kept is not None:
             if kept.is_open:
                 try:
-                    sock.shutdown(socket.SHUT_RDWR)
+                    sock.shutdown(_socket.SHUT_RDWR)
                 except OSError:
                     pass
                 if thread is not None:
@@ -323,6 +324,14 @@ class Sharer:
         if self.sock is not None and self.kept is not None:
             let_go(self.sock, self.kept)
         self.sock = self.kept = self.thread = None
+
+
+def new_socket(method: str) -> socket.socket:
+    """A socket for datagrams. Its module is loaded where multiprocessing is."""
+    made: socket.socket = imports.needed(method, "socket").socket(
+        _socket.AF_UNIX, _socket.SOCK_DGRAM
+    )
+    return made
 
 
 def is_ending() -> bool:
@@ -345,8 +354,8 @@ def same_user(control: list[tuple[int, int, bytes]]) -> bool:
     """
     for level, kind, data in control:
         if (
-            level == socket.SOL_SOCKET
-            and kind == socket.SCM_CREDENTIALS
+            level == _socket.SOL_SOCKET
+            and kind == _socket.SCM_CREDENTIALS
             and len(data) == CREDENTIALS.size
         ):
             uid: int = CREDENTIALS.unpack(data)[1]

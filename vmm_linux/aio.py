@@ -5,8 +5,8 @@ asyncio is not imported here: where a loop of it runs, it is loaded.
 
 from __future__ import annotations
 
+import _socket
 import errno
-import socket
 
 from vmm_linux import _open_file
 from vmm_linux._core import imports
@@ -16,6 +16,7 @@ from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, U
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
+    import socket
     from collections.abc import Awaitable, Callable
     from typing import Any, SupportsIndex, TypeVar
 
@@ -78,7 +79,7 @@ async def repeat(
 
 def check_not_blocking(method: str, sock: object) -> None:
     """Whether a socket is one for event loops. Whether it is one at all is seen elsewhere."""
-    if is_a(sock, socket.socket) and sock.gettimeout() != 0:
+    if is_a(sock, _socket.socket) and sock.gettimeout() != 0:
         raise InvalidArgument(
             method, "sock blocks, which would stop the event loop: sock.setblocking(False)"
         )

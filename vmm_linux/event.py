@@ -14,12 +14,12 @@ bytes  type   what
 
 from __future__ import annotations
 
+import _socket
 import errno
 import fcntl
 import math
 import os
 import select
-import socket
 import struct
 import sys
 import time
@@ -40,6 +40,7 @@ from vmm_linux.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import Any, Final, Self, SupportsFloat, SupportsIndex
 
 __all__ = ["Event"]
@@ -147,7 +148,7 @@ class Event:
         method = "Event.recv"
         _transfer.check_socket(method, sock)
         message, received, flags = _transfer.read_message(sock, MESSAGE.size, 1)
-        if not (message or received or flags) and sock.type != socket.SOCK_DGRAM:
+        if not (message or received or flags) and sock.type != _socket.SOCK_DGRAM:
             raise EOFError(f"{method}: the other end is closed")
         check_message(method, sock, message, len(received), flags)
         descriptor = received.take()
@@ -394,22 +395,22 @@ def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
 
 def check_message(method: str, sock: socket.socket, message: bytes, count: int, flags: int) -> None:
     """Whether a message is ``Event.send``'s, with its one descriptor."""
-    if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
+    if len(message) != MESSAGE.size or flags & _socket.MSG_TRUNC:
         raise bad(method, f"{len(message)} bytes, not the {MESSAGE.size} of an event's message")
     magic, version, announced = MESSAGE.unpack(message)
     if magic != MAGIC:
         raise bad(method, "not an event's message")
     if version != VERSION:
         raise bad(method, f"version {version} of the format; this package knows {VERSION}")
-    if flags & socket.MSG_CTRUNC and count == 0:
+    if flags & _socket.MSG_CTRUNC and count == 0:
         raise _transfer.cut_off(method, sock, "the descriptor did not fit")
-    if flags & socket.MSG_CTRUNC and announced == count == 1:
+    if flags & _socket.MSG_CTRUNC and announced == count == 1:
         raise bad(
             method,
             "1 descriptors are announced, and 1 or more came; if that is all that was sent, "
             "control data of the socket took the room: switch off SO_INQ",
         )
-    if flags & socket.MSG_CTRUNC or not announced == count == 1:
+    if flags & _socket.MSG_CTRUNC or not announced == count == 1:
         raise bad(method, f"{announced} descriptors are announced, and {count} or more came")
 
 
