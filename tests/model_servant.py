@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -22,11 +21,11 @@ import kernel_oracle as kernel
 from faces import Face, Outcome, call
 from kernel_oracle import PAGE
 from vmm_linux import VMM, PageInfo, PageKind, PageState, _guards, _ledger
+from vmm_linux._tools.children import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-PR_SET_PDEATHSIG = 1
 PROGRAM = "import sys, model_servant; model_servant.main(*map(int, sys.argv[1:]))"
 
 
@@ -394,9 +393,7 @@ def serve(connection: Connection, servant: Servant) -> None:
 
 def main(parent: int, connection: int, *sockets: int) -> None:
     """Be a peer."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        raise SystemExit("the parent is dead already")
+    die_with_parent(parent)
     servant = Servant(socket.socket(fileno=fd) for fd in sockets)
     serve(Connection(connection), servant)
     for sock in servant.sockets:

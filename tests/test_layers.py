@@ -46,7 +46,7 @@ LAYERS = {
     "what experiments use": "experiments experiments._framework.machine_code "
     "experiments._framework.results experiments._framework.run experiments._framework.system",
     "experiments": "experiments.*",
-    "laboratory": "experiments._framework",
+    "laboratory": "experiments._framework experiments.__main__",
     "names of old pickles": "_inspect_types _settings _sharing _trials",
 }
 

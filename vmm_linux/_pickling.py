@@ -286,7 +286,7 @@ def loads_for_a_pool(frame: FrameType | None) -> bool:
 
 
 def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
-    """The handle that came, in the VMM of this package's own.
+    """The handle that came, in the default VMM.
 
     Errors:
         RESOURCE_NOT_FOUND: its descriptor is not there, or was used up.

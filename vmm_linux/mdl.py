@@ -94,7 +94,7 @@ class Mdl:
         Args:
             data: a contiguous buffer of at least one byte; zeros fill its last page.
             prot: ``VmmFlags``: the most that the handle allows, READ at least.
-            vmm: that it is to belong to; None for the package's own.
+            vmm: that it is to belong to; None for the default one.
 
         Returns:
             An ``Mdl``, whose size is the data's rounded up to pages.
@@ -102,7 +102,7 @@ class Mdl:
         Errors:
             As of ``VMM.mdl_create_from_buf``.
         """
-        vmm = given_or_own("mdl_create_from_buf", vmm)
+        vmm = given_or_default("mdl_create_from_buf", vmm)
         return cls._made(vmm, vmm.mdl_create_from_buf, data, prot)
 
     @classmethod
@@ -120,12 +120,12 @@ class Mdl:
             fd: descriptor of a memfd, as ``fileno`` gives; it stays the caller's.
             require: ``Seal`` that the memory must have.
             max_size: bytes that the buffer may have at most, or None.
-            vmm: that it is to belong to; None for the package's own.
+            vmm: that it is to belong to; None for the default one.
 
         Errors:
             As of ``VMM.handle_from_fd``.
         """
-        vmm = given_or_own("handle_from_fd", vmm)
+        vmm = given_or_default("handle_from_fd", vmm)
         return cls._made(vmm, vmm.handle_from_fd, fd, require, max_size)
 
     # ---- what it is ---------------------------------------------------------------------------
@@ -329,8 +329,8 @@ class Mdl:
         return self.__reduce__()
 
 
-def given_or_own(method: str, vmm: VMM | None) -> VMM:
-    """The VMM that a caller gave, or the package's own."""
+def given_or_default(method: str, vmm: VMM | None) -> VMM:
+    """The VMM that a caller gave, or the default one."""
     if vmm is None:
         return default_vmm()
     if not is_a(vmm, VMM):

@@ -19,14 +19,15 @@ __all__ = ["die_with_parent", "name_process", "outlive_parent"]
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent's thread ends, if it has not yet.
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when its parent's thread ends.
 
     Args:
-        parent: the parent's process id, as the parent told it.
+        parent: the parent's process id, as the parent told it: this process ends now if that one
+            has ended already. None where nothing is lost then.
     """
     set_signal(signal.SIGKILL)
-    if os.getppid() != parent:
+    if parent is not None and os.getppid() != parent:
         os._exit(1)
 
 
