@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["default_vmm"]
 
 MODULE = "vmm_linux.vmm"
-"""Has the class. It is above this module, which it uses by way of ``Mdl``, and loaded with it."""
+"""The class's module, loaded with the package. It imports ``Mdl``, which imports this module."""
 DEFAULT: dict[str, VMM] = {}
 """It, under ``"vmm"``, once there is one."""
 
