@@ -8,11 +8,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vmm_linux._core.procfs import parse_smaps
+
 from bench_harness import US, Contestant, at_most, benchmark, faster, loop
 from bench_memory import SIZE
 from bench_queries import AMONG_MANY, MANY, SOME, among_few_and_many, mappings_up_to
 from vmm_linux import inspect
-from vmm_linux._smaps_parser import parse_smaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,8 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
 from bench_harness import US, Contestant, at_most, benchmark, faster, loop
-from vmm_linux import VMM, VmmFlags, _guards
+from vmm_linux import VMM, VmmFlags
+from vmm_linux._core import memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,7 +210,7 @@ def islands_in_chunks(islands: int, rule: tuple[int, ...]) -> Callable[[int], fl
     """Measure how so many islands are committed in each of some chunks, by this rule."""
 
     def measure(chunks: int) -> float:
-        _guards.set_rule(*rule)
+        memory.set_rule(*rule)
         with VMM() as vmm:
             base = vmm.allocate(0, (chunks + 1) * CHUNK, RESERVED)
             base += -base % CHUNK
@@ -219,7 +220,7 @@ def islands_in_chunks(islands: int, rule: tuple[int, ...]) -> Callable[[int], fl
                 for va in every_other_page(chunk, islands):
                     commit(va, PAGE)
             taken = perf_counter_ns() - start
-        _guards.set_rule()
+        memory.set_rule()
         return taken
 
     return measure

@@ -39,25 +39,16 @@ from kernel_oracle import (
     guarded_pages,
     present_pages,
 )
-from vmm_linux import (
-    VMM,
-    Handle,
-    PageKind,
-    Retcode,
-    Rights,
-    VmmError,
-    VmmFlags,
-    _features,
-    _ledger,
-)
+from vmm_linux import VMM, Handle, PageKind, Retcode, Rights, VmmError, VmmFlags
+from vmm_linux._core import kernel, ledger
 from vmm_linux.errors import RETCODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import pytest
+    from vmm_linux._core.kernel import Feature
 
-    from vmm_linux._features import Feature
     from vmm_linux.audit import Audit
     from vmm_linux.policy import Policy
 
@@ -115,7 +106,7 @@ class Faults:
     """
 
     def __init__(self) -> None:
-        _ledger.set_leaf_limit(1)
+        ledger.set_leaf_limit(1)
         self._library = ctypes.CDLL(os.environ["LD_PRELOAD"])
         self._library.fault_name.restype = ctypes.c_char_p
 
@@ -260,7 +251,7 @@ class Page(NamedTuple):
 
     @property
     def usable(self) -> Page:
-        """What can be done with it, whichever way it was brought there; see ``_guards.pyx``.
+        """What can be done with it, whichever way it was brought there; see ``memory.pyx``.
 
         A guard stands only where the mapping gives access: else it would outlive its purpose.
         """
@@ -502,7 +493,7 @@ SIZE = PAGES * PAGE
 #: Where the regions of the scenarios lie, and where those that they allocate may.
 BASE = ARENA + 4 * PAGE
 ELSEWHERE = BASE + 64 * PAGE
-HUGE_SIZE = _features.huge_page_size()
+HUGE_SIZE = kernel.huge_page_size()
 #: What errors a full system gives.
 FULL = {errno.ENOMEM, errno.EMFILE, errno.EAGAIN}
 #: What can stop half way.
@@ -791,7 +782,7 @@ def try_all(scenarios: Iterable[Scenario], error: int = 0) -> None:
     library = Faults()
     gc.disable()
     for one in scenarios:
-        with _features.without(*one.without):
+        with kernel.without(*one.without):
             Trial(one, library, error).fail_each([] if error else Mode)
 
 

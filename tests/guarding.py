@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vmm_linux import _guards
+from vmm_linux._core import memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 @contextmanager
 def rule(in_chunk: int, in_vmm: int) -> Iterator[None]:
     """Take guards where a chunk, or a VMM, has this many runs."""
-    _guards.set_rule(in_chunk, in_vmm)
+    memory.set_rule(in_chunk, in_vmm)
     try:
         yield
     finally:
-        _guards.set_rule()
+        memory.set_rule()
 
 
 #: Every rule worth a test: guards wherever they can be, where it is crowded, nowhere.

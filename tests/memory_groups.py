@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_linux import VMM, Limits, VmmFlags, _group_room
-from vmm_linux._core import default_limits
+from vmm_linux import VMM, Limits, VmmFlags
+from vmm_linux._core import default_limits, kernel
 from vmm_linux._core.memory_group import FILES, Group, files, levels, memory_group
 from vmm_linux.errors import OutOfMemory
 
@@ -51,16 +51,16 @@ def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]
 def in_place(group: Group) -> Iterator[None]:
     """Let this group be the one that the core asks."""
     default_limits.bounds()  # which finds the real one, if nobody did
-    _group_room.watch(files(group), group.version == "v1")
-    _group_room.look_for_limits()
+    kernel.watch(files(group), group.version == "v1")
+    kernel.look_for_limits()
     try:
         yield
     finally:
         for real in default_limits.GROUPS:
-            _group_room.watch(files(real), real.version == "v1")
+            kernel.watch(files(real), real.version == "v1")
         if not default_limits.GROUPS:
-            _group_room.watch([], False)
-        _group_room.look_for_limits()
+            kernel.watch([], False)
+        kernel.look_for_limits()
 
 
 # ---- a real group

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import kernel_oracle as kernel
 from faces import Face, Outcome, call
 from kernel_oracle import PAGE
-from vmm_linux import VMM, PageInfo, PageKind, PageState, _guards, _ledger
+from vmm_linux import VMM, PageInfo, PageKind, PageState
+from vmm_linux._core import ledger, memory
 from vmm_linux._tools.children import die_with_parent
 
 if TYPE_CHECKING:
@@ -144,19 +145,19 @@ class Servant:
     @staticmethod
     def take_guards(in_chunk: int, in_vmm: int) -> None:
         """From now on commit fragments by guards from these numbers of runs on."""
-        _guards.set_rule(in_chunk, in_vmm)
+        memory.set_rule(in_chunk, in_vmm)
 
     @staticmethod
     def limit_leaves(entries: int) -> None:
         """From now on leaves of the ledger are full with so many entries."""
-        _ledger.set_leaf_limit(entries)
+        ledger.set_leaf_limit(entries)
 
     def clear(self) -> None:
         """Let go of everything."""
         self.views.clear()
         self.vmm.close()
-        _guards.set_rule()
-        _ledger.set_leaf_limit()
+        memory.set_rule()
+        ledger.set_leaf_limit()
         for address in self.foreign:
             kernel.unmap(address, PAGE)
         self.foreign = {}

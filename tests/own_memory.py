@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature, without
+from vmm_linux._core.procfs import OwnProcess
 
 import kernel_oracle as kernel
 from kernel_oracle import ARENA, MAP_FIXED_NOREPLACE, MAP_SHARED, PAGE
-from vmm_linux._features import Feature, without
-from vmm_linux._own_process import OwnProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from vmm_linux._smaps_record import SmapsRecord
+    from vmm_linux._core.procfs import SmapsRecord
 
 
 FIRST = b"55d0c8a00000-55d0c8a21000 rw-p 0001f000 08:0a 131097                     /usr/bin/cat\n"

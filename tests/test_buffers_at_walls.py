@@ -9,6 +9,7 @@ import resource
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature
 
 from buffer_scenarios import READ_ONLY, buffer, connected, facts, first, refused, send, window
 from faces import Face, call
@@ -29,8 +30,8 @@ from faults import (
     pattern,
 )
 from kernel_oracle import ARENA, PAGE, maps, present_pages, status
-from vmm_linux import Limits, Retcode, VmmFlags, _features
-from vmm_linux._features import Feature
+from vmm_linux import Limits, Retcode, VmmFlags
+from vmm_linux._core import kernel
 from walls import (
     FILL,
     Singles,
@@ -213,7 +214,7 @@ def more_than_the_machine_has() -> None:
             rc, message = refused(ground, str(method), *arguments)
             assert (rc, "overcommit" in message) == (Retcode.OUT_OF_MEMORY, True), message
         # Where the kernel does not tell which pages were touched, all are copied.
-        with _features.without(Feature.PAGEMAP):
+        with kernel.without(Feature.PAGEMAP):
             rc, message = refused(ground, "mdl_create_from_vm", PLACE, too_much, R)
         assert (rc, "overcommit" in message) == (Retcode.OUT_OF_MEMORY, True), message
         assert (bytes_but_the_heap(), status("RssShmem")) == before

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature, without
 
 import kernel_oracle as kernel
 from children import in_own_process
@@ -26,7 +27,6 @@ from descriptors import a_memfd
 from kernel_oracle import PAGE
 from onlookers import wait_until
 from vmm_linux import VMM, Event, Mdl, Rights, Seal, VmmFlags
-from vmm_linux._features import Feature, without
 from vmm_linux.audit import Audit
 from vmm_linux.errors import InvalidOperation, SecurityDisallow
 from vmm_linux.policy import Policy

@@ -41,14 +41,14 @@ from vmm_linux import (
     Rights,
     VmmError,
     VmmFlags,
-    _calls,
-    _open_file,
     endpoint,
     errors,
     handles,
     inspect,
     limits,
 )
+from vmm_linux._core import endpoint
+from vmm_linux._core import kernel as core
 from vmm_linux.audit import Audit
 from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, SecurityDisallow
 from vmm_linux.policy import Policy, PolicyError, Rule, compile, rule  # noqa: A004
@@ -219,8 +219,8 @@ CHANNEL = inspect.Channel(
 #: And of each class that is a value: a copy is equal, and another object or the same.
 VALUES: dict[type[Any], Callable[[World], Any]] = {
     CORE["Record"]: lambda world: world.record,
-    _calls.Kind: lambda _: _calls.Kind.DATA,
-    _calls.Method: lambda _: _calls.METHODS[0],
+    endpoint.Kind: lambda _: endpoint.Kind.DATA,
+    endpoint.PublicMethod: lambda _: endpoint.METHODS[0],
     CORE["Mapping"]: lambda world: max(world.snapshot, key=lambda each: each.region is not None),
     CORE["Mappings"]: lambda world: world.snapshot._mappings,
     CORE["PageInfo"]: lambda world: world.info,
@@ -762,7 +762,7 @@ def test_a_vmm_keeps_its_policy_and_its_memory_when_somebody_tries_to_copy_it() 
 
 
 def test_a_finalizer_that_is_called_by_hand_ends_nothing_of_others(tmp_path: Path) -> None:
-    descriptor = _open_file.eventfd()
+    descriptor = core.new_eventfd()
     number = descriptor.number
     descriptor.close()
     file = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)

@@ -13,7 +13,8 @@ from children import run_child
 from dangers import BY_DEFAULT, DANGERS, HELD, bystander
 from kernel_oracle import TESTS_IMPORTABLE, maps
 from memory_groups import cgroup
-from vmm_linux import VMM, Limits, _room
+from vmm_linux import VMM, Limits
+from vmm_linux._core import kernel
 from vmm_linux._core.default_limits import (
     MOST_HANDLES,
     MOST_MDLS,
@@ -40,7 +41,7 @@ def vmm() -> Iterator[VMM]:
 def test_a_vmm_that_is_told_nothing_has_bounds() -> None:
     with VMM() as vmm, VMM(limits=None) as other:
         limits = vmm.limits
-        available = _room.available_memory()
+        available = kernel.available_without_swap()
         assert (limits.regions, limits.mdls, limits.handles) == (
             MOST_REGIONS,
             MOST_MDLS,
@@ -56,8 +57,8 @@ def test_a_vmm_that_is_told_nothing_has_bounds() -> None:
 def test_available_memory_is_the_kernels_figure_without_swap() -> None:
     lines = Path("/proc/meminfo").read_text().splitlines()
     figures = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    assert abs(_room.available_memory() - figures["MemAvailable"]) < 1 << 30
-    assert _room.available() >= _room.available_memory()
+    assert abs(kernel.available_without_swap() - figures["MemAvailable"]) < 1 << 30
+    assert kernel.available_bytes() >= kernel.available_without_swap()
 
 
 def test_the_defaults_are_three_quarters_of_what_can_be_had() -> None:

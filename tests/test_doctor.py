@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vmm_linux._core.kernel import Feature
 
 import commands
 from children import run_child
-from vmm_linux import _features
+from vmm_linux._core import kernel
 from vmm_linux._core.memory_group import NO_LIMIT, Group
-from vmm_linux._features import Feature
 from vmm_linux.doctor import FEATURES, Diagnosis, Setting, diagnose
 from vmm_linux.doctor.checks import TRIALS, Check, Trial, attempt, expect
 from vmm_linux.doctor.kernel_settings import UNLIMITED, chosen, settings_of
@@ -74,7 +74,7 @@ def test_the_machine_is_the_kernels() -> None:
     kernel = os.uname()
     assert (machine.kernel, machine.architecture) == (kernel.release, kernel.machine)
     assert machine.page == os.sysconf("SC_PAGE_SIZE")
-    assert machine.user_space_end == _features.user_space_end()
+    assert machine.user_space_end == kernel.user_space_end()
 
 
 @pytest.mark.parametrize(
@@ -171,14 +171,14 @@ def test_every_feature_is_told_as_the_package_finds_it() -> None:
     assert found.keys() == Feature.__members__.keys()
     for feature in Feature:
         report = found[feature.name]
-        present = _features.available(feature)
+        present = kernel.available(feature)
         assert report.state == ("present" if present else "absent")
         assert (report.since, report.without) == FEATURES[feature]
 
 
 @pytest.mark.parametrize("feature", Feature, ids=lambda feature: feature.name)
 def test_a_feature_switched_off_is_told_and_the_work_goes_on(feature: Feature) -> None:
-    with _features.without(feature):
+    with kernel.without(feature):
         diagnosis = diagnose()
     off = [each.name for each in diagnosis.features if each.state == "switched off"]
     assert off == [feature.name]
@@ -186,7 +186,7 @@ def test_a_feature_switched_off_is_told_and_the_work_goes_on(feature: Feature) -
 
 
 def test_without_guard_regions_the_map_count_is_spoken_of() -> None:
-    with _features.without(Feature.GUARD_REGIONS):
+    with kernel.without(Feature.GUARD_REGIONS):
         advice = setting(diagnose(), "vm.max_map_count").advice
     assert advice
     assert "fragments" in advice
@@ -210,12 +210,12 @@ def without_descriptors() -> None:
     """Ask for a feature while no descriptor can be had."""
     import resource
 
-    from vmm_linux import _features
+    from vmm_linux._core import kernel
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    scan = _features.Feature.PAGEMAP_SCAN
-    print(_features.state(scan), _features.available(scan))
+    scan = kernel.Feature.PAGEMAP_SCAN
+    print(kernel.state(scan), kernel.available(scan))
 
 
 # ---- when it cannot work ------------------------------------------------------------------------

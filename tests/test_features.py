@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature, available, without
 
 import kernel_oracle as kernel
 from children import run_child
 from kernel_oracle import MAP_ANONYMOUS, MAP_PRIVATE, PAGE, PROT_READ, PROT_WRITE
-from vmm_linux import _features
-from vmm_linux._features import Feature, available, without
+from vmm_linux._core import kernel as core
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -205,7 +205,7 @@ def test_a_number_that_names_no_feature_is_refused_and_switches_nothing(number: 
 
 def test_the_environment_switches_features_off_for_the_whole_process() -> None:
     def child() -> None:
-        from vmm_linux._features import Feature, available
+        from vmm_linux._core.kernel import Feature, available
 
         print(available(Feature.PAGEMAP), available(Feature.PROCESS_VM), end=" ")
         print(available(Feature.PAGEMAP_SCAN))
@@ -221,7 +221,7 @@ def test_an_unknown_name_in_the_environment_is_a_warning_that_quotes_it() -> Non
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            from vmm_linux._features import Feature, available
+            from vmm_linux._core.kernel import Feature, available
         print(len(caught), caught[0].category.__name__, caught[0].message)
         print(available(Feature.PAGEMAP))
 
@@ -237,7 +237,7 @@ def test_probes_leave_no_mapping_and_no_descriptor() -> None:
     def child() -> None:
         from pathlib import Path
 
-        from vmm_linux import _features
+        from vmm_linux._core import kernel as core
 
         def state() -> tuple[list[Path], list[str]]:
             mappings = Path("/proc/self/maps").read_text().splitlines()
@@ -248,12 +248,12 @@ def test_probes_leave_no_mapping_and_no_descriptor() -> None:
 
         state()
         before = state()
-        for feature in _features.Feature:
-            _features.available(feature)
-        _features.user_space_end()
-        _features.user_space_end_by_mmap()
-        _features.mmap_min_addr()
-        _features.huge_page_size()
+        for feature in core.Feature:
+            core.available(feature)
+        core.user_space_end()
+        core.user_space_end_by_mmap()
+        core.mmap_min_addr()
+        core.huge_page_size()
         print(state() == before)
 
     done = run_child(child)
@@ -265,14 +265,15 @@ def test_a_probe_without_a_descriptor_to_spare_is_made_again_later() -> None:
         import os
         import resource
 
-        from vmm_linux import _features
-        from vmm_linux._features import Feature, available
+        from vmm_linux._core.kernel import Feature, available
+
+        from vmm_linux._core import kernel as core
 
         def state() -> list[object]:
             return [
                 *map(available, (Feature.PROCMAP_QUERY, Feature.PAGEMAP_SCAN, Feature.PAGEMAP)),
                 *map(available, (Feature.MEMFD_NOEXEC_SEAL, Feature.PAGEMAP_GUARD)),
-                _features.mmap_min_addr(),
+                core.mmap_min_addr(),
             ]
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -304,7 +305,7 @@ def test_a_probe_without_memory_to_spare_is_made_again_later() -> None:
         import resource
         from pathlib import Path
 
-        from vmm_linux._features import Feature, available
+        from vmm_linux._core.kernel import Feature, available
 
         chosen = [Feature.GUARD_REGIONS, Feature.DONTNEED_LOCKED, Feature.TRANSPARENT_HUGE_PAGES]
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -334,7 +335,7 @@ def test_a_forked_child_asks_for_itself() -> None:
         import ctypes
         import os
 
-        from vmm_linux._features import Feature, available
+        from vmm_linux._core.kernel import Feature, available
 
         print(available(Feature.PAGEMAP), flush=True)
         forked = os.fork()
@@ -351,35 +352,35 @@ def test_a_forked_child_asks_for_itself() -> None:
 
 
 def test_the_page_size_is_the_kernels() -> None:
-    assert _features.page_size() == os.sysconf("SC_PAGE_SIZE")
+    assert core.page_size() == os.sysconf("SC_PAGE_SIZE")
 
 
 def test_the_size_of_a_huge_page_is_the_kernels() -> None:
     figure = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
-    assert _features.huge_page_size() == (int(figure.read_text()) if figure.exists() else 0)
+    assert core.huge_page_size() == (int(figure.read_text()) if figure.exists() else 0)
 
 
 def test_the_lowest_address_is_the_sysctl_and_a_page_at_least() -> None:
-    assert _features.mmap_min_addr() == max(kernel.sysctl("vm.mmap_min_addr"), PAGE)
+    assert core.mmap_min_addr() == max(kernel.sysctl("vm.mmap_min_addr"), PAGE)
 
 
 def test_user_space_ends_where_the_kernel_refuses_to_map() -> None:
-    end = _features.user_space_end()
+    end = core.user_space_end()
     assert end == kernel.USER_SPACE_END
     assert end % PAGE == 0
 
 
 def test_both_searches_find_the_same_end_of_user_space() -> None:
-    assert _features.user_space_end_by_mmap() == kernel.USER_SPACE_END
+    assert core.user_space_end_by_mmap() == kernel.USER_SPACE_END
     if available(Feature.PAGEMAP):
-        assert _features.user_space_end_by_pagemap() == kernel.USER_SPACE_END
+        assert core.user_space_end_by_pagemap() == kernel.USER_SPACE_END
 
 
 def test_without_pagemap_the_end_of_user_space_is_found_by_mapping() -> None:
     def child() -> None:
-        from vmm_linux import _features
+        from vmm_linux._core import kernel as core
 
-        print(_features.user_space_end_by_pagemap(), _features.user_space_end())
+        print(core.user_space_end_by_pagemap(), core.user_space_end())
 
     done = run_child(child, environment={"VMM_LINUX_WITHOUT": "PAGEMAP"})
     assert (done.stdout.split(), done.stderr) == (["0", str(kernel.USER_SPACE_END)], "")
@@ -390,19 +391,20 @@ def test_a_limit_on_address_space_does_not_make_user_space_look_smaller() -> Non
         import resource
         from pathlib import Path
 
-        from vmm_linux import _features
-        from vmm_linux._features import Feature, without
+        from vmm_linux._core.kernel import Feature, without
+
+        from vmm_linux._core import kernel as core
 
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), hard))
         with without(Feature.PAGEMAP):
-            by_mmap = _features.user_space_end_by_mmap()
-            guess = _features.user_space_end()
-        by_pagemap = _features.user_space_end_by_pagemap()
+            by_mmap = core.user_space_end_by_mmap()
+            guess = core.user_space_end()
+        by_pagemap = core.user_space_end_by_pagemap()
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         with without(Feature.PAGEMAP):
-            print(by_mmap, guess, by_pagemap, _features.user_space_end())
+            print(by_mmap, guess, by_pagemap, core.user_space_end())
 
     done = run_child(child)
     assert done.stderr == ""
@@ -420,13 +422,13 @@ def test_at_the_map_count_wall_the_end_of_user_space_is_still_found() -> None:
         import ctypes
         from pathlib import Path
 
-        from vmm_linux import _features
+        from vmm_linux._core import kernel as core
 
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mmap.restype = ctypes.c_void_p
         libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        page = _features.page_size()
+        page = core.page_size()
         wall = int(Path("/proc/sys/vm/max_map_count").read_text())
         start = libc.mmap(None, (wall + 2) * page, 0, 0x22, -1, 0)
         at = start
@@ -435,7 +437,7 @@ def test_at_the_map_count_wall_the_end_of_user_space_is_still_found() -> None:
         # One mapping more that merges with nothing, and not even mmap gets another.
         while libc.mmap(None, page, 1, 0x21, -1, 0) not in {None, ctypes.c_void_p(-1).value}:
             pass
-        by_mmap, end = _features.user_space_end_by_mmap(), _features.user_space_end()
+        by_mmap, end = core.user_space_end_by_mmap(), core.user_space_end()
         libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t((wall + 2) * page))
         print(by_mmap, end)
 

@@ -10,11 +10,11 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.ledger import Ledger
 
 import kernel_oracle as kernel
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, PageKind, PageState, VmmFlags
-from vmm_linux._ledger import Ledger
 from walls import EXACT_HEAP, MEBI, heap_used, in_own_process, steady_heap
 
 if TYPE_CHECKING:

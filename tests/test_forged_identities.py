@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature, without
 
 from buffers import file_at, identities
 from descriptors import reopened
@@ -31,7 +32,6 @@ from kernel_oracle import PAGE
 from segments import SEGMENT
 from transfers import READ, READ_ONLY, RW, Pair, packets, receiver, refused, vmm
 from vmm_linux import VMM, Limits, Rights
-from vmm_linux._features import Feature, without
 from vmm_linux.audit import Audit
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from faces import Face, call
 from forked import Waiting, in_child
 from inherited import outcome, region
 from kernel_oracle import ARENA, PAGE
-from vmm_linux import VMM, PageKind, PageState, Retcode, VmmFlags, _features
+from vmm_linux import VMM, PageKind, PageState, Retcode, VmmFlags
+from vmm_linux._core import kernel as core
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -197,18 +198,18 @@ def test_shareable_pages_that_a_child_made_itself_can_be_decommitted(vmm: VMM) -
 
 FALLBACKS = {
     "this kernel": (),
-    "no PROCMAP_QUERY": (_features.Feature.PROCMAP_QUERY,),
-    "no PAGEMAP_SCAN": (_features.Feature.PAGEMAP_SCAN,),
-    "neither": (_features.Feature.PROCMAP_QUERY, _features.Feature.PAGEMAP_SCAN),
+    "no PROCMAP_QUERY": (core.Feature.PROCMAP_QUERY,),
+    "no PAGEMAP_SCAN": (core.Feature.PAGEMAP_SCAN,),
+    "neither": (core.Feature.PROCMAP_QUERY, core.Feature.PAGEMAP_SCAN),
 }
 kernels = pytest.mark.parametrize("missing", FALLBACKS.values(), ids=FALLBACKS.keys())
 
 
 @kernels
 def test_query_in_a_child_answers_about_the_child(
-    vmm: VMM, missing: tuple[_features.Feature, ...]
+    vmm: VMM, missing: tuple[core.Feature, ...]
 ) -> None:
-    with _features.without(*missing):
+    with core.without(*missing):
         va = region(vmm, 0)
         vmm.query(va)  # whatever descriptors it keeps, it has from here on
 

@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import has_room_for, look_for_limits, tightest
 
 from children import run_child
 from forked import in_child
 from kernel_oracle import PAGE, TESTS_IMPORTABLE, descriptors, libc, present_pages
 from memory_groups import COMMIT, LOCKED, MIB, RW, cgroup, in_place
-from vmm_linux import VMM, Limits, VmmFlags, _group_room
-from vmm_linux._core import shortage
-from vmm_linux._group_room import has_room_for, look_for_limits, tightest
+from vmm_linux import VMM, Limits, VmmFlags
+from vmm_linux._core import kernel, shortage
 from vmm_linux.errors import OutOfMemory
 
 if TYPE_CHECKING:
@@ -390,9 +390,10 @@ def ask_with_swap(root: str, version: str, swap_limit: str, swap_usage: int) -> 
     """On a machine with 100 MiB of free swap; tells how many MiB may be taken."""
     from pathlib import Path
 
+    from vmm_linux._core.kernel import tightest
+
     from memory_groups import cgroup, in_place
     from vmm_linux._core.memory_group import FILES
-    from vmm_linux._group_room import tightest
 
     group = cgroup(Path(root), version, {"": (f"{64 << 20}", 60 << 20, 0, 0)})
     _, _, limit, usage, _ = FILES[version]
@@ -472,4 +473,4 @@ def test_this_processs_own_group_is_asked_without_trouble() -> None:
     with VMM():
         found = tightest()
     assert found is None or found[0] < found[1]
-    assert _group_room.has_room_for(0)
+    assert kernel.has_room_for(0)

@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature, without
 
 import kernel_oracle as kernel
 from children import run_child
@@ -15,7 +16,6 @@ from forked import in_child
 from guarding import RULES, rule
 from kernel_oracle import ARENA, PAGE, guarded_pages
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmError, VmmFlags
-from vmm_linux._features import Feature, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,9 +83,10 @@ def touch_a_neighbour() -> None:
     """A page is committed by a guard taken away; the next one is touched."""
     import ctypes
 
-    from vmm_linux import VMM, VmmFlags, _guards
+    from vmm_linux import VMM, VmmFlags
+    from vmm_linux._core import memory
 
-    _guards.set_rule(0, 0)
+    memory.set_rule(0, 0)
     with VMM() as vmm:
         flags = VmmFlags.RESERVE | VmmFlags.READ | VmmFlags.WRITE
         base = vmm.allocate(0, 1 << 22, flags)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature, without
 
 import kernel_oracle as kernel
 from forked import in_child
@@ -20,8 +21,7 @@ from kernel_oracle import PAGE, USER_SPACE_END
 from onlookers import plain, stopped_child, stopped_program
 from smaps_texts import FORMS, HEADS
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmError, VmmFlags, inspect
-from vmm_linux._features import Feature, without
-from vmm_linux._inspect import read_mappings
+from vmm_linux._core.inspect import read_mappings
 from vmm_linux.inspect import Mapping, Snapshot
 
 if TYPE_CHECKING:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature, available, without
 
 import kernel_oracle as kernel
 from children import run_child
 from kernel_oracle import PAGE, USER_SPACE_END
 from onlookers import child_without_first_thread, end, stopped_child
 from vmm_linux import VMM, Retcode, VmmError, VmmFlags, inspect
-from vmm_linux._features import Feature, available, without
-from vmm_linux._inspect import read_mappings, read_pages
+from vmm_linux._core.inspect import read_mappings, read_pages
 from vmm_linux._tools.children import die_with_parent
 from vmm_linux.cli.map.model import take
 from vmm_linux.inspect import Mapping, PageFlags, Snapshot, reading
@@ -354,7 +354,7 @@ def look_at_no_mappings() -> None:
     import sys
     from pathlib import Path
 
-    from vmm_linux._inspect import read_mappings
+    from vmm_linux._core.inspect import read_mappings
 
     with Path("/proc/self/maps").open("rb") as file:
         kind = type(read_mappings(file.fileno(), False, False))
@@ -489,7 +489,8 @@ def ask_without_first_thread() -> None:
     import threading
     from pathlib import Path
 
-    from vmm_linux import VMM, PageKind, PageState, VmmFlags, _features, inspect
+    from vmm_linux import VMM, PageKind, PageState, VmmFlags, inspect
+    from vmm_linux._core import kernel as core
 
     read_write = VmmFlags.READ | VmmFlags.WRITE
     page = os.sysconf("SC_PAGE_SIZE")
@@ -520,7 +521,7 @@ def ask_without_first_thread() -> None:
             handle = vmm.mdl_create_from_vm(va, page, read_write)
             vmm.mdl_map(handle, 0, page, 0, VmmFlags.READ)
             assert vmm.read(va, 1) == b"x"
-        assert _features.available(_features.Feature.PAGEMAP)
+        assert core.available(core.Feature.PAGEMAP)
         sys.stdout.write("asked\n")
         sys.stdout.flush()
         inspect.close_files()

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature, available, huge_page_size, without
 
 import kernel_oracle as kernel
 from kernel_oracle import PAGE, USER_SPACE_END
 from onlookers import stopped_child
 from vmm_linux import VMM, VmmFlags, inspect
-from vmm_linux._features import Feature, available, huge_page_size, without
 from vmm_linux.inspect import PageFlags, PageRun
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from typing_extensions import override
+from vmm_linux._core.ledger import Ledger, set_leaf_limit
 
-from vmm_linux._ledger import Ledger, set_leaf_limit
 from vmm_linux.states import PageState
 
 PAGE = 0x1000

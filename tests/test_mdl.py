@@ -38,7 +38,8 @@ from buffers import (
 )
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
-from vmm_linux import VMM, PageKind, PageState, Retcode, Seal, VmmFlags, _features
+from vmm_linux import VMM, PageKind, PageState, Retcode, Seal, VmmFlags
+from vmm_linux._core import kernel as core
 
 __all__ = ["vmm"]  # the fixtures
 
@@ -76,14 +77,14 @@ def test_only_what_may_be_executed_can_be_made_executable_as_a_file(
 ) -> None:
     vmm.mdl_create(PAGE, prot)
     fd = only_file()
-    protected = _features.available(_features.Feature.MEMFD_NOEXEC_SEAL) and not prot & 4
+    protected = core.available(core.Feature.MEMFD_NOEXEC_SEAL) and not prot & 4
     assert bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & F_SEAL_EXEC) == protected
     assert bool(os.fstat(fd).st_mode & 0o111) != protected
     assert errno_of(lambda: os.fchmod(fd, 0o700)) == (errno.EPERM if protected else 0)
 
 
 def test_a_kernel_without_the_noexec_seal_makes_buffers_all_the_same(vmm: VMM) -> None:
-    with _features.without(_features.Feature.MEMFD_NOEXEC_SEAL):
+    with core.without(core.Feature.MEMFD_NOEXEC_SEAL):
         _handle, va, contents = buffer(vmm, 2, RW)
         assert fcntl.fcntl(only_file(), fcntl.F_GET_SEALS) == RESIZING
         assert vmm.read(va, 2 * PAGE) == contents

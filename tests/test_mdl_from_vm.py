@@ -32,7 +32,8 @@ from buffers import (
 from children import run_child
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE, TESTS_IMPORTABLE
-from vmm_linux import VMM, PageKind, PageState, Retcode, Rights, VmmFlags, _features
+from vmm_linux import VMM, PageKind, PageState, Retcode, Rights, VmmFlags
+from vmm_linux._core import kernel as core
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -263,7 +264,7 @@ def test_locked_pages_of_an_ordinary_user_stay_locked_as_far_as_the_limit_allows
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_huge_region_becomes_a_buffer(vmm: VMM, first: int) -> None:
-    size = 2 * max(_features.huge_page_size(), PAGE)
+    size = 2 * max(core.huge_page_size(), PAGE)
     va = vmm.allocate(0, size, COMMIT | RW | VmmFlags.HUGE)
     contents = filled(vmm, va, size // PAGE)
     vmm.decommit(va + size // 2, PAGE)

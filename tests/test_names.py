@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature, available, without
 
 import faults
 from kernel_oracle import ARENA, PAGE
-from vmm_linux import VMM, VmmFlags, _guards, inspect
-from vmm_linux._features import Feature, available, without
-from vmm_linux._inspect import read_mappings
+from vmm_linux import VMM, VmmFlags, inspect
+from vmm_linux._core import memory
+from vmm_linux._core.inspect import read_mappings
 from vmm_linux.cli.map.model import entries_of
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def close_by_name(library: faults.Faults, vmm: VMM) -> None:
     """A chunk that was committed behind guards is mapped anew with its last page."""
     if not available(Feature.GUARD_REGIONS):
         return
-    _guards.set_rule(in_chunk=1)
+    memory.set_rule(in_chunk=1)
     vmm.allocate(ARENA, SIZE, FIXED)
     with names(library):
         vmm.commit(ARENA, PAGE)
@@ -205,7 +206,7 @@ def close_by_name(library: faults.Faults, vmm: VMM) -> None:
     with names(library, (ARENA, SIZE)):
         vmm.decommit(ARENA + 2 * PAGE, PAGE)
     vmm.free(ARENA, SIZE)
-    _guards.set_rule()
+    memory.set_rule()
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINVAL, errno.EPERM, errno.EBADF])

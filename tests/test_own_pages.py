@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature, available, without
 
 import kernel_oracle as kernel
 from children import run_child
 from kernel_oracle import ARENA, PAGE, USER_SPACE_END
 from own_memory import islands, mapped, memory_file, own, page_way
 from vmm_linux import VMM
-from vmm_linux._features import Feature, available, without
 
 if TYPE_CHECKING:
-    from vmm_linux._own_process import OwnProcess
+    from vmm_linux._core.procfs import OwnProcess
 
 
 __all__ = ["own", "page_way"]  # the fixtures
@@ -164,8 +164,8 @@ def test_a_process_with_no_right_to_its_pagemap_still_learns_what_is_present() -
     def child() -> None:
         import ctypes
 
-        from vmm_linux._features import Feature, available
-        from vmm_linux._own_process import OwnProcess
+        from vmm_linux._core.kernel import Feature, available
+        from vmm_linux._core.procfs import OwnProcess
 
         for feature in Feature:
             available(feature)

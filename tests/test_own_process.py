@@ -16,14 +16,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from vmm_linux._core.kernel import Feature, without
+from vmm_linux._core.procfs import OwnProcess
 
 import kernel_oracle as kernel
 from children import run_child
 from forked import in_child
 from kernel_oracle import ARENA, PAGE, USER_SPACE_END
 from own_memory import islands, mapped, memory_file, own, page_way
-from vmm_linux._features import Feature, without
-from vmm_linux._own_process import OwnProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,8 +205,8 @@ def test_without_a_descriptor_to_spare_the_answer_is_emfile_and_later_the_truth(
         import os
         import resource
 
-        from vmm_linux._features import Feature, available
-        from vmm_linux._own_process import OwnProcess
+        from vmm_linux._core.kernel import Feature, available
+        from vmm_linux._core.procfs import OwnProcess
 
         list(map(available, Feature))
         own = OwnProcess()

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vmm_linux._core.endpoint import METHODS
 
 from policies import Switch
 from vmm_linux import VMM, Handle, Limits, Retcode, Rights, Seal, VmmFlags
-from vmm_linux._calls import METHODS
 from vmm_linux.errors import InvalidArgument, InvalidOperation, SecurityDisallow
 from vmm_linux.limits import Usage, Use
 from vmm_linux.policy import Policy, Question

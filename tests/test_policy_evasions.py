@@ -15,7 +15,8 @@ import pytest
 from children import run_child
 from forked import in_child
 from policies import Switch
-from vmm_linux import VMM, Limits, Mdl, Retcode, VmmFlags, _vmm
+from vmm_linux import VMM, Limits, Mdl, Retcode, VmmFlags
+from vmm_linux._core import endpoint
 from vmm_linux.audit import Audit
 from vmm_linux.errors import InvalidOperation, SecurityDisallow
 from vmm_linux.policy import Policy, Question, Rule
@@ -38,7 +39,7 @@ class Own(VMM):
 
     def allocate(self, addr: Any, size: Any, flags: Any) -> int:  # noqa: ANN401
         """As the endpoint's, past the nearest class."""
-        return _vmm.VMM.allocate(self, addr, size, flags)
+        return endpoint.VMM.allocate(self, addr, size, flags)
 
 
 class Lookalike(VMM):

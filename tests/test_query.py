@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vmm_linux._core.kernel import Feature, user_space_end, without
 
 import kernel_oracle
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmError, VmmFlags
-from vmm_linux._features import Feature, user_space_end, without
 
 PAGE = mmap.PAGESIZE
 NONE, READ, RW = VmmFlags(0), VmmFlags.READ, VmmFlags.READ | VmmFlags.WRITE

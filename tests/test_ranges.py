@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from vmm_linux._core.kernel import Feature, without
 
 import kernel_oracle as kernel
 from guarding import RULES, rule
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, Limits, PageState, Retcode, VmmError, VmmFlags
-from vmm_linux._features import Feature, without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

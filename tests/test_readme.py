@@ -7,11 +7,11 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.endpoint import MAGIC, MESSAGE_SIZE, VERSION
 
 from children import ROOT, run_child
 from vmm_linux import VMM, Handle, Retcode, Rights, Seal, VmmFlags
 from vmm_linux._core.default_limits import bounds_for
-from vmm_linux._transfer import MAGIC, MESSAGE_SIZE, VERSION
 from vmm_linux.cli import COMMANDS
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import EXCEPTIONS

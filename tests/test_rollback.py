@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature
 
 import faults
 from faults import (
@@ -53,7 +54,6 @@ from faults import (
 )
 from kernel_oracle import PAGE
 from vmm_linux import VMM, VmmError, VmmFlags
-from vmm_linux._features import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Callable

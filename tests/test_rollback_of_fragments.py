@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from vmm_linux._core.kernel import Feature
 
 import faults
 from faults import (
@@ -35,7 +36,6 @@ from faults import (
 )
 from guarding import RULES, rule
 from kernel_oracle import ARENA, PAGE, guarded_pages, smaps
-from vmm_linux._features import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

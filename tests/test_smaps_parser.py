@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vmm_linux._core.procfs import NAMES, SmapsRecord, parse_maps, parse_smaps
 
 from kernel_oracle import PAGE
 from smaps_texts import (
@@ -26,8 +27,6 @@ from smaps_texts import (
     described,
     every_form,
 )
-from vmm_linux._smaps_parser import parse_maps, parse_smaps
-from vmm_linux._smaps_record import NAMES, SmapsRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable

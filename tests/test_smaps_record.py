@@ -7,10 +7,9 @@ import pickle
 from typing import Any, cast
 
 import pytest
+from vmm_linux._core.procfs import NAMES, SmapsRecord, parse_maps, parse_smaps
 
 from smaps_texts import FIRST, FUTURE, LINUX_6_18, SECOND, Form, described, every_form
-from vmm_linux._smaps_parser import parse_maps, parse_smaps
-from vmm_linux._smaps_record import NAMES, SmapsRecord
 
 
 def one_record(text: bytes = FUTURE) -> SmapsRecord:

@@ -15,7 +15,8 @@ import kernel_oracle as kernel
 import leaks
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
-from vmm_linux import VMM, Retcode, VmmFlags, _guards
+from vmm_linux import VMM, Retcode, VmmFlags
+from vmm_linux._core import memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -137,7 +138,7 @@ def fill_map_count(vmm: VMM) -> int:
 
     From now on this process commits as on a kernel without guards.
     """
-    _guards.set_rule(NEVER, NEVER)
+    memory.set_rule(NEVER, NEVER)
     pages = kernel.sysctl("vm.max_map_count") + 100
     vmm.allocate(FILL, pages * PAGE, RESERVE | FIXED | RW)
     for done in range(pages // 2):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vmm_linux import _syscalls
-from vmm_linux._core import imports
+from vmm_linux._core import imports, kernel
 from vmm_linux._core.values import describe, index, is_a, one_line
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["array"]
 
-PAGE = _syscalls.page_size()
+PAGE = kernel.page_size()
 
 
 def array(

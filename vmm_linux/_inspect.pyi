@@ -2,7 +2,7 @@ from collections.abc import Iterator, Sequence
 from types import NotImplementedType
 from typing import Any, final, overload
 
-from vmm_linux._core.inspect.runs import PageRun, RegionRun
+from vmm_linux._core.page_runs import PageRun, RegionRun
 from vmm_linux._smaps_record import SmapsRecord
 
 @final

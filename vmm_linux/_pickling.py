@@ -16,10 +16,10 @@ import stat
 import sys
 import weakref
 
-from vmm_linux import _sharer, _syscalls
-from vmm_linux._core import imports
+from vmm_linux import _sharer
+from vmm_linux._core import imports, kernel
+from vmm_linux._core.kernel import duplicate
 from vmm_linux._default_vmm import default_vmm
-from vmm_linux._open_file import duplicate
 from vmm_linux._sharer import GONE, NO_DESCRIPTOR_LEFT
 from vmm_linux.errors import (
     RETCODES,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn, Protocol
 
-    from vmm_linux._vmm import VMM
+    from vmm_linux._core.endpoint import VMM
     from vmm_linux.handles import Handle
 
     class Sent(Protocol):
@@ -301,7 +301,7 @@ def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
         sockets = imports.needed("unpickle", "socket")
         sock = sockets.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
     except BaseException:
-        _syscalls.close(fd)
+        kernel.close(fd)
         raise
     with sock:
         vmm = default_vmm()

@@ -27,10 +27,9 @@ import sys
 import threading
 import time
 
-from vmm_linux import _syscalls
-from vmm_linux._core import imports
+from vmm_linux._core import imports, kernel
+from vmm_linux._core.kernel import Descriptor, duplicate
 from vmm_linux._core.typed import NamedTuple
-from vmm_linux._open_file import Descriptor, duplicate
 from vmm_linux.errors import OutOfMemory, QuotaExceeded, ResourceNotFound
 
 TYPE_CHECKING = False
@@ -123,7 +122,7 @@ class Ticket(NamedTuple):
         if len(found) == 1 and answer == self.proof:
             return found[0]
         for each in found:
-            _syscalls.close(each)
+            kernel.close(each)
         if answer == self.proof and flags & _socket.MSG_CTRUNC:
             raise QuotaExceeded("unpickle", NO_DESCRIPTOR_LEFT)
         raise ResourceNotFound("unpickle", GONE)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import _socket
 import errno
 
-from vmm_linux import _open_file
-from vmm_linux._core import imports
+from vmm_linux._core import imports, kernel
 from vmm_linux._core.values import is_a
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
 
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any, SupportsIndex, TypeVar
 
-    from vmm_linux._open_file import Descriptor
-    from vmm_linux._vmm import VMM
+    from vmm_linux._core.endpoint import VMM
+    from vmm_linux._core.kernel import Descriptor
     from vmm_linux.handles import Handle
 
     Outcome = TypeVar("Outcome")
@@ -146,7 +145,7 @@ def wake(woken: asyncio.Future[None]) -> None:
 def duplicate(method: str, fd: int) -> Descriptor:
     """Another descriptor of the same open file."""
     try:
-        return _open_file.duplicate(fd)
+        return kernel.duplicate(fd)
     except OSError as problem:
         if problem.errno != errno.EMFILE:
             raise

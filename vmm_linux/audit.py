@@ -12,6 +12,6 @@ one with ``"event":"begin"`` comes before the call is carried out.
 
 import logging  # noqa: F401  an Audit needs it, and its making is no time for imports
 
-from vmm_linux._audit import Audit, Record
+from vmm_linux._core.endpoint import Audit, Record
 
 __all__ = ["Audit", "Record"]

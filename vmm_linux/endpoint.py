@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from vmm_linux._answer import outcome
+from vmm_linux._core.endpoint import outcome
 from vmm_linux.errors import Retcode, refuse_copies
 from vmm_linux.handles import INVALID_HANDLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm_linux._query import PageInfo
-    from vmm_linux._vmm import VMM
+    from vmm_linux._core.endpoint import VMM, PageInfo
 
 __all__ = ["Endpoint"]
 

@@ -24,9 +24,10 @@ import struct
 import sys
 import time
 
-from vmm_linux import _open_file, _pickling, _transfer, aio
+from vmm_linux import _pickling, aio
+from vmm_linux._core import endpoint, kernel
+from vmm_linux._core.kernel import Descriptor
 from vmm_linux._core.values import describe, index, is_a
-from vmm_linux._open_file import Descriptor
 from vmm_linux.errors import (
     RETCODES,
     Fail,
@@ -72,7 +73,7 @@ class Event:
     for ``wait``. One gap is Linux's: ``set`` looks whether the kernel would let it wait, and then
     writes; a peer who makes the kernel's counter full, and the event blocking, just in between,
     makes it wait until somebody clears the event. And a peer can make it lost to all who share it
-    (see ``_open_file.Descriptor``).
+    (see ``kernel.Descriptor``).
 
     Errors:
         QUOTA_EXCEEDED: RLIMIT_NOFILE.
@@ -94,7 +95,7 @@ class Event:
             raise InvalidOperation("Event", "an Event does not change; make another one")
         self._descriptor = None
         try:
-            self._descriptor = _open_file.eventfd()
+            self._descriptor = kernel.new_eventfd()
         except OSError as problem:
             raise refused("Event", problem.errno or 0) from None
         _pickling.enable(type(self), reduce)
@@ -114,11 +115,11 @@ class Event:
         """
         method = "Event.from_fd"
         number = index(method, "fd", fd)
-        if not 0 <= number <= _transfer.MOST_FD:
+        if not 0 <= number <= endpoint.MOST_FD:
             raise InvalidArgument(method, f"descriptor {number} is not open: no such number")
         # The duplicate is looked at, so that what was checked is what is used.
         try:
-            descriptor = _open_file.duplicate(number)
+            descriptor = kernel.duplicate(number)
         except OSError as problem:
             if problem.errno == errno.EBADF:
                 raise InvalidArgument(method, f"descriptor {number} is not open") from None
@@ -146,8 +147,8 @@ class Event:
         Source: recvmsg(2), unix(7) SCM_RIGHTS.
         """
         method = "Event.recv"
-        _transfer.check_socket(method, sock)
-        message, received, flags = _transfer.read_message(sock, MESSAGE.size, 1)
+        endpoint.check_socket(method, sock)
+        message, received, flags = endpoint.read_message(sock, MESSAGE.size, 1)
         if not (message or received or flags) and sock.type != _socket.SOCK_DGRAM:
             raise EOFError(f"{method}: the other end is closed")
         check_message(method, sock, message, len(received), flags)
@@ -293,9 +294,9 @@ class Event:
         Source: sendmsg(2), unix(7) SCM_RIGHTS.
         """
         held, _ = self._open("send")
-        _transfer.check_socket("Event.send", sock)
+        endpoint.check_socket("Event.send", sock)
         try:
-            sent = _transfer.send_descriptor(sock, MESSAGE.pack(MAGIC, VERSION, 1), held)
+            sent = endpoint.send_descriptor(sock, MESSAGE.pack(MAGIC, VERSION, 1), held)
         except OSError as problem:
             if problem.errno == errno.EBADF and not held.is_open:
                 raise lost("Event.send") from None
@@ -403,7 +404,7 @@ def check_message(method: str, sock: socket.socket, message: bytes, count: int, 
     if version != VERSION:
         raise bad(method, f"version {version} of the format; this package knows {VERSION}")
     if flags & _socket.MSG_CTRUNC and count == 0:
-        raise _transfer.cut_off(method, sock, "the descriptor did not fit")
+        raise endpoint.cut_off(method, sock, "the descriptor did not fit")
     if flags & _socket.MSG_CTRUNC and announced == count == 1:
         raise bad(
             method,

@@ -23,7 +23,7 @@ FIGURES = (
     "mdl_mappings",
     "handles",
 )
-"""What is bounded, in the order of ``Figure`` in ``_answer.pxd``."""
+"""What is bounded, in the order of ``Figure`` in ``endpoint.pxd``."""
 
 NO_BOUND = 2**64 - 1
 """What stands for None where there are only numbers."""

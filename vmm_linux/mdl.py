@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from vmm_linux import _arrays, _pickling, _span
+from vmm_linux._core.endpoint import VMM
+from vmm_linux._core.kernel import Descriptor
 from vmm_linux._core.typed import final
 from vmm_linux._core.values import describe, is_a
 from vmm_linux._default_vmm import default_vmm
-from vmm_linux._open_file import Descriptor
-from vmm_linux._vmm import VMM
 from vmm_linux.errors import InvalidArgument, InvalidOperation, NoCapability, VmmError
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region

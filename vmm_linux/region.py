@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vmm_linux import _span
 from vmm_linux._core import imports
+from vmm_linux._core.endpoint import Exporter, held
 from vmm_linux._core.typed import final
-from vmm_linux._exporter import Exporter, held
 from vmm_linux.errors import InvalidOperation, ResourceNotFound, VmmError, refuse_copies
 
 TYPE_CHECKING = False
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from vmm_linux._query import PageInfo
-    from vmm_linux._vmm import VMM
+    from vmm_linux._core.endpoint import VMM, PageInfo
 
 __all__ = ["Region"]
 

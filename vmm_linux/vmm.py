@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmm_linux import _vmm, aio
+from vmm_linux import aio
+from vmm_linux._core import endpoint
 from vmm_linux._core.values import index
 from vmm_linux.flags import VmmFlags
 from vmm_linux.mdl import Mdl
@@ -22,7 +23,7 @@ RESERVE = int(VmmFlags.RESERVE)
 """As a plain int: an ``IntFlag`` makes a flag of a negative number, which is none."""
 
 
-class VMM(_vmm.VMM):
+class VMM(endpoint.VMM):
     """One client of the endpoint: it sees, changes and frees only what it made itself.
 
     A context manager: leaving it closes it. A VMM that is dropped, or still open when the

@@ -27,8 +27,8 @@ from vmm_linux._smaps_store cimport Record, Records
 
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState
-from vmm_linux._core.inspect.runs import PageFlags, PageRun, RegionRun
-from vmm_linux._core.inspect.mapping_dict import check_told
+from vmm_linux._core.page_runs import PageFlags, PageRun, RegionRun
+from vmm_linux._core.mapping_dict import check_told
 
 cdef extern from "Python.h":
     object PyUnicode_DecodeFSDefaultAndSize(const char *, Py_ssize_t)

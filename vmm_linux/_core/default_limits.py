@@ -20,8 +20,7 @@ then asks the cgroup, where it has a limit, before it takes memory.
 
 from __future__ import annotations
 
-from vmm_linux import _group_room, _room
-from vmm_linux._core import memory_group
+from vmm_linux._core import kernel, memory_group
 
 __all__ = ["MOST_HANDLES", "MOST_MDLS", "MOST_REGIONS", "bounds", "bounds_for", "room_for_memory"]
 
@@ -38,9 +37,9 @@ def bounds() -> tuple[int | None, ...]:
     group = GROUPS[0] if GROUPS else memory_group.memory_group()
     if group is not None and not GROUPS:
         GROUPS.append(group)
-        _group_room.watch(memory_group.files(group), group.version == "v1")
-    _group_room.look_for_limits()
-    return bounds_for(room_for_memory(_room.available_memory(), group))
+        kernel.watch(memory_group.files(group), group.version == "v1")
+    kernel.look_for_limits()
+    return bounds_for(room_for_memory(kernel.available_without_swap(), group))
 
 
 def room_for_memory(available: int, group: memory_group.Group | None) -> int:

@@ -104,7 +104,7 @@ def levels(group: Group) -> list[str]:
 
 
 def files(group: Group) -> list[tuple[bytes, ...]]:
-    """The paths of each level's files, as the core reads them (``_group_room.watch``)."""
+    """The paths of each level's files, as the core reads them (``kernel.watch``)."""
     names = FILES[group.version]
     return [tuple(os.fsencode(f"{folder}/{name}") for name in names) for folder in levels(group)]
 

@@ -10,7 +10,7 @@ import errno
 import os
 import resource
 
-from vmm_linux import _group_room, _room
+from vmm_linux._core import kernel
 from vmm_linux._core.kernel_files import figure
 from vmm_linux.errors import Retcode
 
@@ -76,7 +76,7 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
             f"{mappings} mappings are as many as vm.max_map_count ({most}) allows; raise it with "
             "sysctl, or commit in larger pieces"
         )
-    available = _room.available()
+    available = kernel.available_bytes()
     if "RLIMIT_AS" not in limits and available < size:  # mapping alone takes no memory
         return Retcode.OUT_OF_MEMORY, (
             f"{size} bytes, and the machine has {available} bytes of memory and swap to give "
@@ -90,7 +90,7 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
 
 def explain_group(size: int) -> str:
     """Why this process's memory cgroup has no room for so many bytes."""
-    tightest = _group_room.tightest()
+    tightest = kernel.tightest()
     if tightest is None:
         return f"the memory cgroup had no room for {size} bytes; its limit is gone by now"
     room, limit, path = tightest

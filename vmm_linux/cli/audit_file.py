@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from vmm_linux._audit import START
+from vmm_linux._core.endpoint import START
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -12,8 +12,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from vmm_linux import _features
-from vmm_linux._features import Feature
+from vmm_linux._core import kernel
+from vmm_linux._core.kernel import Feature
 from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import human
 from vmm_linux.doctor.checks import TRIALS, Check, attempt
@@ -158,17 +158,17 @@ def look_at_machine() -> Machine:
     return Machine(
         kernel=kernel.release,
         architecture=kernel.machine,
-        page=_features.page_size(),
-        huge_page=_features.huge_page_size(),
-        user_space_end=_features.user_space_end(),
-        lowest_address=_features.mmap_min_addr(),
+        page=kernel.page_size(),
+        huge_page=kernel.huge_page_size(),
+        user_space_end=kernel.user_space_end(),
+        lowest_address=kernel.mmap_min_addr(),
     )
 
 
 def look_at_features() -> tuple[FeatureReport, ...]:
     """Every feature, as this process has it."""
     return tuple(
-        FeatureReport(feature.name, _features.state(feature), *FEATURES[feature])
+        FeatureReport(feature.name, kernel.state(feature), *FEATURES[feature])
         for feature in Feature
     )
 

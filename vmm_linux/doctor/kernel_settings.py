@@ -6,9 +6,9 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_linux._core.kernel import Feature, available
 from vmm_linux._core.kernel_files import figure, number, text_of
 from vmm_linux._core.memory_group import NO_LIMIT, Group, levels, memory_group
-from vmm_linux._features import Feature, available
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_linux._core.inspect.runs import PageFlags, PageRun, RegionRun
-from vmm_linux._core.values import index
-from vmm_linux._features import Feature, available, page_size, user_space_end
-from vmm_linux._inspect import (
+from vmm_linux._core.inspect import (
     Mapping,
     close_files,
     foreign_mapping,
@@ -26,6 +23,9 @@ from vmm_linux._inspect import (
     read_pages,
     told_flags,
 )
+from vmm_linux._core.page_runs import PageFlags, PageRun, RegionRun
+from vmm_linux._core.kernel import Feature, available, page_size, user_space_end
+from vmm_linux._core.values import index
 from vmm_linux.errors import InvalidArgument
 from vmm_linux.inspect import channels
 from vmm_linux.inspect.channel import Channel, Holder, Kind, Mapper, Sharing, Unread

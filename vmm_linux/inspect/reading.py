@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_linux._core.inspect import read_mappings
 from vmm_linux._core.values import index
-from vmm_linux._inspect import read_mappings
 from vmm_linux.errors import RETCODES, InvalidArgument, Retcode, Unimplemented, VmmError, error
 from vmm_linux.inspect.errors import (
     AccessDenied,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from typing import SupportsIndex, TypeVar
 
-    from vmm_linux._inspect import Mapping
+    from vmm_linux._core.inspect import Mapping
 
     Answer = TypeVar("Answer")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple, overload
 
+from vmm_linux._core.inspect import Mapping
+from vmm_linux._core.procfs import NAMES
 from vmm_linux._core.values import describe, exact_text, index, is_a, quoted
-from vmm_linux._inspect import Mapping
-from vmm_linux._smaps_record import NAMES
 from vmm_linux.errors import InvalidArgument, VmmError
 
 if TYPE_CHECKING:

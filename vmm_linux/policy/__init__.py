@@ -16,9 +16,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final, Self
 
-from vmm_linux._calls import Question
+from vmm_linux._core.endpoint import Question, RuleTable
 from vmm_linux._core.values import exact_text, quoted, shown
-from vmm_linux._rules import RuleTable
 from vmm_linux.flags import VmmFlags
 from vmm_linux.policy import toml_lines
 from vmm_linux.policy.compile import (

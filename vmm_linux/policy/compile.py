@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from vmm_linux._calls import METHODS, Kind
+from vmm_linux._core.endpoint import METHODS, Kind, first_hidden
 from vmm_linux._core.values import exact_text, is_a, kind_of, quoted, shown
-from vmm_linux._rules import first_hidden
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.policy.rule import BITS, KEYS, READY, FlawError, Rule
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from enum import IntFlag
 
-    from vmm_linux._calls import Method
+    from vmm_linux._core.endpoint import PublicMethod as Method
 
 __all__ = [
     "check_reachable",

@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 from vmm_linux import inspect
-from vmm_linux._features import Feature, available
+from vmm_linux._core.kernel import Feature, available
 from vmm_linux._tools.text import escaped, human
 from vmm_linux.cli.map.model import Entry, Picture, name_of
 from vmm_linux.errors import VmmError

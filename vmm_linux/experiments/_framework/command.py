@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm_linux._core.default_limits import room_for_memory
+from vmm_linux._core.kernel import available_without_swap as available_memory
 from vmm_linux._core.memory_group import memory_group
-from vmm_linux._room import available_memory
 from vmm_linux._tools import machine
 from vmm_linux._tools.atomic_write import write_whole
 from vmm_linux._tools.matplotlib import NoMatplotlibError, need_matplotlib

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from vmm_linux import VmmError, VmmFlags
-from vmm_linux._features import page_size
+from vmm_linux._core.kernel import page_size
 from vmm_linux.experiments._framework.results import need
 
 if TYPE_CHECKING:

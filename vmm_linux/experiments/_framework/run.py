@@ -14,7 +14,7 @@ from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vmm_linux import VMM, inspect
-from vmm_linux._features import Feature, huge_page_size, page_size, state
+from vmm_linux._core.kernel import Feature, huge_page_size, page_size, state
 from vmm_linux._tools.children import die_with_parent
 from vmm_linux.errors import OutOfMemory, QuotaExceeded
 from vmm_linux.experiments._framework.results import (

@@ -1,1 +1,0 @@
-"""Mappings and pages of any process, as they are read."""
