@@ -1,5 +1,6 @@
-"""Build of the Cython core: each ``cython_src/vmm_linux/_core/LAYER.pyx``, with the parts that it
-includes from its folder, becomes ``vmm_linux/_core/LAYER.so``.
+"""Build of the Cython core: a module of ``vmm_linux/_core`` for each layer.
+
+``cython_src/vmm_linux/_core/LAYER.pyx`` includes its parts from the folder ``LAYER``.
 
 Everything generated goes to ``build/``. ``python setup.py build_ext --inplace`` builds what has
 changed and nothing else: Cython compares the sources (``cimport``-ed ones too) and this file with

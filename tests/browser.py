@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import json
 import os
 import selectors
@@ -14,13 +13,14 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+from vmm_linux._tools.children import die_with_parent
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 #: The program, None where it is not installed.
 CHROMIUM = shutil.which("chromium")
-PR_SET_PDEATHSIG = 1
 #: Seconds that an answer may take; the first one waits for the browser's start.
 PATIENCE = 60.0
 
@@ -169,11 +169,6 @@ class Page:
             for event in self.events
             if event["method"] == "Network.requestWillBeSent"
         ]
-
-
-def die_with_parent() -> None:
-    """In the child: end when the parent does."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 @contextlib.contextmanager

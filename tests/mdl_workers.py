@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm_linux import VMM, Mdl, VmmError, _sharer
-from vmm_linux._own_vmm import own_vmm
+from vmm_linux._default_vmm import default_vmm
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -66,7 +66,7 @@ def check(mdl: Mdl, sid: int) -> bool:
 
 def is_own(mdl: Mdl) -> bool:
     """Whether it belongs to the VMM of the package's own in this process."""
-    return mdl.vmm is own_vmm()
+    return mdl.vmm is default_vmm()
 
 
 def first_byte(mdl: Mdl) -> int:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_linux import VMM, Limits, VmmFlags, _default_limits
-from vmm_linux._core import kernel
-from vmm_linux._memory_group import FILES, Group, files, levels, memory_group
+from vmm_linux import VMM, Limits, VmmFlags
+from vmm_linux._core import default_limits, kernel
+from vmm_linux._core.memory_group import FILES, Group, files, levels, memory_group
 from vmm_linux.errors import OutOfMemory
 
 if TYPE_CHECKING:
@@ -44,21 +44,21 @@ def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]
             f"cache 99999\n{prefix}inactive_file {inactive}\n{prefix}active_file {active}\n"
             f"{prefix}shmem 77777\n"
         )
-    return Group(version, root, max(levels, key=len))
+    return Group(version, str(root), max(levels, key=len))
 
 
 @contextmanager
 def in_place(group: Group) -> Iterator[None]:
     """Let this group be the one that the core asks."""
-    _default_limits.bounds()  # which finds the real one, if nobody did
+    default_limits.bounds()  # which finds the real one, if nobody did
     kernel.watch(files(group), group.version == "v1")
     kernel.look_for_limits()
     try:
         yield
     finally:
-        for real in _default_limits.GROUPS:
+        for real in default_limits.GROUPS:
             kernel.watch(files(real), real.version == "v1")
-        if not _default_limits.GROUPS:
+        if not default_limits.GROUPS:
             kernel.watch([], False)
         kernel.look_for_limits()
 
@@ -76,7 +76,7 @@ def real_group(limit: int) -> Iterator[Path]:
     if own is None:
         raise OSError("no memory cgroup counts this process, or none is mounted")
     above = levels(own)
-    folder = above[min(1, len(above) - 1)] / f"vmm_linux-{os.getpid()}"
+    folder = Path(above[min(1, len(above) - 1)], f"vmm_linux-{os.getpid()}")
     try:
         folder.mkdir()
     except OSError as problem:

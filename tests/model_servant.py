@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,11 +22,11 @@ from faces import Face, Outcome, call
 from kernel_oracle import PAGE
 from vmm_linux import VMM, PageInfo, PageKind, PageState
 from vmm_linux._core import ledger, memory
+from vmm_linux._tools.children import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-PR_SET_PDEATHSIG = 1
 PROGRAM = "import sys, model_servant; model_servant.main(*map(int, sys.argv[1:]))"
 
 
@@ -395,9 +394,7 @@ def serve(connection: Connection, servant: Servant) -> None:
 
 def main(parent: int, connection: int, *sockets: int) -> None:
     """Be a peer."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        raise SystemExit("the parent is dead already")
+    die_with_parent(parent)
     servant = Servant(socket.socket(fileno=fd) for fd in sockets)
     serve(Connection(connection), servant)
     for sock in servant.sockets:

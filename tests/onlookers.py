@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import kernel_oracle as kernel
+from vmm_linux._tools.children import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vmm_linux.inspect import Mapping
-
-
-PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -30,7 +28,7 @@ def stopped_child() -> Iterator[int]:
     child = os.fork()
     if child == 0:
         try:
-            kernel.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            die_with_parent()
             while os.getppid() == parent:
                 signal.pause()
         finally:
@@ -49,7 +47,7 @@ def stopped_program() -> Iterator[int]:
     child = os.fork()
     if child == 0:
         try:
-            kernel.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            die_with_parent()
             stop = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
             os.execv(sys.executable, [sys.executable, "-c", stop])  # noqa: S606  its own program
         finally:
@@ -71,7 +69,7 @@ def child_without_first_thread(prepare: Callable[[], object] = lambda: None) -> 
     child = os.fork()
     if child == 0:
         try:
-            kernel.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            die_with_parent()
             prepare()
             threading.Thread(target=signal.pause).start()
             kernel.libc.syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm_linux._tools.children import die_with_parent
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-PR_SET_PDEATHSIG = 1
 
 
 class Partner(NamedTuple):
@@ -38,7 +36,7 @@ def partner(work: Callable[[socket.socket], object]) -> Iterator[Partner]:
     if pid == 0:
         status = 1
         try:
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            die_with_parent()
             ours.close()
             kept = work(theirs)
             theirs.sendall(b"ready")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pwd
 import shutil
@@ -13,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
+
+from vmm_linux._tools.children import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,6 @@ PROGRAMS = max(
 SHARED_BUFFERS = 64 << 20
 #: Seconds until the server must answer.
 PATIENCE = 60.0
-PR_SET_PDEATHSIG = 1
 
 
 class Session(NamedTuple):
@@ -97,11 +97,6 @@ def as_its_user() -> dict[str, Any]:
     )
     # After the change of users, which would take the signal away again.
     return {**identity, "preexec_fn": die_with_parent, "cwd": "/"}
-
-
-def die_with_parent() -> None:
-    """In the child: end when the parent does."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 @contextlib.contextmanager

@@ -68,10 +68,10 @@ from faults import (
 )
 from kernel_oracle import PAGE
 from vmm_linux import VMM, Event, Handle, Limits, Mdl, Retcode, Rights, Seal, inspect
+from vmm_linux._default_vmm import unwatched_vmm
 from vmm_linux.audit import Audit
 from vmm_linux.errors import OutOfMemory, SecurityDisallow, VmmError
 from vmm_linux.policy import Policy
-from vmm_linux.vmm import OwnVMM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -497,7 +497,7 @@ OBJECTS = [
     ),
     Scenario("repr of an Mdl", an_mdl, shown, ""),
     Scenario("end of an Mdl", an_mdl, left, ""),
-    Scenario("VMM", nothing, lambda _: OwnVMM(), ""),
+    Scenario("VMM", nothing, lambda _: unwatched_vmm(), ""),
 ]
 EVENTS = [
     Scenario("Event", nothing, lambda _: Event(), ""),

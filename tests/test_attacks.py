@@ -26,6 +26,7 @@ from children import NOBODY, run_child
 from kernel_oracle import PAGE, PROT_READ, PROT_WRITE, TESTS_IMPORTABLE
 from test_readme import rows_of
 from vmm_linux import VMM, Rights, Seal, VmmFlags
+from vmm_linux._tools.children import die_with_parent
 from vmm_linux.errors import Busy
 
 if TYPE_CHECKING:
@@ -460,7 +461,7 @@ def hold_a_lease(sock: socket.socket) -> int:
     if child != 0:
         return child
     try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        die_with_parent()
         signal.signal(signal.SIGIO, signal.SIG_IGN)  # the kernel's wish to have it back
         vmm = VMM()
         handle = vmm.mdl_create(SIZE, RW)

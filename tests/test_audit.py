@@ -17,8 +17,8 @@ import pytest
 from children import run_child
 from commands import run
 from vmm_linux import VMM, Retcode, Rights, VmmError, VmmFlags
-from vmm_linux._audit_file import read
 from vmm_linux.audit import Audit, Record
+from vmm_linux.cli.audit_file import read
 from vmm_linux.errors import InvalidArgument, InvalidOperation
 from vmm_linux.inspect import sharing
 from vmm_linux.policy import Policy, Rule

@@ -19,8 +19,8 @@ import faults
 from children import ROOT, run_child
 from forked import in_child
 from vmm_linux import VMM, PageState, Retcode, VmmFlags
-from vmm_linux._audit_file import read
 from vmm_linux.audit import Audit
+from vmm_linux.cli.audit_file import read
 from vmm_linux.errors import SecurityDisallow
 from vmm_linux.policy import Policy, Rule
 

@@ -37,6 +37,26 @@ def test_every_command_has_help_of_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("module", "usage"),
+    [
+        ("cli", "vmm-linux [-h]"),
+        ("demo", "vmm-linux demo [-h]"),
+        ("doctor", "vmm-linux doctor [-h]"),
+        ("experiments", "vmm-linux experiment [-h]"),
+    ],
+)
+def test_what_has_commands_is_run_as_a_module_too(module: str, usage: str) -> None:
+    child = subprocess.run(
+        [sys.executable, "-W", "error", "-m", f"vmm_linux.{module}", "--help"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.startswith(f"usage: {usage}")
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         ((), "the following arguments are required: COMMAND\n"),

@@ -41,20 +41,17 @@ from vmm_linux import (
     Rights,
     VmmError,
     VmmFlags,
-    _inspect_types,
     endpoint,
     errors,
     handles,
     inspect,
     limits,
-    policy,
 )
 from vmm_linux._core import endpoint as core_endpoint
 from vmm_linux._core import kernel as core
 from vmm_linux.audit import Audit
 from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, SecurityDisallow
-from vmm_linux.policy import Policy, PolicyError, Rule
-from vmm_linux.vmm import OwnVMM
+from vmm_linux.policy import Policy, PolicyError, Rule, compile, rule  # noqa: A004
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -65,7 +62,8 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 TEXT = b"the original's"
 #: The Python modules whose objects users get.
 MODULES = (
-    "_inspect_types endpoint errors event flags handles inspect limits mdl policy region states vmm"
+    "endpoint errors event flags handles inspect limits mdl policy policy.compile policy.rule "
+    "region states vmm"
 )
 
 
@@ -200,8 +198,21 @@ OWNERS: dict[type[Any], Callable[[World], Any]] = {
     Policy: lambda world: world.policy,
     Region: lambda world: world.region,
     VMM: lambda world: world.vmm,
-    OwnVMM: lambda _: OwnVMM(),
 }
+UNREAD = inspect.Unread(3, "three", None)
+CHANNEL = inspect.Channel(
+    inspect.Kind.MEMFD,
+    "00:01",
+    7,
+    "a name",
+    False,
+    8192,
+    4096,
+    ("F_SEAL_SHRINK",),
+    (inspect.Holder(1, "one", 0, "rw", (3,)),),
+    (inspect.Mapper(2, "two", None, "rw-s", True, 8192, None),),
+    None,
+)
 #: And of each class that is a value: a copy is equal, and another object or the same.
 VALUES: dict[type[Any], Callable[[World], Any]] = {
     CORE["Record"]: lambda world: world.record,
@@ -216,8 +227,13 @@ VALUES: dict[type[Any], Callable[[World], Any]] = {
     inspect.Change: lambda world: inspect.Change(world.snapshot[0], world.snapshot[0], 0, {}),
     inspect.Difference: lambda world: inspect.diff(world.snapshot, world.snapshot),
     inspect.Snapshot: lambda world: world.snapshot,
-    _inspect_types.PageRun: lambda world: inspect.pages(world.va, PAGE)[0],
-    _inspect_types.RegionRun: lambda world: next(
+    inspect.Channel: lambda _: CHANNEL,
+    inspect.Holder: lambda _: CHANNEL.holders[0],
+    inspect.Mapper: lambda _: CHANNEL.mappers[0],
+    inspect.Sharing: lambda _: inspect.Sharing((CHANNEL,), (UNREAD,), 3),
+    inspect.Unread: lambda _: UNREAD,
+    inspect.PageRun: lambda world: inspect.pages(world.va, PAGE)[0],
+    inspect.RegionRun: lambda world: next(
         each.region for each in world.snapshot if each.region is not None
     ),
     Limits: lambda world: world.vmm.limits,
@@ -226,7 +242,7 @@ VALUES: dict[type[Any], Callable[[World], Any]] = {
     Rule: lambda _: Rule(deny=("mdl_clone",)),
 }
 #: Parts of a policy that is being compiled, which nobody is given.
-INNER: set[type[Any]] = {policy.Mask, policy.Condition, policy.Compiled, policy.FlawError}
+INNER: set[type[Any]] = {compile.Mask, compile.Condition, compile.Compiled, rule.FlawError}
 
 
 def test_every_class_is_in_the_table() -> None:
@@ -510,7 +526,8 @@ def assign_classes() -> None:
         del things, thing  # a pin among them
         world.check()
         # A class in between has no say in what is asked and told.
-        for kind in (OwnVMM, VMM):
+        between = type("SubVMM", (VMM,), {"__slots__": ()})
+        for kind in (between, VMM):
             object.__setattr__(world.vmm, "__class__", kind)
             world.check()
 

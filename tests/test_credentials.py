@@ -13,7 +13,7 @@ from commands import run
 from forked import in_child
 from namespaces import enter_user_namespace, needs_user_namespace
 from vmm_linux import VMM, Rights, VmmFlags
-from vmm_linux._credentials import known_gid, known_uid
+from vmm_linux._core.credentials import known_gid, known_uid
 from vmm_linux.audit import Audit
 from vmm_linux.errors import SecurityDisallow
 from vmm_linux.inspect import sharing

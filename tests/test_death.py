@@ -24,6 +24,7 @@ import leaks
 from children import run_child
 from kernel_oracle import PAGE, TESTS_IMPORTABLE
 from vmm_linux import VMM, Rights, VmmFlags
+from vmm_linux._tools.children import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,6 @@ BUFFERS = 40
 #: How many buffers a process keeps to check them at its end.
 KEPT = 8
 VICTIMS = {"creator": (0,), "receiver": (1,), "both": (0, 1), "both, backwards": (1, 0)}
-PR_SET_PDEATHSIG = 1
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 1 << 14, 1 << 18
 
 libc = ctypes.CDLL(None)
@@ -173,7 +173,7 @@ def start(
         return child
     status = 1
     try:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        die_with_parent()
         if os.getppid() == parent:
             other.close()
             side = Side(seed, sock, progress)

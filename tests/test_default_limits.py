@@ -15,14 +15,14 @@ from kernel_oracle import TESTS_IMPORTABLE, maps
 from memory_groups import cgroup
 from vmm_linux import VMM, Limits
 from vmm_linux._core import kernel
-from vmm_linux._default_limits import (
+from vmm_linux._core.default_limits import (
     MOST_HANDLES,
     MOST_MDLS,
     MOST_REGIONS,
     bounds_for,
     room_for_memory,
 )
-from vmm_linux._memory_group import memory_group
+from vmm_linux._core.memory_group import memory_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -381,7 +381,7 @@ def begin_and_wait(sha256: str) -> None:
     import sys
     from contextlib import ExitStack
 
-    from vmm_linux._demo_peer import READY, Other
+    from vmm_linux.demo.peer import READY, Other
 
     with ExitStack() as at_end:
         other = Other(at_end, 1, sha256)
@@ -483,7 +483,7 @@ def test_an_ordinary_user_sees_all_of_it() -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own is closed to others
         folder = Path(name)
         python = install_for_everybody(
-            folder, "vmm_linux.cli", "vmm_linux.demo", "vmm_linux._demo_peer", "shutil"
+            folder, "vmm_linux.cli.__main__", "vmm_linux.demo", "vmm_linux.demo.peer", "shutil"
         )
         child = subprocess.run(
             [*python, "-m", "vmm_linux.cli", "demo", "/bin/sh"],

@@ -13,12 +13,12 @@ import pytest
 
 import commands
 from children import run_child
-from vmm_linux._core import kernel as core
+from vmm_linux._core import kernel
 from vmm_linux._core.kernel import Feature
-from vmm_linux._memory_group import NO_LIMIT, Group
-from vmm_linux._settings import UNLIMITED, chosen, settings_of
-from vmm_linux._trials import TRIALS, Check, Trial, attempt, expect
+from vmm_linux._core.memory_group import NO_LIMIT, Group
 from vmm_linux.doctor import FEATURES, Diagnosis, Setting, diagnose
+from vmm_linux.doctor.checks import TRIALS, Check, Trial, attempt, expect
+from vmm_linux.doctor.kernel_settings import UNLIMITED, chosen, settings_of
 
 #: What a child answers that may not do what its test needs.
 CANNOT_UNMOUNT = 77
@@ -74,7 +74,7 @@ def test_the_machine_is_the_kernels() -> None:
     system = os.uname()
     assert (machine.kernel, machine.architecture) == (system.release, system.machine)
     assert machine.page == os.sysconf("SC_PAGE_SIZE")
-    assert machine.user_space_end == core.user_space_end()
+    assert machine.user_space_end == kernel.user_space_end()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_tightest_of_the_groups_above_counts(
     for folder, text in bounds.items():
         (folder / limit).write_text(f"{text}\n")
     (inner / usage).write_text("4096\n")
-    group = Group(version, tmp_path, "outer/inner")
+    group = Group(version, str(tmp_path), "outer/inner")
     bound, used = settings_of(group)
     assert (bound.value, bound.source) == (1 << 30, str(inner.parent / limit))
     assert bound.advice
@@ -159,7 +159,7 @@ def test_a_group_that_is_not_to_be_seen_from_a_container_is_where_it_is_mounted(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "memory.max").write_text("1048576\n")
-    bound, _ = settings_of(Group("v2", tmp_path, "host/only"))
+    bound, _ = settings_of(Group("v2", str(tmp_path), "host/only"))
     assert (bound.value, bound.source) == (1 << 20, str(tmp_path / "memory.max"))
 
 
@@ -171,14 +171,14 @@ def test_every_feature_is_told_as_the_package_finds_it() -> None:
     assert found.keys() == Feature.__members__.keys()
     for feature in Feature:
         report = found[feature.name]
-        present = core.available(feature)
+        present = kernel.available(feature)
         assert report.state == ("present" if present else "absent")
         assert (report.since, report.without) == FEATURES[feature]
 
 
 @pytest.mark.parametrize("feature", Feature, ids=lambda feature: feature.name)
 def test_a_feature_switched_off_is_told_and_the_work_goes_on(feature: Feature) -> None:
-    with core.without(feature):
+    with kernel.without(feature):
         diagnosis = diagnose()
     off = [each.name for each in diagnosis.features if each.state == "switched off"]
     assert off == [feature.name]
@@ -186,7 +186,7 @@ def test_a_feature_switched_off_is_told_and_the_work_goes_on(feature: Feature) -
 
 
 def test_without_guard_regions_the_map_count_is_spoken_of() -> None:
-    with core.without(Feature.GUARD_REGIONS):
+    with kernel.without(Feature.GUARD_REGIONS):
         advice = setting(diagnose(), "vm.max_map_count").advice
     assert advice
     assert "fragments" in advice
@@ -210,12 +210,12 @@ def without_descriptors() -> None:
     """Ask for a feature while no descriptor can be had."""
     import resource
 
-    from vmm_linux._core import kernel as core
+    from vmm_linux._core import kernel
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    scan = core.Feature.PAGEMAP_SCAN
-    print(core.state(scan), core.available(scan))
+    scan = kernel.Feature.PAGEMAP_SCAN
+    print(kernel.state(scan), kernel.available(scan))
 
 
 # ---- when it cannot work ------------------------------------------------------------------------

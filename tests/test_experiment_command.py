@@ -19,7 +19,7 @@ from browser import CHROMIUM, chromium
 from children import ROOT, run_child
 from commands import SCRIPT, environment, run, run_on_terminal
 from onlookers import wait_until
-from vmm_linux.experiments._catalogue import catalogue, chosen
+from vmm_linux.experiments._framework.catalogue import catalogue, chosen
 
 NAMES = [each.name for each in catalogue()]
 #: A command line that acts as if matplotlib were not installed.
@@ -45,8 +45,8 @@ def draw_bars() -> None:
     import xml.etree.ElementTree as ET
 
     from vmm_linux.experiments import Axis
-    from vmm_linux.experiments._plots import inline, picture_of
-    from vmm_linux.experiments._results import Plot
+    from vmm_linux.experiments._framework.plots import inline, picture_of
+    from vmm_linux.experiments._framework.results import Plot
 
     plot = Plot("Bars $1_2$", Axis("way"), Axis("memory", "B"))
     plot.add("before", ["a", "b"], [1 << 20, 3 << 20])
@@ -250,7 +250,7 @@ def be_told_to_end_while_writing() -> None:
     import os
     import signal
 
-    from vmm_linux.experiments._command import uninterrupted
+    from vmm_linux.experiments._framework.command import uninterrupted
 
     with uninterrupted():
         for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -20,11 +20,11 @@ from commands import run
 from onlookers import state_of, wait_until
 from vmm_linux import experiments
 from vmm_linux.experiments import Axis, Column, NotObservable, at_least, at_most, between, equal
-from vmm_linux.experiments._catalogue import UnfitError, catalogue, chosen
-from vmm_linux.experiments._files import as_csv, as_json
-from vmm_linux.experiments._laboratory import Order, Result, carry_out
-from vmm_linux.experiments._plots import figure_of
-from vmm_linux.experiments._results import (
+from vmm_linux.experiments._framework.catalogue import UnfitError, catalogue, chosen
+from vmm_linux.experiments._framework.files import as_csv, as_json
+from vmm_linux.experiments._framework.laboratory import Order, Result, carry_out
+from vmm_linux.experiments._framework.plots import figure_of
+from vmm_linux.experiments._framework.results import (
     Claim,
     Findings,
     Kind,
@@ -34,8 +34,8 @@ from vmm_linux.experiments._results import (
     findings_from,
     merged,
 )
-from vmm_linux.experiments._run import nobody_watches
-from vmm_linux.experiments._words import claim_cells
+from vmm_linux.experiments._framework.run import nobody_watches
+from vmm_linux.experiments._framework.words import claim_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,8 +15,8 @@ from children import run_child
 from forked import in_child
 from kernel_oracle import PAGE, TESTS_IMPORTABLE, descriptors, libc, present_pages
 from memory_groups import COMMIT, LOCKED, MIB, RW, cgroup, in_place
-from vmm_linux import VMM, Limits, VmmFlags, _shortage
-from vmm_linux._core import kernel
+from vmm_linux import VMM, Limits, VmmFlags
+from vmm_linux._core import kernel, shortage
 from vmm_linux._core.kernel import has_room_for, look_for_limits, tightest
 from vmm_linux.errors import OutOfMemory
 
@@ -203,7 +203,7 @@ def test_no_descriptor_to_ask_with_refuses_nothing(tmp_path: Path, version: str)
 
 def test_a_limit_that_is_gone_when_the_refusal_is_told_is_told_as_gone(tmp_path: Path) -> None:
     with group_of(tmp_path, "v2", "max", 0):
-        assert _shortage.explain_group(7).startswith("the memory cgroup had no room for 7 bytes")
+        assert shortage.explain_group(7).startswith("the memory cgroup had no room for 7 bytes")
 
 
 # ---- calls that are refused ---------------------------------------------------------------------
@@ -392,7 +392,7 @@ def ask_with_swap(root: str, version: str, swap_limit: str, swap_usage: int) -> 
 
     from memory_groups import cgroup, in_place
     from vmm_linux._core.kernel import tightest
-    from vmm_linux._memory_group import FILES
+    from vmm_linux._core.memory_group import FILES
 
     group = cgroup(Path(root), version, {"": (f"{64 << 20}", 60 << 20, 0, 0)})
     _, _, limit, usage, _ = FILES[version]
@@ -444,11 +444,12 @@ def fill_by_default(root: str) -> None:
     from pathlib import Path
 
     from memory_groups import COMMIT, cgroup
-    from vmm_linux import VMM, _default_limits, _memory_group
+    from vmm_linux import VMM
+    from vmm_linux._core import default_limits, memory_group
     from vmm_linux.errors import OutOfMemory
 
     group = cgroup(Path(root), "v2", {"": (f"{64 << 20}", 0, 0, 0)})
-    _memory_group.memory_group = lambda: group
+    memory_group.memory_group = lambda: group
     with VMM() as vmm:
         va = vmm.allocate(0, 1 << 20, COMMIT)
         (Path(root) / "memory.current").write_text(f"{64 << 20}\n")
@@ -459,7 +460,7 @@ def fill_by_default(root: str) -> None:
                 vmm.commit(va, 1 << 20)
         except OutOfMemory as refusal:
             print(refusal.method)
-    assert group in _default_limits.GROUPS
+    assert group in default_limits.GROUPS
 
 
 def test_a_vmm_finds_the_group_of_its_process(tmp_path: Path) -> None:

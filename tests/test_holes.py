@@ -13,6 +13,7 @@ import pytest
 import kernel_oracle as kernel
 from kernel_oracle import PAGE
 from vmm_linux import VMM, Rights, VmmFlags
+from vmm_linux._tools.children import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 RW = VmmFlags.READ | VmmFlags.WRITE
 LOCKED = VmmFlags.LOCKED
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
-PR_SET_PDEATHSIG = 1
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -55,7 +55,7 @@ def shared() -> Iterator[Shared]:
     child = os.fork()
     if child == 0:
         try:
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            die_with_parent()
             ours.close()
             os.close(punched)
             punch_until_the_end(theirs, told)

@@ -17,7 +17,7 @@ from hostile_values import ERRORS, hostile_class, made_of
 from kernel_oracle import PAGE
 from refusals import PARAMETERS, Ground, call_with, faces, good_arguments
 from vmm_linux import VMM, Event, Limits, Mdl, Retcode, Rights, VmmError, VmmFlags, inspect
-from vmm_linux._values import describe, is_a, kind_of, one_line, shown, written
+from vmm_linux._core.values import describe, is_a, kind_of, one_line, shown, written
 from vmm_linux.audit import Audit
 from vmm_linux.errors import InvalidArgument, SecurityDisallow
 from vmm_linux.inspect import Mapping

@@ -7,14 +7,19 @@ from children import run_child
 #: What the package uses in places, and does not need to be imported.
 UNUSED = (
     "asyncio",
+    "dataclasses",
     "difflib",
+    "ipaddress",
     "logging",
     "multiprocessing",
     "numpy",
+    "pathlib",
     "prctl",
     "psutil",
     "rich",
+    "tempfile",
     "tomllib",
+    "urllib",
 )
 
 

@@ -19,12 +19,13 @@ import pytest
 import kernel_oracle as kernel
 from children import run_child
 from kernel_oracle import PAGE, USER_SPACE_END
-from onlookers import PR_SET_PDEATHSIG, child_without_first_thread, end, stopped_child
+from onlookers import child_without_first_thread, end, stopped_child
 from vmm_linux import VMM, Retcode, VmmError, VmmFlags, inspect
 from vmm_linux._core.inspect import read_mappings, read_pages
 from vmm_linux._core.kernel import Feature, available, without
-from vmm_linux._map_model import take
-from vmm_linux.inspect import Mapping, PageFlags, Snapshot
+from vmm_linux._tools.children import die_with_parent
+from vmm_linux.cli.map.model import take
+from vmm_linux.inspect import Mapping, PageFlags, Snapshot, reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,7 +130,7 @@ def test_a_process_that_ends_while_it_is_read(
         end(child)
         return found
 
-    monkeypatch.setattr(inspect, "read_mappings", read)
+    monkeypatch.setattr(reading, "read_mappings", read)
     with stopped_child() as child, pytest.raises(inspect.ProcessExited, match="while it was read"):
         getattr(inspect, name)(child)
 
@@ -151,7 +152,7 @@ def test_a_process_that_starts_another_program_while_it_is_read(
     child = os.fork()
     if child == 0:
         try:
-            kernel.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            die_with_parent()
             os.close(gone)
             os.read(go, 1)
             os.execv("/bin/sleep", ["sleep", "60"])  # noqa: S606  its own program
@@ -167,7 +168,7 @@ def test_a_process_that_starts_another_program_while_it_is_read(
                 select.select([], [], [], 0.001)
             return found
 
-        monkeypatch.setattr(inspect, "read_mappings", read)
+        monkeypatch.setattr(reading, "read_mappings", read)
         with pytest.raises(inspect.ProcessExited, match="another program"):
             inspect.maps(child)
     finally:
@@ -180,7 +181,7 @@ def test_an_unreadable_line_of_the_kernels_is_an_exception_with_that_line(
     def read(*_: object) -> object:
         raise ValueError("not a line of /proc/PID/maps: b'nonsense'")
 
-    monkeypatch.setattr(inspect, "read_mappings", read)
+    monkeypatch.setattr(reading, "read_mappings", read)
     with pytest.raises(inspect.UnreadableText, match="nonsense") as caught:
         inspect.maps()
     assert isinstance(caught.value, ValueError)
@@ -272,7 +273,7 @@ def child_that_remaps() -> Iterator[int]:
     child = os.fork()
     if child == 0:
         try:
-            kernel.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            die_with_parent()
             protect = kernel.libc.mprotect
             protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
             while True:

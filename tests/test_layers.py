@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import graphlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,132 +19,28 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "vmm_linux"
 
-#: Every module and its layer. A module imports only those of lower numbers; the package itself
-#: may import all.
+#: The layers, the lowest first, and what is in each: modules, and folders with all that is in them.
+#: A module imports only from its own layer and those above it here, and no layer has a circle.
 LAYERS = {
-    # 0: vocabulary
-    "_containers": 0.0,
-    "_imports": 0.1,
-    "_vocabulary": 0.0,
-    "errors": 0.0,
-    "flags": 0.0,
-    "_values": 0.05,
-    "handles": 0.1,
-    "limits": 0.1,
-    "states": 0.0,
-    # 1: the kernel; the ledger
-    "_file_signals": 0.9,
-    "_fork": 1.0,
-    "_credentials": 1.0,
-    "_memory_group": 1.0,
-    "_ledger": 1.0,
-    "_mutex": 1.0,
-    "_syscalls": 1.0,
-    "_group_room": 1.05,
-    "_features": 1.1,
-    "_open_file": 1.1,
-    "_room": 1.1,
-    "_copy": 1.2,
-    "_maps_text": 1.2,
-    "_smaps_record": 1.3,
-    "_smaps_store": 1.31,
-    "_smaps_parser": 1.32,
-    "_own_process": 1.4,
-    "_page_map": 1.2,
-    "_shortage": 1.2,
-    "_default_limits": 1.2,
-    # 2: memory objects
-    "_identity": 1.9,
-    "_memory_object": 2.0,
-    "_plan": 2.1,
-    "_answer": 2.2,
-    "_conversion": 2.2,
-    "_location": 2.2,
-    "_guards": 2.2,
-    "_placement": 2.3,
-    # 3: the address space
-    "_address_space": 3.0,
-    "_buffer_mappings": 3.1,
-    "_ranges": 3.1,
-    "_views": 3.1,
-    # 4: query; handles and buffers
-    "_handles": 4.0,
-    "_query": 4.0,
-    "_mdl": 4.1,
-    # 5: transfer
-    "_transfer": 5.0,
-    # 6: the endpoint
-    "_arguments": 6.0,
-    "endpoint": 6.0,
-    "_toml_lines": 6.0,
-    "_calls": 6.01,
-    "_audit": 6.01,
-    "_rules": 6.02,
-    "audit": 6.02,
-    "policy": 6.03,
-    "_watched": 6.04,
-    "_client": 6.1,
-    "_memory_methods": 6.2,
-    "_vmm": 6.3,
-    # 7: comfort
-    "aio": 7.0,
-    "event": 7.2,
-    "_exporter": 7.0,
-    "_own_vmm": 7.0,
-    "_span": 7.0,
-    "_sharer": 7.0,
-    "_pickling": 7.1,
-    "region": 7.1,
-    "_arrays": 7.2,
-    "mdl": 7.3,
-    "vmm": 7.5,
-    "__init__": 7.6,
-    # 8: tools
-    "_report": 8.0,
-    "_settings": 8.0,
-    "_trials": 8.0,
-    "_descriptors": 8.0,
-    "_inspect_types": 8.0,
-    "_mapping_dict": 8.0,
-    "_tables": 8.1,
-    "_sharing": 8.1,
-    "_inspect": 8.1,
-    "inspect": 8.2,
-    "_demo_run": 8.1,
-    "_demo_peer": 8.2,
-    "_demo_steps": 8.3,
-    "_demo_mdl": 8.4,
-    "demo": 8.5,
-    "doctor": 8.5,
-    "_sharing_command": 8.5,
-    "_audit_file": 8.0,
-    "_audit_command": 8.5,
-    "_whole_file": 8.0,
-    "_map_model": 8.3,
-    "_map_file": 8.4,
-    "_map_page": 8.4,
-    "_map_picture": 8.4,
-    "_map_plot": 8.4,
-    "_map_command": 8.5,
-    "_diff_command": 8.6,
-    "_query_command": 8.6,
-    "cli": 8.9,
-    # 8: the laboratory; experiments themselves see nothing of it but "experiments"
-    "experiments._results": 8.3,
-    "experiments._code": 8.305,
-    "experiments._system": 8.305,
-    "experiments._run": 8.31,
-    "experiments": 8.32,
-    "experiments.*": 8.33,
-    "experiments._catalogue": 8.34,
-    "experiments._laboratory": 8.35,
-    "experiments._worker": 8.35,
-    "experiments._words": 8.36,
-    "experiments._plots": 8.365,
-    "experiments._terminal": 8.37,
-    "experiments._files": 8.37,
-    "experiments._page": 8.37,
-    "experiments._command": 8.7,
+    "vocabulary": "errors flags states handles limits _core _core.vocabulary _core.containers "
+    "_core.imports _core.old_names _core.typed _core.values",
+    "kernel": "_core.kernel _core.credentials _core.default_limits _core.kernel_files "
+    "_core.memory_group _core.shortage",
+    "procfs": "_core.procfs",
+    "ledger": "_core.ledger",
+    "memory": "_core.memory",
+    "endpoint": "_core.endpoint audit endpoint policy",
+    "comfort": "_arrays _default_vmm _pickling _sharer _span aio event mdl region vmm",
+    "package": "__init__",
+    "inspect": "_core.inspect _core.mapping_dict _core.page_runs inspect",
+    "shared by tools": "_tools",
+    "doctor": "doctor",
+    "demo": "demo",
+    "command line": "cli",
+    "what experiments use": "experiments experiments._framework.machine_code "
+    "experiments._framework.results experiments._framework.run experiments._framework.system",
+    "experiments": "experiments.*",
+    "laboratory": "experiments._framework experiments.__main__",
 }
 
 #: What the top level of the project consists of; anything else there is ignored by git.
@@ -167,12 +64,24 @@ PUBLIC = {*vmm_linux.__all__, "__version__"}
 
 SOURCES = sorted(
     [
-        *(ROOT / PACKAGE).glob("*.py"),
-        *(ROOT / PACKAGE / "experiments").glob("*.py"),
-        *(ROOT / "cython_src" / PACKAGE).glob("*.pyx"),
-        *(ROOT / "cython_src" / PACKAGE).glob("*.pxd"),
+        *(ROOT / PACKAGE).rglob("*.py"),
+        *(ROOT / "cython_src" / PACKAGE).rglob("*.pyx"),
+        *(ROOT / "cython_src" / PACKAGE).rglob("*.pxd"),
     ]
 )
+
+
+def name_of(source: Path) -> str:
+    """The module that this file is, without the package's name; ``__init__`` is the package."""
+    (folders,) = (
+        source.relative_to(ROOT / top / PACKAGE).with_suffix("").parts
+        for top in ("", "cython_src")
+        if source.is_relative_to(ROOT / top / PACKAGE)
+    )
+    return ".".join(folders).removesuffix(".__init__")
+
+
+MODULES = {name_of(source) for source in SOURCES}
 
 
 def imports_of_python(text: str) -> set[str]:
@@ -183,7 +92,7 @@ def imports_of_python(text: str) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = ".".join(filter(None, [PACKAGE if node.level else "", node.module]))
-            found |= {module} if module != PACKAGE else {f"{module}.{a.name}" for a in node.names}
+            found |= imported_from(module, {alias.name for alias in node.names})
     return members(found)
 
 
@@ -206,7 +115,7 @@ def imports_of_cython(text: str) -> set[str]:
         rf"^\s*from\s+([\w.]+)\s+c?import\s+{names}", text, re.MULTILINE
     ):
         absolute = re.sub(r"^\.", f"{PACKAGE}.", module).rstrip(".")
-        found |= {absolute} if absolute != PACKAGE else {f"{PACKAGE}.{n}" for n in names_in(listed)}
+        found |= imported_from(absolute, names_in(listed))
     return members(found)
 
 
@@ -215,32 +124,35 @@ def names_in(listed: str) -> set[str]:
     return {name.split()[0] for name in listed.strip("()").split(",") if name.strip()}
 
 
+def imported_from(module: str, names: set[str]) -> set[str]:
+    """What ``from module import names`` imports: modules of that package, or the module itself."""
+    inside = {f"{module}.{name}" for name in names}
+    if module == PACKAGE:
+        return inside
+    modules = {name for name in inside if name.removeprefix(f"{PACKAGE}.") in MODULES}
+    return modules | ({module} if modules != inside else set())
+
+
 def members(modules: set[str]) -> set[str]:
     """The modules of the package among these, without the package's name.
 
     What is no module is a name of the package itself, whose module is ``__init__``.
     """
-    found = {
-        layered(name.removeprefix(f"{PACKAGE}."))
-        for name in modules
-        if name.startswith(f"{PACKAGE}.")
-    }
+    found = {name.removeprefix(f"{PACKAGE}.") for name in modules if name.startswith(f"{PACKAGE}.")}
     return {"__init__" if name in PUBLIC else name for name in found}
 
 
-def layered(name: str) -> str:
-    """The module's name in the table of layers: an experiment has no name of its own there."""
-    package, _, module = name.partition(".")
-    if package != "experiments":
-        return package
-    return name if module.startswith("_") or not module else "experiments.*"
-
-
-def name_of(source: Path) -> str:
-    """The name in the table of layers of the module that this file is."""
-    if source.parent.name != "experiments":
-        return source.stem
-    return layered(f"experiments.{source.stem}".removesuffix(".__init__"))
+def layer_of(module: str) -> str:
+    """The layer of a module: where it is named, or else the nearest folder around it is."""
+    for layer, contents in LAYERS.items():
+        if module in contents.split():
+            return layer
+    folder = module.rpartition(".")[0]
+    for layer, contents in LAYERS.items():
+        if f"{folder}.*" in contents.split():
+            return layer
+    assert folder, f"{module} has no layer"
+    return layer_of(folder)
 
 
 def imports_of(source: Path) -> set[str]:
@@ -249,17 +161,30 @@ def imports_of(source: Path) -> set[str]:
     return read(source.read_text()) - {name_of(source)}
 
 
-@pytest.mark.parametrize(
-    "source", SOURCES, ids=lambda source: f"{source.parent.name}/{source.name}"
-)
-def test_a_module_imports_only_from_lower_layers(source: Path) -> None:
-    name = name_of(source)
-    if name == "__init__":
-        return
-    assert name in LAYERS, "a module without a layer"
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: f"{name_of(source)}{source.suffix}")
+def test_a_module_imports_only_from_its_own_and_lower_layers(source: Path) -> None:
+    order = list(LAYERS)
+    own = layer_of(name_of(source))
     imports = imports_of(source)
-    assert imports <= LAYERS.keys(), "an import of no module of the package"
-    assert {each for each in imports if LAYERS[each] >= LAYERS[name]} == set()
+    assert imports <= MODULES, "an import of no module of the package"
+    higher = {each for each in imports if order.index(layer_of(each)) > order.index(own)}
+    assert higher == set() or name_of(source) == "__init__"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_layer_has_a_circle(layer: str) -> None:
+    uses: dict[str, set[str]] = {name: set() for name in MODULES if layer_of(name) == layer}
+    assert uses, "a layer without modules"
+    for source in SOURCES:
+        if name_of(source) in uses:
+            uses[name_of(source)] |= imports_of(source) & uses.keys()
+    graphlib.TopologicalSorter(uses).prepare()
+
+
+def test_every_name_in_the_layers_is_a_module_or_a_folder() -> None:
+    listed = [name for contents in LAYERS.values() for name in contents.split()]
+    assert len(listed) == len(set(listed))
+    assert {name.removesuffix(".*") for name in listed} <= MODULES
 
 
 def test_every_form_of_import_is_seen_in_python() -> None:

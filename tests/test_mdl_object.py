@@ -15,7 +15,7 @@ from forked import in_child
 from kernel_oracle import PAGE
 from leaks import read_descriptors
 from vmm_linux import VMM, Mdl, Rights, Seal, VmmFlags
-from vmm_linux._own_vmm import own_vmm
+from vmm_linux._default_vmm import default_vmm
 from vmm_linux.errors import (
     Busy,
     HandleRevoked,
@@ -292,22 +292,22 @@ def test_a_forked_child_s_end_of_it_is_no_matter_to_the_parent(vmm: VMM) -> None
 
 def test_objects_without_a_vmm_share_one_that_is_made_when_needed() -> None:
     first, second = Mdl.from_bytes(b"a"), Mdl.from_bytes(b"b")
-    assert first.vmm is second.vmm is own_vmm()
+    assert first.vmm is second.vmm is default_vmm()
     assert isinstance(first.vmm, VMM)
     first.vmm.close()
     assert first.closed
-    assert Mdl.from_bytes(b"c").vmm is own_vmm() is not second.vmm
-    own_vmm().close()
+    assert Mdl.from_bytes(b"c").vmm is default_vmm() is not second.vmm
+    default_vmm().close()
 
 
 def test_threads_that_come_at_once_get_the_same() -> None:
-    own_vmm().close()
+    default_vmm().close()
     barrier = threading.Barrier(4)
     found = []
 
     def come() -> None:
         barrier.wait()
-        found.append(own_vmm())
+        found.append(default_vmm())
 
     threads = [threading.Thread(target=come) for _ in range(4)]
     for thread in threads:
@@ -315,8 +315,8 @@ def test_threads_that_come_at_once_get_the_same() -> None:
     for thread in threads:
         thread.join()
     # One that found a closed VMM may have put a new one in its place before another looked.
-    assert not own_vmm().closed
-    own_vmm().close()
+    assert not default_vmm().closed
+    default_vmm().close()
 
 
 def test_a_forked_child_has_one_of_its_own() -> None:

@@ -16,7 +16,7 @@ from children import run_child
 from kernel_oracle import PAGE, TESTS_IMPORTABLE
 from leaks import read_descriptors
 from vmm_linux import VMM, Mdl, Rights, VmmError, _sharer
-from vmm_linux._own_vmm import own_vmm
+from vmm_linux._default_vmm import default_vmm
 from vmm_linux._pickling import unpack
 from vmm_linux.errors import (
     HandleRevoked,
@@ -52,7 +52,7 @@ def sharing() -> Iterator[None]:
     """What a pickle needs to be loaded in the process that made it: it stops again."""
     yield
     _sharer.stop()
-    own_vmm().close()
+    default_vmm().close()
 
 
 def drive(name: str, method: str, *arguments: int, nobody: bool = False) -> list[str]:
@@ -151,7 +151,7 @@ def test_a_pickle_is_loaded_once(vmm: VMM) -> None:
     mdl.map().write(b"pickled")
     text = bytes(ForkingPickler.dumps(mdl))
     loaded = pickle.loads(text)  # noqa: S301
-    assert (loaded.sid, loaded.rights, loaded.vmm) == (mdl.sid, mdl.rights, own_vmm())
+    assert (loaded.sid, loaded.rights, loaded.vmm) == (mdl.sid, mdl.rights, default_vmm())
     assert loaded.map().read(0, 7) == b"pickled"
     loaded.close()
     before = read_descriptors()
@@ -240,7 +240,7 @@ def test_a_socket_with_no_message_or_a_wrong_one_is_an_error_and_closed() -> Non
         fd = theirs.detach()
         with pytest.raises(kind, match=r"^unpickle: "):
             unpack(Arrived(fd), os.fstat(fd).st_ino)
-    own_vmm().close()
+    default_vmm().close()
     assert read_descriptors() == before
 
 

@@ -20,7 +20,7 @@ from vmm_linux import VMM, VmmFlags, inspect
 from vmm_linux._core import memory
 from vmm_linux._core.inspect import read_mappings
 from vmm_linux._core.kernel import Feature, available, without
-from vmm_linux._map_model import entries_of
+from vmm_linux.cli.map.model import entries_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -295,9 +295,10 @@ def obey_a_policy_of_the_environment() -> None:
     import tempfile
     from pathlib import Path
 
-    from vmm_linux import VMM, _toml_lines, policy
+    from vmm_linux import VMM, policy
+    from vmm_linux.policy import toml_lines
 
-    assert _toml_lines.parse(b"") == ("", {})
+    assert toml_lines.parse(b"") == ("", {})
     assert policy.READY
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "policy.toml")

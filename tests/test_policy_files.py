@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from policies import outcome_of
-from vmm_linux import VMM, Mdl, VmmFlags, _toml_lines
+from vmm_linux import VMM, Mdl, VmmFlags
 from vmm_linux.errors import InvalidArgument, SecurityDisallow
-from vmm_linux.policy import READY, Policy, PolicyError, Rule
+from vmm_linux.policy import READY, Policy, PolicyError, Rule, toml_lines
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 READ = VmmFlags.READ
@@ -294,7 +294,7 @@ def test_a_thing_is_found_in_the_line_in_which_it_begins(
     path: tuple[str | int, ...], line: int | None, newline: str
 ) -> None:
     text = TEXT.replace("\n", newline)
-    assert _toml_lines.line_of(text, path) == line
+    assert toml_lines.line_of(text, path) == line
 
 
 # ---- the environment -----------------------------------------------------------------------------
@@ -313,9 +313,9 @@ def test_a_vmm_that_names_no_policy_has_the_environments(
         with pytest.raises(SecurityDisallow):
             Mdl.from_bytes(b"x").close()
     bare.close()
-    from vmm_linux._own_vmm import OWN
+    from vmm_linux._default_vmm import DEFAULT
 
-    OWN.pop("vmm").close()
+    DEFAULT.pop("vmm").close()
 
 
 def test_a_file_of_the_environment_that_is_no_policy_leaves_no_vmm(

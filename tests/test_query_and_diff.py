@@ -222,7 +222,7 @@ def look_at(pid: int) -> None:
     """Ask for the map of a process; the exit code says how it went."""
     import locale  # noqa: F401  argparse does later, when the library may not be read any more
 
-    from vmm_linux._map_command import main
+    from vmm_linux.cli.map.command import main
 
     sys.exit(main([str(pid)]))
 

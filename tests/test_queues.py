@@ -18,7 +18,7 @@ from children import NOBODY, in_own_process, run_child
 from kernel_oracle import PAGE, TESTS_IMPORTABLE
 from leaks import read_descriptors
 from vmm_linux import VMM, Event, Mdl, Rights, VmmError, _sharer
-from vmm_linux._own_vmm import own_vmm
+from vmm_linux._default_vmm import default_vmm
 from vmm_linux.errors import (
     HandleRevoked,
     InvalidOperation,
@@ -58,7 +58,7 @@ def ended() -> Iterator[None]:
     """What was sent and loaded in this very process is closed."""
     yield
     _sharer.stop()
-    own_vmm().close()
+    default_vmm().close()
 
 
 def put_behind_a_gate(queue: Any, things: list[Any], spoil: Callable[[], None]) -> list[Any]:  # noqa: ANN401

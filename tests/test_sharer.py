@@ -22,7 +22,7 @@ from kernel_oracle import PAGE, TESTS_IMPORTABLE
 from leaks import read_descriptors
 from vmm_linux import VMM, Event, Mdl, _sharer
 from vmm_linux import event as event_module
-from vmm_linux._own_vmm import own_vmm
+from vmm_linux._default_vmm import default_vmm
 from vmm_linux._sharer import HALF, Ticket
 from vmm_linux.errors import InvalidOperation, OutOfMemory, QuotaExceeded, ResourceNotFound
 
@@ -37,7 +37,7 @@ def _ended() -> Iterator[None]:
     """What a test sent waits no longer."""
     yield
     _sharer.stop()
-    own_vmm().close()
+    default_vmm().close()
 
 
 @pytest.fixture
@@ -332,7 +332,7 @@ def test_at_every_limit_of_descriptors_sending_is_whole_or_leaves_nothing(vmm: V
 
 def test_at_every_limit_of_descriptors_receiving_is_whole_or_leaves_nothing(vmm: VMM) -> None:
     mdl, event = vmm.mdl(PAGE), Event()
-    own_vmm()
+    default_vmm()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     for thing in (mdl, event):
         outcomes = []

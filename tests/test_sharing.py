@@ -30,8 +30,8 @@ from channels import (
     take_and_map,
 )
 from partners import partner
-from vmm_linux import VMM, Rights, VmmFlags, _sharing
-from vmm_linux.inspect import Channel, Kind, Sharing, maps, sharing, snapshot
+from vmm_linux import VMM, Rights, VmmFlags
+from vmm_linux.inspect import Channel, Kind, Sharing, channels, maps, sharing, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -354,7 +354,7 @@ def test_a_process_that_dies_while_it_is_looked_at_is_missing_and_no_error(momen
 
         readers: dict[str, Callable[[int], Sequence[Any]]] = {"maps": maps, "snapshot": snapshot}
         readers[moment] = deadly(readers[moment])
-        found = channel_of(fd, _sharing.find(**readers, all=False))
+        found = channel_of(fd, channels.find(**readers, all=False))
     ends = {each.pid for each in found.mappers}
     if moment == "maps":
         assert ends == set()

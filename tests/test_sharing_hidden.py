@@ -307,8 +307,9 @@ def command_as_nobody() -> None:
     import shutil
     import sys
 
-    from vmm_linux import _sharing_command, cli
+    from vmm_linux import cli
+    from vmm_linux.cli import sharing
 
-    modules = (gettext, locale, shutil, _sharing_command)
+    modules = (gettext, locale, shutil, sharing)
     assert {module.__name__ for module in modules} <= sys.modules.keys()
     sys.exit(cli.main(["sharing"]))

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
 
-from vmm_linux import _imports
-from vmm_linux._core import kernel
-from vmm_linux._values import describe, index, is_a, one_line
+from vmm_linux._core import imports, kernel
+from vmm_linux._core.values import describe, index, is_a, one_line
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
+    from typing import Any, Protocol
 
     import numpy as np
 
     from vmm_linux.region import Region
 
+    class Mappable(Protocol):
+        """An MDL buffer, of which parts can be mapped."""
+
+        @property
+        def size(self) -> int:
+            """Its bytes."""
+
+        def map(self, prot: int | None, offset: int, length: int) -> Region:
+            """Map whole pages of it."""
+
+
 __all__ = ["array"]
 
 PAGE = kernel.page_size()
-
-
-class Mappable(Protocol):
-    """An MDL buffer, of which parts can be mapped."""
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-
-    def map(self, prot: int | None, offset: int, length: int) -> Region:
-        """Map whole pages of it."""
 
 
 def array(
@@ -68,7 +68,7 @@ def array(
 def loaded() -> ModuleType:
     """NumPy, if it is installed."""
     try:
-        return _imports.needed("array", "numpy")
+        return imports.needed("array", "numpy")
     except ImportError as problem:
         raise Unimplemented(
             "array", "NumPy is not installed: pip install 'vmm-linux[numpy]'"

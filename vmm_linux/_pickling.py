@@ -9,18 +9,17 @@ Nothing here imports ``multiprocessing``: whoever pickles with it has loaded it.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
-import socket
 import stat
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from vmm_linux import _sharer
-from vmm_linux._core import kernel
+from vmm_linux._core import imports, kernel
 from vmm_linux._core.kernel import duplicate
-from vmm_linux._own_vmm import own_vmm
+from vmm_linux._default_vmm import default_vmm
 from vmm_linux._sharer import GONE, NO_DESCRIPTOR_LEFT
 from vmm_linux.errors import (
     RETCODES,
@@ -33,16 +32,31 @@ from vmm_linux.errors import (
     refuse_copies,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+    from typing import Any, NoReturn, Protocol
 
     from vmm_linux._core.endpoint import VMM
     from vmm_linux.handles import Handle
 
+    class Sent(Protocol):
+        """A descriptor on its way."""
+
+        def detach(self) -> int:
+            """The descriptor, in the process where it arrived."""
+
+    class Closable(Protocol):
+        """What is pickled."""
+
+        @property
+        def closed(self) -> bool:
+            """Whether somebody closed it."""
+
+
 __all__ = [
     "REFUSAL",
-    "Sent",
     "arrived",
     "carry",
     "delivered",
@@ -64,21 +78,6 @@ REFUSAL = refuse_copies(
 """The ``__reduce__`` of an ``Mdl``, for every other pickler."""
 PARKED: set[weakref.finalize[[], Any]] = set()
 """Ends of sockets that processes which are being started are to inherit."""
-
-
-class Sent(Protocol):
-    """A descriptor on its way."""
-
-    def detach(self) -> int:
-        """The descriptor, in the process where it arrived."""
-
-
-class Closable(Protocol):
-    """What is pickled."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether somebody closed it."""
 
 
 # ---- whose pickler it is ------------------------------------------------------------------------
@@ -170,7 +169,7 @@ def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:
         QUOTA_EXCEEDED: RLIMIT_NOFILE; too many descriptors wait to be fetched.
     """
     try:
-        ours, theirs = socket.socketpair()
+        ours, theirs = imports.needed("pickle", "socket").socketpair()
         with ours, theirs:
             vmm.send_handle(ours, handle)
             return carry(theirs.fileno()), os.fstat(theirs.fileno()).st_ino
@@ -287,7 +286,7 @@ def loads_for_a_pool(frame: FrameType | None) -> bool:
 
 
 def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
-    """The handle that came, in the VMM of this package's own.
+    """The handle that came, in the default VMM.
 
     Errors:
         RESOURCE_NOT_FOUND: its descriptor is not there, or was used up.
@@ -299,12 +298,13 @@ def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
         raise gone()
     try:
         os.set_inheritable(fd, False)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
+        sockets = imports.needed("unpickle", "socket")
+        sock = sockets.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
     except BaseException:
         kernel.close(fd)
         raise
     with sock:
-        vmm = own_vmm()
+        vmm = default_vmm()
         try:
             return vmm, vmm.recv_handle(sock)
         except EOFError:

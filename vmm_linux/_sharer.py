@@ -15,24 +15,27 @@ by itself waits for a while until all was fetched.
 
 from __future__ import annotations
 
+import _socket
 import array
 import atexit
-import contextlib
 import errno
 import os
 import resource
 import signal
-import socket
 import struct
 import sys
 import threading
 import time
-from typing import Any, Final, NamedTuple
 
-from vmm_linux import _imports
-from vmm_linux._core import kernel
+from vmm_linux._core import imports, kernel
 from vmm_linux._core.kernel import Descriptor, duplicate
+from vmm_linux._core.typed import NamedTuple
 from vmm_linux.errors import OutOfMemory, QuotaExceeded, ResourceNotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any, Final
 
 __all__ = ["GONE", "NO_DESCRIPTOR_LEFT", "Ticket", "prepare", "share", "stop"]
 
@@ -49,7 +52,7 @@ AFTER_QUEUES: Final = -10
 HALF: Final = 16
 """Bytes of each half of a ticket's secret."""
 CREDENTIALS: Final = struct.Struct("iII")
-PASS_CREDENTIALS: Final = socket.CMSG_SPACE(CREDENTIALS.size)
+PASS_CREDENTIALS: Final = _socket.CMSG_SPACE(CREDENTIALS.size)
 NO_DESCRIPTOR_LEFT: Final = "no descriptor is left; raise RLIMIT_NOFILE (ulimit -n) or close some"
 GONE: Final = (
     "the descriptor of this pickle is gone: each is loaded once, by a process of the same user "
@@ -72,7 +75,7 @@ class Ticket(NamedTuple):
             QUOTA_EXCEEDED: RLIMIT_NOFILE.
         """
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            with new_socket("unpickle") as sock:
                 sock.bind(b"")  # the kernel gives it a name, to which the answer goes
                 sock.connect(self.address)
                 sock.settimeout(PROBE)
@@ -99,8 +102,10 @@ class Ticket(NamedTuple):
                 sock.connect(self.address)
             except OSError as problem:
                 sock.settimeout(0)
-                with contextlib.suppress(BlockingIOError):  # the last that it did was to answer
+                try:  # the last that it did was to answer
                     return self._taken(sock)
+                except BlockingIOError:
+                    pass
                 raise problem from None
         raise ResourceNotFound(
             "unpickle", f"the sender of this pickle did not answer for {PATIENCE:g} seconds"
@@ -108,17 +113,17 @@ class Ticket(NamedTuple):
 
     def _taken(self, sock: socket.socket) -> int:
         """The descriptor out of an answer."""
-        room = socket.CMSG_LEN(array.array("i").itemsize)
-        answer, control, flags, _ = sock.recvmsg(HALF, room, socket.MSG_CMSG_CLOEXEC)
+        room = _socket.CMSG_LEN(array.array("i").itemsize)
+        answer, control, flags, _ = sock.recvmsg(HALF, room, _socket.MSG_CMSG_CLOEXEC)
         found = array.array("i")
         for level, kind, data in control:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
                 found.frombytes(data[: len(data) - len(data) % found.itemsize])
         if len(found) == 1 and answer == self.proof:
             return found[0]
         for each in found:
             kernel.close(each)
-        if answer == self.proof and flags & socket.MSG_CTRUNC:
+        if answer == self.proof and flags & _socket.MSG_CTRUNC:
             raise QuotaExceeded("unpickle", NO_DESCRIPTOR_LEFT)
         raise ResourceNotFound("unpickle", GONE)
 
@@ -160,10 +165,10 @@ class Sharer:
             return self.sock
         self.stop()
         self.prepare()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock = new_socket("pickle")
         try:
             sock.bind(b"")  # a name of the kernel's choice, in no directory
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
             kept = Descriptor()
             kept.take(sock.fileno())
             thread = threading.Thread(
@@ -192,7 +197,7 @@ class Sharer:
 
     def _serve_one(self, sock: socket.socket, kept: Descriptor) -> None:
         """Answer to who comes next."""
-        with contextlib.suppress(OSError):
+        try:
             request, control, _, address = sock.recvmsg(2 * HALF, PASS_CREDENTIALS)
             if not address:  # nobody whom an answer could reach
                 return
@@ -201,7 +206,9 @@ class Sharer:
             if same_user(control):
                 self._answer(sock, request, address)
             else:
-                sock.sendto(b"", socket.MSG_DONTWAIT, address)
+                sock.sendto(b"", _socket.MSG_DONTWAIT, address)
+        except OSError:
+            pass
 
     def _answer(self, sock: socket.socket, request: bytes, address: str | bytes) -> None:
         """Give a descriptor to who has its ticket, or say that there is none."""
@@ -213,15 +220,15 @@ class Sharer:
                 try:
                     if kept.is_open:
                         rights = array.array("i", [kept.number])
-                        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+                        control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
                         # Whose ticket it is waits for one answer, and has room for one.
-                        sock.sendmsg([proof], control, socket.MSG_DONTWAIT, address)
+                        sock.sendmsg([proof], control, _socket.MSG_DONTWAIT, address)
                         return
                 except OSError:  # it is gone, or too many descriptors are on their way
                     pass
                 finally:
                     kept.close()
-            sock.sendto(b"", socket.MSG_DONTWAIT, address)
+            sock.sendto(b"", _socket.MSG_DONTWAIT, address)
 
     # ---- the end ------------------------------------------------------------------------------
 
@@ -229,7 +236,7 @@ class Sharer:
         """Have the end of the process wait, once multiprocessing is loaded, which says when."""
         if self.finalizer is not None:
             return
-        util: Any = _imports.loaded("multiprocessing.util")
+        util: Any = imports.loaded("multiprocessing.util")
         if util is None or is_ending():
             return
         # A child of multiprocessing's forgets what is to be done at the end, and then asks anew.
@@ -260,8 +267,10 @@ class Sharer:
             if self.waiting:
                 self._give_up()
 
-        with contextlib.suppress(RuntimeError):
+        try:
             threading.Thread(target=hold, name="vmm_linux sharer's end", daemon=False).start()
+        except RuntimeError:
+            pass
 
     def _give_up(self) -> None:
         """Stop, and say what was lost."""
@@ -297,8 +306,10 @@ class Sharer:
             each.close()
         if sock is not None and kept is not None:
             if kept.is_open:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                try:
+                    sock.shutdown(_socket.SHUT_RDWR)
+                except OSError:
+                    pass
                 if thread is not None:
                     thread.join()
             let_go(sock, kept)
@@ -314,9 +325,17 @@ class Sharer:
         self.sock = self.kept = self.thread = None
 
 
+def new_socket(method: str) -> socket.socket:
+    """A socket for datagrams. Its module is loaded where multiprocessing is."""
+    made: socket.socket = imports.needed(method, "socket").socket(
+        _socket.AF_UNIX, _socket.SOCK_DGRAM
+    )
+    return made
+
+
 def is_ending() -> bool:
     """Whether multiprocessing has begun to end this process, and takes nothing in any more."""
-    util: Any = _imports.loaded("multiprocessing.util")
+    util: Any = imports.loaded("multiprocessing.util")
     return util is not None and bool(util.is_exiting())
 
 
@@ -334,8 +353,8 @@ def same_user(control: list[tuple[int, int, bytes]]) -> bool:
     """
     for level, kind, data in control:
         if (
-            level == socket.SOL_SOCKET
-            and kind == socket.SCM_CREDENTIALS
+            level == _socket.SOL_SOCKET
+            and kind == _socket.SCM_CREDENTIALS
             and len(data) == CREDENTIALS.size
         ):
             uid: int = CREDENTIALS.unpack(data)[1]

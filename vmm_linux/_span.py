@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm_linux._values import index
+from vmm_linux._core.values import index
 from vmm_linux.errors import InvalidArgument
 
 __all__ = ["inside"]

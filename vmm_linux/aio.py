@@ -5,26 +5,27 @@ asyncio is not imported here: where a loop of it runs, it is loaded.
 
 from __future__ import annotations
 
+import _socket
 import errno
-import socket
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
-from vmm_linux import _imports
-from vmm_linux._core import kernel
-from vmm_linux._values import is_a
+from vmm_linux._core import imports, kernel
+from vmm_linux._core.values import is_a
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
+    import socket
     from collections.abc import Awaitable, Callable
+    from typing import Any, SupportsIndex, TypeVar
 
     from vmm_linux._core.endpoint import VMM
     from vmm_linux._core.kernel import Descriptor
     from vmm_linux.handles import Handle
 
-__all__ = ["readable", "recv_handle", "send_handle"]
+    Outcome = TypeVar("Outcome")
 
-Outcome = TypeVar("Outcome")
+__all__ = ["readable", "recv_handle", "send_handle"]
 
 
 async def send_handle(
@@ -77,7 +78,7 @@ async def repeat(
 
 def check_not_blocking(method: str, sock: object) -> None:
     """Whether a socket is one for event loops. Whether it is one at all is seen elsewhere."""
-    if is_a(sock, socket.socket) and sock.gettimeout() != 0:
+    if is_a(sock, _socket.socket) and sock.gettimeout() != 0:
         raise InvalidArgument(
             method, "sock blocks, which would stop the event loop: sock.setblocking(False)"
         )
@@ -97,7 +98,7 @@ async def writable(method: str, fd: int) -> None:
 
 def running_loop(method: str) -> asyncio.AbstractEventLoop:
     """The event loop that runs this task."""
-    events: Any = _imports.loaded("asyncio.events")
+    events: Any = imports.loaded("asyncio.events")
     running = None if events is None else events._get_running_loop()  # noqa: SLF001
     loop: asyncio.AbstractEventLoop | None = running
     if loop is None:

@@ -1,11 +1,12 @@
 """The endpoint by its makers' names and in their shape."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from vmm_linux._core.endpoint import outcome
 from vmm_linux.errors import Retcode, refuse_copies
 from vmm_linux.handles import INVALID_HANDLE
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm_linux._core.endpoint import VMM, PageInfo
 
@@ -24,7 +25,7 @@ class Endpoint:
 
     __reduce__ = refuse_copies("each is a face of one VMM; ask for vmm.endpoint again")
 
-    def __init__(self, vmm: "VMM") -> None:
+    def __init__(self, vmm: VMM) -> None:
         self._vmm = vmm
 
     def Allocate(self, addr: object, size: object, flags: object) -> tuple[int, Retcode]:
@@ -47,7 +48,7 @@ class Endpoint:
         """Give addresses and memory back: ``rc``. See ``VMM.free``."""
         return outcome(self._vmm.free, None, va, size)[1]
 
-    def Query(self, va: object) -> tuple["PageInfo | None", Retcode]:
+    def Query(self, va: object) -> tuple[PageInfo | None, Retcode]:
         """Tell about a page: ``(info, rc)``. See ``VMM.query``."""
         return outcome(self._vmm.query, None, va)
 

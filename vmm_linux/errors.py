@@ -1,9 +1,14 @@
 """Return codes, the exceptions that carry them, and what the kernel's errno means as one."""
 
+from __future__ import annotations
+
 import errno as _errno
-from collections.abc import Callable
 from enum import IntEnum
-from typing import ClassVar, NoReturn, Self
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import ClassVar, NoReturn, Self
 
 __all__ = ["Retcode", "VmmError"]
 

@@ -12,21 +12,22 @@ bytes  type   what
 ====== ====== =======================================
 """
 
+from __future__ import annotations
+
+import _socket
 import errno
 import fcntl
 import math
 import os
 import select
-import socket
 import struct
 import sys
 import time
-from typing import Any, Final, Self, SupportsFloat, SupportsIndex
 
 from vmm_linux import _pickling, aio
 from vmm_linux._core import endpoint, kernel
 from vmm_linux._core.kernel import Descriptor
-from vmm_linux._values import describe, index, is_a
+from vmm_linux._core.values import describe, index, is_a
 from vmm_linux.errors import (
     RETCODES,
     Fail,
@@ -37,6 +38,11 @@ from vmm_linux.errors import (
     error,
     refuse_copies,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any, Final, Self, SupportsFloat, SupportsIndex
 
 __all__ = ["Event"]
 
@@ -143,7 +149,7 @@ class Event:
         method = "Event.recv"
         endpoint.check_socket(method, sock)
         message, received, flags = endpoint.read_message(sock, MESSAGE.size, 1)
-        if not (message or received or flags) and sock.type != socket.SOCK_DGRAM:
+        if not (message or received or flags) and sock.type != _socket.SOCK_DGRAM:
             raise EOFError(f"{method}: the other end is closed")
         check_message(method, sock, message, len(received), flags)
         descriptor = received.take()
@@ -390,22 +396,22 @@ def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
 
 def check_message(method: str, sock: socket.socket, message: bytes, count: int, flags: int) -> None:
     """Whether a message is ``Event.send``'s, with its one descriptor."""
-    if len(message) != MESSAGE.size or flags & socket.MSG_TRUNC:
+    if len(message) != MESSAGE.size or flags & _socket.MSG_TRUNC:
         raise bad(method, f"{len(message)} bytes, not the {MESSAGE.size} of an event's message")
     magic, version, announced = MESSAGE.unpack(message)
     if magic != MAGIC:
         raise bad(method, "not an event's message")
     if version != VERSION:
         raise bad(method, f"version {version} of the format; this package knows {VERSION}")
-    if flags & socket.MSG_CTRUNC and count == 0:
+    if flags & _socket.MSG_CTRUNC and count == 0:
         raise endpoint.cut_off(method, sock, "the descriptor did not fit")
-    if flags & socket.MSG_CTRUNC and announced == count == 1:
+    if flags & _socket.MSG_CTRUNC and announced == count == 1:
         raise bad(
             method,
             "1 descriptors are announced, and 1 or more came; if that is all that was sent, "
             "control data of the socket took the room: switch off SO_INQ",
         )
-    if flags & socket.MSG_CTRUNC or not announced == count == 1:
+    if flags & _socket.MSG_CTRUNC or not announced == count == 1:
         raise bad(method, f"{announced} descriptors are announced, and {count} or more came")
 
 

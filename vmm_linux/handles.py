@@ -1,9 +1,13 @@
 """Handles of MDL buffers: what they look like from Python."""
 
-from typing import Final, Self
+from __future__ import annotations
 
 from vmm_linux.errors import InvalidOperation, NoCapability
 from vmm_linux.flags import Rights, Seal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Self
 
 __all__ = ["INVALID_HANDLE", "Handle", "HandleInfo"]
 

@@ -1,9 +1,14 @@
 """Bounds of one VMM, and what it uses of them."""
 
-from typing import NamedTuple, Self, SupportsIndex
+from __future__ import annotations
 
-from vmm_linux._values import index, is_a, quoted, shown
+from vmm_linux._core.typed import NamedTuple
+from vmm_linux._core.values import index, is_a, quoted, shown
 from vmm_linux.errors import InvalidArgument, InvalidOperation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self, SupportsIndex
 
 __all__ = ["FIGURES", "Limits", "Usage", "Use"]
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
 
 from vmm_linux import _arrays, _pickling, _span
 from vmm_linux._core.endpoint import VMM
 from vmm_linux._core.kernel import Descriptor
-from vmm_linux._own_vmm import own_vmm
-from vmm_linux._values import describe, is_a
+from vmm_linux._core.typed import final
+from vmm_linux._core.values import describe, is_a
+from vmm_linux._default_vmm import default_vmm
 from vmm_linux.errors import InvalidArgument, InvalidOperation, NoCapability, VmmError
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any, Self, SupportsIndex
 
     import numpy as np
     from typing_extensions import Buffer
@@ -92,7 +94,7 @@ class Mdl:
         Args:
             data: a contiguous buffer of at least one byte; zeros fill its last page.
             prot: ``VmmFlags``: the most that the handle allows, READ at least.
-            vmm: that it is to belong to; None for the package's own.
+            vmm: that it is to belong to; None for the default one.
 
         Returns:
             An ``Mdl``, whose size is the data's rounded up to pages.
@@ -100,7 +102,7 @@ class Mdl:
         Errors:
             As of ``VMM.mdl_create_from_buf``.
         """
-        vmm = given_or_own("mdl_create_from_buf", vmm)
+        vmm = given_or_default("mdl_create_from_buf", vmm)
         return cls._made(vmm, vmm.mdl_create_from_buf, data, prot)
 
     @classmethod
@@ -118,12 +120,12 @@ class Mdl:
             fd: descriptor of a memfd, as ``fileno`` gives; it stays the caller's.
             require: ``Seal`` that the memory must have.
             max_size: bytes that the buffer may have at most, or None.
-            vmm: that it is to belong to; None for the package's own.
+            vmm: that it is to belong to; None for the default one.
 
         Errors:
             As of ``VMM.handle_from_fd``.
         """
-        vmm = given_or_own("handle_from_fd", vmm)
+        vmm = given_or_default("handle_from_fd", vmm)
         return cls._made(vmm, vmm.handle_from_fd, fd, require, max_size)
 
     # ---- what it is ---------------------------------------------------------------------------
@@ -327,10 +329,10 @@ class Mdl:
         return self.__reduce__()
 
 
-def given_or_own(method: str, vmm: VMM | None) -> VMM:
-    """The VMM that a caller gave, or the package's own."""
+def given_or_default(method: str, vmm: VMM | None) -> VMM:
+    """The VMM that a caller gave, or the default one."""
     if vmm is None:
-        return own_vmm()
+        return default_vmm()
     if not is_a(vmm, VMM):
         raise InvalidArgument(method, f"vmm is {describe(vmm)}, not a VMM or None")
     return vmm

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex, final
-
-from vmm_linux import _imports, _span
+from vmm_linux import _span
+from vmm_linux._core import imports
 from vmm_linux._core.endpoint import Exporter, held
+from vmm_linux._core.typed import final
 from vmm_linux.errors import InvalidOperation, ResourceNotFound, VmmError, refuse_copies
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Self, SupportsIndex
 
     from typing_extensions import Buffer
 
@@ -255,6 +257,6 @@ class Region(Exporter):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:  # noqa: ANN401
         """What NumPy asks for when it got no buffer, whose error it does not show: raises that."""
-        np: Any = _imports.needed("__array__", "numpy")
+        np: Any = imports.needed("__array__", "numpy")
         view = memoryview(self)
         return np.array(view, dtype) if copy else np.asarray(view, dtype)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from vmm_linux import _own_vmm, aio
+from vmm_linux import aio
 from vmm_linux._core import endpoint
-from vmm_linux._values import index
+from vmm_linux._core.values import index
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.flags import VmmFlags
 from vmm_linux.mdl import Mdl
 from vmm_linux.region import Region
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket
     from typing import SupportsIndex
@@ -158,13 +157,3 @@ class VMM(endpoint.VMM):
         Source: ``VMM.recv_handle``, ``loop.add_reader``.
         """
         return await aio.recv_handle(self, sock, require, max_size, peer_uid)
-
-
-class OwnVMM(VMM):
-    """The package's own: there is nobody who could have closed it."""
-
-    __slots__ = ()
-    _warns = False
-
-
-_own_vmm.MAKERS.append(OwnVMM)

@@ -1,1 +1,1 @@
-"""The compiled core, a module for each of its layers."""
+"""The core: what the endpoint is made of. Nothing here is public."""

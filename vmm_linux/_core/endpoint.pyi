@@ -24,14 +24,17 @@ def outcome(
 ) -> tuple[_Out, Retcode]: ...
 
 class Kind(Enum):
-    NUMBER = "number"
+    ADDRESS = "address"
     SIZE = "size"
     FLAGS = "flags"
     HANDLE = "handle"
+    OFFSET = "offset"
+    SEGMENT_SIZE = "segment_size"
     RIGHTS = "rights"
     SEALS = "seals"
-    MOST = "most"
-    MAYBE = "maybe"
+    MAX_SIZE = "max_size"
+    USER = "user"
+    DESCRIPTOR = "descriptor"
     SWITCH = "switch"
     TRISTATE = "tristate"
     IGNORED = "ignored"
@@ -40,13 +43,12 @@ class Kind(Enum):
     SOCKET = "socket"
     LIMITS = "limits"
 
-class PublicMethod(NamedTuple):
+class MethodInfo(NamedTuple):
     name: str
     arguments: tuple[tuple[str, Kind], ...]
     flags: int = 0
-    def has(self, kind: Kind) -> bool: ...
 
-METHODS: tuple[PublicMethod, ...]
+METHODS: tuple[MethodInfo, ...]
 
 class Question:
     @property
@@ -203,6 +205,7 @@ class Exporter:
 def held(owner: object, view: memoryview) -> memoryview: ...
 
 class VMM:
+    _warned: bool
     def __init__(
         self,
         limits: Limits | None = None,

@@ -2,8 +2,8 @@ from collections.abc import Iterator, Sequence
 from types import NotImplementedType
 from typing import Any, final, overload
 
+from vmm_linux._core.page_runs import PageRun, RegionRun
 from vmm_linux._core.procfs import SmapsRecord
-from vmm_linux._inspect_types import PageRun, RegionRun
 
 @final
 class Mapping(SmapsRecord):

@@ -6,7 +6,7 @@ it here, and says what held.
 How to add an experiment
 ------------------------
 Put one file into this folder; nothing else is to be changed. The file's name is the experiment's
-(``page_faults.py`` is ``page-faults``); names that begin with an underscore are the framework's.
+(``page_faults.py`` is ``page-faults``); the framework is in ``_framework``.
 It has a number, four texts and one function::
 
     from vmm_linux.experiments import Column, Run, at_least, minor_faults, timed, touch
@@ -49,8 +49,8 @@ It has a number, four texts and one function::
   ``run.quick`` it should take no more than two seconds.
 """
 
-from vmm_linux.experiments._code import machine_code
-from vmm_linux.experiments._results import (
+from vmm_linux.experiments._framework.machine_code import machine_code
+from vmm_linux.experiments._framework.results import (
     Axis,
     Column,
     NotObservable,
@@ -61,7 +61,7 @@ from vmm_linux.experiments._results import (
     equal,
     need,
 )
-from vmm_linux.experiments._run import (
+from vmm_linux.experiments._framework.run import (
     Child,
     Run,
     charged,
@@ -73,7 +73,7 @@ from vmm_linux.experiments._run import (
     timed,
     touch,
 )
-from vmm_linux.experiments._system import (
+from vmm_linux.experiments._framework.system import (
     NOBODY,
     become,
     errno_of,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm_linux import VMM
+from vmm_linux._tools.children import outlive_parent
 from vmm_linux.experiments import (
     Axis,
     Column,
@@ -50,7 +51,6 @@ EXPLANATION = """
 MIB = 1 << 20
 SHM = Path("/dev/shm")  # noqa: S108 (it is what is measured)
 IPC_CREAT, IPC_EXCL, IPC_RMID = 0o1000, 0o2000, 0
-PR_SET_PDEATHSIG = 1
 
 
 class Means(NamedTuple):
@@ -208,7 +208,7 @@ def cleaner(run: Run, means: Sequence[Means]) -> Iterator[Callable[[], None]]:
 def clean_up(connection: Connection, means: Sequence[Means]) -> None:
     """Remove every name, as soon as this process is told to or is the last one of all."""
     # Neither with its parent nor with its group: there would be nobody left to do it.
-    libc("prctl", PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    outlive_parent()
     os.setpgid(0, 0)
     connection.send("ready")
     with contextlib.suppress(EOFError):  # all who could have made something have ended

@@ -81,10 +81,10 @@ from operator import attrgetter
 from socket import SocketType
 from threading import get_ident
 
-from vmm_linux import _default_limits, _imports, _shortage
+from vmm_linux._core import default_limits, imports, shortage
 from vmm_linux._core.procfs import parse_smaps
-from vmm_linux._credentials import known_gid, known_uid
-from vmm_linux._values import describe, exact_text, index, is_a, kind_of, one_line, written
+from vmm_linux._core.credentials import known_gid, known_uid
+from vmm_linux._core.values import describe, exact_text, index, is_a, kind_of, one_line, written
 from vmm_linux.errors import (
     RETCODES,
     Fail,

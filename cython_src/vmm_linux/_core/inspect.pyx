@@ -34,8 +34,8 @@ from vmm_linux._core.procfs cimport (
 
 import os
 
-from vmm_linux._inspect_types import PageFlags, PageRun, RegionRun
-from vmm_linux._mapping_dict import check_told
+from vmm_linux._core.page_runs import PageFlags, PageRun, RegionRun
+from vmm_linux._core.mapping_dict import check_told
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState
 

@@ -289,7 +289,7 @@ cdef class Audit:
         ring = index("Audit", "ring", ring)
         if not 0 <= ring <= MOST_RECORDS:
             raise InvalidArgument("Audit", f"ring is {ring}, not 0 to {MOST_RECORDS} records")
-        logging = _imports.needed("Audit", "logging")
+        logging = imports.needed("Audit", "logging")
         if logger is None:
             logger = logging.getLogger("vmm_linux.audit")
             if not logger.handlers:     # so that nobody's standard error gets what nobody asked for

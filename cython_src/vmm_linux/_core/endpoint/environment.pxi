@@ -16,7 +16,7 @@ cdef object policy_of_environment():
     path = os.environ.get(POLICY_VARIABLE)
     if not path:
         return None
-    return _imports.needed("VMM", POLICY_MODULE).Policy.from_toml(path)
+    return imports.needed("VMM", POLICY_MODULE).Policy.from_toml(path)
 
 
 cdef object audit_of_environment(RuleTable policy):
@@ -24,6 +24,6 @@ cdef object audit_of_environment(RuleTable policy):
     path = os.environ.get(AUDIT_VARIABLE)
     if not path:
         return None
-    audit = _imports.needed("VMM", AUDIT_MODULE)
+    audit = imports.needed("VMM", AUDIT_MODULE)
     return audit.Audit(
         path, failure=(None if policy is None else policy.audit_failure) or "deny")

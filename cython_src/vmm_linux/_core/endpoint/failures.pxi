@@ -125,17 +125,17 @@ cdef object explain(Request *request, Answer *answer):
             figure=FIGURE_NAMES[answer.figure] if answer.reason == BEYOND_LIMIT else None,
             lowest=kernel.mmap_min_addr(), highest=kernel.user_space_end())
     elif answer.error == -ENOMEM:
-        rc, message = _shortage.explain(
+        rc, message = shortage.explain(
             request.va if request.method in OVER_PAGES else None,
             request.size + guards(<uint32_t>request.flags) * (answer.resource_limits & LIMIT_AS != 0),
             [name for bit, name in RESOURCE_LIMITS if answer.resource_limits & bit],
             answer.mappings)
     elif answer.error == -EDQUOT:        # our word for a full memory cgroup, not the kernel's
         answer.error = 0
-        rc, message = Retcode.OUT_OF_MEMORY, _shortage.explain_group(request.size)
+        rc, message = Retcode.OUT_OF_MEMORY, shortage.explain_group(request.size)
     else:
         rc = RETCODES.get(-answer.error, Retcode.FAIL)
-        message = _shortage.NAMES.get(-answer.error) or (
+        message = shortage.NAMES.get(-answer.error) or (
             f"the kernel refused {request.size} bytes at 0x{request.va:x}")
     if request.method == MDL_SEAL and answer.completed != 0:
         message += f"; the first {answer.completed} bytes of it are sealed"

@@ -13,7 +13,7 @@ cdef int look_up_defaults() except -1:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
     if now.tv_sec != defaults_made:
-        read_bounds(defaults, _default_limits.bounds())
+        read_bounds(defaults, default_limits.bounds())
         defaults_made = now.tv_sec
     return 0
 

@@ -17,13 +17,10 @@ cdef class VMM:
     cdef object __weakref__
     cdef str made_at
     cdef int made_by
-    cdef bint warned
+    cdef public bint _warned    # set on one that is never closed on purpose
 
     __reduce__ = refuse_copies(
         "each owns its memory; make another VMM, and share memory by an Mdl")
-
-    # Whether one that is never closed is a mistake.
-    _warns = True
 
     def __cinit__(self, *arguments, **keywords):
         self.is_gated = True
@@ -62,7 +59,7 @@ cdef class VMM:
             settled = self.settle(policy, audit)
         except BaseException:
             # Nothing else refers to it that could close it, unless it was called in the meantime.
-            self.warned = self.warned or not self.is_settled
+            self._warned = self._warned or not self.is_settled
             raise
         if limits is not None:
             if settled:
@@ -779,12 +776,11 @@ cdef class VMM:
 
     cdef int warn_if_open(self) except -1:
         """Warn once, in the process that made this VMM, if it is still open."""
-        if self.space is None or self.space.closed or self.warned or self.made_by != os.getpid():
+        if self.space is None or self.space.closed or self._warned or self.made_by != os.getpid():
             return 0
-        self.warned = True
-        if self._warns:
-            warnings.warn(
-                f"a VMM made at {self.made_at} was never closed", ResourceWarning, source=self)
+        self._warned = True
+        warnings.warn(
+            f"a VMM made at {self.made_at} was never closed", ResourceWarning, source=self)
         return 0
 
     def history(self):

@@ -4,8 +4,8 @@ The kernel ends a process of a group that is full, by SIGKILL, whoever touches t
 So whoever takes memory asks first. It is a question, no claim: what other threads, other processes
 of the group and this one's own Python objects take between the answer and the touch is not known.
 
-Where the group is comes from Python (``vmm_linux._memory_group``) when the first VMM is made. A
-child of a fork is in the same one; a process that is moved to another later is not
+Where the group is comes from Python (``vmm_linux._core.memory_group``) when the first VMM is made.
+A child of a fork is in the same one; a process that is moved to another later is not
 noticed, nor, before another VMM is made, a limit where none was. The
 files of the levels that have a limit are read when somebody asks, each by its path: a descriptor
 would be one of the process's few. Where no level has one, a question is one look at a variable.

@@ -1,0 +1,41 @@
+"""The modules that pickles of version 0.1.0 name: what they are called now.
+
+A pickle names the module and the function or class that makes its object. Modules that are gone
+are found under their old names here, each the first time that a pickle asks for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+OLD_NAMES: dict[str, tuple[str, dict[str, str]]] = {
+    "vmm_linux._audit": (
+        "vmm_linux._core.endpoint",
+        {"_restore_record": "restore_audit_record"},
+    ),
+    "vmm_linux._inspect": ("vmm_linux._core.inspect", {"_restore": "restore_mapping"}),
+    "vmm_linux._inspect_types": ("vmm_linux.inspect", {}),
+    "vmm_linux._query": ("vmm_linux._core.endpoint", {"_restore": "restore_page_info"}),
+    "vmm_linux._settings": ("vmm_linux.doctor", {}),
+    "vmm_linux._sharing": ("vmm_linux.inspect", {}),
+    "vmm_linux._smaps_record": ("vmm_linux._core.procfs", {"_restore": "restore_record"}),
+    "vmm_linux._trials": ("vmm_linux.doctor", {}),
+}
+"""The module that each is now, and what is called otherwise in it."""
+
+
+class OldModule(ModuleType):
+    """A module under its old name."""
+
+    def __getattr__(self, name: str) -> object:
+        """What is called so, or was."""
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        module, names = OLD_NAMES[self.__name__]
+        __import__(module)
+        return getattr(sys.modules[module], names.get(name, name))
+
+
+for old in OLD_NAMES:
+    sys.modules[old] = OldModule(old)

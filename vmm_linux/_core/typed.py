@@ -1,0 +1,36 @@
+"""What ``typing`` does to classes as they are made, without its import, which takes 3 ms.
+
+A type checker sees the originals.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple, final
+else:
+    from collections import namedtuple
+
+    class Fields(type):
+        """Makes a named tuple of a class with annotations."""
+
+        def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, object]) -> type:
+            """Make ``NamedTuple`` itself, and the tuples that are declared as its subclasses."""
+            if not bases:
+                return super().__new__(cls, name, bases, body)
+            made = namedtuple(name, body["__annotations__"], module=body["__module__"])  # noqa: PYI024
+            for key, value in body.items():
+                if key not in {"__module__", "__slots__"}:
+                    setattr(made, key, value)
+            return made
+
+    class NamedTuple(metaclass=Fields):
+        """The base that a class is declared with."""
+
+    def final(kind: type) -> type:
+        """Mark a class that is to have no subclass."""
+        kind.__final__ = True
+        return kind
+
+
+__all__ = ["NamedTuple", "final"]

@@ -1,0 +1,152 @@
+"""What a caller passed, recognised and described, whatever class it is of.
+
+A wrong value may be hostile, or merely broken: ``repr``, ``format``, ``__class__``, ``__eq__`` and
+the attributes of its metaclass can raise, lie, or take for ever. None of them is run here. All that
+is asked of a value is ``__index__``, which makes a number of it, and that may raise any
+``Exception``. Words for a message are short, and one line.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from vmm_linux.errors import InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeGuard, TypeVar
+
+    Kind = TypeVar("Kind")
+
+__all__ = [
+    "describe",
+    "exact_text",
+    "index",
+    "is_a",
+    "kind_of",
+    "one_line",
+    "quoted",
+    "shown",
+    "written",
+]
+
+LONGEST_TEXT = 40
+"""Characters of a value that are shown."""
+LONGEST_LINE = 400
+"""Characters that are shown of what is text already."""
+MOST_BITS = 64
+
+
+# The getter of ``type`` itself, which no metaclass overrides.
+_name_of = type.__dict__["__name__"].__get__
+
+
+def is_a(value: object, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Whether a value is of a class, by its type alone: ``__class__`` may say anything.
+
+    Args:
+        value: anything.
+        kind: a class without a metaclass of its own.
+    """
+    return issubclass(type(value), kind)
+
+
+def kind_of(value: object) -> str:
+    """What a value's class is called, whatever its metaclass says."""
+    return one_line(_name_of(type(value)))
+
+
+def describe(value: object) -> str:
+    """A value of a wrong type in a message: its class, and its text if that is short and safe."""
+    text, kind = _text_of(value), kind_of(value)
+    return f"{text} of type {kind}" if text else f"a {kind}"
+
+
+def shown(value: object) -> str:
+    """A value in a message that says of itself what was expected: its text, or else its class."""
+    return _text_of(value) or f"a {kind_of(value)}"
+
+
+def _text_of(value: object) -> str:
+    """The text of a number, of a string, or of None; nothing where it is long, or of others."""
+    if value is None or value is True or value is False:
+        return str(value)
+    if is_a(value, int):
+        return written(value)
+    text = ""
+    if is_a(value, str):
+        text = str.__repr__(value) if str.__len__(value) <= LONGEST_TEXT else ""
+    elif is_a(value, bytes):
+        text = bytes.__repr__(value) if bytes.__len__(value) <= LONGEST_TEXT else ""
+    elif is_a(value, float):
+        text = float.__repr__(value)
+    elif is_a(value, complex):
+        text = complex.__repr__(value)
+    return text if len(text) <= LONGEST_TEXT else ""
+
+
+def written(number: int, form: str = "d") -> str:
+    """A number in a message: its digits, or its size where it is beyond 64 bits.
+
+    Args:
+        number: of any size and any subclass of int.
+        form: a format for ints, as ``"#x"``.
+    """
+    exact = int.__index__(number)
+    bits = exact.bit_length()
+    if bits > MOST_BITS:
+        return f"a {'negative ' if exact < 0 else ''}number of {bits} bits"
+    return format(exact, form)
+
+
+def index(method: str, name: str, value: object, wanted: str = "an integer") -> int:
+    """The int, of exactly that class, that a value stands for: whatever has ``__index__``.
+
+    At most 64 bits beside the sign, which is more than anything here has.
+
+    Args:
+        method: that was called.
+        name: of the argument.
+        value: of any class.
+        wanted: what is expected, in words.
+
+    Errors:
+        INVALID_ARGUMENT: a bool, no integer, or one beyond 64 bits.
+    """
+    number = value if type(value) is int else _plain(method, name, value, wanted)
+    if number.bit_length() > MOST_BITS:
+        raise InvalidArgument(
+            method, f"{name} is {written(number)}; at most {MOST_BITS} are expected"
+        )
+    return number
+
+
+def _plain(method: str, name: str, value: object, wanted: str) -> int:
+    """The plain int that a value of another class stands for."""
+    if is_a(value, bool):
+        raise InvalidArgument(method, f"{name} is {shown(value)}, not {wanted}")
+    try:
+        return int.__index__(operator.index(value))  # type: ignore[arg-type]
+    except Exception as problem:
+        if isinstance(problem, MemoryError) and is_a(value, int):
+            raise  # it is one: there is no memory for a plain one
+        raise InvalidArgument(method, f"{name} is {describe(value)}, not {wanted}") from problem
+
+
+def exact_text(value: object) -> str | None:
+    """A string of exactly that class; None of what is no string."""
+    return str.__str__(value) if is_a(value, str) else None
+
+
+def one_line(text: str) -> str:
+    """Text that somebody chose, for a message: short, and without line ends and the like."""
+    text = str.__str__(text)
+    if len(text) > LONGEST_LINE:
+        text = text[:LONGEST_LINE] + "..."
+    return text if text.isprintable() else quoted(text)[1:-1]
+
+
+def quoted(text: str) -> str:
+    """Text that somebody chose, in quotes, for a message; a long one is cut."""
+    text = str.__str__(text)
+    return repr(text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + "...")

@@ -1,0 +1,70 @@
+"""How a command prints a table: drawn on a terminal that has rich, plain columns elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm_linux._tools.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Table", "choose_printer", "print_line"]
+
+
+class Table(NamedTuple):
+    """A heading, the columns' names, and rows with a cell for each of them."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def choose_printer() -> Callable[[Table], None]:
+    """What prints a table on this standard output."""
+    if not sys.stdout.isatty():
+        return print_plain
+    try:
+        import rich.table  # noqa: F401, PLC0415 (nobody else needs it)
+    except ModuleNotFoundError:
+        return print_plain
+    return print_drawn
+
+
+def print_line(text: str = "") -> None:
+    """A line of text."""
+    sys.stdout.write(text.rstrip() + "\n")
+
+
+def print_plain(table: Table) -> None:
+    """The table in columns as wide as they need, two blanks between them."""
+    rows = [table.columns, *(tuple(map(shown, row)) for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print_line(table.title)
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print_line("  " + "  ".join(cells))
+    print_line()
+
+
+def print_drawn(table: Table) -> None:
+    """The table as rich draws it, as wide as the terminal, long cells on several lines."""
+    import rich.box  # noqa: PLC0415 (as above)
+    import rich.console  # noqa: PLC0415
+    import rich.table  # noqa: PLC0415
+    import rich.text  # noqa: PLC0415
+
+    drawn = rich.table.Table(
+        title=table.title, title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD
+    )
+    for column in table.columns:
+        drawn.add_column(column, overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(rich.text.Text(shown(cell)) for cell in row))
+    rich.console.Console(highlight=False).print(drawn)
+
+
+def shown(cell: str) -> str:
+    """A cell without what a terminal would obey: names of files and processes can hold anything."""
+    return printable(cell) if cell else ""

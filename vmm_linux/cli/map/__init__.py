@@ -1,0 +1,1 @@
+"""The command ``map``: a picture of where a process's memory is."""

@@ -1,0 +1,365 @@
+"""Maps in files: JSON that can be read again, and CSV."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from collections.abc import Mapping as Object
+from enum import IntEnum, IntFlag
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from vmm_linux._tools.text import escaped
+from vmm_linux.cli.map.model import Entry, Picture
+from vmm_linux.flags import VmmFlags
+from vmm_linux.inspect import Mapping, Snapshot
+from vmm_linux.states import PageKind, PageState
+
+__all__ = ["Saved", "UnfitMapError", "as_csv", "as_json", "load", "record_of"]
+
+FORMAT = "vmm-linux map"
+VERSION = 1
+#: What a record has beside figures.
+FIXED = (
+    "start",
+    "end",
+    "permissions",
+    "offset",
+    "device",
+    "inode",
+    "pathname",
+    "deleted",
+    "group",
+    "region",
+    "cut_from",
+    "vm_flags",
+    "committed",
+    "resident",
+)
+END_OF_ADDRESSES = 1 << 64
+
+T = TypeVar("T")
+
+
+# ---- written ------------------------------------------------------------------------------------
+
+
+def record_of(mapping: Mapping, group: str | None) -> dict[str, Any]:
+    """A record as JSON has it: every figure under its own name, in bytes.
+
+    The kernel tells figures of its own mappings alone: a part of one has few, and ``cut_from`` is
+    the record of the whole.
+    """
+    region, whole = mapping.region, mapping.whole
+    figures = {name: value for name, value in mapping.figures.items() if name not in FIXED}
+    return {
+        "start": mapping.start,
+        "end": mapping.end,
+        "permissions": mapping.permissions,
+        "offset": mapping.offset,
+        "device": mapping.device,
+        "inode": mapping.inode,
+        "pathname": mapping.pathname,
+        "deleted": mapping.deleted,
+        "group": group,
+        "region": None
+        if region is None
+        else {
+            "base": region.base,
+            "size": region.size,
+            "state": region.state.name,
+            "kind": region.kind.name,
+            "flags": region.flags.name or "",
+            "protection": region.protection.name or "",
+            "sid": region.sid,
+        },
+        "cut_from": None if whole is mapping else record_of(whole, None),
+        "vm_flags": None if mapping.vm_flags is None else sorted(mapping.vm_flags),
+        **figures,
+    }
+
+
+def record_of_entry(entry: Entry) -> dict[str, Any]:
+    """A record, and what is counted of a part too: bytes committed and resident."""
+    record = record_of(entry.mapping, entry.group)
+    return {**record, "committed": entry.committed, "resident": entry.resident}
+
+
+def as_json(picture: Picture) -> str:
+    """The whole map as one JSON object, in ASCII.
+
+    A byte of a name that is no UTF-8 is the escape of a lone surrogate, as Python has it.
+    """
+    head = {
+        "format": FORMAT,
+        "version": VERSION,
+        "pid": picture.pid,
+        "program": picture.program,
+        "command": picture.command,
+        "taken": picture.taken.isoformat(timespec="milliseconds"),
+        "page_size": picture.page_size,
+        "totals": picture.totals,
+        "groups": [
+            {
+                "group": group.key,
+                "mappings": len(group.entries),
+                "reserved": group.reserved,
+                "committed": group.committed,
+                "resident": group.resident,
+                "pss": group.pss,
+            }
+            for group in picture.groups
+        ],
+    }
+    # A mapping is a line: half the size of one member a line, and other programs can compare it.
+    lines = ",\n".join(json.dumps(record_of_entry(entry)) for entry in picture.entries)
+    return f'{json.dumps(head, indent=1)[:-2]},\n "mappings": [\n{lines}\n]}}\n'
+
+
+def as_csv(picture: Picture) -> str:
+    """Every mapping in a line, with the names of its figures in the first.
+
+    Names are written with escapes for what cannot be shown, so that a line is a line.
+    """
+    records = [flat(entry) for entry in picture.entries]
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns or FIXED, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def flat(entry: Entry) -> dict[str, str | int]:
+    """A record in cells."""
+    record = record_of_entry(entry)
+    region, cut, flags = record.pop("region"), record.pop("cut_from"), record.pop("vm_flags")
+    record["pathname"] = escaped(record["pathname"] or "")
+    record["vm_flags"] = " ".join(flags or ())
+    record["region_base"] = region["base"] if region else ""
+    record["region_state"] = region["state"] if region else ""
+    record["cut_from_start"] = cut["start"] if cut else ""
+    record["cut_from_end"] = cut["end"] if cut else ""
+    return record
+
+
+# ---- read ---------------------------------------------------------------------------------------
+
+
+class UnfitMapError(Exception):
+    """A file is no map; the message says where and why, and goes on where its name ends."""
+
+
+class Saved(Snapshot):
+    """A map that was read from a file.
+
+    Attributes:
+        pid: the process.
+        taken: when, as the file says it.
+    """
+
+    def __init__(self, pid: int, taken: str, mappings: list[Mapping]) -> None:
+        super().__init__(pid, mappings)
+        self.taken = taken
+
+
+def load(path: str) -> Saved:
+    """Read what ``map --json`` wrote.
+
+    Errors:
+        UnfitMapError: it cannot be read, is no JSON, or is not such a map.
+    """
+    found = parsed(path)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UnfitMapError(f"is JSON, but no map: 'format' is not {FORMAT!r}")
+    if found.get("version") != VERSION:
+        version = json.dumps(found.get("version"))[:40]
+        raise UnfitMapError(f"is a map of version {version}; this program reads {VERSION}")
+    pid = member(found, "pid", "", number)
+    taken = member(found, "taken", "", text)
+    rows = member(found, "mappings", "", listed)
+    mappings: list[Mapping] = []
+    for index, row in enumerate(rows):
+        where = f"mappings[{index}]"
+        mapping = read_record(row, where)
+        if mappings and mapping.start < mappings[-1].end:
+            refuse(f"{where}.start", "an address above the mapping before it", mapping.start)
+        mappings.append(mapping)
+    return Saved(pid, taken, mappings)
+
+
+def parsed(path: str) -> object:
+    """What the JSON of a file says."""
+    if not path:
+        raise UnfitMapError("is no name of a file")
+    try:
+        content = Path(path).read_bytes().decode()
+        return json.loads(content)
+    except OSError as error:
+        raise UnfitMapError(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UnfitMapError(f"is no JSON: byte {error.start} is no UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UnfitMapError(
+            f"is no JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
+    except (RecursionError, ValueError) as error:
+        raise UnfitMapError(f"is no JSON that can be read: {error}") from error
+
+
+def refuse(where: str, wanted: str, found: object) -> NoReturn:
+    """Say what was wrong."""
+    shown = json.dumps(found)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    raise UnfitMapError(f"is no map: {where}: {shown} is not {wanted}")
+
+
+def number(value: object, where: str) -> int:
+    """A whole number of 64 bits without a sign."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < END_OF_ADDRESSES:
+        refuse(where, "a whole number from 0 to 2^64 - 1", value)
+    return value
+
+
+def text(value: object, where: str) -> str:
+    """A text."""
+    if not isinstance(value, str):
+        refuse(where, "a text", value)
+    return value
+
+
+def listed(value: object, where: str) -> list[object]:
+    """A list."""
+    if not isinstance(value, list):
+        refuse(where, "a list", value)
+    return value
+
+
+def member(row: object, name: str, where: str, kind: Callable[[object, str], T]) -> T:
+    """A member of an object."""
+    place = f"{where}.{name}" if where else name
+    if not isinstance(row, Object):
+        refuse(where, "an object", row)
+    if name not in row:
+        raise UnfitMapError(f"is no map: {place} is missing")
+    return kind(row[name], place)
+
+
+def optional_text(value: object, where: str) -> str | None:
+    """A text, or null."""
+    return None if value is None else text(value, where)
+
+
+def anything(value: object, _where: str) -> object:
+    """Whatever it is."""
+    return value
+
+
+def truth(value: object, where: str) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        refuse(where, "true or false", value)
+    return value
+
+
+def read_record(row: object, where: str) -> Mapping:
+    """A mapping of a file."""
+    start, end, offset, inode = (
+        member(row, name, where, number) for name in ("start", "end", "offset", "inode")
+    )
+    if start >= end:
+        refuse(f"{where}.end", f"above the start, {start}", end)
+    member(row, "deleted", where, truth)  # which the name says too
+    values = {
+        "start": start,
+        "end": end,
+        "permissions": member(row, "permissions", where, PERMISSIONS),
+        "offset": offset,
+        "device": member(row, "device", where, DEVICE),
+        "inode": inode,
+        "pathname": member(row, "pathname", where, optional_text),
+        "vm_flags": member(row, "vm_flags", where, flags_of),
+        "region": member(row, "region", where, region_of),
+        "whole": None,
+        "figures": figures_of(row, where),
+    }
+    if (whole := member(row, "cut_from", where, anything)) is not None:
+        values["whole"] = read_whole(whole, f"{where}.cut_from").as_dict()
+    try:
+        return Mapping.from_dict(values)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UnfitMapError(f"is no map: {where}: {escaped(str(error))}") from error
+
+
+def read_whole(row: object, where: str) -> Mapping:
+    """The record that a part was cut from, which is no part itself."""
+    if member(row, "cut_from", where, anything) is not None:
+        refuse(f"{where}.cut_from", "null", "a record")
+    return read_record(row, where)
+
+
+def matching(pattern: str, wanted: str) -> Callable[[object, str], str]:
+    """What takes a text of a form."""
+
+    def check(value: object, where: str) -> str:
+        if not re.fullmatch(pattern, text(value, where)):
+            refuse(where, wanted, value)
+        return text(value, where)
+
+    return check
+
+
+PERMISSIONS = matching(r"[r-][w-][x-][sp]", "permissions as 'rw-p'")
+DEVICE = matching(r"[0-9a-f]{2,8}:[0-9a-f]{2,8}", "a device as '08:01'")
+FLAG = matching(r"[ -~]{2}", "a flag of two letters")
+
+
+def flags_of(value: object, where: str) -> list[str] | None:
+    """The kernel's flags; null is unknown."""
+    if value is None:
+        return None
+    return [FLAG(flag, f"{where}[{index}]") for index, flag in enumerate(listed(value, where))]
+
+
+def figures_of(row: object, where: str) -> dict[str, int]:
+    """Everything else: figures, those of newer kernels too."""
+    figures = {}
+    for name, value in row.items() if isinstance(row, Object) else ():
+        if name in FIXED or value is None:
+            continue
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UnfitMapError(f"is no map: {where}: {json.dumps(name)[:60]} is no figure's name")
+        figures[name] = number(value, f"{where}.{name}")
+    return figures
+
+
+def region_of(value: object, where: str) -> dict[str, int | None] | None:
+    """What a region is, as numbers; null is none."""
+    if value is None:
+        return None
+    return {
+        "base": member(value, "base", where, number),
+        "size": member(value, "size", where, number),
+        "state": member(value, "state", where, named(PageState)),
+        "kind": member(value, "kind", where, named(PageKind)),
+        "flags": member(value, "flags", where, named(VmmFlags)),
+        "protection": member(value, "protection", where, named(VmmFlags)),
+        "sid": None
+        if member(value, "sid", where, anything) is None
+        else member(value, "sid", where, number),
+    }
+
+
+def named(kind: type[IntEnum | IntFlag]) -> Callable[[object, str], int]:
+    """What takes names of members of an enumeration, with | between them."""
+
+    def check(value: object, where: str) -> int:
+        total = 0
+        for name in filter(None, text(value, where).split("|")):
+            if name not in kind.__members__:
+                refuse(where, f"a {kind.__name__}", value)
+            total |= kind[name]
+        return total
+
+    return check

@@ -1,0 +1,317 @@
+"""The mappings of a process as people think of them: heap, stacks, libraries and so on.
+
+What is told of each is how many addresses it takes (reserved), how many of them may be accessed
+(committed), and how much memory lies there now (resident), in bytes.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+from vmm_linux import inspect
+from vmm_linux._tools.text import escaped
+from vmm_linux.inspect import Mapping, PageFlags
+from vmm_linux.inspect.processes import process_of, threads_of
+from vmm_linux.states import PageKind, PageState
+
+__all__ = ["GROUPS", "Entry", "Group", "Picture", "name_of", "size_of", "take"]
+
+#: The groups and what people call them.
+GROUPS = {
+    "ours": "Regions of vmm_linux",
+    "heap": "Heap",
+    "stacks": "Stacks",
+    "libraries": "Programs, libraries",
+    "files": "Files",
+    "anonymous": "Anonymous",
+    "shared": "Shared",
+    "kernel": "The kernel's own",
+}
+
+#: What the kernel puts into every process.
+OF_THE_KERNEL = re.compile(r"\[(vdso|vvar.*|vsyscall|uprobes|vectors|sigpage)\]")
+#: What the memory of regions is called by the kernel, where it gives names.
+OF_A_REGION = "[anon:vmm_linux region]"
+#: Stacks that have a name: the first thread's, and where a program names those of others.
+NAMED_STACK = re.compile(r"\[stack(:\d+)?\]|\[anon:.*stack.*\]", re.IGNORECASE)
+#: Names of heaps: the program's own, and those of allocators that name what they take.
+NAMED_HEAP = re.compile(r"\[heap\]|\[anon:.*malloc.*\]", re.IGNORECASE)
+#: The smallest and the largest guard below a thread's stack, in pages: what C libraries make.
+LARGEST_GUARD = 1 << 20
+
+
+@dataclass
+class Entry:
+    """One mapping, or a region's part of one.
+
+    Attributes:
+        mapping: the record.
+        group: a key of ``GROUPS``.
+        reserved: bytes of addresses.
+        committed: how many of them may be accessed.
+        resident: how many have memory now.
+        pss: its share of that memory, where processes share it; of a part of a mapping in
+            proportion to what of it is resident.
+        swapped: how many are in swap.
+    """
+
+    mapping: Mapping
+    group: str
+    reserved: int
+    committed: int
+    resident: int
+    pss: int
+    swapped: int
+
+    @property
+    def weight(self) -> tuple[int, int, int]:
+        """What sorts the biggest first when it is reversed."""
+        return self.resident, self.committed, self.reserved
+
+
+@dataclass
+class Group:
+    """Entries that belong together, with their sums in bytes."""
+
+    key: str
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return GROUPS[self.key]
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of addresses."""
+        return sum(entry.reserved for entry in self.entries)
+
+    @property
+    def committed(self) -> int:
+        """Bytes that may be accessed."""
+        return sum(entry.committed for entry in self.entries)
+
+    @property
+    def resident(self) -> int:
+        """Bytes that have memory."""
+        return sum(entry.resident for entry in self.entries)
+
+    @property
+    def pss(self) -> int:
+        """Bytes of memory, what is shared divided by those who share it."""
+        return sum(entry.pss for entry in self.entries)
+
+    @property
+    def weight(self) -> tuple[int, int, int]:
+        """What sorts the biggest first when it is reversed."""
+        return self.resident, self.committed, self.reserved
+
+    def by_name(self) -> list[tuple[str, "Group"]]:
+        """The entries of one name together, the biggest first."""
+        names: dict[str, Group] = {}
+        for entry in self.entries:
+            names.setdefault(name_of(entry.mapping), Group(self.key)).entries.append(entry)
+        return sorted(names.items(), key=lambda item: item[1].weight, reverse=True)
+
+
+@dataclass
+class Picture:
+    """The memory of a process at one moment.
+
+    Attributes:
+        pid: the process.
+        program: its name, empty where that could not be read.
+        command: its command line, empty likewise.
+        taken: when, in UTC.
+        page_size: in bytes.
+        entries: every mapping, the lowest address first.
+        totals: sums over all in bytes, by name.
+    """
+
+    pid: int
+    program: str
+    command: str
+    taken: datetime
+    page_size: int
+    entries: list[Entry]
+    totals: dict[str, int]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups that there are, the biggest first."""
+        found: dict[str, Group] = {}
+        for entry in self.entries:
+            found.setdefault(entry.group, Group(entry.group)).entries.append(entry)
+        return sorted(found.values(), key=lambda group: group.weight, reverse=True)
+
+    @property
+    def title(self) -> str:
+        """The process in a few words."""
+        return f"{escaped(self.program) or 'process'} (PID {self.pid})"
+
+
+def take(pid: int | None) -> Picture:
+    """Look at a process: None for this one.
+
+    Errors: those of ``inspect.snapshot``.
+    """
+    snapshot = inspect.snapshot(pid)
+    program, command = words_of(snapshot.pid)
+    entries = entries_of(list(snapshot), pid)
+    totals = {
+        name: sum(getattr(entry, name) for entry in entries) for name in ("reserved", "committed")
+    }
+    # The kernel's own sums: a mapping that is cut at the borders of regions counts once.
+    totals |= {
+        "resident": snapshot.total("rss"),
+        "pss": snapshot.total("pss"),
+        "swap": snapshot.total("swap"),
+    }
+    page_size = os.sysconf("SC_PAGE_SIZE")
+    return Picture(snapshot.pid, program, command, datetime.now(UTC), page_size, entries, totals)
+
+
+def words_of(pid: int) -> tuple[str, str]:
+    """Name and command line of a process, empty where they cannot be read."""
+    process = process_of(pid)
+    words = b""
+    # Of a thread that has ended, the first one too, there is nothing to be read.
+    with contextlib.suppress(OSError):
+        for tid in threads_of(process) if process is not None else ():
+            words = words or Path(f"/proc/{pid}/task/{tid}/cmdline").read_bytes()
+    command = b" ".join(filter(None, words.split(b"\0")))
+    return process.name if process is not None else "", os.fsdecode(command)
+
+
+# ---- groups -------------------------------------------------------------------------------------
+
+
+def entries_of(mappings: Sequence[Mapping], pid: int | None) -> list[Entry]:
+    """Every mapping with its group and its sums."""
+    programs = {
+        mapping.pathname
+        for mapping in mappings
+        if mapping.permissions[2] == "x" and is_file(mapping)
+    }
+    stacks = thread_stacks(mappings)
+    return [entry_of(mapping, group_of(mapping, programs, stacks), pid) for mapping in mappings]
+
+
+def group_of(mapping: Mapping, programs: set[str | None], stacks: set[int]) -> str:
+    """The key of a mapping's group.
+
+    Args:
+        mapping: the mapping.
+        programs: names of the files of which this process may execute something.
+        stacks: where the stacks without a name begin, their guards included.
+    """
+    name = mapping.pathname or ""
+    is_shared = mapping.permissions[3] == "s" and not is_read_only_file(mapping)
+    answers = {
+        "ours": mapping.region is not None or name == OF_A_REGION,
+        "kernel": OF_THE_KERNEL.fullmatch(name),
+        "shared": is_shared,
+        "heap": NAMED_HEAP.fullmatch(name),
+        "stacks": NAMED_STACK.fullmatch(name) or mapping.start in stacks,
+        "libraries": is_file(mapping) and name in programs,
+        "files": is_file(mapping),
+    }
+    return next((key for key, answer in answers.items() if answer), "anonymous")
+
+
+def is_file(mapping: Mapping) -> bool:
+    """Whether it shows a file: shared anonymous memory has an inode too, and can have a name."""
+    return mapping.inode != 0 and not (mapping.pathname or "").startswith("[anon_shmem:")
+
+
+def is_read_only_file(mapping: Mapping) -> bool:
+    """Whether it shows a file that keeps its name and cannot be written through this mapping.
+
+    Mapped shared or private, that is the same: pages of the file, which whoever reads it shares.
+    """
+    may_write = "mw" in (mapping.vm_flags or ()) or mapping.permissions[1] == "w"
+    name = mapping.pathname or ""
+    return is_file(mapping) and not (may_write or mapping.deleted or name.startswith("/dev/"))
+
+
+def thread_stacks(mappings: Iterable[Mapping]) -> set[int]:
+    """Where the stacks of threads begin, and the guards below them.
+
+    The kernel does not name them. They are told by what C libraries make: a small private mapping
+    without access, and right above it one to read and write that is not to have huge pages (as
+    MAP_STACK asks for since Linux 6.7).
+    """
+    found = set()
+    for below, above in pairwise(mappings):
+        if (
+            is_nameless(below)
+            and is_nameless(above)
+            and below.end == above.start
+            and (below.permissions, above.permissions) == ("---p", "rw-p")
+            and below.end - below.start <= LARGEST_GUARD
+            and "nh" in (above.vm_flags or ())
+        ):
+            found |= {below.start, above.start}
+    return found
+
+
+def is_nameless(mapping: Mapping) -> bool:
+    """Whether it is memory of no file, no name and no region."""
+    return mapping.pathname is None and mapping.inode == 0 and mapping.region is None
+
+
+def entry_of(mapping: Mapping, group: str, pid: int | None) -> Entry:
+    """A mapping with its sums."""
+    size = mapping.end - mapping.start
+    committed = size if is_committed(mapping) else 0
+    figures = mapping.whole.figures
+    resident, pss = figures.get("rss", 0), figures.get("pss", 0)
+    swapped = figures.get("swap", 0)
+    if mapping.whole is not mapping and resident + swapped:
+        part, swapped = counted(mapping, pid) if committed else (0, 0)
+        pss = pss * part // resident if resident else 0
+        resident = part
+    return Entry(mapping, group, size, committed, resident, pss, swapped)
+
+
+def counted(mapping: Mapping, pid: int | None) -> tuple[int, int]:
+    """Bytes present and swapped, counted page by page: smaps tells of whole mappings alone."""
+    present = swapped = 0
+    for run in inspect.pages(mapping.start, mapping.end - mapping.start, pid):
+        if run.flags & PageFlags.SWAPPED:
+            swapped += run.end - run.start
+        elif run.flags & PageFlags.PRESENT and not run.flags & PageFlags.ZERO:
+            present += run.end - run.start
+    return present, swapped
+
+
+def is_committed(mapping: Mapping) -> bool:
+    """Whether pages may be accessed: as the ledger says of ours, else by the permissions."""
+    region = mapping.region
+    if region is not None:
+        return region.state is PageState.COMMITTED and region.kind is not PageKind.GUARD
+    return mapping.permissions[:3] != "---"
+
+
+# ---- words --------------------------------------------------------------------------------------
+
+
+def size_of(mapping: Mapping) -> int:
+    """Bytes of addresses."""
+    return mapping.end - mapping.start
+
+
+def name_of(mapping: Mapping) -> str:
+    """What a mapping is called, in characters that can be shown."""
+    region = mapping.region
+    if region is not None:
+        kind = region.kind.name.title() if region.kind is not PageKind.MDL else "MDL"
+        return f"{kind} region at {region.base:#x}"
+    if mapping.pathname is None:
+        return "no name"
+    return escaped(mapping.pathname)

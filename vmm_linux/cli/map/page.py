@@ -1,0 +1,197 @@
+"""The map as one page of HTML that needs nothing else."""
+
+import html
+import json
+from importlib import resources
+from typing import Any
+
+from vmm_linux import inspect
+from vmm_linux._core.kernel import Feature, available
+from vmm_linux._tools.text import escaped, human
+from vmm_linux.cli.map.model import Entry, Picture, name_of
+from vmm_linux.errors import VmmError
+from vmm_linux.inspect import Mapping, PageFlags
+
+__all__ = ["page_of"]
+
+#: What is looked at page by page in all, at most, in bytes: of memory where the kernel skips what
+#: has none (PAGEMAP_SCAN looks through empty terabytes in microseconds), else of addresses.
+LOOKED_AT_MOST = 64 << 30
+#: Addresses in one look, at first; a look that finds little makes the next one twice as long.
+PIECE = 1 << 30
+LITTLE = 1000
+#: Runs of like pages in the page, at most.
+RUNS_AT_MOST = 200_000
+
+#: The bits of the page's own flags.
+PRESENT, SWAPPED, SHARED, HUGE, GUARD = (1 << bit for bit in range(5))
+#: Figures that are no sizes.
+NO_SIZES = ("thp_eligible", "protection_key")
+
+Runs = list[tuple[int, int, int]]
+
+
+def page_of(picture: Picture, pid: int | None) -> str:
+    """The page: what it shows is in it, and it may load nothing, by its own policy.
+
+    Args:
+        picture: what is shown.
+        pid: the process whose pages are looked at, None for this one. One that has ended
+            meanwhile, or may not be looked at, has a page without them.
+    """
+    template = resources.files("vmm_linux.cli.map").joinpath("page.html").read_text("utf-8")
+    data = json.dumps(data_of(picture, pid), separators=(",", ":"))
+    # In a script element nothing but "</script" and "<!--" means anything.
+    for letter in "<>&":
+        data = data.replace(letter, f"\\u{ord(letter):04x}")
+    before, rest = template.split("@TITLE@")
+    between, after = rest.split("@DATA@")
+    return f"{before}{html.escape(f'Memory of {picture.title}')}{between}{data}{after}"
+
+
+def data_of(picture: Picture, pid: int | None) -> dict[str, Any]:
+    """What the page shows. Addresses are page numbers, which are exact in JavaScript."""
+    groups = picture.groups
+    index = {group.key: number for number, group in enumerate(groups)}
+    names = list(dict.fromkeys(name for entry in picture.entries for name in entry.mapping.figures))
+    fixed = ["permissions", "offset", "device", "inode", "pathname"]
+    strips, scanned = strips_of(picture, pid)
+    return {
+        "title": f"Memory of {picture.title}",
+        "taken": f"{picture.taken:%Y-%m-%d %H:%M:%S} UTC",
+        "command": escaped(picture.command)[:300],
+        "page_size": picture.page_size,
+        "totals": picture.totals,
+        "scanned": scanned,
+        "fields": [*fixed, *names, "vm_flags", "region"],
+        "in_bytes": [name for name in names if name not in NO_SIZES],
+        "groups": [
+            {
+                "key": group.key,
+                "name": group.title,
+                "mappings": len(group.entries),
+                "reserved": group.reserved,
+                "committed": group.committed,
+                "resident": group.resident,
+                "pss": group.pss,
+            }
+            for group in groups
+        ],
+        "mappings": [
+            mapping_of(entry, index[entry.group], [*fixed, *names], strip, picture.page_size)
+            for entry, strip in zip(picture.entries, strips, strict=True)
+        ],
+    }
+
+
+def mapping_of(
+    entry: Entry, group: int, names: list[str], strip: Runs | None, page: int
+) -> dict[str, Any]:
+    """A mapping with its record as a row, its texts fit to be shown."""
+    mapping = entry.mapping
+    name = name_of(mapping)
+    record: list[object] = []
+    for field in names:
+        value = getattr(mapping, field, None) if field in FIXED_TEXT else mapping.figures.get(field)
+        record.append(escaped(value) if isinstance(value, str) else value)
+    return {
+        "start": mapping.start // page,
+        "end": mapping.end // page,
+        "group": group,
+        "name": name,
+        "label": name.rsplit("/", 1)[-1] if entry.group in {"libraries", "files"} else name,
+        "size": entry.reserved,
+        "committed": entry.committed,
+        "resident": entry.resident,
+        "record": [*record, " ".join(sorted(mapping.vm_flags or ())), region_words(mapping)],
+        "pages": strip,
+    }
+
+
+def region_words(mapping: Mapping) -> str:
+    """What the package meant with a mapping of its own, in a few words."""
+    region = mapping.region
+    if region is None:
+        return ""
+    return f"{region.state.name}, {region.protection.name or 'no access'}"
+
+
+FIXED_TEXT = {"permissions", "offset", "device", "inode", "pathname"}
+
+
+# ---- page by page -------------------------------------------------------------------------------
+
+
+def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str]:
+    """Runs of pages that are there, of every mapping, and what to say about it.
+
+    Where nothing is resident or in swap there is nothing to look for. Of the rest, the mappings
+    with the most memory are looked at first, as far as the bounds go; None where nobody looked.
+    """
+    strips: list[Runs | None] = [
+        None if entry.resident + entry.swapped or has_guards(entry) else []
+        for entry in picture.entries
+    ]
+    wanted = [number for number, strip in enumerate(strips) if strip is None]
+    wanted.sort(key=lambda number: picture.entries[number].weight, reverse=True)
+    budget = Budget()
+    try:
+        for number in wanted:
+            strips[number] = budget.scan(picture.entries[number], pid, picture.page_size)
+    except (VmmError, OSError) as error:
+        return strips, f"not all looked at: {escaped(str(error))}"
+    missed = sum(strip is None for strip in strips)
+    if missed:
+        return strips, (
+            f"the {len(strips) - missed} mappings with the most memory "
+            f"({missed} left out: at most {human(LOOKED_AT_MOST)} and {RUNS_AT_MOST} runs are "
+            "looked at)"
+        )
+    return strips, "all looked at"
+
+
+def has_guards(entry: Entry) -> bool:
+    """Whether pages may be guards, which are no memory and yet worth to be seen."""
+    return "gu" in (entry.mapping.whole.vm_flags or ())
+
+
+class Budget:
+    """What may still be looked at."""
+
+    def __init__(self) -> None:
+        self.bytes = LOOKED_AT_MOST
+        self.runs = RUNS_AT_MOST
+        self.skips = available(Feature.PAGEMAP_SCAN)
+
+    def scan(self, entry: Entry, pid: int | None, page: int) -> Runs | None:
+        """The runs of a mapping; None if that would go beyond the bounds."""
+        self.bytes -= entry.resident + entry.swapped if self.skips else entry.reserved
+        if self.bytes < 0:
+            return None
+        found: Runs = []
+        at, piece, start = entry.mapping.start, PIECE, entry.mapping.start
+        while at < entry.mapping.end:
+            size = min(piece, entry.mapping.end - at)
+            runs = inspect.pages(at, size, pid, exclusive=True)
+            for run in runs:
+                if flags := flags_of(run.flags):
+                    count = (run.end - run.start) // page
+                    found.append(((run.start - start) // page, count, flags))
+            if len(found) > self.runs:
+                return None
+            piece = piece * 2 if self.skips and len(runs) < LITTLE else PIECE
+            at += size
+        self.runs -= len(found)
+        return found
+
+
+def flags_of(flags: PageFlags) -> int:
+    """The page's own flags for the kernel's; 0 for a page that is not there."""
+    if flags & PageFlags.GUARD:
+        return GUARD
+    if flags & PageFlags.SWAPPED:
+        return SWAPPED
+    if not flags & PageFlags.PRESENT:
+        return 0
+    shared = 0 if flags & PageFlags.EXCLUSIVE else SHARED
+    return PRESENT | shared | (HUGE if flags & PageFlags.HUGE else 0)

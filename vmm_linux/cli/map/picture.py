@@ -1,0 +1,284 @@
+"""The picture of an address space on a terminal, and what changed in it, in lines of text."""
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from vmm_linux._tools.text import escaped, human
+from vmm_linux.cli.map.model import Entry, Group, Picture, name_of, size_of
+from vmm_linux.inspect import Difference, Mapping
+
+__all__ = ["Line", "Screen", "change_lines", "picture_lines", "region_lines"]
+
+#: The names that a group shows below its bar.
+NAMES_SHOWN = 3
+#: The changes that are told, at most.
+CHANGES_SHOWN = 12
+#: Columns of a size with its unit, and of the four of a line.
+FIGURE, FIGURES = 10, 40
+#: A figure of smaps that changes whenever somebody looks tells nothing.
+TELLING = ("rss", "pss", "swap", "private_dirty", "locked")
+
+COLOURS = {
+    "ours": "bright_magenta",
+    "heap": "bright_red",
+    "stacks": "yellow",
+    "libraries": "bright_blue",
+    "files": "cyan",
+    "anonymous": "green",
+    "shared": "magenta",
+    "kernel": "bright_black",
+}
+
+
+class Line(NamedTuple):
+    """Texts of a line, each with its style as rich has it."""
+
+    pieces: tuple[tuple[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        """Without styles."""
+        return "".join(text for text, _ in self.pieces).rstrip()
+
+
+def line(*pieces: tuple[str, str] | str) -> Line:
+    """A line of texts, those without a style plain."""
+    return Line(tuple((piece, "") if isinstance(piece, str) else piece for piece in pieces))
+
+
+class Screen(NamedTuple):
+    """What there is to draw on.
+
+    Attributes:
+        width: columns, of which the last stays empty.
+        shades: characters for resident, committed and reserved memory.
+    """
+
+    width: int
+    shades: str
+
+    @classmethod
+    def of(cls, width: int, encoding: str) -> "Screen":
+        """For so many columns and an encoding, which may have no shades."""
+        try:
+            "█▓░".encode(encoding)
+        except (UnicodeEncodeError, LookupError):
+            return cls(max(width, 72), "#+.")
+        return cls(max(width, 72), "█▓░")
+
+    @property
+    def bar(self) -> int:
+        """Columns of a bar."""
+        return max(8, min(60, (self.width - FIGURES) // 3))
+
+    @property
+    def name(self) -> int:
+        """Columns of a name."""
+        return self.width - FIGURES - self.bar - 2
+
+
+# ---- the picture --------------------------------------------------------------------------------
+
+
+def picture_lines(picture: Picture, screen: Screen) -> list[Line]:
+    """The groups, biggest first, with the biggest of each and the totals."""
+    groups = picture.groups
+    largest = max((group.reserved for group in groups), default=picture.page_size)
+    found = heading(picture, screen)
+    for group in groups:
+        found += group_lines(group, screen, picture.page_size, largest)
+    totals = picture.totals
+    resident, committed, reserved = (screen.shades[number] for number in range(3))
+    return [
+        *found,
+        line(
+            (fitted("Total", screen.name + screen.bar + 2), "bold"),
+            (
+                figures(totals["reserved"], totals["committed"], totals["resident"], totals["pss"]),
+                "bold",
+            ),
+        ),
+        line(
+            (
+                f"{resident} resident  {committed} committed  {reserved} reserved   (logarithmic)",
+                "dim",
+            )
+        ),
+    ]
+
+
+def heading(picture: Picture, screen: Screen) -> list[Line]:
+    """Whose memory it is, and the heads of the columns."""
+    count = len(picture.entries)
+    title = f"{picture.title}, {count} mapping{'s' if count != 1 else ''}"
+    lines = [line((clipped(title, screen.width - 1), "bold"))]
+    if picture.command:
+        lines.append(line((clipped(escaped(picture.command), screen.width - 1), "dim")))
+    heads = "".join(f"{head:>{FIGURE}}" for head in ("reserved", "committed", "resident", "pss"))
+    return [*lines, line((" " * (screen.name + screen.bar + 2) + heads, "dim"))]
+
+
+def group_lines(group: Group, screen: Screen, smallest: int, largest: int) -> list[Line]:
+    """A group with its bar, and the biggest of its names."""
+    colour = COLOURS[group.key]
+    bar = bar_of(group, screen, smallest, largest)
+    lines = [
+        line(
+            (fitted(group.title, screen.name), f"bold {colour}"),
+            " ",
+            *((text, colour) for text in bar),
+            " ",
+            figures(group.reserved, group.committed, group.resident, group.pss),
+        )
+    ]
+    names = group.by_name()
+    shown = names[:NAMES_SHOWN] if len(names) > NAMES_SHOWN + 1 else names
+    for name, part in shown:
+        count = f" x {len(part.entries)}" if len(part.entries) > 1 else ""
+        room = screen.name + screen.bar + 1
+        title = f"  {clipped(name, room - 3 - len(count))}{count}"
+        lines.append(
+            line(
+                (fitted(title, room + 1), ""),
+                (figures(part.reserved, part.committed, part.resident, part.pss), "dim"),
+            )
+        )
+    if len(names) > len(shown):
+        lines.append(line((f"  and {len(names) - len(shown)} more", "dim")))
+    return lines
+
+
+def bar_of(group: Group, screen: Screen, smallest: int, largest: int) -> list[str]:
+    """Resident, committed and reserved memory over each other, as long as their logarithms."""
+    ends = [
+        length(size, smallest, largest, screen.bar)
+        for size in (group.resident, group.committed, group.reserved)
+    ]
+    done, pieces = 0, []
+    for end, shade in zip(ends, screen.shades, strict=True):
+        pieces.append(shade * max(0, end - done))
+        done = max(done, end)
+    return [*pieces, " " * (screen.bar - done)]
+
+
+def length(size: int, smallest: int, largest: int, room: int) -> int:
+    """How many columns a size takes: one at least, if it is not 0."""
+    if size == 0:
+        return 0
+    steps = math.log2(max(2, largest / smallest)) + 1
+    return max(1, min(room, round(room * (math.log2(max(1, size / smallest)) + 1) / steps)))
+
+
+def figures(*sizes: int) -> str:
+    """Sizes in columns."""
+    return "".join(f"{human(size) if size else '-':>{FIGURE}}" for size in sizes)
+
+
+def clipped(text: str, room: int) -> str:
+    """A text that fits: what is left out is in its middle, for names differ at their ends."""
+    if len(text) <= room:
+        return text
+    head = max(0, room // 3 - 1)
+    return f"{text[:head]}...{text[len(text) - max(0, room - head - 3) :]}"[: max(room, 0)]
+
+
+def fitted(text: str, room: int) -> str:
+    """A text in just so many columns."""
+    return clipped(text, room).ljust(room)
+
+
+# ---- the table ----------------------------------------------------------------------------------
+
+
+def region_lines(picture: Picture, screen: Screen) -> list[Line]:
+    """Every mapping in a line of its own, lowest address first."""
+    wide = max((len(f"{entry.mapping.end:x}") for entry in picture.entries), default=12)
+    heads = f"{'start':>{wide}} {'end':>{wide}} perm" + "".join(
+        f"{head:>{FIGURE}}" for head in ("size", "resident", "pss", "swap")
+    )
+    lines = [*heading(picture, screen)[:-1], line((heads + "  name", "dim"))]
+    lines += [region_line(entry, wide) for entry in picture.entries]
+    totals = picture.totals
+    sums = figures(totals["reserved"], totals["resident"], totals["pss"], totals["swap"])
+    return [*lines, line((f"{'Total':<{wide * 2 + 6}}{sums}", "bold"))]
+
+
+def region_line(entry: Entry, wide: int) -> Line:
+    """A mapping."""
+    mapping = entry.mapping
+    sums = figures(entry.reserved, entry.resident, entry.pss, entry.swapped)
+    return line(
+        (f"{mapping.start:{wide}x} {mapping.end:{wide}x} {mapping.permissions}", ""),
+        sums,
+        (f"  {name_of(mapping)}", COLOURS[entry.group]),
+    )
+
+
+# ---- changes ------------------------------------------------------------------------------------
+
+
+def change_lines(difference: Difference, shown: int | None = CHANGES_SHOWN) -> list[Line]:
+    """What appeared, went and changed, the most of it first; all of it if ``shown`` is None."""
+    found = [
+        *((size_of(mapping), appeared(mapping)) for mapping in difference.appeared),
+        *((size_of(mapping), went(mapping)) for mapping in difference.went),
+        *changed(difference),
+    ]
+    found.sort(key=lambda item: -item[0])
+    lines = [told for _, told in (found if shown is None else found[:shown])]
+    if len(found) > len(lines):
+        lines.append(line((f"  and {len(found) - len(lines)} more", "dim")))
+    return lines
+
+
+def place(mapping: Mapping) -> str:
+    """Where a mapping lies and what it is called."""
+    return f"{mapping.start:x}-{mapping.end:x} {mapping.permissions}  {name_of(mapping)}"
+
+
+def appeared(mapping: Mapping) -> Line:
+    """A mapping that was not there before."""
+    return line(("+ ", "bold green"), f"{human(size_of(mapping)):>{FIGURE}}  {place(mapping)}")
+
+
+def went(mapping: Mapping) -> Line:
+    """A mapping that is not there any more."""
+    return line(("- ", "bold red"), f"{human(size_of(mapping)):>{FIGURE}}  {place(mapping)}")
+
+
+def changed(difference: Difference) -> Iterable[tuple[int, Line]]:
+    """What is another in mappings that stayed, with how much of it changed."""
+    for change in difference.changed:
+        figures = {
+            name: change.figures[name] for name in TELLING if change.figures.get(name)
+        } or change.figures
+        grown = {"size": change.grown} if change.grown else {}
+        said = [
+            f"{name} {'+' if by > 0 else '-'}{human(abs(by))}"
+            for name, by in {**grown, **figures}.items()
+            if name != "size" or grown
+        ]
+        if change.before.permissions != change.after.permissions:
+            said.insert(0, f"{change.before.permissions} before")
+        if not said:
+            said = ["its record"]
+        most = max((abs(by) for by in (change.grown, *figures.values())), default=0)
+        yield (
+            most,
+            line(("~ ", "bold yellow"), f"{', '.join(said)}  {place(change.after)}"),
+        )
+
+
+# ---- printing -----------------------------------------------------------------------------------
+
+
+def plain_writer() -> Callable[[Sequence[Line]], None]:
+    """What prints lines without styles."""
+
+    def write(lines: Sequence[Line]) -> None:
+        sys.stdout.write("".join(f"{told.text}\n" for told in lines))
+        sys.stdout.flush()
+
+    return write

@@ -1,0 +1,104 @@
+"""The map as a picture for reports: PNG or SVG, by matplotlib."""
+
+import io
+from typing import TYPE_CHECKING
+
+from vmm_linux._tools.matplotlib import need_matplotlib
+from vmm_linux._tools.text import escaped, human
+from vmm_linux.cli.map.model import Group, Picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plotted"]
+
+COLOURS = {
+    "ours": "#c2255c",
+    "heap": "#d9480f",
+    "stacks": "#8a6d00",
+    "libraries": "#2457c5",
+    "files": "#0b7285",
+    "anonymous": "#2b8a3e",
+    "shared": "#7048e8",
+    "kernel": "#5f6b7c",
+}
+
+
+def plotted(picture: Picture, kind: str) -> bytes:
+    """The groups, biggest first, as bars over one logarithmic axis.
+
+    Args:
+        picture: what is shown.
+        kind: "png" or "svg".
+
+    Errors:
+        NoMatplotlibError: there is no matplotlib.
+    """
+    need_matplotlib("--png and --svg")
+    from matplotlib import rc_context  # noqa: PLC0415 (nobody else needs it)
+    from matplotlib.figure import Figure  # noqa: PLC0415 (as above)
+
+    groups = picture.groups[::-1]
+    # A name may hold what mathtext takes for a formula, or letters that the font lacks.
+    title = f"Memory of {picture.title}".encode("ascii", "backslashreplace").decode()
+    with rc_context({"svg.hashsalt": "vmm-linux", "text.parse_math": False}):
+        figure = Figure(figsize=(10, 1.9 + 0.52 * max(1, len(groups))), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes, groups, picture.page_size)
+        axes.set_title(title, loc="left", fontweight="bold")
+        totals = picture.totals
+        figure.supxlabel(
+            f"{human(totals['reserved'])} reserved, {human(totals['committed'])} committed, "
+            f"{human(totals['resident'])} resident, {human(totals['pss'])} PSS in "
+            f"{len(picture.entries)} mappings, {picture.taken:%Y-%m-%d %H:%M:%S} UTC",
+            fontsize=9,
+            color="#555555",
+        )
+        target = io.BytesIO()
+        metadata = {"Title": escaped(title)}
+        if kind == "svg":
+            metadata["Date"] = picture.taken.isoformat(timespec="seconds")
+        figure.savefig(target, format=kind, dpi=150, metadata=metadata)
+    return target.getvalue()
+
+
+def draw(axes: "Axes", groups: list[Group], smallest: int) -> None:
+    """The bars of the groups, the first lowest."""
+    from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: PLC0415 (as above)
+
+    largest = max((group.reserved for group in groups), default=smallest)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(smallest / 2, largest * 64)
+    for sizes, alpha, label in (
+        ([group.reserved for group in groups], 0.2, "reserved"),
+        ([group.committed for group in groups], 0.45, "committed"),
+        ([group.resident for group in groups], 1.0, "resident"),
+    ):
+        bars = axes.barh(
+            [group.title for group in groups],
+            [max(0, size - smallest / 2) for size in sizes],
+            left=smallest / 2,
+            height=0.66,
+            color=[COLOURS[group.key] for group in groups],
+            alpha=alpha,
+        )
+        bars.set_label(label)
+    for row, group in enumerate(groups):
+        sums = (group.resident, group.committed, group.reserved)
+        axes.text(
+            group.reserved * 1.25, row, " / ".join(map(human, sums)), va="center", fontsize=8.5
+        )
+    axes.set_xticks(ticks(smallest, largest))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: human(int(size))))
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_xlabel("resident / committed / reserved: full, middle and light shade", fontsize=9)
+
+
+def ticks(smallest: int, largest: int) -> list[int]:
+    """Sizes for the axis, at most nine."""
+    powers = range(smallest.bit_length() - 1, largest.bit_length() + 1)
+    return [1 << power for power in powers[:: len(powers) // 9 + 1]]

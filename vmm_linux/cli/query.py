@@ -1,0 +1,141 @@
+"""``vmm-linux query``: what lies at an address of a process."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vmm_linux import VmmError, inspect
+from vmm_linux._tools.text import escaped, human
+from vmm_linux.cli.map.command import demonstration, process_id
+from vmm_linux.cli.map.file import record_of
+from vmm_linux.cli.map.model import name_of
+from vmm_linux.inspect import Mapping, PageFlags
+
+__all__ = ["main"]
+
+#: The first address that no program has: what is above is no address at all.
+END_OF_ADDRESSES = 1 << 64
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command: 0 if it could be looked at, 2 if not."""
+    parser = argparse.ArgumentParser(
+        prog="vmm-linux query",
+        usage="%(prog)s [-h] [--json] [PID] ADDRESS",
+        description="Tell what lies at an address: the page and the record of its mapping. ADDRESS "
+        "is a number as Python writes it: 0x7f..., 0o17..., 0b1..., or decimal. Without PID: of a "
+        "process of this command's own, as 'vmm-linux map' shows it.",
+    )
+    parser.add_argument("numbers", nargs="+", metavar="[PID] ADDRESS", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    asked = parser.parse_args(arguments)
+    if len(asked.numbers) > 2:
+        parser.error(f"unrecognized arguments: {' '.join(map(escaped, asked.numbers[2:]))}")
+    try:
+        va = address(asked.numbers[-1])
+        pid = process_id(asked.numbers[0]) if len(asked.numbers) == 2 else None
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    try:
+        if pid is None:
+            with demonstration():
+                answer = look(va, None)
+        else:
+            answer = look(va, pid)
+    except VmmError as error:
+        sys.stderr.write(f"vmm-linux query: {escaped(str(error))}\n")
+        return 2
+    shown = json.dumps(answer, indent=1) if asked.json else "\n".join(told(answer))
+    sys.stdout.write(shown + "\n")
+    return 0
+
+
+def address(text: str) -> int:
+    """An address in any base."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if not 0 <= value < END_OF_ADDRESSES:
+        raise argparse.ArgumentTypeError(
+            f"{escaped(text)!r} is no address: a number from 0 to 2^64 - 1, as 0x7f0000001000 "
+            "or decimal"
+        )
+    return value
+
+
+def look(va: int, pid: int | None) -> dict[str, Any]:
+    """The page that includes an address, and its mapping with its whole record, or the hole."""
+    page_size = os.sysconf("SC_PAGE_SIZE")
+    page = va // page_size * page_size
+    snapshot = inspect.snapshot(pid)
+    answer: dict[str, Any] = {
+        "pid": snapshot.pid,
+        "address": va,
+        "page": page,
+        "page_flags": None,
+        "name": None,
+        "mapping": None,
+        "hole": None,
+    }
+    found = snapshot.at(va)
+    if found is None:
+        answer["hole"] = hole(snapshot, va)
+        return answer
+    answer["name"] = name_of(found)
+    answer["mapping"] = record_of(found, None)
+    if found.end <= 1 << 63:  # above are the kernel's own pages, of which pagemap does not tell
+        flags = inspect.pages(page, page_size, pid, exclusive=True)[0].flags
+        answer["page_flags"] = [
+            flag.name.lower() for flag in PageFlags if flag in flags and flag.name
+        ]
+    return answer
+
+
+def hole(mappings: Sequence[Mapping], va: int) -> dict[str, int]:
+    """The borders of what is free around an address."""
+    return {
+        "start": max((mapping.end for mapping in mappings if mapping.end <= va), default=0),
+        "end": min(
+            (mapping.start for mapping in mappings if mapping.start > va), default=END_OF_ADDRESSES
+        ),
+    }
+
+
+def told(answer: dict[str, Any]) -> list[str]:
+    """The answer in lines."""
+    lines = [f"{answer['address']:#x} of PID {answer['pid']}"]
+    if answer["hole"] is not None:
+        start, end = answer["hole"]["start"], answer["hole"]["end"]
+        return [
+            *lines,
+            f"free: nothing is mapped from {start:#x} to {end:#x}, {human(end - start)}",
+        ]
+    record = answer["mapping"]
+    flags = answer["page_flags"]
+    if flags is not None:
+        lines.append(f"page     {', '.join(flags).replace('_', ' ') or 'nothing there yet'}")
+    lines.append(f"mapping  {record['start']:x}-{record['end']:x} {record['permissions']}")
+    lines.append(f"name     {answer['name']}")
+    region = record["region"]
+    if region is not None:
+        lines.append(
+            f"region   {region['state']}, {region['kind']}, {human(region['size'])} from "
+            f"{region['base']:#x}, {region['protection']}"
+        )
+    lines.append(
+        f"file     device {record['device']}, inode {record['inode']}, offset {record['offset']:#x}"
+    )
+    for name, value in record.items():
+        if isinstance(value, int) and name not in NO_FIGURES:
+            lines.append(f"  {name:<18} {value if name in PLAIN else human(value)}")
+    lines.append(f"  {'vm_flags':<18} {' '.join(record['vm_flags'] or ())}")
+    return lines
+
+
+#: Numbers that are told elsewhere, and figures that are no sizes.
+NO_FIGURES = {"start", "end", "offset", "inode", "deleted"}
+PLAIN = {"thp_eligible", "protection_key"}

@@ -1,0 +1,108 @@
+"""``vmm-linux sharing``: who shares what with whom on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from vmm_linux import VmmError
+from vmm_linux._tools.tables import Table, choose_printer, print_line
+from vmm_linux._tools.text import human, printable
+from vmm_linux.inspect import sharing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmm_linux.inspect import Channel, Holder, Mapper, Sharing
+
+__all__ = ["main"]
+
+COLUMNS = ("memory", "size", "taken", "seals", "process", "holds", "maps")
+#: So many processes are named that could not be read.
+NAMED = 20
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command: 0 if it could be looked, 2 if not. What may not be read is said."""
+    parser = argparse.ArgumentParser(
+        prog="vmm-linux sharing",
+        description="Find the memory that processes of this machine share: memfds, files of "
+        "/dev/shm and of other tmpfs, System V segments, shared anonymous memory, deleted files "
+        "mapped shared. Who holds a descriptor of it, with which access; who maps it, with which "
+        "protection. Nothing is changed. Processes that may not be read are counted.",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="also what only one process has, or none"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    asked = parser.parse_args(arguments)
+    try:
+        found = sharing(all=asked.all)
+    except VmmError as error:
+        sys.stderr.write(f"vmm-linux sharing: {printable(str(error))}\n")
+        return 2
+    if asked.json:
+        print_line(json.dumps(as_object(found), indent=2))
+    else:
+        show(found)
+    return 0
+
+
+def as_object(found: Sharing) -> dict[str, object]:
+    """What was found, as JSON has it."""
+    channels = [{**asdict(each), "processes": each.processes} for each in found.channels]
+    return {**asdict(found), "channels": channels}
+
+
+def show(found: Sharing) -> None:
+    """A table, and what it lacks."""
+    rows = [row for channel in found.channels for row in rows_of(channel)]
+    if rows:
+        choose_printer()(Table("Memory that processes share", COLUMNS, rows))
+    print_line(f"Channels: {len(found.channels)}, in {found.read} processes that were read.")
+    if found.unread:
+        named = ", ".join(str(each.pid) for each in found.unread[:NAMED])
+        more = ", ..." if len(found.unread) > NAMED else ""
+        print_line(
+            f"NOT to be read, and may have others: {len(found.unread)} processes ({named}{more})"
+        )
+
+
+def rows_of(channel: Channel) -> Iterator[tuple[str, ...]]:
+    """A row for each process, the first with what the channel is."""
+    about = (
+        f"{channel.kind} {channel.name}{' (deleted)' if channel.deleted else ''}".rstrip()
+        + f" [{channel.device} {channel.inode}]",
+        human(channel.size),
+        "" if channel.resident is None else human(channel.resident),
+        ""
+        if channel.seals is None
+        else " ".join(seal.removeprefix("F_SEAL_") for seal in channel.seals),
+    )
+    ends: dict[int, tuple[str, list[str], list[str]]] = {}
+    for holder in channel.holders:
+        ends.setdefault(holder.pid, (holder.name, [], []))[1].append(held(holder))
+    for mapper in channel.mappers:
+        ends.setdefault(mapper.pid, (mapper.name, [], []))[2].append(mapped(mapper))
+    unseen = channel.attached is not None and not channel.mappers
+    if unseen or not ends:
+        count = channel.attached or 0
+        yield (*about, "", "", f"attached {count} times" if unseen else "")
+        about = ("", "", "", "")
+    for pid, (name, holds, maps) in sorted(ends.items()):
+        yield (*about, f"{pid} {name}", ", ".join(holds), ", ".join(maps))
+        about = ("", "", "", "")
+
+
+def held(holder: Holder) -> str:
+    """Descriptors in a few words."""
+    return f"{holder.access} fd {' '.join(map(str, holder.descriptors))}"
+
+
+def mapped(mapper: Mapper) -> str:
+    """Mappings in a few words."""
+    could = " (may write)" if mapper.may_write and "w" not in mapper.permissions else ""
+    return f"{mapper.permissions}{could} {human(mapper.size)}"

@@ -1,0 +1,145 @@
+"""The demonstration: a real file in real memory, with the kernel's own figures beside each step.
+
+The steps are in ``steps.py`` and ``mdl_steps.py``, those of the other process in
+``peer.py``. The first that does not hold is the last.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from io import FileIO
+from pathlib import Path
+
+from vmm_linux import VMM
+from vmm_linux._tools import machine
+from vmm_linux._tools.text import human, printable
+from vmm_linux.demo import mdl_steps, steps
+from vmm_linux.demo.caller import RESERVATION, Footprint, made
+from vmm_linux.demo.report import Json, Machine, Plain, Report, Step, Subject, Terminal
+from vmm_linux.demo.steps import Run
+
+__all__ = ["main"]
+
+
+# ---- FILE ---------------------------------------------------------------------------------------
+
+
+class UnfitFileError(Exception):
+    """FILE cannot be shown; the message goes on where its name ends."""
+
+
+def examine(path: str) -> Subject:
+    """Read FILE through, without keeping it."""
+    if not path:  # to pathlib this is the working directory
+        raise UnfitFileError("is no name of a file")
+    try:
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise UnfitFileError(f"is {'a directory' if stat.S_ISDIR(mode) else 'no regular file'}")
+        with Path(path).open("rb", buffering=0) as file:
+            return read_through(path, file)
+    except OSError as error:
+        raise UnfitFileError(f"cannot be read: {error.strerror}") from error
+
+
+def read_through(path: str, file: FileIO) -> Subject:
+    """Size and hash of an open file."""
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:
+        raise UnfitFileError("is empty")
+    check_room(size)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if file.tell() != size:
+        raise UnfitFileError(f"has a size of {size} bytes, but {file.tell()} could be read")
+    return Subject(path, size, sha256)
+
+
+def has_changed(subject: Subject) -> bool:
+    """Whether FILE holds something else by now."""
+    try:
+        return examine(subject.file) != subject
+    except UnfitFileError:
+        return True
+
+
+def this_machine() -> Machine:
+    """What this machine has now."""
+    return Machine(*machine.memory())
+
+
+def check_room(size: int) -> None:
+    """Refuse what the machine cannot hold now: FILE, and its copy on the way into an MDL buffer."""
+    here = this_machine()
+    room = min((here.available + here.swap_free) // 2, RESERVATION)
+    if size > room:
+        raise UnfitFileError(f"is too big: {human(size)}, and there is room for {human(room)}")
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def carry_out(subject: Subject, report: Report) -> bool:
+    """Make the steps: whether all were made and held."""
+    report.begin(subject, this_machine())
+    ok = True
+    before = Footprint.look()
+    with VMM() as vmm, contextlib.ExitStack() as at_end:
+        run = Run(vmm, before, subject, at_end)
+        for step in made(run, (*steps.STEPS, *mdl_steps.STEPS)):
+            if not step.ok:
+                tell_what_failed(step)
+            if not step.ok and has_changed(subject):
+                raise UnfitFileError("changed while it was read")
+            report.show(step)
+            ok = step.ok
+    report.end(ok)
+    return ok
+
+
+def tell_what_failed(step: Step) -> None:
+    """Say which check of a step did not hold."""
+    for check, held in step.checks.items():
+        if not held:
+            complain(f"{step.method}: not so: {check}")
+
+
+def complain(message: str) -> None:
+    """A line on standard error."""
+    sys.stderr.write(f"vmm-linux demo: {message}\n")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command: 0 if every check held, 1 if one did not, 2 if FILE is not fit."""
+    parser = argparse.ArgumentParser(
+        prog="vmm-linux demo",
+        description="Reserve 64 GiB, read FILE into just the memory that it needs, give half of it "
+        "back and take it again, share all of it with another process that can only read, and "
+        "free everything, with what the kernel says at every step. Exit code 0 if every step did "
+        "what it had to do, 1 if one did not, 2 if FILE is not fit.",
+    )
+    parser.add_argument("file", nargs="?", metavar="FILE", help="default: this Python's binary")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    asked = parser.parse_args(arguments)
+    file = os.path.realpath(sys.executable) if asked.file is None else asked.file
+    try:
+        return 0 if carry_out(examine(file), choose(asked.json)) else 1
+    except UnfitFileError as error:
+        complain(f"{printable(file)} {error}")
+        return 2
+
+
+def choose(as_json: bool) -> Report:
+    """Where the steps go."""
+    if as_json:
+        return Json()
+    if not sys.stdout.isatty():
+        return Plain()
+    try:
+        return Terminal()
+    except ModuleNotFoundError:
+        complain("plain text; for colours: pip install 'vmm-linux[tools]'")
+        return Plain()

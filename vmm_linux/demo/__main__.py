@@ -1,0 +1,8 @@
+"""``python -m vmm_linux.demo`` is ``vmm-linux demo``."""
+
+import sys
+
+from vmm_linux.demo import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

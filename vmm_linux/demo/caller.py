@@ -1,0 +1,222 @@
+"""What every step of the demonstration works with, in both of its processes."""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from vmm_linux import VMM, PageInfo, Retcode, VmmError
+from vmm_linux._tools.text import human
+from vmm_linux.demo.report import Step
+
+__all__ = [
+    "CHUNK",
+    "PAGE",
+    "RESERVATION",
+    "Caller",
+    "Footprint",
+    "ask",
+    "close",
+    "described",
+    "exit_code_of_child",
+    "is_half",
+    "made",
+    "memory_files",
+    "modes",
+    "raw_read",
+    "raw_write",
+    "signal_name",
+]
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+RESERVATION = 64 << 30
+CHUNK = 8 << 20
+"""Bytes read and hashed at a time."""
+MODES = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
+
+
+class Footprint(NamedTuple):
+    """Mappings and descriptors of this process at one moment.
+
+    Not among the mappings: the stack, and what looks like memory of Python's own objects, which
+    come and go (private, anonymous, readable and writable).
+    """
+
+    mappings: frozenset[str]
+    descriptors: frozenset[str]
+
+    @classmethod
+    def look(cls) -> "Footprint":
+        """Ask the kernel."""
+        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+        return cls(
+            frozenset(line for line in lines if is_lasting(line)),
+            frozenset(f"{number} -> {name}" for number, name in descriptors().items()),
+        )
+
+
+def is_lasting(line: str) -> bool:
+    """Whether a line of ``/proc/self/maps`` tells of neither the stack nor Python's objects."""
+    _, permissions, _, _, _, *name = line.split(maxsplit=5)
+    anonymous = not name or name[0].startswith(("[heap]", "[anon"))
+    return name != ["[stack]"] and not (anonymous and permissions == "rw-p")
+
+
+def descriptors() -> dict[int, str]:
+    """The descriptors of this process, with what each is open on."""
+    found = {}
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            found[int(link.name)] = str(link.readlink())
+    return found
+
+
+def memory_files() -> dict[int, os.stat_result]:
+    """This process's descriptors of MDL buffers' memory, with what fstat(2) says."""
+    return {
+        number: os.fstat(number)
+        for number, name in descriptors().items()
+        if name == "/memfd:vmm_linux (deleted)"
+    }
+
+
+def modes(descriptor: int) -> tuple[str, bool]:
+    """How a descriptor is open, and whether exec(2) closes it: what the kernel says of it."""
+    for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "flags":
+            bits = int(value, 8)
+            return MODES[bits & os.O_ACCMODE], bool(bits & os.O_CLOEXEC)
+    raise LookupError("/proc/self/fdinfo tells no flags")
+
+
+@dataclass
+class Caller:
+    """One process of the demonstration: what it calls, and the step that it is at."""
+
+    vmm: VMM
+    before: Footprint
+    step: Step = field(init=False)
+    """The step that is being made."""
+
+    def call(self, name: str, **arguments: object) -> Any:  # noqa: ANN401 (what the method does)
+        """Begin a step with a call of a method: what the method returned."""
+        self.step = Step(name, arguments)
+        try:
+            value = getattr(self.vmm, python_name(name))(*arguments.values())
+        except VmmError as error:
+            self.step.rc = error.rc
+            raise
+        self.step.rc = Retcode.OK
+        return value
+
+
+def python_name(name: str) -> str:
+    """The method of ``VMM`` that the reference calls so: ``MdlCreateFromVm``."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+Player = TypeVar("Player", bound=Caller)
+
+
+def made(caller: Player, steps: Iterable[Callable[[Player], None]]) -> Iterator[Step]:
+    """Make the steps one by one. The first that does not hold is the last."""
+    for make in steps:
+        try:
+            make(caller)
+        except VmmError as error:
+            caller.step.checks[str(error)] = False
+        except ConnectionError as error:
+            caller.step.checks[f"the other process is there ({error})"] = False
+        yield caller.step
+        if not caller.step.ok:
+            return
+
+
+# ---- the kernel's word --------------------------------------------------------------------------
+
+
+def described(info: PageInfo) -> dict[str, Any]:
+    """The state of a page, and the smaps record of its mapping, or the bounds of the hole."""
+    if (record := info.smaps) is None:
+        return {"state": info.state.name, "start": info.base, "end": info.base + info.size}
+    return {
+        "state": info.state.name,
+        "start": record.start,
+        "end": record.end,
+        "permissions": record.permissions,
+        "offset": record.offset,
+        "inode": record.inode,
+        **record.figures,
+        "vm_flags": sorted(record.vm_flags or ()),
+    }
+
+
+def ask(caller: Caller, va: int) -> dict[str, Any]:
+    """What the kernel says of a page's mapping now: kept in the step."""
+    kernel = described(caller.vmm.query(va))
+    caller.step.kernel = kernel
+    caller.step.facts = [kernel["state"]]
+    if "permissions" in kernel:
+        charge = "charged" if "ac" in kernel["vm_flags"] else "not charged"
+        shared = kernel["permissions"].endswith("s")
+        last = f"Pss {human(kernel['pss'])}" if shared else charge
+        caller.step.facts = [kernel["permissions"], f"Rss {human(kernel['rss'])}", last]
+    return kernel
+
+
+def is_half(part: int, whole: int) -> bool:
+    """Whether two processes share evenly: a tenth more or less, for pages that move meanwhile."""
+    return whole > 0 and abs(2 * part - whole) <= whole / 10
+
+
+def exit_code_of_child(touch: Callable[[], object]) -> int:
+    """How a child ends that does this, without asking anybody: what a C pointer does.
+
+    Minus the signal that killed it, or 0. Nothing else leaves the child.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            with contextlib.suppress(ValueError):  # lower already
+                # One byte turns off core files and programs that collect them; 0 only the files.
+                resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+            touch()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def signal_name(code: int) -> str | None:
+    """The name of the signal that a child died of, None if it did not."""
+    return signal.Signals(-code).name if code < 0 else None
+
+
+def close(caller: Caller) -> None:
+    """The process's mappings and descriptors are the ones that it began with."""
+    caller.call("close")
+    after = Footprint.look()
+    for name, had, has in zip(Footprint._fields, caller.before, after, strict=True):
+        caller.step.kernel[name] = len(has)
+        caller.step.kernel[f"{name}_changed"] = sorted(had ^ has)
+        caller.step.checks[f"{name} are as before"] = had == has
+    caller.step.facts = [
+        f"{len(after.mappings)} maps, {len(after.descriptors)} fds",
+        f"{len(caller.before.mappings)} and {len(caller.before.descriptors)} before",
+    ]
+
+
+def raw_read(va: int) -> None:
+    """Read the byte at an address, whatever is there."""
+    ctypes.string_at(va, 1)
+
+
+def raw_write(va: int) -> None:
+    """Write to the byte at an address, whatever is there."""
+    ctypes.memset(va, 0xFF, 1)

@@ -1,0 +1,230 @@
+"""How a demonstration tells what it does: lines on a terminal, plain lines, or one JSON object."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import IntFlag
+from typing import Any, Protocol
+
+from vmm_linux._tools.text import human, printable
+from vmm_linux.errors import Retcode
+from vmm_linux.flags import VmmFlags
+from vmm_linux.handles import Handle
+
+__all__ = [
+    "Json",
+    "Machine",
+    "Plain",
+    "Report",
+    "Step",
+    "Subject",
+    "Terminal",
+]
+
+
+@dataclass
+class Subject:
+    """The file that is shown, as it was read without this package. ``size`` is in bytes."""
+
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass
+class Machine:
+    """What the machine has, in bytes."""
+
+    memory: int
+    available: int
+    swap_free: int
+
+
+@dataclass
+class Step:
+    """A call, how it ended, what the kernel said then, and what had to hold.
+
+    Attributes:
+        method: the reference's name, or the Python name of what the reference does not have.
+        arguments: by name; addresses are called ``addr``, ``hint`` or ``va``, byte counts
+            ``size``, ``max_size``, ``length`` or ``offset``.
+        rc: how it ended; None for what is no call of the endpoint.
+        kernel: what the kernel said, by its own names in snake case, figures in bytes.
+        facts: the same in a few words, the most important first.
+        checks: every statement that had to hold, and whether it did.
+    """
+
+    method: str
+    arguments: Mapping[str, Any]
+    rc: Retcode | None = None
+    kernel: dict[str, Any] = field(default_factory=dict)
+    facts: list[str] = field(default_factory=list)
+    checks: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything held."""
+        return all(self.checks.values())
+
+
+class Report(Protocol):
+    """Where steps go as they are made."""
+
+    def begin(self, subject: Subject, machine: Machine) -> None:
+        """Before the first step."""
+
+    def show(self, step: Step) -> None:
+        """After each step."""
+
+    def end(self, ok: bool) -> None:
+        """After the last one; ``ok``: whether all were made and held."""
+
+
+class Plain:
+    """One line a step, for pipes and for terminals without rich."""
+
+    def begin(self, subject: Subject, machine: Machine) -> None:
+        """What is shown, and where."""
+        for line in headlines(subject, machine):
+            self.write(line)
+
+    def show(self, step: Step) -> None:
+        """The step in columns."""
+        mark = "ok" if step.ok else "FAILED"
+        call, outcome = columns_of(step, WIDE)
+        self.write(f"{mark:<6}  {call}{outcome}{', '.join(step.facts)}")
+
+    def end(self, ok: bool) -> None:
+        """The verdict."""
+        self.write(verdict(ok))
+
+    @staticmethod
+    def write(line: str) -> None:
+        """A line at once, so that whoever reads sees how far it is."""
+        sys.stdout.write(line.rstrip() + "\n")
+        sys.stdout.flush()
+
+
+class Terminal:
+    """One coloured line a step, on a terminal of 80 columns or more. Needs rich."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415 (nobody else needs it)
+
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.marks = "✓✗" if self.console.encoding.startswith("utf") else "+-"
+
+    def begin(self, subject: Subject, machine: Machine) -> None:
+        """What is shown, and where."""
+        for line in headlines(subject, machine):
+            self.write((line, "bold"))
+
+    def show(self, step: Step) -> None:
+        """The step in columns, with as many facts as there is room for."""
+        columns = self.console.width
+        call, outcome = columns_of(step, WIDE if columns >= 100 else NARROW)
+        room = columns - len(f"+ {call}{outcome}") - 1  # the last column stays empty
+        facts = list(step.facts)
+        while len(facts) > 1 and len(", ".join(facts)) > room:
+            facts.pop()
+        mark, colour = (self.marks[0], "green") if step.ok else (self.marks[1], "red")
+        self.write(
+            (f"{mark} ", f"bold {colour}"),
+            (call, "cyan"),
+            (outcome, colour),
+            (", ".join(facts), ""),
+        )
+
+    def end(self, ok: bool) -> None:
+        """The verdict."""
+        self.write((verdict(ok), "bold green" if ok else "bold red"))
+
+    def write(self, *pieces: tuple[str, str]) -> None:
+        """A line of texts, each with its style."""
+        from rich.text import Text  # noqa: PLC0415 (as above)
+
+        self.console.print(Text.assemble(*pieces))
+
+
+class Json:
+    """One JSON object, when all is over."""
+
+    def begin(self, subject: Subject, machine: Machine) -> None:
+        """The object's first members."""
+        self.steps: list[dict[str, Any]] = []
+        self.object = {**asdict(subject), "machine": asdict(machine), "steps": self.steps}
+
+    def show(self, step: Step) -> None:
+        """One of its steps."""
+        self.steps.append(
+            {
+                "method": step.method,
+                "arguments": {name: simple(value) for name, value in step.arguments.items()},
+                "rc": None if step.rc is None else str(step.rc),
+                "kernel": step.kernel,
+                "checks": step.checks,
+                "ok": step.ok,
+            }
+        )
+
+    def end(self, ok: bool) -> None:
+        """All of it."""
+        sys.stdout.write(json.dumps({**self.object, "ok": ok}, indent=2) + "\n")
+
+
+# ---- words and figures --------------------------------------------------------------------------
+
+#: Room for the call, in columns: for all of them, and for all but the longest, whose short
+#: return code leaves it the rest.
+WIDE, NARROW = 51, 38
+#: Room for the return code.
+OUTCOME = 20
+
+
+def headlines(subject: Subject, machine: Machine) -> list[str]:
+    """What is shown, and where, in lines of less than 80 columns (but for a long name)."""
+    memory, available, swap = map(human, (machine.memory, machine.available, machine.swap_free))
+    return [
+        f"FILE     {printable(subject.file)}, {human(subject.size)}",
+        f"SHA-256  {subject.sha256}",
+        f"Machine  {memory} of memory, {available} available, {swap} of swap free",
+    ]
+
+
+def verdict(ok: bool) -> str:
+    """How it ended in one line."""
+    return "Every check held." if ok else "FAILED: see the last step."
+
+
+def simple(value: object) -> int | str:
+    """An argument as JSON has it."""
+    if isinstance(value, IntFlag):
+        return value.name or "0"
+    return value if isinstance(value, int) else repr(value)
+
+
+def call_of(step: Step) -> str:
+    """The call as one would write it, but shorter."""
+    texts = [shown(name, value) for name, value in step.arguments.items()]
+    return f"{step.method}({', '.join(texts)})"
+
+
+def shown(name: str, value: Any) -> str:  # noqa: ANN401 (whatever a method takes)
+    """An argument in a line."""
+    if isinstance(value, Handle):
+        return f"#{value.number}"
+    if isinstance(value, VmmFlags) and value & VmmFlags.RWX_MASK:
+        access = "".join(flag.name[0] for flag in value & VmmFlags.RWX_MASK if flag.name)
+        others = value & ~VmmFlags.RWX_MASK
+        return f"{others.name}|{access}" if others else access
+    if name in {"size", "max_size", "length"} or (name == "offset" and value):
+        return human(value)
+    return f"{value:#x}" if name == "va" else str(simple(value))
+
+
+def columns_of(step: Step, width: int) -> tuple[str, str]:
+    """The call and its outcome, together as wide as the two columns where they fit."""
+    call = f"{call_of(step)}  ".ljust(width)
+    outcome = "" if step.rc is None else f"{step.rc}  "
+    return call, outcome.ljust(width + OUTCOME - len(call))

@@ -1,0 +1,260 @@
+"""The sysctls, limits and switches that this package feels, and what to say of them."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm_linux._core.kernel import Feature, available
+from vmm_linux._core.kernel_files import figure, number, text_of
+from vmm_linux._core.memory_group import NO_LIMIT, Group, levels, memory_group
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Setting", "settings"]
+
+UNLIMITED = "unlimited"
+#: What Linux comes with.
+USUAL_MAPPINGS = 65530
+#: Where programs with many buffers come to their end.
+FEW_DESCRIPTORS = 4096
+#: Of the commit limit, what is little when it is left.
+LITTLE = 10
+CAP_IPC_LOCK = 14
+THP = "/sys/kernel/mm/transparent_hugepage"
+
+Value = int | str | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as it is now, for this process.
+
+    Attributes:
+        name: the sysctl's, the limit's or the file's.
+        value: bytes or a count; ``"unlimited"``; the word chosen; None where this kernel does not
+            have it, or does not tell.
+        ceiling: of a limit, what the process itself may raise it to.
+        source: the file or the call that told.
+        advice: what this value means here and what to do; None where there is nothing to say.
+    """
+
+    name: str
+    value: Value
+    ceiling: Value
+    source: str
+    advice: str | None
+
+
+def settings() -> tuple[Setting, ...]:
+    """Every setting that matters, as the kernel tells it now."""
+    return (*sysctls(), *commit_charge(), *limits(), *switches(), *cgroup_memory())
+
+
+# ---- sysctls ------------------------------------------------------------------------------------
+
+
+def sysctls() -> Iterator[Setting]:
+    """Those of /proc/sys, each a number."""
+    for name, advise in SYSCTLS.items():
+        path = "/proc/sys/" + name.replace(".", "/")
+        value = number(path)
+        yield Setting(name, value, None, path, advise(value))
+
+
+def advice_on_mappings(value: int | None) -> str | None:
+    """Each mapping counts; fragments are mappings where there are no guard regions."""
+    if value is None or (value >= USUAL_MAPPINGS and available(Feature.GUARD_REGIONS)):
+        return None
+    return (
+        f"commits of single pages end after about {value // 2} fragments; "
+        "sysctl vm.max_map_count=1048576 moves that"
+    )
+
+
+def advice_on_overcommit(value: int | None) -> str | None:
+    """How far a commit is a promise."""
+    if value == 0:
+        return (
+            "each commit is checked by itself: many together can exceed the machine, and the "
+            "out-of-memory killer ends somebody at a touch; 2 counts strictly"
+        )
+    if value == 1:
+        return "no commit is refused, whatever the machine has; 0 checks each, 2 counts strictly"
+    return None
+
+
+def advice_on_ratio(value: int | None) -> str | None:
+    """How much can be committed under strict counting."""
+    if number("/proc/sys/vm/overcommit_memory") != 2 or value is None:
+        return None
+    return f"swap and {value} % of memory can be committed in all; see CommitLimit"
+
+
+def advice_on_noexec(value: int | None) -> str | None:
+    """Whether memory files may be executable."""
+    if value != 2:
+        return None
+    return "buffers with EXECUTE are refused; sysctl vm.memfd_noexec=1 allows them"
+
+
+def advice_on_ptrace(value: int | None) -> str | None:
+    """Whether processes of one user are safe from each other."""
+    if value:
+        return None
+    return (
+        "processes of the same user can take each other's descriptors and write to each other's "
+        "memory: publish or freeze buffers; kernel.yama.ptrace_scope=1 forbids it"
+    )
+
+
+SYSCTLS: dict[str, Callable[[int | None], str | None]] = {
+    "vm.max_map_count": advice_on_mappings,
+    "vm.overcommit_memory": advice_on_overcommit,
+    "vm.overcommit_ratio": advice_on_ratio,
+    "vm.memfd_noexec": advice_on_noexec,
+    "kernel.yama.ptrace_scope": advice_on_ptrace,
+}
+
+
+def commit_charge() -> Iterator[Setting]:
+    """What can be committed on this machine, and what is."""
+    told = text_of("/proc/meminfo")
+    limit, used = figure(told, "CommitLimit"), figure(told, "Committed_AS")
+    strict = number("/proc/sys/vm/overcommit_memory") == 2
+    advice = None
+    if strict and limit and used is not None and (limit - used) * LITTLE < limit:
+        advice = (
+            f"{max(limit - used, 0)} bytes are left, counted strictly; raise vm.overcommit_ratio "
+            "or add swap"
+        )
+    yield Setting("CommitLimit", limit, None, "/proc/meminfo", advice)
+    yield Setting("Committed_AS", used, None, "/proc/meminfo", None)
+
+
+# ---- limits -------------------------------------------------------------------------------------
+
+
+def limits() -> Iterator[Setting]:
+    """The resource limits of this process; the ceiling is the hard one."""
+    for name, advise in LIMITS.items():
+        soft, hard = map(bound, resource.getrlimit(getattr(resource, name)))
+        advice = advise(soft) if isinstance(soft, int) else None
+        yield Setting(name, soft, hard, "getrlimit(2)", advice)
+
+
+def bound(value: int) -> int | str:
+    """A limit as a number, or the word for none."""
+    return UNLIMITED if value == resource.RLIM_INFINITY else value
+
+
+def advice_on_locking(value: int) -> str | None:
+    """What is above this limit is resident, but not pinned."""
+    if may_lock_all():
+        return None
+    return (
+        f"LOCKED memory beyond {value} bytes is resident, but may be swapped out later; raise it "
+        "(ulimit -l)"
+    )
+
+
+def advice_on_descriptors(value: int) -> str | None:
+    """Buffers are descriptors."""
+    if value >= FEW_DESCRIPTORS:
+        return None
+    return (
+        f"an MDL buffer takes one or two descriptors: about {value // 2} to {value} buffers; raise "
+        "it (ulimit -n)"
+    )
+
+
+def advice_on_addresses(value: int) -> str | None:
+    """Reserving counts here."""
+    return f"all that is reserved counts, and ends at {value} bytes; ulimit -v unlimited"
+
+
+def advice_on_data(value: int) -> str | None:
+    """Writable private memory counts here."""
+    return f"private writable memory ends at {value} bytes; ulimit -d unlimited"
+
+
+LIMITS: dict[str, Callable[[int], str | None]] = {
+    "RLIMIT_MEMLOCK": advice_on_locking,
+    "RLIMIT_NOFILE": advice_on_descriptors,
+    "RLIMIT_AS": advice_on_addresses,
+    "RLIMIT_DATA": advice_on_data,
+}
+
+
+def may_lock_all() -> bool:
+    """Whether RLIMIT_MEMLOCK does not bind this process (CAP_IPC_LOCK)."""
+    for line in (text_of("/proc/self/status") or "").splitlines():
+        label, _, value = line.partition(":")
+        if label == "CapEff":
+            return bool(int(value, 16) >> CAP_IPC_LOCK & 1)
+    return False
+
+
+# ---- huge pages ---------------------------------------------------------------------------------
+
+
+def switches() -> Iterator[Setting]:
+    """Whether huge pages are given, to private and to shared memory."""
+    for name, advise in SWITCHES.items():
+        path = f"{THP}/{name}"
+        value = chosen(text_of(path))
+        yield Setting(f"transparent_hugepage/{name}", value, None, path, advise.get(value or ""))
+
+
+SWITCHES = {
+    "enabled": {
+        "never": "HUGE has no effect; 'madvise' gives huge pages where HUGE asks for them",
+        "always": "one touched page can take a whole huge page; 'madvise' leaves that to HUGE",
+    },
+    "shmem_enabled": {
+        "never": "MDL and SHAREABLE memory gets no huge pages; 'advise' gives them to HUGE",
+        "deny": "MDL and SHAREABLE memory gets no huge pages; 'advise' gives them to HUGE",
+    },
+}
+"""For each file, what to say of a word."""
+
+
+def chosen(text: str | None) -> str | None:
+    """The word in brackets."""
+    return text.partition("[")[2].partition("]")[0] or None if text else None
+
+
+# ---- the memory cgroup --------------------------------------------------------------------------
+
+
+def cgroup_memory() -> Iterator[Setting]:
+    """The tightest limit above this process, and what its cgroup uses."""
+    group = memory_group()
+    if group is None:
+        yield Setting("cgroup memory limit", None, None, "/proc/self/cgroup", None)
+        yield Setting("cgroup memory in use", None, None, "/proc/self/cgroup", None)
+    else:
+        yield from settings_of(group)
+
+
+def settings_of(group: Group) -> Iterator[Setting]:
+    """The same of a given group: those above it bind it too."""
+    above = levels(group)
+    folder = above[0]
+    found = [
+        (value, each) for each in above if (value := number(f"{each}/{group.limit}")) is not None
+    ]
+    value, place = min(found, default=(NO_LIMIT, folder), key=lambda pair: pair[0])
+    limited = value < NO_LIMIT
+    advice = "near it calls are OUT_OF_MEMORY; beyond it the kernel kills a process of the group"
+    yield Setting(
+        f"cgroup {group.version} memory limit",
+        value if limited else UNLIMITED,
+        None,
+        f"{place}/{group.limit}",
+        advice if limited else None,
+    )
+    usage = f"{folder}/{group.usage}"
+    yield Setting(f"cgroup {group.version} memory in use", number(usage), None, usage, None)

@@ -1,0 +1,8 @@
+"""``python -m vmm_linux.experiments`` is ``vmm-linux experiment``."""
+
+import sys
+
+from vmm_linux.experiments._framework.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The laboratory's framework: what runs experiments, and shows what they found."""

@@ -1,0 +1,309 @@
+"""``vmm-linux experiment``: experiments on how this machine treats memory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm_linux._core.default_limits import room_for_memory
+from vmm_linux._core.kernel import available_without_swap as available_memory
+from vmm_linux._core.memory_group import memory_group
+from vmm_linux._tools import machine
+from vmm_linux._tools.atomic_write import write_whole
+from vmm_linux._tools.matplotlib import NoMatplotlibError, need_matplotlib
+from vmm_linux._tools.tables import print_line
+from vmm_linux._tools.text import printable
+from vmm_linux.doctor import diagnose
+from vmm_linux.experiments._framework.catalogue import Experiment, UnfitError, catalogue, chosen
+from vmm_linux.experiments._framework.files import (
+    as_csv,
+    as_json,
+    as_plots,
+    check_file,
+    check_folder,
+)
+from vmm_linux.experiments._framework.laboratory import Order, Result, carry_out
+from vmm_linux.experiments._framework.page import page_of
+from vmm_linux.experiments._framework.terminal import progress_of, show, show_list
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["main"]
+
+PROGRAM = "vmm-linux experiment"
+STANDARD_OUTPUT = "-"
+MOST_RUNS = 1000
+LARGEST_SEED = (1 << 32) - 1
+MIB = 1 << 20
+#: The least that every experiment can do something with.
+LEAST_MEMORY = 64 * MIB
+#: What an experiment touches if nothing else is asked: of what is available, this part at most.
+USUAL_MEMORY = 1024 * MIB
+USUAL_PART = 4
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class CannotTryError(Exception):
+    """What is asked cannot be tried; the text says why, in a line."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0: every experiment was carried out, and what the kernel's figures had to say they said
+        (or it is not observable here). 1: one was not, or they did not. 2: it cannot be tried.
+    """
+    asked = parser().parse_args(arguments)
+    try:
+        if asked.action == "list":
+            return show_catalogue(as_object=asked.json)
+        experiments = wanted(asked)
+        outputs = {name: getattr(asked, name, None) for name in ("json", "csv", "plot", "output")}
+        check({name: place for name, place in outputs.items() if place is not None})
+        return run(experiments, order_of(asked), outputs)
+    except (CannotTryError, UnfitError, NoMatplotlibError) as error:
+        return complain(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        what = f"{printable(str(error.filename))}: " if error.filename else ""
+        return complain(f"{what}{error.strerror}")
+
+
+def complain(message: str) -> int:
+    """A line on standard error, and the exit code that goes with it."""
+    sys.stderr.write(f"{PROGRAM}: {message}\n")
+    return 2
+
+
+# ---- what is asked ------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command line looks like."""
+    made = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Experiments on how this machine treats memory: each asks a question, states "
+        "a prediction, measures, and says what held. Exit code 0: all that had to hold held, or "
+        "is not observable here; 1: it did not, or an experiment could not be carried out; 2: the "
+        "order could not be tried.",
+    )
+    actions = made.add_subparsers(dest="action", required=True, metavar="list|run|report")
+    listing = actions.add_parser("list", help="which experiments there are")
+    listing.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    running = actions.add_parser("run", help="run some of them, or all")
+    add_common(running)
+    running.add_argument(
+        "--json",
+        nargs="?",
+        const=STANDARD_OUTPUT,
+        metavar="FILE",
+        help="all that was found as one JSON object; without FILE, on the standard output alone",
+    )
+    running.add_argument("--csv", metavar="DIR", help="every table as a file there")
+    running.add_argument(
+        "--plot", metavar="DIR", help="every plot as PNG and SVG there (needs matplotlib)"
+    )
+    reporting = actions.add_parser("report", help="run some or all; one page of HTML with it all")
+    add_common(reporting)
+    reporting.add_argument("--output", metavar="FILE.html", required=True, help="the page")
+    return made
+
+
+def add_common(action: argparse.ArgumentParser) -> None:
+    """What running and reporting have in common."""
+    action.add_argument("names", nargs="*", metavar="NAME", help="an experiment")
+    action.add_argument("--all", action="store_true", help="every experiment")
+    action.add_argument("--quick", action="store_true", help="seconds each, smaller sizes")
+    action.add_argument(
+        "--seed", type=number(0, LARGEST_SEED), default=1, metavar="N", help="of what is random"
+    )
+    action.add_argument(
+        "--repeat",
+        type=number(1, MOST_RUNS),
+        default=1,
+        metavar="N",
+        help="run each so often: medians, the least and the largest values",
+    )
+    action.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="bytes that an experiment may touch, as 512M or 2G",
+    )
+
+
+class number:  # noqa: N801 (argparse calls it like a function, and names it so)
+    """Reads a whole number between two bounds."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least, self.most = least, most
+
+    def __call__(self, text: str) -> int:
+        """The number."""
+        fits = text.isascii() and text.isdecimal() and len(text) < 20
+        if not (fits and self.least <= int(text) <= self.most):
+            raise argparse.ArgumentTypeError(
+                f"{printable(text)} is no number from {self.least} to {self.most}"
+            )
+        return int(text)
+
+
+def size(text: str) -> int:
+    """A byte count."""
+    digits, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1)
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 20):
+        raise argparse.ArgumentTypeError(f"{printable(text)} is no size, as 512M or 2G")
+    return int(digits) * unit
+
+
+def wanted(asked: argparse.Namespace) -> list[Experiment]:
+    """The experiments that are to be run."""
+    file = getattr(asked, "json", None)
+    if file in {each.name for each in catalogue()}:
+        raise CannotTryError(f"--json {file}: that is an experiment; give --json last, or ./{file}")
+    if asked.names and asked.all:
+        raise CannotTryError("either names or --all")
+    if not asked.names and not asked.all and asked.action == "run":
+        raise CannotTryError(
+            f"nothing to run: give names or --all ('{PROGRAM} list' tells what there is)"
+        )
+    return chosen(asked.names) if asked.names else catalogue()
+
+
+def check(outputs: dict[str, str]) -> None:
+    """Refuse before measuring what could not be written after it."""
+    if "plot" in outputs or "output" in outputs:
+        need_matplotlib("plots")
+    for name, place in outputs.items():
+        if name in {"csv", "plot"}:
+            check_folder(place)
+        elif not (name == "json" and place == STANDARD_OUTPUT):
+            check_file(place)
+
+
+def order_of(asked: argparse.Namespace) -> Order:
+    """How experiments are to be run; more memory than there is is refused."""
+    available = room_for_memory(available_memory(), memory_group())
+    memory = asked.memory
+    if memory is None:
+        memory = max(LEAST_MEMORY, min(USUAL_MEMORY, available // USUAL_PART))
+    if not LEAST_MEMORY <= memory <= available:
+        raise CannotTryError(
+            f"--memory {memory} is out of range: from {LEAST_MEMORY} to {available} bytes, which "
+            "this machine has available"
+        )
+    page = os.sysconf("SC_PAGE_SIZE")
+    return Order(asked.quick, asked.seed, asked.repeat, memory // page * page)
+
+
+# ---- what is done -------------------------------------------------------------------------------
+
+
+def show_catalogue(*, as_object: bool) -> int:
+    """The list."""
+    experiments = catalogue()
+    if as_object:
+        texts = ("name", "title", "question", "prediction", "explanation")
+        listed = [{text: getattr(each, text) for text in texts} for each in experiments]
+        print_line(json.dumps({"experiments": listed}, indent=1))
+    else:
+        show_list(experiments)
+    return 0
+
+
+def run(experiments: Sequence[Experiment], order: Order, outputs: dict[str, str | None]) -> int:
+    """Run them, show each as it is done, and write what was asked for, all of it or nothing."""
+    facts = machine_facts()
+    alone = outputs["json"] == STANDARD_OUTPUT
+    results: list[Result] = []
+    for experiment in experiments:
+        with progress_of(experiment.name) as progress:
+            results.append(carry_out(experiment, order, progress))
+        if not alone:
+            show(results[-1])
+    deliver(results, facts, outputs)
+    return 0 if all(result.ok for result in results) else 1
+
+
+def deliver(
+    results: Sequence[Result], machine: dict[str, Any], outputs: dict[str, str | None]
+) -> None:
+    """Make every file first, then write them, which an interrupt waits for."""
+    files: dict[str, bytes] = {}
+    folders = [folder for folder in (outputs["csv"], outputs["plot"]) if folder is not None]
+    if outputs["csv"] is not None:
+        files |= as_csv(results, outputs["csv"])
+    if outputs["plot"] is not None:
+        files |= as_plots(results, outputs["plot"])
+    if outputs["output"] is not None:
+        files[outputs["output"]] = page_of(results, machine)
+    if outputs["json"] is not None:
+        text = as_json(results, machine)
+        if outputs["json"] == STANDARD_OUTPUT:
+            print_line(text.decode())
+        else:
+            files[outputs["json"]] = text
+    with uninterrupted(), contextlib.ExitStack() as otherwise:
+        for folder in map(Path, folders):
+            if not folder.exists():
+                folder.mkdir()
+                otherwise.callback(folder.rmdir)
+        write_whole(files)
+        otherwise.pop_all()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Have Ctrl-C wait until this is over, and whoever else asks this process to end."""
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    )
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def machine_facts() -> dict[str, Any]:
+    """What the results are about: the machine, and what the doctor says of it."""
+    diagnosis = diagnose()
+    memory = machine.memory()
+    facts = {
+        **asdict(diagnosis.machine),
+        "kernel": f"Linux {diagnosis.machine.kernel}",
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": memory.total,
+        "available": memory.available,
+    }
+    return {
+        "taken": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "facts": {
+            **facts,
+            "user_space_end": f"{diagnosis.machine.user_space_end:#x}",
+            "lowest_address": f"{diagnosis.machine.lowest_address:#x}",
+        },
+        "features": [asdict(each) for each in diagnosis.features],
+        "settings": [asdict(each) for each in diagnosis.settings],
+    }
+
+
+def processor() -> str | None:
+    """The processor's name, where the kernel tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return None

@@ -1,0 +1,243 @@
+"""Runs experiments, each in a process of its own, and puts together what they found."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vmm_linux
+from vmm_linux import experiments
+from vmm_linux.experiments._framework.results import (
+    Claim,
+    Findings,
+    Kind,
+    Outcome,
+    findings_from,
+    merged,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import IO
+
+    from vmm_linux.experiments._framework.catalogue import Experiment
+
+__all__ = ["Order", "Result", "carry_out"]
+
+#: Seconds that one run may take.
+QUICK_DEADLINE = 60.0
+DEADLINE = 600.0
+#: Of what a run writes on standard error, so many last lines are told.
+LAST_LINES = 30
+
+
+@dataclass(frozen=True)
+class Order:
+    """How experiments are to be run.
+
+    Attributes:
+        quick: in a few seconds each.
+        seed: of the first run; each further run has the next one.
+        repeat: how often each is run.
+        memory: bytes that a run may touch.
+        deadline: seconds that a run may take, 0 for the usual.
+    """
+
+    quick: bool
+    seed: int
+    repeat: int
+    memory: int
+    deadline: float = 0
+
+
+@dataclass
+class Result:
+    """One experiment and how it came out.
+
+    Attributes:
+        experiment: which.
+        order: how it was run.
+        findings: what was found; empty where it failed.
+        problem: why it could not be carried out, or "".
+        seconds: how long it took.
+    """
+
+    experiment: Experiment
+    order: Order
+    findings: Findings
+    problem: str
+    seconds: float
+
+    @property
+    def broken(self) -> list[Claim]:
+        """The physical claims that did not hold."""
+        return [
+            claim
+            for claim in self.findings.claims
+            if claim.kind is Kind.PHYSICAL and claim.outcome is Outcome.FAILED
+        ]
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was carried out and all physical claims held or were not observable."""
+        return not self.problem and not self.broken
+
+    @property
+    def status(self) -> str:
+        """In a word or two."""
+        if self.problem:
+            return "failed"
+        if self.broken:
+            return "did not hold"
+        return "not observable" if self.findings.reason else "done"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        it = self.experiment
+        return {
+            "name": it.name,
+            "title": it.title,
+            "question": it.question,
+            "prediction": it.prediction,
+            "explanation": it.explanation,
+            **asdict(self.order),
+            "seconds": self.seconds,
+            "status": self.status,
+            "problem": self.problem,
+            **self.findings.as_dict(),
+        }
+
+
+class RunFailedError(Exception):
+    """A run that gave no findings; the text says why."""
+
+
+def carry_out(experiment: Experiment, order: Order, progress: Callable[..., None]) -> Result:
+    """Run an experiment as often as ordered. Whatever happens, no process of it is left.
+
+    Args:
+        experiment: which.
+        order: how.
+        progress: called with done, total and what is done.
+    """
+    begin = time.monotonic()
+    runs = []
+    problem = ""
+    for number in range(order.repeat):
+        prefix = f"{number + 1} of {order.repeat} " if order.repeat > 1 else ""
+        try:
+            runs.append(
+                one_run(
+                    experiment.name,
+                    order,
+                    order.seed + number,
+                    lambda done, total, what, prefix=prefix: progress(done, total, prefix + what),
+                )
+            )
+        except RunFailedError as reason:
+            problem = str(reason)
+            break
+    found = merged(runs) if runs and not problem else Findings()
+    return Result(experiment, order, found, problem, time.monotonic() - begin)
+
+
+def one_run(name: str, order: Order, seed: int, progress: Callable[..., None]) -> Findings:
+    """What one run found."""
+    deadline = order.deadline or (QUICK_DEADLINE if order.quick else DEADLINE)
+    with contextlib.ExitStack() as at_end:
+        log = at_end.enter_context(os.fdopen(os.memfd_create("experiment"), "w+b"))
+        answers, theirs = os.pipe()
+        stream = at_end.enter_context(os.fdopen(answers, "rb"))
+        try:
+            process = at_end.enter_context(worker(theirs, log))
+        finally:
+            os.close(theirs)
+        request = {
+            "parent": os.getpid(),
+            "answers": theirs,
+            "folders": list(experiments.__path__),
+            "name": name,
+            "quick": order.quick,
+            "seed": seed,
+            "memory": order.memory,
+        }
+        assert process.stdin is not None  # noqa: S101 (it was asked for)
+        with contextlib.suppress(BrokenPipeError), process.stdin as orders:
+            orders.write(json.dumps(request).encode())
+        for answer in lines_until(stream, deadline):
+            if "progress" in answer:
+                progress(*answer["progress"])
+            elif "findings" in answer:
+                return findings_from(answer["findings"])
+            else:
+                raise RunFailedError(f"{answer['problem']}\n{tail_of(log)}")
+        raise RunFailedError(f"it ended without a result, {end_of(process)}\n{tail_of(log)}")
+
+
+@contextlib.contextmanager
+def worker(answers: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process for one run, in a group of its own, all of which is killed at the end."""
+    paths = [str(Path(vmm_linux.__file__).parents[1]), *filter(None, [os.getenv("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "vmm_linux.experiments._framework.worker"],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        pass_fds=[answers],
+        process_group=0,  # an interrupt from the terminal is this process's affair
+    )
+    try:
+        yield process
+    finally:
+        # Before it is waited for: a number that was given back may be another group's.
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+
+
+def lines_until(stream: IO[bytes], seconds: float) -> Iterator[dict[str, Any]]:
+    """The objects that a process sends, a line each, until it has no more to send.
+
+    Errors:
+        RunFailedError: it took longer.
+    """
+    end = time.monotonic() + seconds
+    text = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while True:
+            if not selector.select(end - time.monotonic()):
+                raise RunFailedError(f"stopped: it took more than {seconds:g} seconds")
+            piece = os.read(stream.fileno(), 1 << 16)
+            if not piece:
+                return
+            *lines, text = (text + piece).split(b"\n")
+            yield from map(json.loads, lines)
+
+
+def end_of(process: subprocess.Popen[bytes]) -> str:
+    """How a process ended that has closed its pipe, which it keeps to its end; it is not reaped."""
+    told = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    if told is None or told.si_code == os.CLD_EXITED:
+        return f"with exit code {told.si_status if told else '?'}"
+    return f"by {signal.Signals(told.si_status).name}"
+
+
+def tail_of(log: IO[bytes]) -> str:
+    """The last lines of what a run wrote."""
+    log.seek(0)
+    return "\n".join(log.read().decode(errors="backslashreplace").splitlines()[-LAST_LINES:])

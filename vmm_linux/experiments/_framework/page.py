@@ -1,0 +1,128 @@
+"""All results as one page of HTML that needs nothing else, not even a script."""
+
+from __future__ import annotations
+
+from html import escape
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from vmm_linux.experiments._framework.plots import inline
+from vmm_linux.experiments._framework.results import Claim, Outcome
+from vmm_linux.experiments._framework.words import (
+    CLAIM_COLUMNS,
+    cells_of,
+    claim_cells,
+    headings_of,
+    shown,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vmm_linux.experiments._framework.laboratory import Result
+
+__all__ = ["page_of"]
+
+CLASSES = {Outcome.HELD: "held", Outcome.FAILED: "failed", Outcome.NOT_OBSERVABLE: "open"}
+
+
+def page_of(results: Sequence[Result], machine: dict[str, Any]) -> bytes:
+    """The page.
+
+    Args:
+        results: what it shows, in this order.
+        machine: ``facts`` by name, and what ``vmm-linux doctor`` tells.
+    """
+    page = (
+        resources.files("vmm_linux.experiments._framework").joinpath("page.html").read_text("utf-8")
+    )
+    places = [(result.experiment.name, result.experiment.title) for result in results]
+    contents = "".join(
+        f'<li><a href="#{escape(name)}">{escape(title)}</a></li>'
+        for name, title in [*places, ("machine", "The machine")]
+    )
+    body = "".join(map(section_of, results)) + machine_section(machine)
+    about = f"{machine['facts']['kernel']}, {machine['taken']}, {len(results)} experiments"
+    for mark, text in (("@ABOUT@", escape(about)), ("@CONTENTS@", contents)):
+        page = page.replace(mark, text, 1)
+    before, after = page.split("@BODY@")
+    return f"{before}{body}{after}".encode("utf-8", "backslashreplace")
+
+
+def section_of(result: Result) -> str:
+    """One experiment."""
+    it, found = result.experiment, result.findings
+    parts = [
+        f'<section id="{escape(it.name)}"><h2>{escape(it.title)}</h2>',
+        f"<p><b>Question.</b> {escape(it.question)}</p>",
+        f"<p><b>Prediction.</b> {escape(it.prediction)}</p>",
+    ]
+    for number, plot in enumerate(found.plots):
+        picture = inline(plot, f"{it.name}-{number}-")
+        parts.append(f'<figure role="img" aria-label="{escape(plot.title)}">{picture}</figure>')
+    for table in found.tables:
+        parts += [f"<h3>{escape(table.title)}</h3>", drawn(headings_of(table), cells_of(table))]
+    if found.claims:
+        parts += [
+            "<h3>What came of the prediction</h3>",
+            drawn(CLAIM_COLUMNS, map(claim_cells, found.claims), map(class_of, found.claims)),
+        ]
+    if result.problem:
+        parts.append(f'<pre class="failed">{escape(verdict(result))}</pre>')
+    else:
+        parts.append(f"<p>{escape(verdict(result))}</p>")
+        parts.append(f"<p><b>Explanation.</b> {escape(it.explanation)}</p>")
+    runs = f"{result.order.repeat} runs" if result.order.repeat > 1 else "one run"
+    quick = "quick, " if result.order.quick else ""
+    how = f"{quick}{runs}, seed {result.order.seed}, {result.seconds:.1f} s"
+    return "".join([*parts, f'<p class="soft">{how}: {escape(it.name)}</p></section>'])
+
+
+def class_of(claim: Claim) -> str:
+    """How the outcome looks."""
+    return CLASSES[claim.outcome]
+
+
+def drawn(
+    headings: Iterable[str],
+    rows: Iterable[Sequence[str]],
+    classes: Iterable[str] | None = None,
+) -> str:
+    """A table; ``classes`` are of the last cell of each row."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in headings)
+    body = []
+
+    def written(cell: str) -> str:
+        # A value and its unit stay on one line.
+        return escape(cell).replace(" ", "&nbsp;") if len(cell) < 12 else escape(cell)
+
+    names = iter(classes) if classes is not None else None
+    for row in rows:
+        last = f' class="{next(names)}"' if names is not None else ""
+        cells = "".join(f"<td>{written(cell)}</td>" for cell in row[:-1])
+        body.append(f"<tr>{cells}<td{last}>{escape(row[-1])}</td></tr>")
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def machine_section(machine: dict[str, Any]) -> str:
+    """The machine's facts, and what the doctor says of it."""
+    facts = "".join(
+        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(shown(value, unit_of(name)))}</dd>"
+        for name, value in machine["facts"].items()
+    )
+    features = [[each["name"], each["state"]] for each in machine["features"]]
+    settings = [[each["name"], shown(each["value"])] for each in machine["settings"]]
+    return (
+        f'<section id="machine"><h2>The machine</h2><dl>{facts}</dl>'
+        f"<h3>Features of the kernel</h3>{drawn(('feature', 'state'), features)}"
+        f"<h3>Settings and limits</h3>{drawn(('setting', 'value'), settings)}</section>"
+    )
+
+
+def unit_of(name: str) -> str:
+    """The unit of a fact."""
+    return "B" if name in {"page", "huge_page", "memory", "available"} else ""

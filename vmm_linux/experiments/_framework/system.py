@@ -1,0 +1,141 @@
+"""What several experiments need of the system: the C library, other users, the kernel's figures."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_linux._core import kernel_files
+from vmm_linux._tools.children import die_with_parent
+from vmm_linux.experiments._framework.results import NotObservable
+
+if TYPE_CHECKING:
+    from vmm_linux import VmmError
+
+__all__ = [
+    "NOBODY",
+    "become",
+    "errno_of",
+    "libc",
+    "mappings",
+    "meminfo",
+    "status",
+    "sysctl",
+    "told",
+]
+
+#: Whose number has no privileges anywhere.
+NOBODY = 65534
+PR_SET_DUMPABLE = 4
+#: The functions of the C library that are called here and return a long; all others an int.
+RETURN_LONG = {"mmap", "mremap", "process_vm_writev", "shmat", "syscall"}
+
+
+def libc(function: str, *arguments: int) -> int:
+    """Call a function of the C library that returns a number, -1 where it fails.
+
+    Args:
+        function: its name.
+        arguments: numbers and addresses.
+
+    Errors:
+        OSError: it failed.
+    """
+    called = getattr(ctypes.CDLL(None, use_errno=True), function)
+    called.restype = ctypes.c_long if function in RETURN_LONG else ctypes.c_int
+    result = int(called(*map(ctypes.c_long, arguments)))
+    if result == -1:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), function)
+    return result
+
+
+def errno_of(refusal: OSError | VmmError) -> str:
+    """The name of what the kernel answered, as "ENOMEM"; "?" if it was not the kernel's answer."""
+    return errno.errorcode.get(refusal.errno or 0, "?")
+
+
+# ---- processes ----------------------------------------------------------------------------------
+
+
+def become(user: int) -> None:
+    """In a child, be this user from now on, as a program that this user started would be.
+
+    Args:
+        user: the number of the user, and of its group.
+
+    Errors:
+        OSError: only root can, and not everywhere.
+    """
+    if user == os.geteuid():
+        return
+    parent = os.getppid()
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+    # Another user takes both away: that others of this user may look, and to die with the parent.
+    libc("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
+    die_with_parent(parent)
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+
+def status(figure: str, pid: int | None = None) -> int:
+    """A figure of a process in /proc/PID/status, as "VmPTE", in bytes.
+
+    Args:
+        figure: its name there.
+        pid: the process, None for this one.
+
+    Errors:
+        NotObservable: the kernel does not tell it.
+    """
+    return told(f"/proc/{pid or 'self'}/status", figure)
+
+
+def meminfo(figure: str) -> int:
+    """A figure of the whole machine in /proc/meminfo, as "Shmem", in bytes; as ``status``."""
+    return told("/proc/meminfo", figure)
+
+
+def told(file: str, figure: str) -> int:
+    """What stands behind a name in a file of the kernel's; kB are told in bytes.
+
+    Args:
+        file: where, as "/proc/self/io".
+        figure: the name.
+
+    Errors:
+        NotObservable: the kernel does not tell it.
+    """
+    value = kernel_files.figure(Path(file).read_text(encoding="utf-8", errors="replace"), figure)
+    if value is None:
+        raise NotObservable(f"this kernel does not tell {figure}")
+    return value
+
+
+def sysctl(name: str, otherwise: int | None = None) -> int:
+    """A number that the administrator sets, as the command of this name tells it.
+
+    Args:
+        name: as "vm.max_map_count".
+        otherwise: what holds where this kernel has no such setting.
+
+    Errors:
+        NotObservable: it has none, and nothing is said to hold then.
+    """
+    try:
+        return int(Path("/proc/sys", *name.split(".")).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if otherwise is None:
+            raise NotObservable(f"this kernel has no {name}") from None
+        return otherwise
+
+
+def mappings() -> int:
+    """The entries in the kernel's list of this process's mappings."""
+    with Path("/proc/self/maps").open("rb") as lines:
+        return sum(1 for _ in lines)

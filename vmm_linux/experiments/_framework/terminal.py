@@ -1,0 +1,124 @@
+"""Experiments on a terminal or in a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+from vmm_linux._tools.tables import Table, choose_printer, print_line
+from vmm_linux._tools.text import printable
+from vmm_linux.experiments._framework.run import nobody_watches
+from vmm_linux.experiments._framework.words import (
+    CLAIM_COLUMNS,
+    cells_of,
+    claim_cells,
+    headings_of,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from vmm_linux.experiments._framework.catalogue import Experiment
+    from vmm_linux.experiments._framework.laboratory import Result
+
+__all__ = ["progress_of", "show", "show_list"]
+
+WIDEST = 100
+#: Blanks that a drawn table has for each column.
+PADDING = 3
+
+
+def show_list(experiments: Sequence[Experiment]) -> None:
+    """Every experiment and its question."""
+    rows = [(each.name, each.question) for each in experiments]
+    choose_printer()(Table("Experiments", ("name", "question"), rows))
+
+
+def show(result: Result) -> None:
+    """One experiment: what was asked, predicted and found, and why it is so."""
+    experiment = result.experiment
+    heading = f"{experiment.title} ({experiment.name})"
+    print_line(heading)
+    print_line("=" * min(len(heading), width()))
+    paragraph("Question", experiment.question)
+    paragraph("Prediction", experiment.prediction)
+    print_line()
+    for table in result.findings.tables:
+        rows = [tuple(row) for row in cells_of(table)]
+        print_table(Table(table.title, tuple(headings_of(table)), rows))
+    claims = [claim_cells(claim) for claim in result.findings.claims]
+    if claims:
+        print_table(Table("What came of the prediction", CLAIM_COLUMNS, claims))
+    for line in verdict(result).splitlines():
+        print_line(printable(line) if line else "")
+    if not result.problem:
+        paragraph("Explanation", experiment.explanation)
+    print_line()
+    sys.stdout.flush()
+
+
+def print_table(table: Table) -> None:
+    """A table; each row for itself where the terminal is too narrow for the words in it."""
+    columns = zip(table.columns, *table.rows, strict=True)
+    words = [max(map(len, " ".join(column).split()), default=0) for column in columns]
+    if not sys.stdout.isatty() or sum(words) + PADDING * len(words) < terminal_width():
+        choose_printer()(table)
+        return
+    print_line(table.title)
+    for row in table.rows:
+        for number, (name, cell) in enumerate(zip(table.columns, row, strict=True)):
+            indent = " " * (4 if number else 2)
+            for line in textwrap.wrap(
+                f"{name}: {printable(cell)}",
+                width(),
+                initial_indent=indent,
+                subsequent_indent=indent + "  ",
+            ):
+                print_line(line)
+    print_line()
+
+
+def paragraph(name: str, text: str) -> None:
+    """A text with what it is, as wide as the terminal."""
+    for line in textwrap.wrap(f"{name}: {text}", width()):
+        print_line(line)
+
+
+def width() -> int:
+    """How wide a text may be."""
+    return max(20, min(WIDEST, terminal_width()))
+
+
+def terminal_width() -> int:
+    """How wide the terminal is, if there is one."""
+    return shutil.get_terminal_size((WIDEST, 24)).columns
+
+
+@contextlib.contextmanager
+def progress_of(name: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show how far an experiment is, where standard error is a terminal that has rich."""
+    try:
+        from rich.console import Console  # noqa: PLC0415 (nobody else needs it)
+        from rich.progress import Progress  # noqa: PLC0415 (as above)
+    except ModuleNotFoundError:
+        yield nobody_watches
+        return
+    if not sys.stderr.isatty():
+        yield nobody_watches
+        return
+    # Drawn when there is something new, and not by a thread: nothing else is to run meanwhile.
+    console = Console(file=sys.stderr, highlight=False)
+    with Progress(console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task(name, total=None)
+        bar.refresh()
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.update(
+                task, completed=done, total=total, description=f"{name}: {what}", refresh=True
+            )
+
+        yield progress

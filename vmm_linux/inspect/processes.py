@@ -1,0 +1,344 @@
+"""Which processes there are, and which memory files they hold descriptors of.
+
+Read from ``/proc`` alone. No file of another process is opened here but by ``look_at``, and that
+one first asks the kernel what it is, without opening it: to open a pipe or a device would change
+something, and a file of a user's own file system could keep us waiting for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm_linux._core.credentials import known_uid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "DELETED",
+    "IN_MEMORY",
+    "TOO_LONG",
+    "Descriptor",
+    "Facts",
+    "File",
+    "Mount",
+    "Process",
+    "descriptors_of",
+    "device_text",
+    "internal_mounts",
+    "look_at",
+    "mounts_of",
+    "process_of",
+    "processes",
+    "threads_of",
+]
+
+PROC = Path("/proc")
+#: In /proc/PID/stat: a thread of the kernel.
+PF_KTHREAD = 0x00200000
+F_GET_SEALS = 1034
+MFD_HUGETLB, MFD_HUGE_SHIFT = 0x4, 26
+#: File systems whose files are memory and nothing else.
+IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
+#: File systems that answer by themselves, without a server that could keep us waiting.
+OWN_FILESYSTEMS = frozenset({*IN_MEMORY, "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
+DELETED = " (deleted)"
+#: For a path that the kernel does not tell, since it has more than a page of characters.
+TOO_LONG = "/..."
+#: In /proc/PID/mountinfo: a byte that would end a field.
+OCTAL = re.compile(rb"\\([0-7]{3})")
+#: Of open(2): a descriptor that is a name of the file and no more.
+NO_ACCESS = os.O_PATH
+
+
+class Process(NamedTuple):
+    """A process as everybody may see it.
+
+    Attributes:
+        pid: its number.
+        name: its command, as it calls itself; empty where that is not told.
+        uid: the user whose it is; None for a stranger to this user namespace.
+        started: when, in ticks: another process with the same number has another one; 0 where that
+            is not told.
+    """
+
+    pid: int
+    name: str
+    uid: int | None
+    started: int
+
+
+class Mount(NamedTuple):
+    """A mounted file system of a process."""
+
+    device: str
+    point: str
+    filesystem: str
+
+
+class File(NamedTuple):
+    """What a descriptor is of, as the kernel tells without opening it."""
+
+    device: str
+    inode: int
+    name: str
+    deleted: bool
+    mount: Mount
+
+
+class Descriptor(NamedTuple):
+    """A descriptor of another process.
+
+    Attributes:
+        path: under ``/proc``, where it can be asked further.
+        number: in its process.
+        access: ``"r"``, ``"w"``, ``"rw"``, or ``"path"``: only a name of the file.
+        file: what it is of.
+    """
+
+    path: str
+    number: int
+    access: str
+    file: File
+
+
+class Facts(NamedTuple):
+    """What the kernel tells of a memory file; None what it does not tell us."""
+
+    size: int | None
+    resident: int | None
+    seals: int | None
+
+
+# ---- processes ----------------------------------------------------------------------------------
+
+
+def processes() -> Iterator[Process]:
+    """Every process but the kernel's own threads; one that ends meanwhile may be missing."""
+    for folder in PROC.iterdir():
+        if folder.name.isdecimal():
+            process = process_of(int(folder.name))
+            if process is not None:
+                yield process
+
+
+def process_of(pid: int) -> Process | None:
+    """A process by its number; None where there is none, and for a thread of the kernel."""
+    folder = PROC / str(pid)
+    try:
+        uid = known_uid(folder.stat().st_uid)
+        try:
+            text = (folder / "stat").read_bytes()
+        except PermissionError:  # hidepid=1: that it is there is all that is told
+            return Process(pid, "", uid, 0)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name is in parentheses and may hold any byte, parentheses and blanks too.
+    name = text[text.index(b"(") + 1 : text.rindex(b")")]
+    fields = text[text.rindex(b")") + 2 :].split()
+    if int(fields[6]) & PF_KTHREAD:
+        return None
+    return Process(pid, os.fsdecode(name), uid, int(fields[19]))
+
+
+def threads_of(process: Process) -> list[int]:
+    """The numbers of its threads, the first one's first; empty when it is gone."""
+    try:
+        found = [int(each.name) for each in (PROC / str(process.pid) / "task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return sorted(found, key=lambda tid: (tid != process.pid, tid))
+
+
+# ---- descriptors --------------------------------------------------------------------------------
+
+
+def internal_mounts() -> dict[int, Mount]:
+    """The kernel's own mounts by number, where memory without a path lies: asked of ours.
+
+    The kernel has one mount for every memfd, System V segment and shared anonymous mapping, and one
+    for those of each size of huge pages. By them such memory is recognized: its name could be
+    imitated.
+    """
+    found = {}
+    kinds = [(0, "tmpfs"), *((flags, "hugetlbfs") for flags in huge_page_flags())]
+    for flags, filesystem in kinds:
+        # Without huge pages there are no such files. Without the others nothing could be found.
+        with contextlib.suppress(OSError) if flags else contextlib.nullcontext():
+            fd = os.memfd_create("vmm_linux sharing", flags | os.MFD_CLOEXEC)
+            try:
+                device = os.fstat(fd).st_dev
+                number = int(fdinfo(f"thread-self/fdinfo/{fd}")["mnt_id"])
+                found[number] = Mount(device_text(device), "", filesystem)
+            finally:
+                os.close(fd)
+    return found
+
+
+def huge_page_flags() -> Iterator[int]:
+    """What memfd_create(2) takes for each size of huge pages that this kernel has."""
+    with contextlib.suppress(OSError):
+        for folder in Path("/sys/kernel/mm/hugepages").iterdir():
+            size = int(folder.name.removeprefix("hugepages-").removesuffix("kB")) << 10
+            yield MFD_HUGETLB | size.bit_length() - 1 << MFD_HUGE_SHIFT
+
+
+def mounts_of(thread: str) -> dict[int, Mount]:
+    """The mounts that a thread sees, by number; OSError when it cannot be read.
+
+    Args:
+        thread: its folder under ``/proc``.
+    """
+    found = {}
+    # Of what else ends a line or a word elsewhere, as a carriage return, a path may have any.
+    for line in (PROC / thread / "mountinfo").read_bytes().split(b"\n")[:-1]:
+        ours, _, theirs = line.partition(b" - ")
+        number, _, device, _, point = ours.split(b" ")[:5]
+        major, minor = map(int, device.split(b":"))
+        point = OCTAL.sub(lambda escaped: bytes([int(escaped[1], 8)]), point)
+        found[int(number)] = Mount(
+            device_text(os.makedev(major, minor)),
+            os.fsdecode(point),
+            os.fsdecode(theirs.split(b" ")[0]),
+        )
+    return found
+
+
+def device_text(device: int) -> str:
+    """A device as ``/proc/PID/maps`` writes it."""
+    return f"{os.major(device):02x}:{os.minor(device):02x}"
+
+
+def descriptors_of(process: Process, tids: list[int], mounts: dict[int, Mount]) -> list[Descriptor]:
+    """The descriptors of files that have a path or are memory without one.
+
+    A thread can have a table of descriptors of its own, so every thread's is looked through. What
+    has the same number and path as before is the same, but memory without a path: two memfds can
+    have one name.
+
+    Raises:
+        PermissionError: the kernel lets us not look.
+    """
+    found: dict[tuple[int, str, str, int], Descriptor] = {}
+    seen: set[tuple[int, str]] = set()
+    for tid in tids:
+        folder = f"{process.pid}/task/{tid}"
+        for number, link in links_in(PROC / folder / "fd"):
+            if (number, link) in seen and not link.endswith((DELETED, TOO_LONG)):
+                continue
+            seen.add((number, link))
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
+                descriptor = described(folder, number, link, mounts)
+                if descriptor is not None:
+                    file = descriptor.file
+                    key = number, descriptor.access, file.device, file.inode
+                    found.setdefault(key, descriptor)
+    return list(found.values())
+
+
+def links_in(folder: Path) -> Iterator[tuple[int, str]]:
+    """The descriptors that are listed, and what each is said to be, those with a path alone."""
+    try:
+        listed = list(folder.iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    for each in listed:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            link = link_of(each)
+            if link.startswith("/"):
+                yield int(each.name), link
+
+
+def link_of(descriptor: Path) -> str:
+    """What a descriptor is said to be."""
+    try:
+        return os.readlink(descriptor)  # noqa: PTH115 (no path: what it names may be gone)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return TOO_LONG
+
+
+def described(folder: str, number: int, link: str, mounts: dict[int, Mount]) -> Descriptor | None:
+    """A descriptor with what the kernel tells of its file; None where it is in no known mount."""
+    info = fdinfo(f"{folder}/fdinfo/{number}")
+    mount = mounts.get(int(info["mnt_id"]))
+    if mount is None:
+        return None
+    if "ino" in info:
+        inode = int(info["ino"])
+    elif mount.filesystem in OWN_FILESYSTEMS:  # Linux before 5.14
+        inode = (PROC / folder / "fd" / str(number)).stat().st_ino
+    else:
+        return None
+    name = link.removesuffix(DELETED)
+    file = File(mount.device, inode, name, name != link, mount)
+    return Descriptor(f"{folder}/fd/{number}", number, access_of(int(info["flags"], 8)), file)
+
+
+def access_of(flags: int) -> str:
+    """What can be done through a descriptor, by the flags it was opened with."""
+    if flags & NO_ACCESS:
+        return "path"
+    return {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(flags & os.O_ACCMODE, "rw")
+
+
+def fdinfo(path: str) -> dict[str, str]:
+    """What the kernel tells of a descriptor."""
+    text = os.fsdecode((PROC / path).read_bytes())  # a dma-buf has a name there, of any bytes
+    pairs = (line.partition(":") for line in text.split("\n"))
+    return {label: value.strip() for label, _, value in pairs}
+
+
+# ---- one file -----------------------------------------------------------------------------------
+
+
+def look_at(path: str, inode: int, mounts: dict[int, Mount]) -> Facts | None:
+    """Size, memory and seals of the file behind a link under ``/proc``; None: it cannot be told.
+
+    What the link leads to is taken hold of without opening it (O_PATH), and asked what it is.
+    Only a memory file is then opened, that very one, for reading, which changes nothing in it.
+    Whatever its process does meanwhile, nothing else can be opened.
+
+    Args:
+        path: of the link, under ``/proc``.
+        inode: what the file has to be; the link may lead elsewhere by now.
+        mounts: where it may lie.
+    """
+    try:
+        held = os.open(PROC / path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        mount = mounts.get(int(fdinfo(f"thread-self/fdinfo/{held}")["mnt_id"]))
+        if mount is None or mount.filesystem not in OWN_FILESYSTEMS:
+            return None
+        found = os.fstat(held)
+        if found.st_ino != inode or not stat.S_ISREG(found.st_mode):
+            return None
+        in_memory = mount.filesystem in IN_MEMORY
+        resident = found.st_blocks * 512 if in_memory else None
+        return Facts(found.st_size, resident, seals_of(held) if not mount.point else None)
+    finally:
+        os.close(held)
+
+
+def seals_of(held: int) -> int | None:
+    """The seals of a memory file that is held by its name; None where it cannot be read."""
+    try:
+        fd = os.open(PROC / f"thread-self/fd/{held}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return fcntl.fcntl(fd, F_GET_SEALS)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

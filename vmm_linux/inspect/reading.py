@@ -1,0 +1,171 @@
+"""Reading a file of ``/proc/PID``, and what can go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_linux._core.inspect import read_mappings
+from vmm_linux._core.values import index
+from vmm_linux.errors import RETCODES, InvalidArgument, Retcode, Unimplemented, VmmError, error
+from vmm_linux.inspect.errors import (
+    AccessDenied,
+    KernelThread,
+    NoSuchProcess,
+    ProcessExited,
+    UnreadableText,
+    ZombieProcess,
+)
+from vmm_linux.inspect.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from typing import SupportsIndex, TypeVar
+
+    from vmm_linux._core.inspect import Mapping
+
+    Answer = TypeVar("Answer")
+
+__all__ = ["asked_of", "mappings_of", "process_asked", "refused", "without_memory"]
+
+LAST_PID = (1 << 31) - 1
+PF_KTHREAD = 0x00200000
+"""Of the flags in /proc/PID/stat: a thread of the kernel."""
+
+
+def process_asked(method: str, pid: SupportsIndex | None) -> int | None:
+    """The process that ``/proc`` is to be asked about, None for this one."""
+    if pid is None:
+        return None
+    number = index(method, "pid", pid)
+    if not 0 < number <= LAST_PID:
+        raise InvalidArgument(method, "pid is not positive and of 32 bits; expected a process id")
+    return None if number == os.getpid() else number
+
+
+def mappings_of(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
+    """The mappings of a process, as the file of this name tells them."""
+    process = process_asked(method, pid)
+
+    def read(fd: int) -> Sequence[Mapping]:
+        found = read_mappings(fd, name == "smaps", process is None)
+        if found.backslashes:
+            with contextlib.suppress(VmmError):
+                asked_of(method, process, "maps", found.settle_names)
+        # A process that ends or starts another program is told up to there, as if that were all.
+        # The file still stands for what it was opened for, and has nothing to tell any more.
+        if process is not None and not found:
+            raise without_memory(method, process, opened=True)
+        if process is not None and not os.pread(fd, 1, 0):
+            raise ended(method, process)
+        return found
+
+    return Snapshot(
+        os.getpid() if process is None else process, asked_of(method, process, name, read)
+    )
+
+
+def asked_of(method: str, pid: int | None, name: str, read: Callable[[int], Answer]) -> Answer:
+    """What ``read`` finds in a file of ``/proc/PID``.
+
+    The first thread of a process can end while others live on. Then its files have nothing to tell
+    any more, and another thread's have it all.
+    """
+    try:
+        with opened(method, pid, name) as fd:
+            return read(fd)
+    except ZombieProcess:
+        for thread in other_threads(pid):
+            with (
+                contextlib.suppress(ZombieProcess, NoSuchProcess),
+                opened(method, pid, f"task/{thread}/{name}") as fd,
+            ):
+                return read(fd)
+        raise
+
+
+def other_threads(pid: int | None) -> list[str]:
+    """The threads of a process but for its first one."""
+    try:
+        threads = [each.name for each in Path(f"/proc/{pid}/task").iterdir()]
+        return [thread for thread in threads if thread != str(pid)]
+    except OSError:
+        return []
+
+
+@contextlib.contextmanager
+def opened(method: str, pid: int | None, name: str) -> Generator[int]:
+    """A file of ``/proc/PID``, open for reading; what the kernel refuses as one of our errors."""
+    fd = None
+    # Plain strings: for want of memory for a path object, Python raises something else than
+    # MemoryError.
+    path = f"/proc/{pid or 'thread-self'}/{name}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        yield fd
+    except VmmError:
+        raise
+    except OSError as reason:
+        raise refused(method, pid, reason, opened=fd is not None) from None
+    except ValueError as reason:
+        raise UnreadableText(
+            method, f"what the kernel tells of {named(pid)} cannot be read: {reason}"
+        ) from None
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def named(pid: int | None) -> str:
+    return "this process" if pid is None else f"process {pid}"
+
+
+def refused(method: str, pid: int | None, reason: OSError, *, opened: bool = False) -> VmmError:
+    """What an errno of ``/proc`` means; ``opened``: of a file that was opened before."""
+    number = reason.errno or errno.EIO
+    if number in (errno.EACCES, errno.EPERM):
+        return AccessDenied(
+            method,
+            f"the kernel does not let this process look at {named(pid)}; be its user or root "
+            "(ptrace(2), CAP_SYS_PTRACE)",
+            number,
+        )
+    # By its folder: that of a thread goes with the thread.
+    if number == errno.ENOENT and reason.filename and Path(reason.filename).parent.exists():
+        return Unimplemented(method, f"this kernel has no {reason.filename}", number)
+    if pid is not None and number in (errno.ENOENT, errno.ESRCH):
+        return without_memory(method, pid, opened=opened)
+    return error(
+        RETCODES.get(number, Retcode.FAIL),
+        method,
+        f"the kernel did not tell about {named(pid)}: {reason.strerror}",
+        number,
+    )
+
+
+def without_memory(method: str, pid: int | None, *, opened: bool) -> VmmError:
+    """Why a process has nothing to tell; ``opened``: it was there a moment ago."""
+    try:
+        stat = Path(f"/proc/{pid or 'thread-self'}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        stat = b""
+    # The program's name is in parentheses, and may have some.
+    state, *fields = stat.rpartition(b")")[2].split() or [b""]
+    if stat and int(fields[5]) & PF_KTHREAD:
+        return KernelThread(method, f"{pid} is a thread of the kernel; it has no memory of its own")
+    if state in (b"Z", b"X"):
+        return ZombieProcess(
+            method, f"process {pid} has ended and waits for its parent; it has no memory any more"
+        )
+    if stat or opened:
+        return ended(method, pid)
+    return NoSuchProcess(method, f"there is no process {pid}", errno.ESRCH)
+
+
+def ended(method: str, pid: int | None) -> ProcessExited:
+    return ProcessExited(
+        method, f"process {pid} ended, or started another program, while it was read", errno.ESRCH
+    )

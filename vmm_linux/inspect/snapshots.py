@@ -1,0 +1,199 @@
+"""The mappings of a process at one moment, and how two such moments differ."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+from vmm_linux._core.inspect import Mapping
+from vmm_linux._core.procfs import NAMES
+from vmm_linux._core.values import describe, exact_text, index, is_a, quoted
+from vmm_linux.errors import InvalidArgument, VmmError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import SupportsIndex
+
+__all__ = ["Change", "Difference", "Snapshot", "diff"]
+
+
+class Snapshot(Sequence[Mapping]):
+    """The mappings of a process, lowest first.
+
+    They are in order and do not overlap. The kernel tells them piece by piece: what the process
+    maps, unmaps or changes meanwhile may be among them or not. Where the kernel tells of an address
+    twice, as of a mapping that grew meanwhile, its later word holds, and the mapping of which it
+    told earlier is left out, all of it. Of a stopped process all is exact.
+
+    Attributes:
+        pid: the process.
+    """
+
+    def __init__(self, pid: int, mappings: Sequence[Mapping]) -> None:
+        self.pid = pid
+        self._mappings = mappings
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping]: ...
+    def __getitem__(self, index: int | slice) -> Mapping | Sequence[Mapping]:
+        return self._mappings[index]
+
+    def __len__(self) -> int:
+        return len(self._mappings)
+
+    def __iter__(self) -> Iterator[Mapping]:
+        return iter(self._mappings)
+
+    def __repr__(self) -> str:
+        return f"<Snapshot of process {self.pid}, {len(self)} mappings>"
+
+    def at(self, va: SupportsIndex) -> Mapping | None:
+        """The mapping that holds an address, None where nothing is mapped.
+
+        Args:
+            va: the address.
+
+        Errors:
+            INVALID_ARGUMENT: ``va`` is no integer of 64 bits.
+        """
+        va = index("Snapshot.at", "va", va)
+        place = bisect_right(self, va, key=lambda mapping: mapping.start)
+        mapping = self[place - 1] if place else None
+        return mapping if mapping is not None and va < mapping.end else None
+
+    def wholes(self) -> Iterator[Mapping]:
+        """The kernel's own mappings, each once, not cut at the borders of regions."""
+        end = 0
+        for mapping in self:
+            if mapping.start >= end:
+                whole = mapping.whole
+                end = whole.end
+                yield whole
+
+    def total(self, figure: str) -> int:
+        """The sum of a figure over all mappings, each counted once.
+
+        Args:
+            figure: its name, as ``"rss"``. Mappings of which it is not told count as 0.
+
+        Returns:
+            Bytes.
+
+        Errors:
+            INVALID_ARGUMENT: no mapping has such a figure, and no kernel that this package knows.
+        """
+        name = exact_text(figure)
+        if name is None:
+            raise InvalidArgument(
+                "Snapshot.total", f"figure is {describe(figure)}; expected a name as 'rss'"
+            )
+        figure = name
+        told = [whole.figures[figure] for whole in self.wholes() if figure in whole.figures]
+        if not told and figure not in NAMES:
+            raise InvalidArgument("Snapshot.total", self._no_figure(figure))
+        return sum(told)
+
+    def _no_figure(self, figure: str) -> str:
+        """What is wrong with the name of a figure, and which may have been meant."""
+        names = sorted({*NAMES}.union(*(whole.figures for whole in self.wholes())))
+        near = get_close_matches(figure[:100], names, 1)
+        meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+        return f"figure is {quoted(figure)}, of which no mapping tells; {meant}"
+
+
+class Change(NamedTuple):
+    """A mapping that is in both snapshots and differs."""
+
+    before: Mapping
+    """How it was."""
+    after: Mapping
+    """How it is."""
+    grown: int
+    """Bytes by which it is longer; below 0 where it shrank."""
+    figures: dict[str, int]
+    """By how much each figure changed, in bytes; those that did not are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What happened between two snapshots. False where nothing did.
+
+    Attributes:
+        appeared: mappings that are only in the later one.
+        went: mappings that are only in the earlier one.
+        changed: mappings in both that differ.
+    """
+
+    appeared: tuple[Mapping, ...]
+    went: tuple[Mapping, ...]
+    changed: tuple[Change, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.appeared or self.went or self.changed)
+
+
+def diff(before: Iterable[Mapping], after: Iterable[Mapping]) -> Difference:
+    """What appeared, went and changed from one snapshot of a process to another.
+
+    A mapping is the same if it is of the same file (or of none, under the same name) and begins or
+    ends at the same address.
+
+    Args:
+        before: the earlier ``Snapshot``, or any mappings.
+        after: the later one.
+
+    Returns:
+        The ``Difference``; each of its parts by address.
+
+    Errors:
+        INVALID_ARGUMENT: one of them is something else.
+    """
+    old, new = _by_address("before", before), _by_address("after", after)
+    changed = []
+    for key in (_begin, _finish):
+        earlier = {key(mapping): mapping for mapping in old.values()}
+        for mapping in list(new.values()):
+            if (was := earlier.get(key(mapping))) is not None:
+                del old[was.start], new[mapping.start]
+                if was != mapping:
+                    changed.append(_change(was, mapping))
+    changed.sort(key=lambda change: change.after.start)
+    return Difference(tuple(new.values()), tuple(old.values()), tuple(changed))
+
+
+def _by_address(name: str, mappings: Iterable[Mapping]) -> dict[int, Mapping]:
+    try:
+        found = list(mappings)
+    except (VmmError, MemoryError):
+        raise
+    except Exception as problem:
+        raise InvalidArgument(
+            "diff", f"{name} is {describe(mappings)}; expected a Snapshot or mappings"
+        ) from problem
+    for each in found:
+        if not is_a(each, Mapping):
+            raise InvalidArgument("diff", f"{name} has {describe(each)}; expected mappings")
+    return {mapping.start: mapping for mapping in found}
+
+
+def _begin(mapping: Mapping) -> tuple[object, ...]:
+    return (mapping.start, mapping.pathname, mapping.device, mapping.inode, mapping.offset)
+
+
+def _finish(mapping: Mapping) -> tuple[object, ...]:
+    return (mapping.end, mapping.pathname, mapping.device, mapping.inode)
+
+
+def _change(before: Mapping, after: Mapping) -> Change:
+    old, new = before.figures, after.figures
+    return Change(
+        before,
+        after,
+        (after.end - after.start) - (before.end - before.start),
+        {name: new[name] - old[name] for name in new if name in old and new[name] != old[name]},
+    )

@@ -1,0 +1,201 @@
+"""Policies: what a VMM asks before every call, in the security module's place.
+
+A policy is a list of rules. The first rule that matches a call answers; where none does, a callable
+of the user's is asked if there is one, and otherwise the default answers. Ready rules only deny,
+and come before all others. What is denied is ``SecurityDisallow``, names the method and the rule,
+and has changed nothing.
+
+A policy inside a process guards against mistakes, and against components that use this package as
+it is. Native code and ``ctypes`` in the same process go past it, and so does who replaces functions
+of this package, or takes a buffer's descriptor out of ``/proc/self/fd``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Final, Self
+
+from vmm_linux._core.endpoint import Question, RuleTable
+from vmm_linux._core.values import exact_text, quoted, shown
+from vmm_linux.flags import VmmFlags
+from vmm_linux.policy import toml_lines
+from vmm_linux.policy.compile import (
+    check_reachable,
+    compile_rule,
+    compiled_ready,
+    members,
+    names_in,
+    one_of,
+    suggestion,
+)
+from vmm_linux.policy.rule import KEYS, READY, FlawError, PolicyError, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+__all__ = ["READY", "Policy", "PolicyError", "Question", "Rule"]
+
+for _public in (PolicyError, Rule):
+    _public.__module__ = __name__  # as tracebacks and pickles name it
+
+LONGEST_FILE: Final = 1 << 20
+DEFAULTS: Final = ("allow", "deny")
+FAILURES: Final = ("deny", "continue")
+TOP_KEYS: Final = ("default", "ready", "audit_failure", "rule")
+
+
+class Policy(RuleTable):
+    """What a VMM asks before every call: ``VMM(policy=Policy(...))``. It never changes.
+
+    Args:
+        rules: gone through in order; the first that matches answers.
+        default: ``"allow"`` or ``"deny"``: the answer where no rule matches.
+        ready: names of ready rules (``READY``), which deny before ``rules`` are looked at.
+        ask: a callable, asked with a ``Question`` where no rule matches, in place of the default.
+            Only ``True`` allows; a text says why not; whatever else, and an exception, denies. It
+            may ask for ``question.usage``; calls of the VMM's methods from inside it are denied.
+        audit_failure: what becomes of a call that cannot be written down: ``"deny"``,
+            ``"continue"``, or None for what the ``Audit`` says.
+
+    Errors:
+        INVALID_ARGUMENT (``PolicyError``): unknown names, bounds that nothing is between, a rule
+            that can never match, as an earlier one always answers.
+    """
+
+    def __init__(
+        self,
+        rules: Iterable[Rule] = (),
+        *,
+        default: str = "allow",
+        ready: Iterable[str] = (),
+        ask: Callable[[Question], object] | None = None,
+        audit_failure: str | None = None,
+    ) -> None:
+        try:
+            self._take(
+                members("rules", rules), default, members("ready", ready), ask, audit_failure
+            )
+        except FlawError as flaw:
+            raise PolicyError(f"{place_of(flaw.path)}{flaw.reason}") from None
+
+    def _take(
+        self,
+        rules: Sequence[object],
+        default: object,
+        ready: Sequence[object],
+        ask: Callable[[Question], object] | None,
+        audit_failure: object,
+    ) -> None:
+        """Compile it."""
+        one_of(default, DEFAULTS, "default")
+        if audit_failure is not None:
+            one_of(audit_failure, FAILURES, "audit_failure")
+        if ask is not None and not callable(ask):
+            raise FlawError(f"{shown(ask)} cannot be called", "ask")
+        names = names_in(ready, "ready")
+        readied = compiled_ready(names)
+        compiled = readied + [
+            compile_rule(rule, number, len(readied)) for number, rule in enumerate(rules)
+        ]
+        numbers = [rule.as_numbers() for rule in compiled]
+        check_reachable(compiled, numbers, len(readied))
+        self._compile(
+            numbers,
+            tuple(rule.name for rule in compiled),
+            exact_text(default) == "allow",
+            ask,
+            int(VmmFlags.EXECUTE) if "no executable MDL" in names else 0,
+            exact_text(audit_failure),
+        )
+
+    @classmethod
+    def from_callable(cls, ask: Callable[[Question], object]) -> Self:
+        """A policy that asks a callable about every call. See ``ask``."""
+        return cls(ask=ask, default="deny")
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a policy from a file.
+
+        The keys ``default``, ``ready`` and ``audit_failure`` are those of this class; each
+        ``[[rule]]`` has the keys of ``Rule``. ``default`` has to be there: a file that lost its
+        contents is not to allow everything.
+
+        Args:
+            path: of an ordinary file in TOML, in UTF-8, of at most 1 MiB.
+
+        Errors:
+            INVALID_ARGUMENT (``PolicyError``): it does not parse, or is no policy; file, line and
+                reason are said.
+            OSError: it cannot be read.
+        """
+        try:
+            file = str.__str__(os.fsdecode(path))
+        except Exception as problem:
+            raise PolicyError(f"{shown(path)} is no path") from problem
+        data = contents_of(file)
+        try:
+            text, table = toml_lines.parse(data)
+        except toml_lines.SyntaxProblem as problem:
+            raise PolicyError(problem.reason, file, problem.line) from None
+        made = cls.__new__(cls)
+        try:
+            made._take_table(table)  # noqa: SLF001  its own
+        except FlawError as flaw:
+            line = toml_lines.line_of(text, flaw.path)
+            raise PolicyError(flaw.reason, file, line) from None
+        return made
+
+    def _take_table(self, table: Mapping[str, object]) -> None:
+        """Compile what a file says."""
+        for key in table:
+            if key not in TOP_KEYS:
+                raise FlawError(f"unknown key {quoted(key)}{suggestion(key, TOP_KEYS)}", key)
+        listed = table.get("rule", [])
+        if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+            raise FlawError("rule is no list of tables; write [[rule]]", "rule")
+        rules = []
+        for number, each in enumerate(listed):
+            for key in each:
+                if key not in KEYS:
+                    raise FlawError(
+                        f"unknown key {quoted(key)}{suggestion(key, KEYS)}", "rule", number, key
+                    )
+            rules.append(Rule(**each))
+        ready = names_in(table.get("ready", []), "ready")
+        self._take(
+            rules,
+            table.get("default", "allow"),
+            list(ready),
+            None,
+            table.get("audit_failure"),
+        )
+        if "default" not in table:
+            raise FlawError("default is missing: 'allow' or 'deny'", "default")
+
+
+def contents_of(path: str) -> bytes:
+    """What is in a file, if it is one for policies."""
+    # A pipe that nobody writes is not to be waited for, nor taken for an empty file.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as problem:
+        raise PolicyError(f"no path: {problem}", path) from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise PolicyError("no ordinary file", path)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(LONGEST_FILE + 1)
+    finally:
+        os.close(fd)
+    if len(data) > LONGEST_FILE:
+        raise PolicyError(f"longer than {LONGEST_FILE} bytes", path)
+    return data
+
+
+def place_of(path: Sequence[str | int]) -> str:
+    """Where in a policy that is no file."""
+    if len(path) > 1 and path[0] == "rule":
+        return f"rule {int(path[1]) + 1}: "
+    return ""

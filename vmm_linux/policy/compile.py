@@ -1,0 +1,341 @@
+"""Rules in numbers, as the core goes through them, and what makes a rule a wrong one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from vmm_linux._core.endpoint import METHODS, Kind, first_hidden
+from vmm_linux._core.values import exact_text, is_a, kind_of, quoted, shown
+from vmm_linux.flags import Rights, Seal, VmmFlags
+from vmm_linux.policy.rule import BITS, KEYS, READY, FlawError, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from enum import IntFlag
+
+    from vmm_linux._core.endpoint import MethodInfo as Method
+
+__all__ = [
+    "check_reachable",
+    "compile_rule",
+    "compiled_ready",
+    "members",
+    "names_in",
+    "one_of",
+    "suggestion",
+]
+
+LONGEST_NAME: Final = 100
+"""Of characters that may be meant for one of the names that there are."""
+MOST: Final = 2**64 - 1
+MOST_ID: Final = 2**32 - 2
+ANSWERS: Final = ("allow", "deny")
+EVERY: Final = "*"
+DECIDED: Final = {method.name: method for method in METHODS if method.name != "close"}
+"""The methods that can be denied. Closing is none: it only gives back."""
+ORDER: Final = {method.name: number for number, method in enumerate(METHODS)}
+"""The methods' numbers, by name."""
+ABOUT: Final = {
+    **{f"{which}_{what}": what for which in BITS for what in ("flags", "rights", "seals")},
+    "min_size": "size",
+    "max_size": "size",
+    "peer_uid": "peer",
+    "peer_gid": "peer",
+    "other_user": "peer",
+}
+"""What a condition is about, by its key."""
+
+
+class Mask(NamedTuple):
+    """Bits that a value has to have: all of these, one of those, none of the others."""
+
+    all: int = 0
+    any: int = 0
+    no: int = 0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When a rule matches, in numbers."""
+
+    flags: Mask
+    rights: Mask
+    seals: Mask
+    sizes: tuple[int, int]
+    uids: frozenset[int]
+    gids: frozenset[int]
+    other_user: bool
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A rule in numbers."""
+
+    number: int
+    name: str
+    allows: bool
+    methods: tuple[str, ...]
+    condition: Condition
+
+    def as_numbers(self) -> tuple[Any, ...]:
+        """As ``RuleTable`` takes it."""
+        condition = self.condition
+        return (
+            [ORDER[name] for name in self.methods],
+            self.allows,
+            self.number,
+            condition.flags,
+            condition.rights,
+            condition.seals,
+            condition.sizes,
+            (sorted(condition.uids), sorted(condition.gids), condition.other_user),
+        )
+
+
+# ---- checks -------------------------------------------------------------------------------------
+
+
+def compiled_ready(ready: tuple[str, ...]) -> list[Compiled]:
+    """The ready rules with these names."""
+    compiled: list[Compiled] = []
+    for name in ready:
+        if name not in READY:
+            close = suggestion(name, READY)
+            raise FlawError(f"unknown ready rule {quoted(name)}{close}", "ready")
+        if ready.count(name) > 1:
+            raise FlawError(f"{quoted(name)} is named twice", "ready")
+        for rule in READY[name]:
+            number = len(compiled)
+            compiled.append(Compiled(number, name, *parts_of(rule, "ready")))
+    return compiled
+
+
+def compile_rule(rule: object, number: int, before: int) -> Compiled:
+    """A rule of the user's, the first of which is number 0, in numbers."""
+    if not is_a(rule, Rule):
+        raise FlawError(f"{shown(rule)} is no Rule", "rule", number)
+    rule = plain_rule(rule, "rule", number)
+    name = rule.name
+    if name is None:
+        name = f"rule {number + 1}"
+    elif not is_text(name):
+        raise FlawError("name is no printable text", "rule", number, "name")
+    return Compiled(before + number, name, *parts_of(rule, "rule", number))
+
+
+def plain_rule(rule: Rule, *path: str | int) -> Rule:
+    """The same with Python's own strings, ints and tuples, which answer the same each time."""
+    values = {}
+    for key in KEYS:
+        try:
+            values[key] = plain(getattr(rule, key))
+        except Exception as problem:
+            raise FlawError(f"{key} cannot be had: {kind_of(problem)}", *path, key) from problem
+    return Rule(**values)
+
+
+def plain(value: object) -> Any:  # noqa: ANN401  whatever it is
+    """A string, an int or a list of them without what a subclass adds; others as they are."""
+    if is_a(value, list):
+        return tuple(map(plain_one, list.__iter__(value)))
+    if is_a(value, tuple):
+        return tuple(map(plain_one, tuple.__iter__(value)))
+    return plain_one(value)
+
+
+def plain_one(value: object) -> object:
+    """A string or an int without what a subclass adds; anything else as it is."""
+    if is_a(value, str):
+        return exact_text(value)
+    if is_a(value, int) and not is_a(value, bool):
+        return int.__index__(value)
+    return value
+
+
+def members(name: str, values: object) -> list[object]:
+    """What is in an argument that can be gone through."""
+    try:
+        return list(values)  # type: ignore[call-overload,no-any-return]
+    except Exception as problem:
+        raise FlawError(f"{name} is {shown(values)}, which nothing is in", name) from problem
+
+
+def parts_of(rule: Rule, *path: str | int) -> tuple[bool, tuple[str, ...], Condition]:
+    """Whether a rule allows, which methods, and when."""
+    answers = [answer for answer in ANSWERS if getattr(rule, answer) is not None]
+    if len(answers) != 1:
+        raise FlawError("a rule has one of allow and deny, with the methods that it is for", *path)
+    answer = answers[0]
+    condition = Condition(
+        mask_of(rule, "flags", VmmFlags, *path),
+        mask_of(rule, "rights", Rights, *path),
+        mask_of(rule, "seals", Seal, *path),
+        sizes_of(rule, *path),
+        ids_of(rule.peer_uid, *path, "peer_uid"),
+        ids_of(rule.peer_gid, *path, "peer_gid"),
+        truth_of(rule.other_user, *path, "other_user"),
+    )
+    return answer == "allow", methods_of(rule, answer, condition, *path), condition
+
+
+def methods_of(rule: Rule, answer: str, condition: Condition, *path: str | int) -> tuple[str, ...]:
+    """The methods that a rule is for: each has what the rule's conditions are about."""
+    named = getattr(rule, answer)
+    if type(named) is str and named == EVERY:
+        methods = tuple(name for name in DECIDED if lack_of(rule, condition, DECIDED[name]) is None)
+        if not methods:
+            raise FlawError("no method has all that this rule asks about", *path)
+        return methods
+    names = names_in(named, *path, answer)
+    if not names:
+        raise FlawError(f"{answer} names no method; '*' means all", *path, answer)
+    for name in names:
+        if name == "close":
+            raise FlawError("close cannot be decided about: it only gives back", *path, answer)
+        if name not in DECIDED:
+            close = suggestion(name, DECIDED)
+            raise FlawError(f"unknown method {quoted(name)}{close}", *path, answer)
+        lack = lack_of(rule, condition, DECIDED[name])
+        if lack is not None:
+            raise FlawError(f"the rule can never match: {name} {lack[0]}", *path, lack[1])
+    return names
+
+
+def lack_of(rule: Rule, condition: Condition, method: Method) -> tuple[str, str] | None:
+    """What a rule asks about that a method does not have, and under which key; None if nothing."""
+    kinds = {kind for _, kind in method.arguments}
+    leaves = method.name in {"send_handle", "handle_fileno"}
+    has = {
+        "flags": Kind.FLAGS in kinds,
+        "size": bool(kinds & {Kind.SIZE, Kind.MAX_SIZE, Kind.DATA, Kind.RANGES}),
+        "rights": Kind.RIGHTS in kinds,
+        "seals": leaves or Kind.SEALS in kinds,
+        "peer": Kind.SOCKET in kinds,
+    }
+    for key, about in ABOUT.items():
+        value = getattr(rule, key)
+        if not has[about] and value is not None and not (type(value) is tuple and not value):
+            return (f"has no {about}", key)
+    unknown = (condition.flags.all or condition.flags.any) and not (
+        condition.flags.all & ~method.flags == 0
+        and (not condition.flags.any or condition.flags.any & method.flags)
+    )
+    if unknown:
+        key = "all_flags" if condition.flags.all & ~method.flags else "any_flags"
+        return ("does not take these flags", key)
+    return None
+
+
+def mask_of(rule: Rule, what: str, kind: type[IntFlag], *path: str | int) -> Mask:
+    """The bits that a rule names."""
+    values = {}
+    for which in BITS:
+        key = f"{which}_{what}"
+        value = 0
+        for name in names_in(getattr(rule, key), *path, key):
+            if name not in kind.__members__:
+                close = suggestion(name, kind.__members__)
+                raise FlawError(f"unknown {what} {quoted(name)}{close}", *path, key)
+            value |= kind[name]
+        values[which] = int(value)
+    mask = Mask(**values)
+    if mask.all & mask.no:
+        named = kind(mask.all & mask.no).name
+        raise FlawError(
+            f"the rule can never match: {named} in all_{what} and in no_{what}", *path, f"no_{what}"
+        )
+    if mask.any and mask.any & ~mask.no == 0:
+        raise FlawError(
+            f"the rule can never match: no_{what} has all of any_{what}", *path, f"any_{what}"
+        )
+    return mask
+
+
+def sizes_of(rule: Rule, *path: str | int) -> tuple[int, int]:
+    """The bounds of a rule, in bytes."""
+    bounds = []
+    for key, otherwise in (("min_size", 0), ("max_size", MOST)):
+        value = getattr(rule, key)
+        if value is None:
+            value = otherwise
+        elif type(value) is not int or not 0 <= value <= MOST:
+            raise FlawError(f"{key} is {shown(value)}, not 0 to 2**64 - 1 bytes", *path, key)
+        bounds.append(value)
+    if bounds[0] > bounds[1]:
+        raise FlawError(
+            f"the rule can never match: min_size {bounds[0]} is above max_size {bounds[1]}",
+            *path,
+            "min_size",
+        )
+    return bounds[0], bounds[1]
+
+
+def ids_of(value: object, *path: str | int) -> frozenset[int]:
+    """Numbers of users or groups."""
+    if value is None:
+        return frozenset()
+    ids = set()
+    for each in value if type(value) is tuple else (value,):
+        if type(each) is not int or not 0 <= each <= MOST_ID:
+            raise FlawError(f"{shown(each)} is no number of a user or group", *path)
+        ids.add(each)
+    if not ids:
+        raise FlawError("an empty list matches nobody", *path)
+    return frozenset(ids)
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text for a message."""
+    text = exact_text(value)
+    return text is not None and text != "" and text.isprintable()
+
+
+def truth_of(value: object, *path: str | int) -> bool:
+    """True, or not given."""
+    if value is not None and value is not True:
+        raise FlawError("true, or leave it out", *path)
+    return value is True
+
+
+def names_in(value: object, *path: str | int) -> tuple[str, ...]:
+    """A list of names."""
+    names = plain(value)
+    if type(names) is not tuple or not all(type(each) is str for each in names):
+        raise FlawError(f"{path[-1]} is {shown(value)}, not a list of names", *path)
+    return names
+
+
+def one_of(value: object, known: Sequence[str], key: str) -> None:
+    """Whether a value is one of a few words."""
+    word = exact_text(value)
+    if word not in known:
+        words = " or ".join(map(repr, known))
+        close = "" if word is None else suggestion(word, known)
+        raise FlawError(f"{key} is {shown(value)}, not {words}{close}", key)
+
+
+def check_reachable(
+    compiled: Sequence[Compiled], numbers: Sequence[tuple[Any, ...]], readied: int
+) -> None:
+    """Whether every rule of the user's can be the first to match a call of one method at least."""
+    hidden = first_hidden(numbers, readied)
+    if hidden is None:
+        return
+    rule, first = (compiled[place] for place in hidden)
+    same = first.condition == rule.condition and first.allows != rule.allows
+    why = "says the opposite of the same calls" if same else "always answers first"
+    raise FlawError(
+        f"the rule can never match: {quoted(first.name)} {why}", "rule", rule.number - readied
+    )
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The nearest known name, if one is near."""
+    if len(name) > LONGEST_NAME:
+        return ""
+    names = list(known)
+    folded = {each.casefold(): each for each in names}
+    close = get_close_matches(name.casefold(), folded, 1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""

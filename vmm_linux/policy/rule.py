@@ -1,0 +1,146 @@
+"""What a policy is made of: a rule, the ready rules, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from vmm_linux._core.values import one_line
+from vmm_linux.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["BITS", "KEYS", "READY", "FlawError", "PolicyError", "Rule"]
+
+BITS: Final = ("all", "any", "no")
+
+
+class PolicyError(InvalidArgument):
+    """A policy is none: ``INVALID_ARGUMENT``.
+
+    Attributes:
+        file: where it was read, or None.
+        line: of the file, counted from 1, or None.
+        reason: what is wrong, and what is expected.
+    """
+
+    def __init__(self, reason: str, file: str | None = None, line: int | None = None) -> None:
+        name = "" if file is None else one_line(file)
+        where = "" if file is None else f"{name}:{line}: " if line else f"{name}: "
+        super().__init__("Policy", f"{where}{reason}")
+        self.reason = reason
+        self.file = file
+        self.line = line
+
+    def __reduce__(self) -> Any:  # noqa: ANN401  other arguments than those of the base class
+        return type(self), (self.reason, self.file, self.line)
+
+
+class FlawError(Exception):
+    """What is wrong in a policy, and under which keys: of a table, or of a list by number."""
+
+    def __init__(self, reason: str, *path: str | int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path = path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What to answer to which calls. All conditions that are given have to hold.
+
+    Attributes:
+        allow, deny: one of the two: names of methods, or ``"*"`` for all that have what the
+            conditions are about.
+        name: what a denial calls it.
+        all_flags, any_flags, no_flags: ``VmmFlags`` by name, of which the call's argument has
+            every one, one at least, none.
+        min_size, max_size: bytes that the call is about, bounds included. Of ranges their sum; of
+            what is received ``max_size``, and without one more than any bound.
+        all_rights, any_rights, no_rights: ``Rights`` that a copy, a receiver or a descriptor gets.
+        all_seals, any_seals, no_seals: ``Seal``: of a buffer that leaves (``send_handle``,
+            ``handle_fileno``) those that it has, of others those that are put on or demanded.
+        peer_uid, peer_gid: users and groups, one of which made the other end of the socket.
+        other_user: True: that was another user than this process's.
+
+    Where the kernel does not tell who made the other end, a condition about that holds in a rule
+    that denies, and does not in one that allows. Nor does it tell of users and groups that this
+    process's user namespace does not map: all have one number, ``kernel.overflowuid`` (65534),
+    which in such a namespace is nobody's for sure.
+    """
+
+    allow: str | Sequence[str] | None = None
+    deny: str | Sequence[str] | None = None
+    name: str | None = None
+    all_flags: Sequence[str] = ()
+    any_flags: Sequence[str] = ()
+    no_flags: Sequence[str] = ()
+    min_size: int | None = None
+    max_size: int | None = None
+    all_rights: Sequence[str] = ()
+    any_rights: Sequence[str] = ()
+    no_rights: Sequence[str] = ()
+    all_seals: Sequence[str] = ()
+    any_seals: Sequence[str] = ()
+    no_seals: Sequence[str] = ()
+    peer_uid: int | Sequence[int] | None = None
+    peer_gid: int | Sequence[int] | None = None
+    other_user: bool | None = None
+
+
+KEYS: Final = tuple(each.name for each in fields(Rule))
+
+READY: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
+    {
+        "W^X": (
+            Rule(
+                name="W^X",
+                deny=(
+                    "allocate",
+                    "protect",
+                    "mdl_create",
+                    "mdl_create_from_vm",
+                    "mdl_create_from_buf",
+                    "mdl_map",
+                ),
+                all_flags=(
+                    "WRITE",
+                    "EXECUTE",
+                ),
+            ),
+        ),
+        "no executable MDL": (
+            Rule(
+                name="no executable MDL",
+                deny=(
+                    "mdl_create",
+                    "mdl_create_from_vm",
+                    "mdl_create_from_buf",
+                    "mdl_map",
+                ),
+                any_flags=("EXECUTE",),
+            ),
+        ),
+        "no transfer to other users": (
+            Rule(name="no transfer to other users", deny=("send_handle",), other_user=True),
+            # Nobody can tell where a descriptor goes.
+            Rule(name="no transfer to other users", deny=("handle_fileno",)),
+        ),
+        "only frozen or published buffers leave": (
+            Rule(
+                name="only frozen or published buffers leave",
+                deny=(
+                    "send_handle",
+                    "handle_fileno",
+                ),
+                no_seals=(
+                    "PUBLISH",
+                    "FREEZE",
+                ),
+            ),
+        ),
+    }
+)
+"""The ready rules, by name."""
