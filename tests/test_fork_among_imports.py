@@ -17,7 +17,7 @@ import pytest
 
 from children import in_own_process, run_child
 from kernel_oracle import PAGE, TESTS_IMPORTABLE
-from test_layers import MODULES, SOURCES, name_of
+from test_layers import MODULES, ROOT, SOURCES, name_of
 from vmm_linux import audit, policy
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 PATIENCE = 20
 """Seconds after which a child hangs."""
 #: Modules of tools, which show things by packages that may be absent.
+#: What the layers of the core include.
+PARTS = sorted((ROOT / "cython_src").rglob("*.pxi"))
+
 SHOWING = {
     "_tools.machine",
     "_tools.matplotlib",
@@ -62,7 +65,7 @@ def late_imports_of_cython(text: str) -> Iterator[str]:
 def test_no_method_has_an_import_statement() -> None:
     found = {
         (name_of(source), statement)
-        for source in SOURCES
+        for source in [*SOURCES, *PARTS]
         if not name_of(source).startswith("experiments.")
         and name_of(source) not in SHOWING
         and source.suffix != ".pxd"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+from vmm_linux._core import imports
+
 OLD_NAMES: dict[str, tuple[str, dict[str, str]]] = {
     "vmm_linux._audit": (
         "vmm_linux._core.endpoint",
@@ -33,8 +35,7 @@ class OldModule(ModuleType):
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         module, names = OLD_NAMES[self.__name__]
-        __import__(module)
-        return getattr(sys.modules[module], names.get(name, name))
+        return getattr(imports.needed("unpickle", module), names.get(name, name))
 
 
 for old in OLD_NAMES:
