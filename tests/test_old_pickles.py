@@ -363,13 +363,13 @@ MAPPING = (
 
 
 def test_a_page_that_the_first_version_pickled_is_loaded() -> None:
-    for pickled in (INFO, PAGE):
-        info = pickle.loads(pickled)  # noqa: S301
+    infos = [pickle.loads(INFO), pickle.loads(PAGE)]  # noqa: S301
+    for info in infos:
         assert type(info) is PageInfo
         assert (info.va, info.state, info.kind) == (ADDRESS, PageState.COMMITTED, PageKind.PRIVATE)
         assert pickle.loads(pickle.dumps(info)) == info  # noqa: S301
-    assert info.smaps.start == ADDRESS
-    assert info.smaps.rss == 4096
+    assert infos[0].smaps is None
+    assert (infos[1].smaps.start, infos[1].smaps.rss) == (ADDRESS, 4096)
 
 
 def test_a_record_that_the_first_version_pickled_is_loaded() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from vmm_linux._core import imports, kernel
 from vmm_linux._core.values import describe, index, is_a, one_line
 from vmm_linux.errors import InvalidArgument, Unimplemented
@@ -43,7 +41,9 @@ def array(
     kind = checked_dtype(numpy, dtype)
     lengths = checked_shape(shape)
     start = index("array", "offset", offset)
-    size = kind.itemsize * math.prod(lengths)
+    size = kind.itemsize
+    for length in lengths:
+        size *= length
     whole = buffer.size
     if not 0 <= start <= whole or size > whole - start:
         raise InvalidArgument(

@@ -16,11 +16,9 @@ by itself waits for a while until all was fetched.
 from __future__ import annotations
 
 import _socket
-import array
 import atexit
 import errno
 import os
-import resource
 import signal
 import struct
 import sys
@@ -52,6 +50,7 @@ AFTER_QUEUES: Final = -10
 HALF: Final = 16
 """Bytes of each half of a ticket's secret."""
 CREDENTIALS: Final = struct.Struct("iII")
+INT_SIZE: Final = struct.calcsize("i")
 PASS_CREDENTIALS: Final = _socket.CMSG_SPACE(CREDENTIALS.size)
 NO_DESCRIPTOR_LEFT: Final = "no descriptor is left; raise RLIMIT_NOFILE (ulimit -n) or close some"
 GONE: Final = (
@@ -113,12 +112,12 @@ class Ticket(NamedTuple):
 
     def _taken(self, sock: socket.socket) -> int:
         """The descriptor out of an answer."""
-        room = _socket.CMSG_LEN(array.array("i").itemsize)
+        room = _socket.CMSG_LEN(INT_SIZE)
         answer, control, flags, _ = sock.recvmsg(HALF, room, _socket.MSG_CMSG_CLOEXEC)
-        found = array.array("i")
+        found: list[int] = []
         for level, kind, data in control:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                found.frombytes(data[: len(data) - len(data) % found.itemsize])
+                found += memoryview(data[: len(data) - len(data) % INT_SIZE]).cast("i")
         if len(found) == 1 and answer == self.proof:
             return found[0]
         for each in found:
@@ -144,7 +143,7 @@ class Sharer:
         secret = os.urandom(2 * HALF)
         request, proof = secret[:HALF], secret[HALF:]
         with self.changed:
-            most = min(MOST_WAITING, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+            most = min(MOST_WAITING, kernel.most_descriptors() // 2)
             if len(self.waiting) >= most:
                 raise QuotaExceeded(
                     "pickle",
@@ -219,7 +218,7 @@ class Sharer:
                 kept, proof = found
                 try:
                     if kept.is_open:
-                        rights = array.array("i", [kept.number])
+                        rights = struct.pack("i", kept.number)
                         control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
                         # Whose ticket it is waits for one answer, and has room for one.
                         sock.sendmsg([proof], control, _socket.MSG_DONTWAIT, address)

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import _socket
 import errno
-import fcntl
-import math
 import os
 import select
 import struct
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Event"]
 
+FOREVER: Final = float("inf")
 MESSAGE: Final = struct.Struct("<4sHH")
 MAGIC: Final = b"VMME"
 VERSION: Final = 1
@@ -247,7 +246,7 @@ class Event:
         Source: poll(2).
         """
         held, number = self._open("wait")
-        deadline = math.inf if timeout is None else time.monotonic() + seconds("wait", timeout)
+        deadline = FOREVER if timeout is None else time.monotonic() + seconds("wait", timeout)
         while True:
             left = max(0.0, deadline - time.monotonic())
             if ready("Event.wait", number, select.POLLIN, min(left * 1e3, LONGEST_POLL)):
@@ -361,9 +360,8 @@ def lost(method: str) -> VmmError:
 
 def keep_from_blocking(fd: int) -> None:
     """Set O_NONBLOCK, which is shared with everybody who has the event, and theirs to change."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    if not flags & os.O_NONBLOCK:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+    if os.get_blocking(fd):
+        os.set_blocking(fd, False)
 
 
 def clear_by_read(fd: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from threading import get_ident
+from _thread import get_ident
 
 from vmm_linux.errors import InvalidOperation
 

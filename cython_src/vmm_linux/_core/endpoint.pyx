@@ -65,21 +65,20 @@ from vmm_linux._core.procfs cimport (
 )
 from vmm_linux._core.vocabulary cimport *
 
+import _socket
 import atexit
-import math
 import os
 import select
-import socket
 import struct
 import sys
 import time
 import warnings
 import weakref
 from collections import deque, namedtuple
+from _socket import SocketType
+from _thread import get_ident
 from enum import Enum
 from operator import attrgetter
-from socket import SocketType
-from threading import get_ident
 
 from vmm_linux._core import default_limits, imports, shortage
 from vmm_linux._core.procfs import parse_smaps

@@ -249,7 +249,7 @@ cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noe
 
 cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t length) noexcept nogil
 
-cdef uint64_t most_descriptors() noexcept nogil
+cpdef uint64_t most_descriptors() noexcept nogil
 
 
 # ---- signals -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ SO_TIMESTAMPING = 37
 TIMESTAMP = struct.Struct("2q")
 TIMESTAMP_OPTIONS = (29, 35, 63, 64)  # SO_TIMESTAMP, SO_TIMESTAMPNS, and the same with _NEW
 COMPANIONS = (
-    ("SO_PASSCRED", ((socket.SO_PASSCRED,),), CREDENTIALS.size),
+    ("SO_PASSCRED", ((_socket.SO_PASSCRED,),), CREDENTIALS.size),
     ("SO_PASSPIDFD", ((SO_PASSPIDFD,),), struct.calcsize("i")),
     ("SO_TIMESTAMP", (TIMESTAMP_OPTIONS,), TIMESTAMP.size),
     ("SO_TIMESTAMPING", (TIMESTAMP_OPTIONS, (SO_TIMESTAMPING,)), 3 * TIMESTAMP.size),
@@ -33,32 +33,43 @@ LONGEST_POLL = 86_400_000
 """Milliseconds of one poll(2), which knows no more than 24 days; longer waits take several."""
 
 # As plain integers: arithmetic with enumerations takes a microsecond each time.
-cdef int AF_UNIX = socket.AF_UNIX
-cdef int SOL_SOCKET = socket.SOL_SOCKET
-cdef int SCM_RIGHTS = socket.SCM_RIGHTS
+cdef int AF_UNIX = _socket.AF_UNIX
+cdef int SOL_SOCKET = _socket.SOL_SOCKET
+cdef int SCM_RIGHTS = _socket.SCM_RIGHTS
 cdef int SCM_PIDFD = 4
-cdef int FLAWS = socket.MSG_TRUNC | socket.MSG_CTRUNC
-cdef int FLAW_OF_BYTES = socket.MSG_TRUNC
-cdef int FLAW_OF_DESCRIPTORS = socket.MSG_CTRUNC
-cdef object CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
-cdef object NOSIGNAL = int(socket.MSG_NOSIGNAL)
+cdef int FLAWS = _socket.MSG_TRUNC | _socket.MSG_CTRUNC
+cdef int FLAW_OF_BYTES = _socket.MSG_TRUNC
+cdef int FLAW_OF_DESCRIPTORS = _socket.MSG_CTRUNC
+cdef object CLOEXEC = int(_socket.MSG_CMSG_CLOEXEC)
+cdef object NOSIGNAL = int(_socket.MSG_NOSIGNAL)
 # Bytes of control data for the longest message. No room lets more descriptors in than the kernel
 # takes, so nobody has to be asked which options the socket has.
-cdef object ROOM = socket.CMSG_LEN(PARCEL_DESCRIPTORS * sizeof(int)) + sum(
-    socket.CMSG_SPACE(size) for _, _, size in COMPANIONS) + (
-    socket.CMSG_SPACE(MOST_LABEL) + socket.CMSG_SPACE(INQ))
-cdef object Socket = socket.socket
-cdef object family_of = socket.SocketType.family.__get__
-cdef dict FAMILIES = {int(family): family.name for family in socket.AddressFamily}
+cdef object ROOM = _socket.CMSG_LEN(PARCEL_DESCRIPTORS * sizeof(int)) + sum(
+    _socket.CMSG_SPACE(size) for _, _, size in COMPANIONS) + (
+    _socket.CMSG_SPACE(MOST_LABEL) + _socket.CMSG_SPACE(INQ))
+cdef object family_of = SocketType.family.__get__
+# The class of Python's sockets, once somebody has one: the package itself needs only its base.
+cdef object Socket = None
+
+
+cdef object python_socket():
+    """``socket.socket``; None where the module is not loaded, so that there is no such object."""
+    global Socket
+    if Socket is None:
+        Socket = getattr(imports.loaded("socket"), "socket", None)
+    return Socket
 
 
 cpdef int check_socket(str method, object sock) except -1:
     """Whether this is a socket that descriptors can go through."""
-    if not is_a(sock, Socket):
+    if python_socket() is None or not is_a(sock, Socket):
         raise InvalidArgument(method, f"sock is {describe(sock)}, not a socket")
     family = family_of(sock)
     if family != AF_UNIX:
-        name = FAMILIES.get(family, family)
+        try:
+            name = imports.loaded("socket").AddressFamily(family).name
+        except ValueError:
+            name = family
         raise InvalidArgument(
             method, f"sock is of family {name}; only AF_UNIX carries descriptors")
     return 0
@@ -69,18 +80,18 @@ def duplicate(str method, sock, Descriptor held):
 
     ``held``, which has none yet, tells of that descriptor from then on whether it is still ours.
     """
-    cdef int own = kernel.fcntl(socket.SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
+    cdef int own = kernel.fcntl(SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
     if own == -EBADF:
         raise OSError(EBADF, os.strerror(EBADF))
     if own < 0:
         raise QuotaExceeded(method, "no descriptor is left; raise RLIMIT_NOFILE", -own)
     held.take(own)
     try:
-        plain = socket.socket(AF_UNIX, socket.SocketType.type.__get__(sock), 0, own)
+        plain = python_socket()(AF_UNIX, SocketType.type.__get__(sock), 0, own)
     except BaseException:
         held.close()
         raise
-    timeout = socket.SocketType.gettimeout(sock)
+    timeout = SocketType.gettimeout(sock)
     if plain.gettimeout() != timeout:
         plain.settimeout(timeout)
     return plain
@@ -101,8 +112,8 @@ def peer_of(sock):
 cdef tuple credentials_of(object sock):
     """The same as the kernel reports them, with its placeholders."""
     try:
-        credentials = socket.SocketType.getsockopt(
-            sock, SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        credentials = SocketType.getsockopt(
+            sock, SOL_SOCKET, _socket.SO_PEERCRED, CREDENTIALS.size)
     except OSError:
         return None
     pid, uid, gid = CREDENTIALS.unpack(credentials)
@@ -223,9 +234,9 @@ cdef object made_descriptor(int fd):
 
 cdef object room_for(object sock, int descriptors):
     """Bytes of control data for so many descriptors, and what the socket's options add to them."""
-    room = socket.CMSG_LEN(descriptors * sizeof(int))
+    room = _socket.CMSG_LEN(descriptors * sizeof(int))
     for _, size in companions_of(sock):
-        room += socket.CMSG_SPACE(size)
+        room += _socket.CMSG_SPACE(size)
     return room
 
 
@@ -261,7 +272,7 @@ def cut_off(str method, sock, str what):
 
     Asked while those that came are open, so that a limit that is reached still is.
     """
-    cdef int own = kernel.fcntl(socket.SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
+    cdef int own = kernel.fcntl(SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
     cdef list names
     if own < 0:
         return QuotaExceeded(method, f"{what}; raise RLIMIT_NOFILE (ulimit -n) or close some", -own)
@@ -326,8 +337,8 @@ cdef int wait_for_room(object sock, double *deadline) except -1:
 cdef object kernel_timeout(object sock):
     """Seconds that the kernel lets a sender on a blocking socket wait."""
     seconds, micro = TIMEVAL.unpack(
-        sock.getsockopt(SOL_SOCKET, socket.SO_SNDTIMEO, TIMEVAL.size))
-    return seconds + micro / 1e6 or math.inf
+        sock.getsockopt(SOL_SOCKET, _socket.SO_SNDTIMEO, TIMEVAL.size))
+    return seconds + micro / 1e6 or float("inf")
 
 
 def send_descriptor(sock, bytes data, Descriptor held):

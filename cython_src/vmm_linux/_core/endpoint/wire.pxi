@@ -173,7 +173,7 @@ cdef Received receive(object sock, const Demands *demands, object peer_uid):
     """Receive one parcel, and believe only what the kernel says of it."""
     cdef Received received
     message, received, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
-    if not (message or len(received) or flags) and sock.type != socket.SOCK_DGRAM:
+    if not (message or len(received) or flags) and sock.type != _socket.SOCK_DGRAM:
         raise EOFError("recv_handle: the other end is closed")
     if peer_uid is not None:
         check_peer(sock, peer_uid)

@@ -350,7 +350,7 @@ cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t leng
 
 
 
-cdef uint64_t most_descriptors() noexcept nogil:
+cpdef uint64_t most_descriptors() noexcept nogil:
     """``getrlimit(RLIMIT_NOFILE)``: how many descriptors this process may have."""
     cdef resource_limit limit
     return limit.rlim_cur if c_getrlimit(RLIMIT_NOFILE, &limit) == 0 else 0
