@@ -1,13 +1,9 @@
-"""Contract of endpoint."""
+"""What the endpoint offers to other layers: what every VMM of this process made of its memory."""
 
 from libc.stdint cimport uintptr_t
 from libcpp.vector cimport vector
 
 from vmm_linux._core.memory cimport Intent
 
-
-# ---- registry --------------------------------------------------------------------------------------
-
 cdef bint intent_of_any(uintptr_t va, Intent *intent) except -1
-
 cdef int add_intents_of_all(vector[Intent] *intents) except -1

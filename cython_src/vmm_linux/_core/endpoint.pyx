@@ -1,19 +1,23 @@
-"""Layer endpoint."""
+"""The endpoint: the methods of ``VMM``, from what a caller gives to what it gets.
+
+A call goes one way: its arguments become numbers (``methods``, ``arguments``), the gate lets it
+pass (``gate``, ``rules``, ``audit``), the method carries it out in the address space (``regions``,
+``buffers``, ``query``, ``wire``), and what went wrong becomes words (``failures``). The layers
+below answer in numbers alone.
+"""
 
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_SIMPLE,
-    PyBUF_WRITABLE,
-    PyBuffer_FillInfo,
-    PyBuffer_Release,
-    PyObject_GetBuffer,
+    PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
-from libc.errno cimport EAGAIN, EBADF, EDQUOT, EINTR, EIO, ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, errno
+from libc.errno cimport (
+    EAGAIN, EBADF, EDQUOT, EINTR, EIO, ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, errno,
+)
 from libc.stdint cimport int64_t, int8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy
 from libcpp.vector cimport vector
@@ -23,44 +27,15 @@ from posix.unistd cimport getpid, write as write_bytes
 
 from vmm_linux._core cimport kernel
 from vmm_linux._core.kernel cimport (
-    check_mark,
-    Descriptor,
-    drop_signals,
-    F_DUPFD_CLOEXEC,
-    F_GET_SEALS,
-    F_GETFL,
-    F_SEAL_FUTURE_WRITE,
-    F_SEAL_GROW,
-    F_SEAL_SEAL,
-    F_SEAL_SHRINK,
-    F_SEAL_WRITE,
-    FileStatus,
-    HeldSignals,
-    hold_signals,
-    mark,
-    MARK_AUDIT,
-    O_ACCMODE,
-    O_NONBLOCK,
-    O_RDONLY,
-    O_RDWR,
-    open_file_close,
-    open_file_note,
-    open_file_number,
-    open_file_status,
-    OpenFile,
-    PAGE_SIZE,
+    check_mark, Descriptor, drop_signals, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFL,
+    F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, FileStatus,
+    HeldSignals, hold_signals, mark, MARK_AUDIT, O_ACCMODE, O_NONBLOCK, O_RDONLY, O_RDWR,
+    open_file_close, open_file_note, open_file_number, open_file_status, OpenFile, PAGE_SIZE,
     ProcmapQuery,
 )
 from vmm_linux._core.memory cimport *
 from vmm_linux._core.procfs cimport (
-    can_mean_two,
-    free_text,
-    NAME_ROOM,
-    OwnProcess,
-    PageFacts,
-    settled_name,
-    SmapsRecord,
-    Span,
+    can_mean_two, free_text, NAME_ROOM, OwnProcess, PageFacts, settled_name, SmapsRecord, Span,
     Text,
 )
 from vmm_linux._core.vocabulary cimport *
@@ -85,18 +60,8 @@ from vmm_linux._core.procfs import parse_smaps
 from vmm_linux._core.credentials import known_gid, known_uid
 from vmm_linux._core.values import describe, exact_text, index, is_a, kind_of, one_line, written
 from vmm_linux.errors import (
-    RETCODES,
-    Fail,
-    InvalidArgument,
-    InvalidOperation,
-    OutOfMemory,
-    QuotaExceeded,
-    Retcode,
-    SecurityDisallow,
-    Unimplemented,
-    VmmError,
-    error,
-    refuse_copies,
+    error, Fail, InvalidArgument, InvalidOperation, OutOfMemory, QuotaExceeded, refuse_copies,
+    Retcode, RETCODES, SecurityDisallow, Unimplemented, VmmError,
 )
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.handles import Handle, HandleInfo

@@ -121,7 +121,7 @@ cdef tuple other_pair(str method, object item):
 
 
 cdef object plain_limits(str method, object value):
-    """``Limits`` of the package's own class, whose bounds nobody computes."""
+    """A plain ``Limits``: a subclass could compute its bounds again later."""
     if not is_a(value, Limits):
         raise InvalidArgument(method, f"limits is {describe(value)}, not Limits(...)")
     try:
@@ -159,7 +159,8 @@ cdef int check_multiple(int method, str name, uint64_t value) except -1:
     """A page multiple."""
     if not is_multiple(value, PAGE_SIZE):
         raise InvalidArgument(
-            name_of(method), f"{name} 0x{value:x} is not a multiple of the page size, {PAGE_SIZE} bytes")
+            name_of(method),
+            f"{name} 0x{value:x} is not a multiple of the page size, {PAGE_SIZE} bytes")
     return 0
 
 

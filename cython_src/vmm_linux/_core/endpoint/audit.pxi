@@ -15,7 +15,7 @@ RC_NAMES = list(map(str, Retcode))
 START = '{"v":1,'
 MODE = 0o600
 MOST_RECORDS = 1 << 24
-# Of one text in a line, which somebody chose: a rule's name, or what a callable says. With two of
+# Of one free text in a line: a rule's name, or what a callable says. With two of
 # these, and each character escaped, a line is one that ``audit trace`` reads.
 cdef Py_ssize_t MOST_CHARACTERS = 1 << 16
 
@@ -116,9 +116,9 @@ cdef class Record:
 
 
 def restore_audit_record(uint64_t call, int64_t time, int64_t duration, long pid, long thread,
-                    str method, dict arguments, str decision, str rule, rc, str error,
-                    result, sid, origin_sid, tuple peer):
-    """A new record that says what ``Record.__reduce__`` told of one."""
+                         str method, dict arguments, str decision, str rule, rc, str error,
+                         result, sid, origin_sid, tuple peer):
+    """A new record with what ``Record.__reduce__`` says of one."""
     cdef Record made = Record.__new__(Record)
     for name, value in (arguments or {}).items():
         if not isinstance(name, str) or not is_number(value):
@@ -223,7 +223,7 @@ cdef str path_of(object file):
 cdef int open_file(str path) except -1:
     """Open a file to append to it. The program can open the same one, so ours is marked."""
     cdef int fd, result
-    # O_NONBLOCK: a pipe that nobody reads is an error, and nothing to wait for.
+    # O_NONBLOCK: a pipe without a reader is an error, and nothing to wait for.
     flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK
     try:
         fd = os.open(path, flags, MODE)
@@ -292,7 +292,7 @@ cdef class Audit:
         logging = imports.needed("Audit", "logging")
         if logger is None:
             logger = logging.getLogger("vmm_linux.audit")
-            if not logger.handlers:     # so that nobody's standard error gets what nobody asked for
+            if not logger.handlers:     # or the records would go to standard error unasked
                 logger.addHandler(logging.NullHandler())
         if not is_a(logger, logging.Logger):
             raise InvalidArgument("Audit", f"logger is {describe(logger)}, not a Logger")
@@ -323,7 +323,7 @@ cdef class Audit:
             open_file_close(&self.opened)
 
     cdef int check_unmade(self) except -1:
-        """Refuse to make an audit that somebody may have already."""
+        """Refuse to make an audit a second time."""
         if self.made:
             raise InvalidArgument("Audit", "an audit does not change; make another one")
         return 0
@@ -419,7 +419,7 @@ cdef class Audit:
                 or check_mark(self.opened.fd, MARK_AUDIT) != 0):
             return EBADF
         if self.linked and found.st_nlink == 0:
-            return ENOENT       # it was deleted, and nobody would ever read the line
+            return ENOENT       # it was deleted: the line could never be read
         if self.torn:
             text = b"\n" + text
         start = text

@@ -1,6 +1,7 @@
 """The buffer protocol for a Python class: Python 3.11 has it in C alone."""
 
-# Without garbage collection of its own, as memory that somebody looks at is no garbage: a cycle
+
+# Without garbage collection of its own, as memory with a view is no garbage: a cycle
 # through it would otherwise have its owner finalized while it still holds the pages.
 @cython.no_gc
 @cython.final

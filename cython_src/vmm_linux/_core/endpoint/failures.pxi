@@ -1,4 +1,4 @@
-"""A call of the endpoint as numbers, and the exception that tells of a failed one."""
+"""Failures in words: the exception for a call that failed, and its return code."""
 
 REASONS = {
     CLOSED: (
@@ -21,24 +21,26 @@ REASONS = {
         "{size} bytes (and guards) are more than the address space, which ends at 0x{highest:x}"),
     NOT_COMMITTED: (
         Retcode.INVALID_OPERATION,
-        "the page at 0x{value:x} is reserved, not committed; commit it first"),
+        "the page at 0x{subject:x} is reserved, not committed; commit it first"),
     NO_ACCESS: (
         Retcode.INVALID_OPERATION,
-        "the protection of the page at 0x{value:x} does not allow it; protect() changes that"),
+        "the protection of the page at 0x{subject:x} does not allow it; protect() changes that"),
     IS_MDL: (
         Retcode.INVALID_OPERATION,
-        "the page at 0x{value:x} belongs to an MDL buffer, which stays committed; free it instead"),
+        "the page at 0x{subject:x} belongs to an MDL buffer, which stays committed; free it "
+        "instead"),
     INHERITED: (
         Retcode.INVALID_OPERATION,
-        "the SHAREABLE page at 0x{value:x} came from the parent process, which would lose its "
+        "the SHAREABLE page at 0x{subject:x} came from the parent process, which would lose its "
         "contents; free it instead"),
     ABOVE_CEILING: (
         Retcode.NO_CAPABILITY,
-        "the page at 0x{value:x} belongs to a buffer, and may not have this protection here; map "
+        "the page at 0x{subject:x} belongs to a buffer, and may not have this protection here; map "
         "the buffer again with it"),
     PINNED: (
         Retcode.BUSY,
-        "a view holds the page at 0x{value:x}; let go of the view and of all that was made of it"),
+        "a view holds the page at 0x{subject:x}; let go of the view and of all that was made of "
+        "it"),
     NO_HUGE_PAGES: (
         Retcode.UNIMPLEMENTED,
         "HUGE: this kernel has no transparent huge pages; leave the flag out"),
@@ -47,7 +49,7 @@ REASONS = {
         "the process has no memory left for the package's own records"),
     NO_BACKING_MEMORY: (
         Retcode.OUT_OF_MEMORY,
-        "no memory could be had for a page of the shared memory between 0x{value:x} and "
+        "no memory could be had for a page of the shared memory between 0x{subject:x} and "
         "0x{va:x} + {size}; LOCKED takes it when it is committed"),
     UNKNOWN_HANDLE: (
         Retcode.INVALID_ARGUMENT,
@@ -63,10 +65,10 @@ REASONS = {
         "handle 0x{handle:x} does not give {rights}"),
     BEYOND_BUFFER: (
         Retcode.INVALID_ARGUMENT,
-        "{size} bytes at offset {offset} are not inside the buffer of {value} bytes"),
+        "{size} bytes at offset {offset} are not inside the buffer of {subject} bytes"),
     ALREADY_MDL: (
         Retcode.INVALID_OPERATION,
-        "the page at 0x{value:x} belongs to an MDL buffer already; clone that"),
+        "the page at 0x{subject:x} belongs to an MDL buffer already; clone that"),
     SEALED: (
         Retcode.NO_CAPABILITY,
         "the buffer is sealed: nobody can map it writable any more"),
@@ -83,18 +85,14 @@ REASONS = {
         "send_handle sends it"),
     FORBIDDEN_OF_MDL: (
         Retcode.SECURITY_DISALLOW,
-        "the policy does not allow it (rule: no executable MDL): the page at 0x{value:x} is "
+        "the policy does not allow it (rule: no executable MDL): the page at 0x{subject:x} is "
         "executable; protect() changes that"),
-    BEYOND_LIMIT: (
-        Retcode.QUOTA_EXCEEDED,
-        "{value} more {figure} than the {out} in use would pass this VMM's limit, {bound}; give "
-        "some back, or raise it: vmm.limits = vmm.limits.replace({figure}=...)"),
     UNSEALABLE: (
         Retcode.NO_CAPABILITY,
         "the memory takes no more seals"),
     TOO_MANY_SEGMENTS: (
         Retcode.INVALID_OPERATION,
-        "the buffer's {value} segments and its identity are more than the 253 descriptors of a "
+        "the buffer's {subject} segments and its identity are more than the 253 descriptors of a "
         "message; clone a smaller part, or make the buffer of larger segments"),
 }
 """Why a call can fail without the kernel's word: return code and message."""
@@ -107,7 +105,7 @@ OVER_PAGES = frozenset((
 RESOURCE_LIMITS = ((LIMIT_AS, "RLIMIT_AS"), (LIMIT_DATA, "RLIMIT_DATA"))
 
 
-cdef size_t guards(uint32_t flags) noexcept nogil:
+cdef size_t guards(uint64_t flags) noexcept nogil:
     """Bytes of guard pages of a region with these flags."""
     return kernel.page_size() * (
         (flags & FLAG_LOW_GUARD != 0) + (flags & FLAG_HIGH_GUARD != 0))
@@ -116,18 +114,22 @@ cdef size_t guards(uint32_t flags) noexcept nogil:
 cdef object explain(Request *request, Answer *answer):
     """The exception for a call that failed, with the values that were wrong and what to do."""
     method = name_of(request.method)
-    if answer.reason != KERNEL_REFUSED:
+    if answer.reason == BEYOND_LIMIT:
+        limit = FIGURE_NAMES[answer.figure]
+        rc, message = Retcode.QUOTA_EXCEEDED, (
+            f"{answer.requested} more {limit} than the {answer.used} in use would pass this VMM's "
+            f"limit, {answer.bound}; give some back, or raise it: "
+            f"vmm.limits = vmm.limits.replace({limit}=...)")
+    elif answer.reason != KERNEL_REFUSED:
         rc, template = REASONS[answer.reason]
         message = template.format(
-            va=request.va, size=request.size, value=answer.requested if answer.reason == BEYOND_LIMIT else answer.subject,
-            handle=request.handle, offset=request.offset,
-            rights=Rights(answer.subject & RIGHT_ALL).name, bound=answer.bound, out=answer.used,
-            figure=FIGURE_NAMES[answer.figure] if answer.reason == BEYOND_LIMIT else None,
+            va=request.va, size=request.size, subject=answer.subject, handle=request.handle,
+            offset=request.offset, rights=Rights(answer.subject & RIGHT_ALL).name,
             lowest=kernel.mmap_min_addr(), highest=kernel.user_space_end())
     elif answer.error == -ENOMEM:
         rc, message = shortage.explain(
             request.va if request.method in OVER_PAGES else None,
-            request.size + guards(<uint32_t>request.flags) * (answer.resource_limits & LIMIT_AS != 0),
+            request.size + guards(request.flags) * (answer.resource_limits & LIMIT_AS != 0),
             [name for bit, name in RESOURCE_LIMITS if answer.resource_limits & bit],
             answer.mappings)
     elif answer.error == -EDQUOT:        # our word for a full memory cgroup, not the kernel's

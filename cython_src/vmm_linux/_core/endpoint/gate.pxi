@@ -2,7 +2,7 @@
 
 Every call of a VMM that has a policy or an audit goes through here, by either face: its arguments
 become numbers, the policy decides about these, the method is carried out with these, and the audit
-writes down what came of it. Nothing here runs under the VMM's mutex.
+writes down the result. Nothing here runs under the VMM's mutex.
 """
 
 cdef struct Facts:
@@ -20,7 +20,7 @@ cdef object close_socket = SocketType.close
 
 
 cdef Facts facts_of(const Request *request) noexcept:
-    """What rules look at, as far as the arguments tell."""
+    """What rules look at, as far as the arguments say."""
     cdef Facts facts
     facts.flags = request.flags
     facts.size = request.size
@@ -138,7 +138,7 @@ cdef class Gate:
         return result
 
     cdef int end(self, VMM vmm, Record record, object result, BaseException problem) except -1:
-        """Write down how a call ended, as far as there is memory to tell of it.
+        """Write down how a call ended, as far as there is memory for that.
 
         The caller gets what the call made, or why it failed, even if there is none.
         """
@@ -181,7 +181,7 @@ cdef class Gate:
 
     cdef object call_with_duplicate(self, VMM vmm, Call *call, Deed deed, object sock,
                                     Record record):
-        """The same with a socket of this package's own.
+        """The same with a socket that only this package has.
 
         What the policy looks at is what is used, whatever the caller's class overrides, or another
         thread puts under the descriptor's number.
@@ -201,7 +201,7 @@ cdef class Gate:
                                 Record record, Descriptor held):
         """Carry out a method with these very arguments if it may be.
 
-        ``held`` is the descriptor of a socket of this package's own, or None.
+        ``held`` is the descriptor of a duplicated socket, or None.
         """
         cdef Method method = call.request.method
         cdef Facts facts = facts_of(&call.request)

@@ -33,7 +33,8 @@ class Kind(Enum):
     LIMITS = "limits"
 
 
-MethodInfo = namedtuple("MethodInfo", ("name", "arguments", "flags"), defaults=(0,), module=__name__)
+MethodInfo = namedtuple(
+    "MethodInfo", ("name", "arguments", "flags"), defaults=(0,), module=__name__)
 """A method: its name, its arguments in order with their kinds, and the flags that it knows."""
 
 

@@ -6,7 +6,7 @@ Nothing here touches the page.
 """
 
 cdef object known(int8_t fact):
-    """A fact about a page: None where this kernel does not tell."""
+    """A fact about a page: None where this kernel does not report it."""
     return None if fact < 0 else fact != 0
 
 
@@ -30,10 +30,10 @@ cdef class PageInfo:
         swapped: whether its contents are in swap.
         locked: whether it is pinned in memory (mlock).
         huge: whether it is part of a huge page.
-        smaps: the whole ``/proc/self/smaps`` record of the mapping that holds the page, figures
+        smaps: the whole ``/proc/self/smaps`` record of the mapping that holds the page, sizes
             in bytes; None for a free address, and after ``query(va, smaps=False)``.
 
-    The last five are None where this kernel does not tell.
+    The last five are None where this kernel does not report them.
     """
 
     cdef readonly uintptr_t va
@@ -108,15 +108,15 @@ cdef class PageInfo:
     def __eq__(self, other):
         if not isinstance(other, PageInfo):
             return NotImplemented
-        return figures(self) == figures(other)
+        return contents(self) == contents(other)
 
     def __hash__(self):
         return hash((self.va, self.base, self._end, self._state, self._protection))
 
 
-def restore_page_info(uintptr_t va, state, kind, protection, flags, tuple region, tuple run, mdl_offset, sid,
-             tuple facts, SmapsRecord smaps):
-    """A new answer that says what :meth:`PageInfo.__reduce__` told of one."""
+def restore_page_info(uintptr_t va, state, kind, protection, flags, tuple region, tuple run,
+                      mdl_offset, sid, tuple facts, SmapsRecord smaps):
+    """A new answer with what ``PageInfo.__reduce__`` says of one."""
     cdef PageInfo made = PageInfo.__new__(PageInfo)
     made.va = va
     # As the enumerations have them, which refuse others.
@@ -141,7 +141,7 @@ def restore_page_info(uintptr_t va, state, kind, protection, flags, tuple region
     return made
 
 
-cdef tuple figures(PageInfo info):
+cdef tuple contents(PageInfo info):
     """Everything that makes two answers equal."""
     return (
         info.va, info._state, info._kind, info._protection, info._flags, info.base, info._end,
@@ -160,7 +160,7 @@ cdef struct Found:
 
 
 cdef int ask_kernel(AddressSpace space, OwnProcess process, uintptr_t page, bint smaps,
-              Found *found) noexcept nogil:
+                    Found *found) noexcept nogil:
     """Find out about a page: 0 or -errno. The caller holds the mutex."""
     cdef int result
     found.smaps = [NULL, 0, 0]

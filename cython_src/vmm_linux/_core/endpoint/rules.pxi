@@ -203,7 +203,7 @@ cdef bint among(const vector[int64_t] &wanted, int64_t found, bint unknown) noex
 
 
 cdef bint covers(const Rule *wide, const Rule *narrow) noexcept:
-    """Whether a rule matches every call that another matches, so far as each condition tells."""
+    """Whether a rule matches every call that another matches, as far as the conditions show."""
     return (
         wide.min_size <= narrow.min_size
         and narrow.max_size <= wide.max_size

@@ -4,7 +4,7 @@ cdef enum:
     UNKNOWN = -1                # of a deadline
 
 CREDENTIALS = struct.Struct("iII")
-NOBODY_KNOWN = 0xFFFFFFFF
+NO_USER = 0xFFFFFFFF
 """The user at the other end of a socket that was never connected to one end alone."""
 SO_PASSPIDFD = 76
 SO_PASSSEC = 34
@@ -22,7 +22,7 @@ COMPANIONS = (
 
 The name of the option, the options of which one in each group must be on, and the size in bytes.
 Beside them there are SO_PASSSEC, whose security label is of any length, and SO_INQ (Linux 6.17),
-which comes last, and of which the kernel does not tell whether it is on.
+which comes last, and whose state the kernel does not report.
 """
 LONGEST_LABEL = 1024
 """Bytes of a security label that are looked at."""
@@ -43,12 +43,12 @@ cdef int FLAW_OF_DESCRIPTORS = _socket.MSG_CTRUNC
 cdef object CLOEXEC = int(_socket.MSG_CMSG_CLOEXEC)
 cdef object NOSIGNAL = int(_socket.MSG_NOSIGNAL)
 # Bytes of control data for the longest message. No room lets more descriptors in than the kernel
-# takes, so nobody has to be asked which options the socket has.
+# takes, so the socket's options need not be read.
 cdef object ROOM = _socket.CMSG_LEN(PARCEL_DESCRIPTORS * sizeof(int)) + sum(
     _socket.CMSG_SPACE(size) for _, _, size in COMPANIONS) + (
     _socket.CMSG_SPACE(MOST_LABEL) + _socket.CMSG_SPACE(INQ))
 cdef object family_of = SocketType.family.__get__
-# The class of Python's sockets, once somebody has one: the package itself needs only its base.
+# The class of Python's sockets, once its module is loaded: the package itself needs only its base.
 cdef object Socket = None
 
 
@@ -78,7 +78,7 @@ cpdef int check_socket(str method, object sock) except -1:
 def duplicate(str method, sock, Descriptor held):
     """A plain socket on a descriptor of its own, which waits as long as the given one does.
 
-    ``held``, which has none yet, tells of that descriptor from then on whether it is still ours.
+    ``held``, which has none yet, owns that descriptor, and says whether it is still open.
     """
     cdef int own = kernel.fcntl(SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
     if own == -EBADF:
@@ -98,7 +98,7 @@ def duplicate(str method, sock, Descriptor held):
 
 
 def peer_of(sock):
-    """The process, user and group that made the other end; None where the kernel does not tell.
+    """The process, user and group that made the other end; None where that is not reported.
 
     The user, and the group, is None where it may be anybody.
     """
@@ -117,7 +117,7 @@ cdef tuple credentials_of(object sock):
     except OSError:
         return None
     pid, uid, gid = CREDENTIALS.unpack(credentials)
-    return None if uid == NOBODY_KNOWN else (pid, uid, gid)
+    return None if uid == NO_USER else (pid, uid, gid)
 
 
 cdef int check_peer(object sock, object peer_uid) except -1:
@@ -152,7 +152,7 @@ cdef class Received:
         self.parcel.count = 0
 
     def __dealloc__(self):
-        # They came just now, and nobody has noted yet what they name.
+        # They came just now: what they name is not noted yet.
         while self.parcel.count > 0:
             self.parcel.count -= 1
             kernel.close(self.parcel.files[self.parcel.count].fd)
@@ -198,7 +198,7 @@ cpdef tuple read_message(object sock, size_t length, int most_descriptors):
     cdef int flaws
     room = ROOM if most_descriptors == PARCEL_DESCRIPTORS else room_for(sock, most_descriptors)
     message, ancillary, flags, _ = sock.recvmsg(length, room, CLOEXEC)
-    # Python closes what came where it finds no memory to tell of it. From here on, nothing takes
+    # Python closes what came where it finds no memory for the result. From here on, nothing takes
     # memory before ``received`` has every descriptor.
     flaws = 0
     for level, kind, data in ancillary:
@@ -206,7 +206,7 @@ cpdef tuple read_message(object sock, size_t length, int most_descriptors):
             if not received.add(data):
                 flaws = FLAW_OF_DESCRIPTORS
         elif level == SOL_SOCKET and kind == SCM_PIDFD:
-            # Nobody asked for the sender's pidfd. A negative number says there is none.
+            # The sender's pidfd is not asked for. A negative number says there is none.
             close_all(data, 0)
     return message, received, flags & FLAWS | flaws
 

@@ -1,4 +1,5 @@
-"""Views: memory as a Python buffer, held as long as somebody looks."""
+"""Views: memory as a Python buffer, held as long as a view exists."""
+
 
 @cython.no_gc
 @cython.final

@@ -41,7 +41,7 @@ cdef class VMM:
             limits: ``Limits``, or None for what keeps a runaway loop from taking the machine: at
                 most 262,144 regions and as many handles, 65,536 MDL buffers, and three quarters
                 of the memory that can be had now, each for committed pages, locked ones and
-                buffers. ``vmm.limits`` tells the numbers.
+                buffers. ``vmm.limits`` has the numbers.
             policy: a ``Policy``, which is asked before every call, or None for the one in the file
                 that ``VMM_LINUX_POLICY`` of the environment names, if it names one.
             audit: an ``Audit``, which writes every call down, or None for one to the file that
@@ -261,7 +261,7 @@ cdef class VMM:
     def free(self, va, size):
         """Give addresses and memory back: a whole region or any pages of one.
 
-        Freed in the middle, a region becomes two. A guard page goes with the page next to it.
+        Freed in the middle, a region becomes two. A guard page is freed with the page next to it.
 
         Args:
             va: address of the first page.
@@ -279,7 +279,7 @@ cdef class VMM:
         return self.call(FREE, do_change_pages, va, size)
 
     def query(self, va, smaps=True):
-        """Tell about the page that includes an address, without touching it.
+        """Report on the page that includes an address, without touching it.
 
         Args:
             va: any address of user space, ours or not, aligned or not.
@@ -300,7 +300,7 @@ cdef class VMM:
     def view(self, va, size, writable=None):
         """Look at committed memory as it is: a memoryview of bytes.
 
-        The pages are held as long as the object that ``view.obj`` names lives, whoever keeps
+        The pages are held as long as the object that ``view.obj`` names lives, whatever keeps
         it: Free, Decommit and Protect of them are BUSY until then.
 
         Args:
@@ -459,7 +459,7 @@ cdef class VMM:
             length: bytes, a page multiple.
             hint: preferred address, a page multiple, or 0.
             prot: ``VmmFlags``: a protection that the handle allows, and of LOCKED, LOW_GUARD,
-                HIGH_GUARD and FIXED what is wished.
+                HIGH_GUARD and FIXED any.
 
         Returns:
             The base address of the region.
@@ -516,8 +516,8 @@ cdef class VMM:
 
         Args:
             handle: of the buffer; it needs MAP_WRITE.
-            seals: ``Seal.PUBLISH``: who has a writable mapping goes on, nobody gets another.
-                ``Seal.FREEZE``: nobody writes any more.
+            seals: ``Seal.PUBLISH``: writable mappings stay, and no new one is made.
+                ``Seal.FREEZE``: the contents never change again.
 
         Errors:
             INVALID_ARGUMENT: no or unknown seals; no handle of this VMM.
@@ -647,7 +647,7 @@ cdef class VMM:
         """A descriptor of the buffer's memory, for what takes descriptors.
 
         ``Popen(pass_fds=...)`` hands it to a program, whose ``handle_from_fd`` makes a handle of
-        it. It names the memory for whoever gets it, as what ``send_handle`` sends does.
+        it. It gives the memory to its holder, as what ``send_handle`` sends does.
 
         Args:
             handle: of the buffer; it needs TRANSFER, and every right in ``rights``.
@@ -671,7 +671,7 @@ cdef class VMM:
         return self.call(HANDLE_FILENO, do_handle_fileno, handle, rights)
 
     def handle_from_fd(self, fd, require=0, max_size=None):
-        """Make a handle of a buffer whose descriptor came from somebody, trusting nothing.
+        """Make a handle of a buffer from a descriptor, trusting nothing about it.
 
         Args:
             fd: descriptor of a memfd of ordinary pages, sealed against shrinking and growing,
@@ -680,7 +680,7 @@ cdef class VMM:
             max_size: bytes that the buffer may have at most, or None.
 
         Returns:
-            A ``Handle`` with TRANSFER, COPY, GET_SID and MAP_READ, as whoever has the descriptor
+            A ``Handle`` with TRANSFER, COPY, GET_SID and MAP_READ, as the holder of a descriptor
             can do all that without this package; with MAP_WRITE where it is open for writing.
             MAP_EXECUTE, of which a descriptor says nothing, is not given.
 
@@ -713,18 +713,19 @@ cdef class VMM:
         if self.space.closed:
             refuse_closed("limits")
         read_usage(self.space, used, bounds)
-        return Limits(**{FIGURE_NAMES[figure]: bound_or_none(bounds[figure]) for figure in range(FIGURES)})
+        return Limits(**{
+            FIGURE_NAMES[figure]: bound_or_none(bounds[figure]) for figure in range(FIGURES)})
 
     @limits.setter
     def limits(self, limits):
         self.call(SET_LIMITS, do_set_limits, limits)
 
     def usage(self):
-        """What this VMM uses of each figure, and the bound of that, all at one moment.
+        """What this VMM uses of each limit, and its bound, all at one moment.
 
         Returns:
             A ``Usage``: ``usage().committed.used`` and ``.bound``, in bytes where ``Limits`` says
-            so. A child of fork begins with its parent's figures.
+            so. A child of fork begins with its parent's usage.
 
         Errors:
             INVALID_OPERATION: the VMM is closed.

@@ -51,7 +51,7 @@ cdef enum:
     TMPFS_MAGIC = 0x01021994    # of memfds; those of huge pages, whose touch can kill, have another
     SEALS_OF_MEMORY = F_SEAL_SHRINK | F_SEAL_GROW
     SEALS_OF_IDENTITY = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL
-    # What whoever has a descriptor of a memory can do anyway.
+    # What the holder of a descriptor can do without this package.
     RIGHTS_OF_DESCRIPTOR = RIGHT_TRANSFER | RIGHT_COPY | RIGHT_GET_SID | RIGHT_MAP_READ
 
 cdef const char *MAGIC_TEXT = b"VMML"
@@ -86,7 +86,7 @@ cdef void write_message(const Parcel *parcel, Message *message, int *descriptors
 cdef int send_at_once(int sock, const Parcel *parcel) noexcept nogil:
     """Send a parcel if the socket takes it now: 0 or -errno.
 
-    A socket tells some errors once: what is returned here is for the caller.
+    A socket reports some errors once: what is returned here is for the caller.
     """
     cdef Message message
     cdef int descriptors[PARCEL_DESCRIPTORS]
@@ -231,7 +231,7 @@ cdef int examine_parcel(Parcel *parcel, const Demands *demands) except -1:
 cdef int check_identities(const Parcel *parcel, int identities) except -1:
     """Whether the first identity is just this buffer's, and the second one of what it is a part of.
 
-    Otherwise somebody gives memory of his own the security id of another buffer.
+    Otherwise a sender could give its own memory the security id of another buffer.
     """
     cdef Window window
     cdef int i
@@ -353,7 +353,7 @@ cdef int check_window(const Parcel *parcel, bint is_clone) except -1:
     return 0
 
 
-# ---- Descriptors that somebody left to this process ----------------------------------------------
+# ---- Descriptors from elsewhere -----------------------------------------------------------------
 
 cdef int adopt(uint64_t fd, const Demands *demands, Parcel *parcel) except -1:
     """A parcel, which is the caller's, of a descriptor, which this process keeps.
@@ -367,7 +367,9 @@ cdef int adopt(uint64_t fd, const Demands *demands, Parcel *parcel) except -1:
     if own == -EBADF:
         raise InvalidArgument(name_of(demands.method), f"fd {fd} is not open in this process")
     if own < 0:
-        raise QuotaExceeded(            name_of(demands.method), "no descriptor is left; raise RLIMIT_NOFILE or close some", -own)
+        raise QuotaExceeded(
+            name_of(demands.method), "no descriptor is left; raise RLIMIT_NOFILE or close some",
+            -own)
     parcel.files[0].fd = own
     parcel.count = parcel.segments = 1
     try:
