@@ -24,9 +24,10 @@ SANITIZERS = os.environ.get("VMM_LINUX_SANITIZE", "")
 #: Each set of sanitizers has objects of its own, so that a change of the set is noticed.
 BUILD = Path("build", SANITIZERS)
 
-# How far to optimize is left to Python's own flags and to CXXFLAGS. Line numbers for backtraces
-# cost neither time nor, beside the rest, much room.
-compile_args = ["-g1", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+# How far to optimize is left to Python's own flags and to CXXFLAGS. Function names are enough for
+# a backtrace; line numbers would double the modules, so only a build for finding faults has them.
+compile_args = ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+compile_args += ["-g1" if SANITIZERS else "-g0"]
 link_args = []
 if SANITIZERS:
     compile_args += [f"-fsanitize={SANITIZERS}", "-fno-omit-frame-pointer"]
