@@ -35,7 +35,6 @@ LAYERS = {
     "_file_signals": 0.9,
     "_fork": 1.0,
     "_credentials": 1.0,
-    "_memory_group": 1.0,
     "_ledger": 1.0,
     "_mutex": 1.0,
     "_syscalls": 1.0,
@@ -51,7 +50,6 @@ LAYERS = {
     "_own_process": 1.4,
     "_page_map": 1.2,
     "_shortage": 1.2,
-    "_default_limits": 1.2,
     # 2: memory objects
     "_identity": 1.9,
     "_memory_object": 2.0,

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from vmm_linux._core.kernel import available_without_swap as available_memory
-from vmm_linux._default_limits import room_for_memory
-from vmm_linux._memory_group import memory_group
+from vmm_linux._core.kernel import available_without_swap, memory_headroom
 from vmm_linux._report import printable
 from vmm_linux._tables import print_line
 from vmm_linux._whole_file import write_whole
@@ -189,7 +187,7 @@ def check(outputs: dict[str, str]) -> None:
 
 def order_of(asked: argparse.Namespace) -> Order:
     """How experiments are to be run; more memory than there is is refused."""
-    available = room_for_memory(available_memory(), memory_group())
+    available = memory_headroom(available_without_swap())
     memory = asked.memory
     if memory is None:
         memory = max(LEAST_MEMORY, min(USUAL_MEMORY, available // USUAL_PART))

@@ -81,7 +81,7 @@ from socket import SocketType
 from threading import get_ident
 from typing import NamedTuple
 
-from vmm_linux import _default_limits, _imports, _shortage
+from vmm_linux import _imports, _shortage
 from vmm_linux._core.procfs import parse_smaps
 from vmm_linux._credentials import known_gid, known_uid
 from vmm_linux._values import describe, exact_text, index, is_a, kind_of, one_line, written

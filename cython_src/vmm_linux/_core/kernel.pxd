@@ -1,9 +1,6 @@
-"""Contract of kernel."""
+"""What the layers above use of the kernel layer; see ``kernel.pyx``."""
 
-from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, intptr_t, uint32_t, uint64_t, uintptr_t
-from posix.signal cimport SIG_BLOCK, SIG_SETMASK, sigaddset, sigemptyset, sigismember, sigpending
-from posix.time cimport timespec
 from posix.types cimport sigset_t
 
 
@@ -132,6 +129,15 @@ cdef extern from *:
     #define VMM_PAGE_IS_PFNZERO (1u << 5)
     #define VMM_PAGE_IS_HUGE    (1u << 6)
     #define VMM_PAGE_IS_GUARD   (1u << 8)       /* newer than PAGEMAP_SCAN itself */
+
+    /* Of an entry of /proc/PID/pagemap */
+    #define VMM_PAGEMAP_ENTRY 8                 /* its size in bytes */
+    #define VMM_PAGEMAP_PRESENT         (1ull << 63)
+    #define VMM_PAGEMAP_SWAPPED         (1ull << 62)
+    #define VMM_PAGEMAP_FILE            (1ull << 61)
+    #define VMM_PAGEMAP_GUARD           (1ull << 58)    /* Linux 6.15 */
+    #define VMM_PAGEMAP_WRITE_PROTECTED (1ull << 57)
+    #define VMM_PAGEMAP_EXCLUSIVE       (1ull << 56)
     """
     struct ProcmapQuery "vmm_procmap_query":
         uint64_t size, query_flags, query_addr
@@ -152,6 +158,13 @@ cdef extern from *:
         PAGE_IS_PFNZERO "VMM_PAGE_IS_PFNZERO"
         PAGE_IS_HUGE "VMM_PAGE_IS_HUGE"
         PAGE_IS_GUARD "VMM_PAGE_IS_GUARD"
+        PAGEMAP_ENTRY "VMM_PAGEMAP_ENTRY"
+    const uint64_t PAGEMAP_PRESENT "VMM_PAGEMAP_PRESENT"
+    const uint64_t PAGEMAP_SWAPPED "VMM_PAGEMAP_SWAPPED"
+    const uint64_t PAGEMAP_FILE "VMM_PAGEMAP_FILE"
+    const uint64_t PAGEMAP_GUARD "VMM_PAGEMAP_GUARD"
+    const uint64_t PAGEMAP_WRITE_PROTECTED "VMM_PAGEMAP_WRITE_PROTECTED"
+    const uint64_t PAGEMAP_EXCLUSIVE "VMM_PAGEMAP_EXCLUSIVE"
 
 # Memory
 cpdef intptr_t mmap(uintptr_t address, size_t length, int protection, int flags,
@@ -232,7 +245,7 @@ cdef extern from *:
         void *iov_base
         size_t iov_len
     enum:
-        MOST_RANGES "UIO_MAXIOV"        # that one call takes
+        MOST_RANGES "UIO_MAXIOV"    # that one call takes
 
 cdef int pidfd_open_self() noexcept nogil
 
@@ -254,48 +267,14 @@ cdef uint64_t most_descriptors() noexcept nogil
 
 # ---- signals -----------------------------------------------------------------------------------
 
-cdef extern from "<signal.h>" nogil:
-    int SIGPIPE
-    int SIGXFSZ
-    int pthread_sigmask(int, const sigset_t *, sigset_t *)
-    int sigtimedwait(const sigset_t *, void *, const timespec *)
-    int raise_signal "raise"(int)
-
-cdef extern from "<sys/resource.h>" nogil:
-    struct file_limit "rlimit":
-        unsigned long rlim_cur
-    int RLIMIT_FSIZE
-    int getrlimit(int, file_limit *)
-
 cdef struct HeldSignals:
     sigset_t both
     sigset_t waiting            # those that waited before the call
     sigset_t blocked            # what the thread blocks otherwise
 
-cdef inline void hold_signals(HeldSignals *held) noexcept nogil:
-    """Block the two signals in this thread until ``drop_signals``."""
-    sigemptyset(&held.both)
-    sigaddset(&held.both, SIGPIPE)
-    sigaddset(&held.both, SIGXFSZ)
-    sigpending(&held.waiting)
-    pthread_sigmask(SIG_BLOCK, &held.both, &held.blocked)
+cdef void hold_signals(HeldSignals *held) noexcept nogil
 
-cdef inline void drop_signals(HeldSignals *held, bint failed) noexcept nogil:
-    """Take the signal that came of a call which ``failed``; block what was blocked before."""
-    cdef timespec at_once
-    cdef sigset_t waiting
-    cdef int taken = 0
-    at_once.tv_sec = at_once.tv_nsec = 0
-    if failed:
-        taken = sigtimedwait(&held.both, NULL, &at_once)
-        while taken < 0 and errno == EINTR:
-            taken = sigtimedwait(&held.both, NULL, &at_once)
-    if taken > 0 and sigismember(&held.waiting, taken):
-        # It may be the one that waited: a signal waits once for a thread, and once for them all.
-        sigpending(&waiting)
-        if not sigismember(&waiting, taken):
-            raise_signal(taken)
-    pthread_sigmask(SIG_SETMASK, &held.blocked, NULL)
+cdef void drop_signals(HeldSignals *held, bint failed) noexcept nogil
 
 
 # ---- fork --------------------------------------------------------------------------------------
@@ -328,11 +307,11 @@ cdef inline void mutex_lock(Mutex *mutex) noexcept nogil:
     pthread_mutex_lock(&mutex.native)
 
 cdef inline bint mutex_try(Mutex *mutex) noexcept nogil:
-    """Take the mutex if it is free."""
+    """Take the mutex if it is free; whether it was."""
     return pthread_mutex_trylock(&mutex.native) == 0
 
 cdef inline void mutex_unlock(Mutex *mutex) noexcept nogil:
-    """Let go of the mutex."""
+    """Release the mutex."""
     pthread_mutex_unlock(&mutex.native)
 
 
@@ -354,18 +333,21 @@ cdef enum:
     FEATURE_ANONYMOUS_NAMES = 11
     FEATURE_COUNT = 12
 
+cdef bint has(int feature) noexcept nogil
+
+cdef bint lacks(int feature) noexcept nogil
+
+
+# ---- machine -----------------------------------------------------------------------------------
+
 cdef extern from *:
     """
     #include <unistd.h>
 
-    /* Of this module: on the way of every call, a look into another one would be felt. */
+    /* One for each module: every call uses it, and reading another module's would cost time. */
     static const size_t vmm_page_size = (size_t)sysconf(_SC_PAGESIZE);
     """
     const size_t PAGE_SIZE "vmm_page_size"      # the kernel's page in bytes
-
-cdef bint has(int feature) noexcept nogil
-
-cdef bint lacks(int feature) noexcept nogil
 
 cpdef size_t page_size() noexcept nogil
 
@@ -391,12 +373,17 @@ cdef uint64_t mapping_count() noexcept nogil
 
 cdef int check_headroom(uint64_t size) noexcept nogil
 
+cdef enum:
+    BOUNDS = 9                  # as many as ``vmm_linux.limits.FIGURES`` has
+
+cdef const uint64_t *default_bounds() except NULL
+
 
 # ---- open_file ---------------------------------------------------------------------------------
 
 cdef struct OpenFile:
     int fd                      # -1: none
-    uint32_t taking             # which of the package's descriptors this is, see ``pyx``
+    uint32_t taking             # which of the package's descriptors this is
     uint64_t device
     uint64_t inode
 
@@ -425,7 +412,7 @@ cdef class Descriptor:
     cpdef void close(self) noexcept
 
 cdef enum Mark:
-    # Signals, see ``pyx``; no program chooses these.
+    # Signals that no program chooses, see ``mark``.
     MARK_AUDIT = 60
     MARK_MAPS = 61
     MARK_PAGEMAP = 62

@@ -70,11 +70,12 @@ cdef class Client(Watched):
 
     cdef int settle(self, object policy, object audit) except -1:
         """Say once who is to be asked and told, and bound what nobody has bounded yet."""
+        cdef const uint64_t *bounds = NULL
         if not self.is_settled:
-            look_up_defaults()
+            bounds = kernel.default_bounds()
         if not Watched.settle(self, policy, audit):
             return False
-        bound_space(self.space, defaults)
+        bound_space(self.space, bounds)
         return True
 
     cdef object carry_out(self, int call, tuple a):
@@ -225,29 +226,6 @@ cdef object do_set_limits(Client self, object limits):
     fill(bounds, attrgetter(*FIGURE_NAMES)(limits))
     bound_space(self.space, bounds)
     return None
-
-
-cdef extern from "<time.h>" nogil:
-    int CLOCK_MONOTONIC_COARSE
-    ctypedef long time_t
-    struct timespec:
-        time_t tv_sec
-    int clock_gettime(int, timespec *)
-
-
-cdef uint64_t defaults[FIGURES]
-cdef time_t looked_up = -1
-
-
-cdef int look_up_defaults() except -1:
-    """Bring ``defaults`` up to date if they are of another second."""
-    global looked_up
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
-    if now.tv_sec != looked_up:
-        fill(defaults, _default_limits.bounds())
-        looked_up = now.tv_sec
-    return 0
 
 
 cdef object bound_or_none(uint64_t bound):

@@ -1,11 +1,10 @@
 """One function a system call: what the kernel answers, as it answers it.
 
-Contract of this module:
-* nothing is decided, remembered, retried or checked here;
-* a result is what the call returns, or ``-errno``: the caller never reads ``errno``;
-* every function may be called without the GIL and never raises;
-* calls go through the C library's symbols, so that a preloaded library can make
-  any of them fail: that is how the tests provoke every roll-back.
+* Nothing is decided, remembered, retried or checked here.
+* A result is what the call returns, or ``-errno``: the caller never reads ``errno``.
+* Every function may be called without the GIL and never raises.
+* Calls go through the C library's symbols, so that a preloaded library can make any of them fail:
+  that is how the tests provoke every roll-back.
 
 The headers of a C library can be older than the kernel, so constants newer than
 Linux 5.14 are written out here with the version that brought them.
@@ -47,9 +46,6 @@ cdef extern from "<unistd.h>" nogil:
     long c_read "read"(int, void *, size_t)
     long c_lseek "lseek"(int, long, int)
     int getpid()
-    long sysconf(int)
-    enum:
-        _SC_PAGESIZE
 
 cdef extern from *:
     """
@@ -87,7 +83,7 @@ cdef extern from *:
     #include <fcntl.h>
     #include <string.h>
 
-    /* name_to_handle_at(2): the file system's own name of a file, of at most 16 bytes here. */
+    /* name_to_handle_at(2): how the file system identifies a file, at most 16 bytes here. */
     static int vmm_file_handle(int fd, uint64_t *low, uint64_t *high)
     {
         struct { struct file_handle head; unsigned char room[16]; } handle;
@@ -110,13 +106,6 @@ cdef extern from "<sys/uio.h>" nogil:
         int, const iovec *, unsigned long, const iovec *, unsigned long, unsigned long)
     long c_process_vm_writev "process_vm_writev"(
         int, const iovec *, unsigned long, const iovec *, unsigned long, unsigned long)
-
-
-cdef extern from "<sys/resource.h>" nogil:
-    struct resource_limit "rlimit":
-        unsigned long rlim_cur
-    int RLIMIT_NOFILE
-    int c_getrlimit "getrlimit"(int, resource_limit *)
 
 
 cdef inline intptr_t answer(intptr_t result) noexcept nogil:
@@ -216,7 +205,7 @@ cdef int openat(const char *path, int flags) noexcept nogil:
 
 
 cpdef int close(int fd) noexcept nogil:
-    """``close(2)``. The descriptor is gone whatever the answer."""
+    """``close(2)``. The descriptor is gone whatever the result."""
     return <int>answer(c_close(fd))
 
 
@@ -263,7 +252,7 @@ cpdef int fchmod(int fd, uint32_t mode) noexcept nogil:
 
 
 cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil:
-    """``name_to_handle_at(2)``: the 16 bytes by which the file system knows a file."""
+    """``name_to_handle_at(2)``: the 16 bytes by which the file system identifies a file."""
     return <int>answer(c_file_handle(fd, low, high))
 
 
@@ -347,7 +336,6 @@ cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t leng
     there.iov_base = <void *>remote
     here.iov_len = there.iov_len = length
     return answer(c_process_vm_writev(getpid(), &here, 1, &there, 1, 0))
-
 
 
 cdef uint64_t most_descriptors() noexcept nogil:
