@@ -27,10 +27,10 @@ from vmm_linux._core.inspect import (
     close_files,
     foreign_mapping,
     has_memory,
+    known_page_flags,
     own_mapping,
     read_mappings,
     read_pages,
-    told_flags,
 )
 from vmm_linux._core.kernel import Feature, available, page_size, user_space_end
 from vmm_linux._core.procfs import NAMES
@@ -376,7 +376,7 @@ def page_flags_told(*, exclusive: bool = False) -> PageFlags:
     Args:
         exclusive: what ``pages`` is given.
     """
-    return PageFlags(told_flags(exclusive))
+    return PageFlags(known_page_flags(exclusive))
 
 
 def diff(before: Iterable[Mapping], after: Iterable[Mapping]) -> Difference:

@@ -14,7 +14,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.errno cimport EAGAIN, EBADF, EDQUOT, EINTR, EIO, ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, errno
-from libc.stdint cimport int64_t, int8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memset
 from libcpp.vector cimport vector
 from posix.fcntl cimport O_APPEND, O_CLOEXEC, O_CREAT, O_NOCTTY, O_NONBLOCK, O_WRONLY
@@ -55,8 +55,13 @@ from vmm_linux._core.memory cimport *
 from vmm_linux._core.procfs cimport (
     can_mean_two,
     free_text,
-    NAME_ROOM,
+    NAME_SIZE,
     OwnProcess,
+    page_fact,
+    PAGE_HUGE,
+    PAGE_LOCKED,
+    PAGE_PRESENT,
+    PAGE_SWAPPED,
     settled_name,
     SmapsRecord,
     Span,

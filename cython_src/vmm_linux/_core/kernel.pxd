@@ -166,6 +166,8 @@ cdef extern from *:
     const uint64_t PAGEMAP_WRITE_PROTECTED "VMM_PAGEMAP_WRITE_PROTECTED"
     const uint64_t PAGEMAP_EXCLUSIVE "VMM_PAGEMAP_EXCLUSIVE"
 
+cdef int check(int result) except -1
+
 # Memory
 cpdef intptr_t mmap(uintptr_t address, size_t length, int protection, int flags,
                     int fd, uint64_t offset) noexcept nogil

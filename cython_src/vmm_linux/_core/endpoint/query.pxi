@@ -5,11 +5,6 @@ the ledger says whose it is and what it is meant to be. Where they differ, the k
 Nothing here touches the page.
 """
 
-cdef object known(int8_t fact):
-    """A fact about a page: None where this kernel does not tell."""
-    return None if fact < 0 else fact != 0
-
-
 @cython.final
 cdef class PageInfo:
     """What ``VMM.query`` found out about one page. Immutable.
@@ -72,19 +67,19 @@ cdef class PageInfo:
 
     @property
     def resident(self):
-        return known(self._facts.present)
+        return page_fact(self._facts, PAGE_PRESENT)
 
     @property
     def swapped(self):
-        return known(self._facts.swapped)
+        return page_fact(self._facts, PAGE_SWAPPED)
 
     @property
     def locked(self):
-        return known(self._facts.locked)
+        return page_fact(self._facts, PAGE_LOCKED)
 
     @property
     def huge(self):
-        return known(self._facts.huge)
+        return page_fact(self._facts, PAGE_HUGE)
 
     def __init__(self):
         raise TypeError("a PageInfo is what VMM.query returns")
@@ -101,8 +96,7 @@ cdef class PageInfo:
         return restore_page_info, (
             self.va, self._state, self._kind, self._protection, self._flags,
             (self.base, self._end), (self.run_start, self.run_end), self.mdl_offset, self.sid,
-            (self._facts.present, self._facts.swapped, self._facts.huge, self._facts.guard,
-             self._facts.locked, self._facts.file_or_shared),
+            (self._facts.known, self._facts.flags),
             self.smaps)
 
     def __eq__(self, other):
@@ -131,12 +125,9 @@ def restore_page_info(uintptr_t va, state, kind, protection, flags, tuple region
     for number in (mdl_offset, sid):
         if number is not None and not (type(number) is int and 0 <= number < 1 << 64):
             raise ValueError("no PageInfo: mdl_offset and sid are numbers of 64 bits, or None")
-    if not all(fact in (-1, 0, 1) for fact in facts):
-        raise ValueError("no PageInfo: a fact about its page is neither 1, 0 nor -1")
     made.mdl_offset = mdl_offset
     made.sid = sid
-    (made._facts.present, made._facts.swapped, made._facts.huge, made._facts.guard,
-     made._facts.locked, made._facts.file_or_shared) = facts
+    made._facts.known, made._facts.flags = facts
     made.smaps = smaps
     return made
 
@@ -190,7 +181,8 @@ cdef int put_together(PageInfo info, const Location &where, const Span &span,
     if not span.mapped:
         info._kind = KIND_FREE
         info._state = STATE_FREE
-        info._facts.present = info._facts.swapped = info._facts.huge = info._facts.locked = 0
+        info._facts.known = PAGE_PRESENT | PAGE_SWAPPED | PAGE_HUGE | PAGE_LOCKED
+        info._facts.flags = 0
     elif where.kind == KIND_FREE:
         # The kernel merges a foreign mapping with a region that lies next to it.
         info.base = info.run_start = max(span.start, where.base)
@@ -224,15 +216,15 @@ cdef object record_in(const Text &smaps):
 cdef int settle(AddressSpace space, OwnProcess process, SmapsRecord record) except -1:
     """Have a name that can mean two be the mapping's."""
     cdef ProcmapQuery found
-    cdef char name[NAME_ROOM]
+    cdef char name[NAME_SIZE]
     cdef int result = -1
     if can_mean_two(record.pathname):
         lock_space(space)
         if not space.closed:
-            result = process.name_at(record.range_start, &found, name, NAME_ROOM)
+            result = process.name_at(record.span.start, &found, name, NAME_SIZE)
         unlock_space(space)
         if result == 0:
-            record.pathname = settled_name(record.pathname, record.range_start, &found, name)
+            record.pathname = settled_name(record.pathname, record.span.start, &found, name)
     return 0
 
 

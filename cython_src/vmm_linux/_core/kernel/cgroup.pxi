@@ -184,7 +184,8 @@ cdef object asked_cgroup = None
 cdef list kept_paths = []
 
 
-class MemoryCgroup:
+@cython.final
+cdef class MemoryCgroup:
     """A memory cgroup.
 
     Args:
@@ -197,6 +198,10 @@ class MemoryCgroup:
         limit, usage: the names of the files with the limit and the use of memory.
         levels: its own folder and those above it, which bind it too.
     """
+
+    cdef readonly object version, mount, limit, usage, levels
+
+    __reduce__ = refuse_copies("ask memory_cgroup() again")
 
     def __init__(self, version, mount, path):
         self.version = version

@@ -9,6 +9,7 @@ Every feature has a switch, so that the way around it can be tested on a kernel 
 ``without(...)``, or ``VMM_LINUX_WITHOUT=NAME,NAME`` in the environment of a process.
 """
 
+
 class Feature(IntEnum):
     """What a kernel may lack, with the version that brought it."""
 
@@ -270,8 +271,13 @@ def state(feature):
     return ("unknown", "absent", "present")[<int>presence(number)]
 
 
-class SwitchedOff:
+@cython.final
+cdef class SwitchedOff:
     """While this context lasts these features are absent, for every thread."""
+
+    cdef tuple features
+
+    __reduce__ = refuse_copies("call without() again")
 
     def __init__(self, features):
         self.features = tuple(map(Feature, features))

@@ -232,8 +232,7 @@ cdef class Descriptor:
             result = mark(self.file.fd, MARK_ANONYMOUS)
         if result < 0:
             open_file_close(&self.file)
-            raise OSError(-result, os.strerror(-result))
-        return 0
+        return check(result)
 
     cpdef void close(self) noexcept:
         """Close it now, if it is still what it was. A second call does nothing."""
@@ -256,7 +255,7 @@ cdef class Descriptor:
             OSError (EBADF): the program closed it, or put another file under its number.
         """
         if not self.is_open:
-            raise OSError(EBADF, os.strerror(EBADF))
+            check(-EBADF)
         return self.file.fd
 
 

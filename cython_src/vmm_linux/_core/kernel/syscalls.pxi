@@ -113,6 +113,13 @@ cdef inline intptr_t answer(intptr_t result) noexcept nogil:
     return -errno if result == -1 else result
 
 
+cdef int check(int result) except -1:
+    """Raise the ``OSError`` of a -errno."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return 0
+
+
 cpdef intptr_t mmap(uintptr_t address, size_t length, int protection, int flags,
                     int fd, uint64_t offset) noexcept nogil:
     """``mmap(2)``: the address of the mapping."""
