@@ -21,8 +21,6 @@ cdef extern from "<sys/mman.h>" nogil:
         MREMAP_FIXED
         MADV_DONTNEED
         MADV_HUGEPAGE
-        MADV_NOHUGEPAGE
-        MADV_REMOVE
         MFD_CLOEXEC
         MFD_ALLOW_SEALING
         MS_ASYNC
@@ -171,24 +169,15 @@ cdef int check(int result) except -1
 # Memory
 cpdef intptr_t mmap(uintptr_t address, size_t length, int protection, int flags,
                     int fd, uint64_t offset) noexcept nogil
-
 cpdef int munmap(uintptr_t address, size_t length) noexcept nogil
-
 cpdef int mprotect(uintptr_t address, size_t length, int protection) noexcept nogil
-
 cpdef intptr_t mremap(uintptr_t old_address, size_t old_size, size_t new_size, int flags,
                       uintptr_t new_address) noexcept nogil
-
 cpdef int madvise(uintptr_t address, size_t length, int advice) noexcept nogil
-
 cpdef int mlock(uintptr_t address, size_t length) noexcept nogil
-
 cpdef int munlock(uintptr_t address, size_t length) noexcept nogil
-
 cpdef int msync(uintptr_t address, size_t length, int flags) noexcept nogil
-
 cdef int name_memory(uintptr_t address, size_t length, const char *name) noexcept nogil
-
 cdef int mincore(uintptr_t address, size_t length, unsigned char *vector) noexcept nogil
 
 # Files
@@ -202,33 +191,19 @@ cdef extern from "<sys/stat.h>" nogil:
         uint64_t st_blocks
 
 cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil
-
 cpdef int ftruncate(int fd, uint64_t length) noexcept nogil
-
 cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil
-
 cpdef int fcntl(int fd, int command, int argument) noexcept nogil
-
 cpdef int fchmod(int fd, uint32_t mode) noexcept nogil
-
 cdef int openat(const char *path, int flags) noexcept nogil
-
 cpdef int close(int fd) noexcept nogil
-
 cdef intptr_t pread(int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil
-
 cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil
-
 cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil
-
 cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil
-
 cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil
-
 cdef int fstat(int fd, FileStatus *status) noexcept nogil
-
 cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil
-
 cpdef int64_t filesystem_type(int fd) noexcept nogil
 
 # Sockets
@@ -250,20 +225,16 @@ cdef extern from *:
         MOST_RANGES "UIO_MAXIOV"    # that one call takes
 
 cdef int pidfd_open_self() noexcept nogil
-
 cdef intptr_t process_madvise(int pidfd, const iovec *ranges, size_t count,
                               int advice) noexcept nogil
 
 # Questions to the files of /proc/PID
 cdef int procmap_query(int maps_fd, ProcmapQuery *query) noexcept nogil
-
 cdef int pagemap_scan(int pagemap_fd, ScanArgument *scan) noexcept nogil
 
 # Copies with the kernel's checks
 cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noexcept nogil
-
 cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t length) noexcept nogil
-
 cdef uint64_t most_descriptors() noexcept nogil
 
 
@@ -275,14 +246,12 @@ cdef struct HeldSignals:
     sigset_t blocked            # what the thread blocks otherwise
 
 cdef void hold_signals(HeldSignals *held) noexcept nogil
-
 cdef void drop_signals(HeldSignals *held, bint failed) noexcept nogil
 
 
 # ---- fork --------------------------------------------------------------------------------------
 
 cpdef uint32_t fork_generation() noexcept nogil
-
 cpdef uint32_t fork_children() noexcept nogil
 
 
@@ -301,7 +270,6 @@ cdef struct Mutex:
     Mutex *previous
 
 cdef Mutex *mutex_new() noexcept nogil
-
 cdef void mutex_delete(Mutex *mutex) noexcept nogil
 
 cdef inline void mutex_lock(Mutex *mutex) noexcept nogil:
@@ -336,7 +304,6 @@ cdef enum:
     FEATURE_COUNT = 12
 
 cdef bint has(int feature) noexcept nogil
-
 cdef bint lacks(int feature) noexcept nogil
 
 
@@ -352,27 +319,21 @@ cdef extern from *:
     const size_t PAGE_SIZE "vmm_page_size"      # the kernel's page in bytes
 
 cpdef size_t page_size() noexcept nogil
-
 cpdef uintptr_t user_space_end() noexcept nogil
-
 cpdef uintptr_t mmap_min_addr() noexcept nogil
-
 cpdef size_t huge_page_size() noexcept nogil
 
 
 # ---- cgroup ------------------------------------------------------------------------------------
 
 cdef bint group_has_limit() noexcept nogil
-
 cdef bint is_huge_everywhere() noexcept nogil
-
 cdef bint group_has_headroom(uint64_t size) noexcept nogil
 
 
 # ---- headroom ----------------------------------------------------------------------------------
 
 cdef uint64_t mapping_count() noexcept nogil
-
 cdef int check_headroom(uint64_t size) noexcept nogil
 
 cdef enum:
@@ -390,19 +351,12 @@ cdef struct OpenFile:
     uint64_t inode
 
 cdef int open_file_note(OpenFile *self, FileStatus *status) noexcept nogil
-
 cdef int open_file_take(OpenFile *self, int fd) noexcept nogil
-
 cdef int open_file_take_same(OpenFile *self, const OpenFile *other, int fd) noexcept nogil
-
 cdef int open_file_status(const OpenFile *self, FileStatus *status) noexcept nogil
-
 cdef int open_file_number(const OpenFile *self) noexcept nogil
-
 cdef int open_file_own(OpenFile *self) noexcept nogil
-
 cdef int access_mode(int fd) noexcept nogil
-
 cdef void open_file_close(OpenFile *self) noexcept nogil
 
 cdef class Descriptor:
@@ -422,5 +376,4 @@ cdef enum Mark:
     MARK_ANONYMOUS = 64
 
 cdef int mark(int fd, Mark which) noexcept nogil
-
 cdef int check_mark(int fd, Mark which) noexcept nogil

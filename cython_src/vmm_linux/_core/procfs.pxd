@@ -52,11 +52,8 @@ cdef enum:
 
 cdef int query_with_name(int fd, uintptr_t va, kernel.ProcmapQuery *query, char *name,
                          size_t size) noexcept nogil
-
 cdef void fill_span(Span *span, const kernel.ProcmapQuery *query) noexcept nogil
-
 cdef bint can_mean_two(object pathname) except -1
-
 cdef object settled_name(object pathname, uintptr_t start, const kernel.ProcmapQuery *query,
                          const char *name)
 
@@ -90,11 +87,8 @@ cdef struct PagesFound:
 
 cdef int find_pages(int pagemap, uintptr_t start, uintptr_t end, bint exclusive,
                     PagesFound *found) noexcept nogil
-
 cdef uint64_t without_own_memory(uintptr_t start, uintptr_t end) noexcept nogil
-
 cdef bint is_alive(int pagemap) noexcept nogil
-
 cdef uint32_t known_flags(bint exclusive) noexcept nogil
 
 
@@ -118,7 +112,6 @@ cdef class SmapsRecord:
     cdef object figure(self, int index)
 
 cdef int restore_into(SmapsRecord record, tuple values) except -1
-
 cdef int set_figure(SmapsRecord record, int i, uint64_t value) except -1
 
 
