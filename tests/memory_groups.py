@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_linux import VMM, Limits, VmmFlags
-from vmm_linux._core import default_limits, kernel
-from vmm_linux._core.memory_group import FILES, Group, files, levels, memory_group
+from vmm_linux._core import kernel
+from vmm_linux._core.kernel import CGROUP_FILES, MemoryCgroup, memory_cgroup
 from vmm_linux.errors import OutOfMemory
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ LOCKED = VmmFlags.LOCKED
 # ---- files that stand for a group
 
 
-def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]]) -> Group:
+def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]]) -> MemoryCgroup:
     """A hierarchy without swap: for each path its limit, its use, and what of that is cache."""
-    limit, usage, swap_limit, swap_usage, stat = FILES[version]
+    limit, usage, swap_limit, swap_usage, stat = CGROUP_FILES[version]
     prefix = "total_" if version == "v1" else ""
     for path, (bound, use, inactive, active) in levels.items():
         folder = root / path
@@ -44,23 +44,19 @@ def cgroup(root: Path, version: str, levels: dict[str, tuple[str, int, int, int]
             f"cache 99999\n{prefix}inactive_file {inactive}\n{prefix}active_file {active}\n"
             f"{prefix}shmem 77777\n"
         )
-    return Group(version, str(root), max(levels, key=len))
+    return MemoryCgroup(version, root, max(levels, key=len))
 
 
 @contextmanager
-def in_place(group: Group) -> Iterator[None]:
+def in_place(group: MemoryCgroup | None) -> Iterator[None]:
     """Let this group be the one that the core asks."""
-    default_limits.bounds()  # which finds the real one, if nobody did
-    kernel.watch(files(group), group.version == "v1")
-    kernel.look_for_limits()
+    real = kernel.set_cgroup(group)
+    kernel.find_limits()
     try:
         yield
     finally:
-        for real in default_limits.GROUPS:
-            kernel.watch(files(real), real.version == "v1")
-        if not default_limits.GROUPS:
-            kernel.watch([], False)
-        kernel.look_for_limits()
+        kernel.set_cgroup(real)
+        kernel.find_limits()
 
 
 # ---- a real group
@@ -72,11 +68,10 @@ def real_group(limit: int) -> Iterator[Path]:
 
     Raises OSError with what to do where none can be made.
     """
-    own = memory_group()
+    own = memory_cgroup()
     if own is None:
         raise OSError("no memory cgroup counts this process, or none is mounted")
-    above = levels(own)
-    folder = Path(above[min(1, len(above) - 1)], f"vmm_linux-{os.getpid()}")
+    folder = Path(own.levels[:2][-1], f"vmm_linux-{os.getpid()}")
     try:
         folder.mkdir()
     except OSError as problem:

@@ -12,17 +12,16 @@ import pytest
 from children import run_child
 from dangers import BY_DEFAULT, DANGERS, HELD, bystander
 from kernel_oracle import TESTS_IMPORTABLE, maps
-from memory_groups import cgroup
+from memory_groups import cgroup, in_place
 from vmm_linux import VMM, Limits
 from vmm_linux._core import kernel
-from vmm_linux._core.default_limits import (
+from vmm_linux._core.kernel import (
     MOST_HANDLES,
     MOST_MDLS,
     MOST_REGIONS,
     bounds_for,
-    room_for_memory,
+    memory_headroom,
 )
-from vmm_linux._core.memory_group import memory_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +77,7 @@ def test_the_defaults_are_three_quarters_of_what_can_be_had() -> None:
 
 @pytest.mark.parametrize(("version", "none"), [("v1", "9223372036854771712"), ("v2", "max")])
 def test_the_tightest_group_counts_without_the_cache_that_it_gives_up(
-    tmp_path: Path, version: str, none: str
+    tmp_path: Path, version: str, none: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gib = 1 << 30
     levels = {
@@ -86,14 +85,16 @@ def test_the_tightest_group_counts_without_the_cache_that_it_gives_up(
         "outer": (f"{8 * gib}", 7 * gib, gib // 2, gib // 2),
         "outer/inner": (f"{4 * gib}", gib, 0, 0),
     }
-    group = cgroup(tmp_path, version, levels)
-    assert room_for_memory(100 * gib, group) == 2 * gib
-    assert room_for_memory(gib, group) == gib
-    assert room_for_memory(gib, None) == gib
-    group = cgroup(tmp_path, version, levels | {"outer": (none, 7 * gib, 0, 0)})
-    assert room_for_memory(100 * gib, group) == 3 * gib
-    group = cgroup(tmp_path, version, {"outer/inner": (f"{gib}", 2 * gib, 0, 0)})
-    assert room_for_memory(100 * gib, group) == 0
+    with in_place(cgroup(tmp_path, version, levels)):
+        assert memory_headroom(100 * gib) == 2 * gib
+        assert memory_headroom(gib) == gib
+    with in_place(None), monkeypatch.context() as patched:
+        patched.setattr(kernel, "memory_cgroup", lambda: None)
+        assert memory_headroom(gib) == gib
+    with in_place(cgroup(tmp_path, version, levels | {"outer": (none, 7 * gib, 0, 0)})):
+        assert memory_headroom(100 * gib) == 3 * gib
+    with in_place(cgroup(tmp_path, version, {"outer/inner": (f"{gib}", 2 * gib, 0, 0)})):
+        assert memory_headroom(100 * gib) == 0
 
 
 def make_without_a_descriptor() -> None:
@@ -117,7 +118,7 @@ def test_without_a_descriptor_to_ask_with_there_are_defaults_too() -> None:
 
 
 def test_this_processs_own_group_is_read_without_trouble() -> None:
-    assert room_for_memory(1 << 40, memory_group()) >= 0
+    assert memory_headroom(1 << 40) >= 0
 
 
 # ---- under attack --------------------------------------------------------------------------------

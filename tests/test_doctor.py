@@ -14,8 +14,7 @@ import pytest
 import commands
 from children import run_child
 from vmm_linux._core import kernel
-from vmm_linux._core.kernel import Feature
-from vmm_linux._core.memory_group import NO_LIMIT, Group
+from vmm_linux._core.kernel import NO_LIMIT, Feature, MemoryCgroup
 from vmm_linux.doctor import FEATURES, Diagnosis, Setting, diagnose
 from vmm_linux.doctor.checks import TRIALS, Check, Trial, attempt, expect
 from vmm_linux.doctor.kernel_settings import UNLIMITED, chosen, settings_of
@@ -143,7 +142,7 @@ def test_the_tightest_of_the_groups_above_counts(
     for folder, text in bounds.items():
         (folder / limit).write_text(f"{text}\n")
     (inner / usage).write_text("4096\n")
-    group = Group(version, str(tmp_path), "outer/inner")
+    group = MemoryCgroup(version, tmp_path, "outer/inner")
     bound, used = settings_of(group)
     assert (bound.value, bound.source) == (1 << 30, str(inner.parent / limit))
     assert bound.advice
@@ -159,7 +158,7 @@ def test_a_group_that_is_not_to_be_seen_from_a_container_is_where_it_is_mounted(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "memory.max").write_text("1048576\n")
-    bound, _ = settings_of(Group("v2", str(tmp_path), "host/only"))
+    bound, _ = settings_of(MemoryCgroup("v2", tmp_path, "host/only"))
     assert (bound.value, bound.source) == (1 << 20, str(tmp_path / "memory.max"))
 
 

@@ -17,7 +17,7 @@ from kernel_oracle import PAGE, TESTS_IMPORTABLE, descriptors, libc, present_pag
 from memory_groups import COMMIT, LOCKED, MIB, RW, cgroup, in_place
 from vmm_linux import VMM, Limits, VmmFlags
 from vmm_linux._core import kernel, shortage
-from vmm_linux._core.kernel import has_room_for, look_for_limits, tightest
+from vmm_linux._core.kernel import find_limits, has_headroom, tightest
 from vmm_linux.errors import OutOfMemory
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def use(root: Path, version: str, usage: int) -> None:
     """From now on the group uses so many bytes, and nothing is known of it from before."""
     name = {"v1": "memory.usage_in_bytes", "v2": "memory.current"}[version]
     (root / name).write_text(f"{usage}\n")
-    look_for_limits()
+    find_limits()
 
 
 # ---- what is read -------------------------------------------------------------------------------
@@ -70,9 +70,9 @@ def test_the_room_is_what_the_limit_leaves_with_the_cache_that_it_gives_up(
         )
         exact = (1024 - 800 + 100) * MIB - SPARE
         assert exact * 127 // 128 <= room < exact
-        assert has_room_for(room)
-        assert not has_room_for(exact)
-        assert has_room_for(0)
+        assert has_headroom(room)
+        assert not has_headroom(exact)
+        assert has_headroom(0)
 
 
 def test_of_nested_groups_the_tightest_decides(tmp_path: Path, version: str) -> None:
@@ -87,11 +87,11 @@ def test_of_nested_groups_the_tightest_decides(tmp_path: Path, version: str) -> 
         found = tightest()
         assert found is not None
         assert found[1] == 100 * MIB
-        assert has_room_for(7 * MIB)
-        assert not has_room_for(11 * MIB)
+        assert has_headroom(7 * MIB)
+        assert not has_headroom(11 * MIB)
     levels["outer/middle/inner"] = (f"{95 * MIB}", 92 * MIB, 0, 0)
     with in_place(cgroup(tmp_path, version, levels)):
-        assert not has_room_for(4 * MIB)
+        assert not has_headroom(4 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_without_a_limit_below_the_machine_nothing_is_asked(
     limit = VERSIONS[version] if limit == "none" else limit
     with group_of(tmp_path, version, limit, GIB):
         assert tightest() is None
-        assert has_room_for(HUGE_SUM)
+        assert has_headroom(HUGE_SUM)
 
 
 @pytest.mark.parametrize("kind", ["limit", "usage"])
@@ -113,13 +113,13 @@ def test_a_file_that_is_not_there_or_says_nothing_refuses_nothing(
     group = cgroup(tmp_path, version, {"": (f"{GIB}", GIB, 0, 0)})
     file = tmp_path / (group.limit if kind == "limit" else group.usage)
     with in_place(group):
-        assert not has_room_for(1)
+        assert not has_headroom(1)
         file.write_text("garbage")
-        look_for_limits()
-        assert has_room_for(HUGE_SUM)
+        find_limits()
+        assert has_headroom(HUGE_SUM)
         file.unlink()
-        look_for_limits()
-        assert has_room_for(HUGE_SUM)
+        find_limits()
+        assert has_headroom(HUGE_SUM)
         assert tightest() is None
 
 
@@ -128,17 +128,17 @@ def test_statistics_that_say_nothing_count_as_no_cache(
     tmp_path: Path, version: str, text: str | None
 ) -> None:
     with group_of(tmp_path, version, 64 * MIB, 60 * MIB, cache=50 * MIB):
-        assert has_room_for(20 * MIB)
+        assert has_headroom(20 * MIB)
         (tmp_path / "memory.stat").unlink()
         if text is not None:
             (tmp_path / "memory.stat").write_text(text)
-        assert not has_room_for(20 * MIB)
-        assert has_room_for(MIB)
+        assert not has_headroom(20 * MIB)
+        assert has_headroom(MIB)
 
 
 def test_a_use_above_the_limit_is_no_room(tmp_path: Path, version: str) -> None:
     with group_of(tmp_path, version, MIB, GIB):
-        assert not has_room_for(1)
+        assert not has_headroom(1)
         found = tightest()
         assert found is not None
         assert found[0] == 0
@@ -147,13 +147,13 @@ def test_a_use_above_the_limit_is_no_room(tmp_path: Path, version: str) -> None:
 def test_a_limit_that_changes_is_noticed(tmp_path: Path, version: str) -> None:
     group = cgroup(tmp_path, version, {"": (f"{GIB}", 100 * MIB, 0, 0)})
     with in_place(group):
-        assert has_room_for(500 * MIB)
+        assert has_headroom(500 * MIB)
         (tmp_path / group.limit).write_text(f"{200 * MIB}\n")
-        assert not has_room_for(500 * MIB)
+        assert not has_headroom(500 * MIB)
         (tmp_path / group.limit).write_text(f"{2 * GIB}\n")
-        assert has_room_for(500 * MIB)
+        assert has_headroom(500 * MIB)
         (tmp_path / group.limit).write_text(f"{VERSIONS[version]}\n")
-        assert has_room_for(HUGE_SUM)
+        assert has_headroom(HUGE_SUM)
 
 
 def test_a_limit_that_comes_later_is_noticed_when_limits_are_looked_for(
@@ -161,42 +161,42 @@ def test_a_limit_that_comes_later_is_noticed_when_limits_are_looked_for(
 ) -> None:
     group = cgroup(tmp_path, version, {"": (VERSIONS[version], GIB, 0, 0)})
     with in_place(group):
-        assert has_room_for(HUGE_SUM)
+        assert has_headroom(HUGE_SUM)
         (tmp_path / group.limit).write_text(f"{MIB}\n")
-        look_for_limits()
-        assert not has_room_for(1)
+        find_limits()
+        assert not has_headroom(1)
 
 
 def test_one_look_allows_half_of_the_room_and_no_more(tmp_path: Path, version: str) -> None:
     group = cgroup(tmp_path, version, {"": (f"{GIB}", 900 * MIB, 0, 0)})
     with in_place(group):
-        assert has_room_for(1)
+        assert has_headroom(1)
         (tmp_path / group.usage).write_text(f"{GIB}\n")
         allowed = 0
-        while has_room_for(MIB):
+        while has_headroom(MIB):
             allowed += 1
         assert allowed <= 61
-        assert not has_room_for(1)
+        assert not has_headroom(1)
 
 
 def test_what_one_look_allows_ends_by_itself(tmp_path: Path, version: str) -> None:
     group = cgroup(tmp_path, version, {"": (f"{GIB}", MIB, 0, 0)})
     with in_place(group):
-        assert has_room_for(1)
+        assert has_headroom(1)
         (tmp_path / group.usage).write_text(f"{GIB}\n")
         asked = 0
-        while has_room_for(1):
+        while has_headroom(1):
             asked += 1
         assert asked < 60 * MIB, "as many bytes as it allows, not the time"
 
 
 def test_no_descriptor_to_ask_with_refuses_nothing(tmp_path: Path, version: str) -> None:
     with group_of(tmp_path, version, MIB, MIB):
-        assert not has_room_for(1)
+        assert not has_headroom(1)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
         try:
-            assert has_room_for(1)
+            assert has_headroom(1)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -391,11 +391,10 @@ def ask_with_swap(root: str, version: str, swap_limit: str, swap_usage: int) -> 
     from pathlib import Path
 
     from memory_groups import cgroup, in_place
-    from vmm_linux._core.kernel import tightest
-    from vmm_linux._core.memory_group import FILES
+    from vmm_linux._core.kernel import CGROUP_FILES, tightest
 
     group = cgroup(Path(root), version, {"": (f"{64 << 20}", 60 << 20, 0, 0)})
-    _, _, limit, usage, _ = FILES[version]
+    _, _, limit, usage, _ = CGROUP_FILES[version]
     if swap_limit == "missing":
         (Path(root) / limit).unlink()
     else:
@@ -445,11 +444,11 @@ def fill_by_default(root: str) -> None:
 
     from memory_groups import COMMIT, cgroup
     from vmm_linux import VMM
-    from vmm_linux._core import default_limits, memory_group
+    from vmm_linux._core import kernel
     from vmm_linux.errors import OutOfMemory
 
     group = cgroup(Path(root), "v2", {"": (f"{64 << 20}", 0, 0, 0)})
-    memory_group.memory_group = lambda: group
+    kernel.memory_cgroup = lambda: group
     with VMM() as vmm:
         va = vmm.allocate(0, 1 << 20, COMMIT)
         (Path(root) / "memory.current").write_text(f"{64 << 20}\n")
@@ -460,7 +459,7 @@ def fill_by_default(root: str) -> None:
                 vmm.commit(va, 1 << 20)
         except OutOfMemory as refusal:
             print(refusal.method)
-    assert group in default_limits.GROUPS
+    assert kernel.set_cgroup(None) is group
 
 
 def test_a_vmm_finds_the_group_of_its_process(tmp_path: Path) -> None:
@@ -472,4 +471,4 @@ def test_this_processs_own_group_is_asked_without_trouble() -> None:
     with VMM():
         found = tightest()
     assert found is None or found[0] < found[1]
-    assert kernel.has_room_for(0)
+    assert kernel.has_headroom(0)

@@ -24,8 +24,7 @@ PACKAGE = "vmm_linux"
 LAYERS = {
     "vocabulary": "errors flags states handles limits _core _core.vocabulary _core.containers "
     "_core.imports _core.old_names _core.typed _core.values",
-    "kernel": "_core.kernel _core.credentials _core.default_limits _core.kernel_files "
-    "_core.memory_group _core.shortage",
+    "kernel": "_core.kernel _core.credentials _core.shortage",
     "procfs": "_core.procfs",
     "ledger": "_core.ledger",
     "memory": "_core.memory",

@@ -10,8 +10,8 @@ import pytest
 
 from children import ROOT, run_child
 from vmm_linux import VMM, Handle, Retcode, Rights, Seal, VmmFlags
-from vmm_linux._core.default_limits import bounds_for
 from vmm_linux._core.endpoint import MAGIC, MESSAGE_SIZE, VERSION
+from vmm_linux._core.kernel import bounds_for
 from vmm_linux.cli import COMMANDS
 from vmm_linux.endpoint import Endpoint
 from vmm_linux.errors import EXCEPTIONS

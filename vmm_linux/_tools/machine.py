@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vmm_linux._core.kernel_files import figure, text_of
+from vmm_linux._core.kernel import figure_in, text_of
 
 __all__ = ["Memory", "memory"]
 
@@ -26,7 +26,7 @@ def memory() -> Memory:
         import psutil  # noqa: PLC0415 (nobody else needs it)
     except ImportError:
         told = text_of("/proc/meminfo")
-        total, available, free = (figure(told, label) or 0 for label in LABELS)
+        total, available, free = (figure_in(told, label) or 0 for label in LABELS)
         return Memory(total, available, free)
     now = psutil.virtual_memory()
     return Memory(now.total, now.available, psutil.swap_memory().free)

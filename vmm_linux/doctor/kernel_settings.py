@@ -6,9 +6,16 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_linux._core.kernel import Feature, available
-from vmm_linux._core.kernel_files import figure, number, text_of
-from vmm_linux._core.memory_group import NO_LIMIT, Group, levels, memory_group
+from vmm_linux._core.kernel import (
+    NO_LIMIT,
+    Feature,
+    MemoryCgroup,
+    available,
+    figure_in,
+    memory_cgroup,
+    number_in,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +67,7 @@ def sysctls() -> Iterator[Setting]:
     """Those of /proc/sys, each a number."""
     for name, advise in SYSCTLS.items():
         path = "/proc/sys/" + name.replace(".", "/")
-        value = number(path)
+        value = number_in(path)
         yield Setting(name, value, None, path, advise(value))
 
 
@@ -88,7 +95,7 @@ def advice_on_overcommit(value: int | None) -> str | None:
 
 def advice_on_ratio(value: int | None) -> str | None:
     """How much can be committed under strict counting."""
-    if number("/proc/sys/vm/overcommit_memory") != 2 or value is None:
+    if number_in("/proc/sys/vm/overcommit_memory") != 2 or value is None:
         return None
     return f"swap and {value} % of memory can be committed in all; see CommitLimit"
 
@@ -121,9 +128,9 @@ SYSCTLS: dict[str, Callable[[int | None], str | None]] = {
 
 def commit_charge() -> Iterator[Setting]:
     """What can be committed on this machine, and what is."""
-    told = text_of("/proc/meminfo")
-    limit, used = figure(told, "CommitLimit"), figure(told, "Committed_AS")
-    strict = number("/proc/sys/vm/overcommit_memory") == 2
+    text = text_of("/proc/meminfo")
+    limit, used = figure_in(text, "CommitLimit"), figure_in(text, "Committed_AS")
+    strict = number_in("/proc/sys/vm/overcommit_memory") == 2
     advice = None
     if strict and limit and used is not None and (limit - used) * LITTLE < limit:
         advice = (
@@ -231,30 +238,27 @@ def chosen(text: str | None) -> str | None:
 
 def cgroup_memory() -> Iterator[Setting]:
     """The tightest limit above this process, and what its cgroup uses."""
-    group = memory_group()
-    if group is None:
+    cgroup = memory_cgroup()
+    if cgroup is None:
         yield Setting("cgroup memory limit", None, None, "/proc/self/cgroup", None)
         yield Setting("cgroup memory in use", None, None, "/proc/self/cgroup", None)
     else:
-        yield from settings_of(group)
+        yield from settings_of(cgroup)
 
 
-def settings_of(group: Group) -> Iterator[Setting]:
-    """The same of a given group: those above it bind it too."""
-    above = levels(group)
-    folder = above[0]
-    found = [
-        (value, each) for each in above if (value := number(f"{each}/{group.limit}")) is not None
-    ]
-    value, place = min(found, default=(NO_LIMIT, folder), key=lambda pair: pair[0])
+def settings_of(cgroup: MemoryCgroup) -> Iterator[Setting]:
+    """The same of a given cgroup: those above it bind it too."""
+    files = [f"{folder}/{cgroup.limit}" for folder in cgroup.levels]
+    found = [(value, file) for file in files if (value := number_in(file)) is not None]
+    value, file = min(found, default=(NO_LIMIT, files[0]), key=lambda pair: pair[0])
     limited = value < NO_LIMIT
     advice = "near it calls are OUT_OF_MEMORY; beyond it the kernel kills a process of the group"
     yield Setting(
-        f"cgroup {group.version} memory limit",
+        f"cgroup {cgroup.version} memory limit",
         value if limited else UNLIMITED,
         None,
-        f"{place}/{group.limit}",
+        file,
         advice if limited else None,
     )
-    usage = f"{folder}/{group.usage}"
-    yield Setting(f"cgroup {group.version} memory in use", number(usage), None, usage, None)
+    usage = f"{cgroup.levels[0]}/{cgroup.usage}"
+    yield Setting(f"cgroup {cgroup.version} memory in use", number_in(usage), None, usage, None)

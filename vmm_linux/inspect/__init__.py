@@ -18,10 +18,10 @@ from vmm_linux._core.inspect import (
     close_files,
     foreign_mapping,
     has_memory,
+    known_page_flags,
     own_mapping,
     read_mappings,
     read_pages,
-    told_flags,
 )
 from vmm_linux._core.kernel import Feature, available, page_size, user_space_end
 from vmm_linux._core.page_runs import PageFlags, PageRun, RegionRun
@@ -236,7 +236,7 @@ def page_flags_told(*, exclusive: bool = False) -> PageFlags:
     Args:
         exclusive: what ``pages`` is given.
     """
-    return PageFlags(told_flags(exclusive))
+    return PageFlags(known_page_flags(exclusive))
 
 
 # ---- pages by the entries of pagemap ------------------------------------------------------------

@@ -18,7 +18,7 @@ from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.errno cimport (
     EAGAIN, EBADF, EDQUOT, EINTR, EIO, ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, errno,
 )
-from libc.stdint cimport int64_t, int8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy
 from libcpp.vector cimport vector
 from posix.fcntl cimport O_APPEND, O_CLOEXEC, O_CREAT, O_NOCTTY, O_NONBLOCK, O_WRONLY
@@ -35,7 +35,8 @@ from vmm_linux._core.kernel cimport (
 )
 from vmm_linux._core.memory cimport *
 from vmm_linux._core.procfs cimport (
-    can_mean_two, free_text, NAME_ROOM, OwnProcess, PageFacts, settled_name, SmapsRecord, Span,
+    can_mean_two, free_text, NAME_SIZE, OwnProcess, page_fact, PAGE_GUARD, PAGE_HUGE, PAGE_LOCKED,
+    PAGE_PRESENT, PAGE_SHARED, PAGE_SWAPPED, PageFacts, settled_name, SmapsRecord, Span,
     Text,
 )
 from vmm_linux._core.vocabulary cimport *
@@ -55,7 +56,7 @@ from _thread import get_ident
 from enum import Enum
 from operator import attrgetter
 
-from vmm_linux._core import default_limits, imports, shortage
+from vmm_linux._core import imports, shortage
 from vmm_linux._core.procfs import parse_smaps
 from vmm_linux._core.credentials import known_gid, known_uid
 from vmm_linux._core.values import describe, exact_text, index, is_a, kind_of, one_line, written

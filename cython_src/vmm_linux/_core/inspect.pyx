@@ -1,4 +1,9 @@
-"""Layer inspect."""
+"""Layer inspect: mappings and pages of any process, as objects, and what of them is a region.
+
+It joins procfs with the intents of this process's VMMs, and has one part, ``mappings``. Which
+process may be asked about, and what an error means, is for ``vmm_linux.inspect`` to say: here a
+-errno is an ``OSError``.
+"""
 
 from cython cimport final, no_gc
 from libc.errno cimport ENAMETOOLONG, ENOENT
@@ -16,26 +21,26 @@ from vmm_linux._core.procfs cimport (
     FIGURE_MMU_PAGE_SIZE,
     FIGURE_PROTECTION_KEY,
     FIGURE_SIZE,
+    fill_span,
     find_pages,
-    flags_told,
     is_alive,
-    NAME_ROOM,
+    known_flags,
+    NAME_SIZE,
     OwnProcess,
     PagesFound,
     query_with_name,
     read_records,
-    Record,
-    Records,
     restore_into,
     set_figure,
     settled_name,
+    SmapsEntry,
     SmapsRecord,
+    SmapsStore,
+    Span,
 )
 
-import os
-
-from vmm_linux._core.page_runs import PageFlags, PageRun, RegionRun
 from vmm_linux._core.mapping_dict import check_told
+from vmm_linux._core.page_runs import PageFlags, PageRun, RegionRun
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState
 

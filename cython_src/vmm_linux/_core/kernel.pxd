@@ -1,9 +1,6 @@
-"""Contract of kernel."""
+"""What the layers above use of the kernel layer; see ``kernel.pyx``."""
 
-from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, intptr_t, uint32_t, uint64_t, uintptr_t
-from posix.signal cimport SIG_BLOCK, SIG_SETMASK, sigaddset, sigemptyset, sigismember, sigpending
-from posix.time cimport timespec
 from posix.types cimport sigset_t
 
 
@@ -24,8 +21,6 @@ cdef extern from "<sys/mman.h>" nogil:
         MREMAP_FIXED
         MADV_DONTNEED
         MADV_HUGEPAGE
-        MADV_NOHUGEPAGE
-        MADV_REMOVE
         MFD_CLOEXEC
         MFD_ALLOW_SEALING
         MS_ASYNC
@@ -132,6 +127,15 @@ cdef extern from *:
     #define VMM_PAGE_IS_PFNZERO (1u << 5)
     #define VMM_PAGE_IS_HUGE    (1u << 6)
     #define VMM_PAGE_IS_GUARD   (1u << 8)       /* newer than PAGEMAP_SCAN itself */
+
+    /* Of an entry of /proc/PID/pagemap */
+    #define VMM_PAGEMAP_ENTRY 8                 /* its size in bytes */
+    #define VMM_PAGEMAP_PRESENT         (1ull << 63)
+    #define VMM_PAGEMAP_SWAPPED         (1ull << 62)
+    #define VMM_PAGEMAP_FILE            (1ull << 61)
+    #define VMM_PAGEMAP_GUARD           (1ull << 58)    /* Linux 6.15 */
+    #define VMM_PAGEMAP_WRITE_PROTECTED (1ull << 57)
+    #define VMM_PAGEMAP_EXCLUSIVE       (1ull << 56)
     """
     struct ProcmapQuery "vmm_procmap_query":
         uint64_t size, query_flags, query_addr
@@ -152,28 +156,28 @@ cdef extern from *:
         PAGE_IS_PFNZERO "VMM_PAGE_IS_PFNZERO"
         PAGE_IS_HUGE "VMM_PAGE_IS_HUGE"
         PAGE_IS_GUARD "VMM_PAGE_IS_GUARD"
+        PAGEMAP_ENTRY "VMM_PAGEMAP_ENTRY"
+    const uint64_t PAGEMAP_PRESENT "VMM_PAGEMAP_PRESENT"
+    const uint64_t PAGEMAP_SWAPPED "VMM_PAGEMAP_SWAPPED"
+    const uint64_t PAGEMAP_FILE "VMM_PAGEMAP_FILE"
+    const uint64_t PAGEMAP_GUARD "VMM_PAGEMAP_GUARD"
+    const uint64_t PAGEMAP_WRITE_PROTECTED "VMM_PAGEMAP_WRITE_PROTECTED"
+    const uint64_t PAGEMAP_EXCLUSIVE "VMM_PAGEMAP_EXCLUSIVE"
+
+cdef int check(int result) except -1
 
 # Memory
 cpdef intptr_t mmap(uintptr_t address, size_t length, int protection, int flags,
                     int fd, uint64_t offset) noexcept nogil
-
 cpdef int munmap(uintptr_t address, size_t length) noexcept nogil
-
 cpdef int mprotect(uintptr_t address, size_t length, int protection) noexcept nogil
-
 cpdef intptr_t mremap(uintptr_t old_address, size_t old_size, size_t new_size, int flags,
                       uintptr_t new_address) noexcept nogil
-
 cpdef int madvise(uintptr_t address, size_t length, int advice) noexcept nogil
-
 cpdef int mlock(uintptr_t address, size_t length) noexcept nogil
-
 cpdef int munlock(uintptr_t address, size_t length) noexcept nogil
-
 cpdef int msync(uintptr_t address, size_t length, int flags) noexcept nogil
-
 cdef int name_memory(uintptr_t address, size_t length, const char *name) noexcept nogil
-
 cdef int mincore(uintptr_t address, size_t length, unsigned char *vector) noexcept nogil
 
 # Files
@@ -187,33 +191,19 @@ cdef extern from "<sys/stat.h>" nogil:
         uint64_t st_blocks
 
 cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil
-
 cpdef int ftruncate(int fd, uint64_t length) noexcept nogil
-
 cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil
-
 cpdef int fcntl(int fd, int command, int argument) noexcept nogil
-
 cpdef int fchmod(int fd, uint32_t mode) noexcept nogil
-
 cdef int openat(const char *path, int flags) noexcept nogil
-
 cpdef int close(int fd) noexcept nogil
-
 cdef intptr_t pread(int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil
-
 cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil
-
 cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil
-
 cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil
-
 cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil
-
 cdef int fstat(int fd, FileStatus *status) noexcept nogil
-
 cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil
-
 cpdef int64_t filesystem_type(int fd) noexcept nogil
 
 # Sockets
@@ -232,76 +222,36 @@ cdef extern from *:
         void *iov_base
         size_t iov_len
     enum:
-        MOST_RANGES "UIO_MAXIOV"        # that one call takes
+        MOST_RANGES "UIO_MAXIOV"    # that one call takes
 
 cdef int pidfd_open_self() noexcept nogil
-
 cdef intptr_t process_madvise(int pidfd, const iovec *ranges, size_t count,
                               int advice) noexcept nogil
 
 # Questions to the files of /proc/PID
 cdef int procmap_query(int maps_fd, ProcmapQuery *query) noexcept nogil
-
 cdef int pagemap_scan(int pagemap_fd, ScanArgument *scan) noexcept nogil
 
 # Copies with the kernel's checks
 cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noexcept nogil
-
 cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t length) noexcept nogil
-
 cpdef uint64_t most_descriptors() noexcept nogil
 
 
 # ---- signals -----------------------------------------------------------------------------------
-
-cdef extern from "<signal.h>" nogil:
-    int SIGPIPE
-    int SIGXFSZ
-    int pthread_sigmask(int, const sigset_t *, sigset_t *)
-    int sigtimedwait(const sigset_t *, void *, const timespec *)
-    int raise_signal "raise"(int)
-
-cdef extern from "<sys/resource.h>" nogil:
-    struct file_limit "rlimit":
-        unsigned long rlim_cur
-    int RLIMIT_FSIZE
-    int getrlimit(int, file_limit *)
 
 cdef struct HeldSignals:
     sigset_t both
     sigset_t waiting            # those that waited before the call
     sigset_t blocked            # what the thread blocks otherwise
 
-cdef inline void hold_signals(HeldSignals *held) noexcept nogil:
-    """Block the two signals in this thread until ``drop_signals``."""
-    sigemptyset(&held.both)
-    sigaddset(&held.both, SIGPIPE)
-    sigaddset(&held.both, SIGXFSZ)
-    sigpending(&held.waiting)
-    pthread_sigmask(SIG_BLOCK, &held.both, &held.blocked)
-
-cdef inline void drop_signals(HeldSignals *held, bint failed) noexcept nogil:
-    """Take the signal that came of a call which ``failed``; block what was blocked before."""
-    cdef timespec at_once
-    cdef sigset_t waiting
-    cdef int taken = 0
-    at_once.tv_sec = at_once.tv_nsec = 0
-    if failed:
-        taken = sigtimedwait(&held.both, NULL, &at_once)
-        while taken < 0 and errno == EINTR:
-            taken = sigtimedwait(&held.both, NULL, &at_once)
-    if taken > 0 and sigismember(&held.waiting, taken):
-        # It may be the one that waited: a signal waits once for a thread, and once for them all.
-        sigpending(&waiting)
-        if not sigismember(&waiting, taken):
-            raise_signal(taken)
-    pthread_sigmask(SIG_SETMASK, &held.blocked, NULL)
+cdef void hold_signals(HeldSignals *held) noexcept nogil
+cdef void drop_signals(HeldSignals *held, bint failed) noexcept nogil
 
 
 # ---- fork --------------------------------------------------------------------------------------
 
 cpdef uint32_t fork_generation() noexcept nogil
-
 cpdef uint32_t fork_children() noexcept nogil
 
 
@@ -320,7 +270,6 @@ cdef struct Mutex:
     Mutex *previous
 
 cdef Mutex *mutex_new() noexcept nogil
-
 cdef void mutex_delete(Mutex *mutex) noexcept nogil
 
 cdef inline void mutex_lock(Mutex *mutex) noexcept nogil:
@@ -328,11 +277,11 @@ cdef inline void mutex_lock(Mutex *mutex) noexcept nogil:
     pthread_mutex_lock(&mutex.native)
 
 cdef inline bint mutex_try(Mutex *mutex) noexcept nogil:
-    """Take the mutex if it is free."""
+    """Take the mutex if it is free; whether it was."""
     return pthread_mutex_trylock(&mutex.native) == 0
 
 cdef inline void mutex_unlock(Mutex *mutex) noexcept nogil:
-    """Let go of the mutex."""
+    """Release the mutex."""
     pthread_mutex_unlock(&mutex.native)
 
 
@@ -354,66 +303,60 @@ cdef enum:
     FEATURE_ANONYMOUS_NAMES = 11
     FEATURE_COUNT = 12
 
+cdef bint has(int feature) noexcept nogil
+cdef bint lacks(int feature) noexcept nogil
+
+
+# ---- machine -----------------------------------------------------------------------------------
+
 cdef extern from *:
     """
     #include <unistd.h>
 
-    /* Of this module: on the way of every call, a look into another one would be felt. */
+    /* One for each module: every call uses it, and reading another module's would cost time. */
     static const size_t vmm_page_size = (size_t)sysconf(_SC_PAGESIZE);
     """
     const size_t PAGE_SIZE "vmm_page_size"      # the kernel's page in bytes
 
-cdef bint has(int feature) noexcept nogil
-
-cdef bint lacks(int feature) noexcept nogil
-
 cpdef size_t page_size() noexcept nogil
-
 cpdef uintptr_t user_space_end() noexcept nogil
-
 cpdef uintptr_t mmap_min_addr() noexcept nogil
-
 cpdef size_t huge_page_size() noexcept nogil
 
 
 # ---- cgroup ------------------------------------------------------------------------------------
 
 cdef bint group_has_limit() noexcept nogil
-
 cdef bint is_huge_everywhere() noexcept nogil
-
 cdef bint group_has_headroom(uint64_t size) noexcept nogil
 
 
 # ---- headroom ----------------------------------------------------------------------------------
 
 cdef uint64_t mapping_count() noexcept nogil
-
 cdef int check_headroom(uint64_t size) noexcept nogil
+
+cdef enum:
+    BOUNDS = 9                  # as many as ``vmm_linux.limits.FIGURES`` has
+
+cdef const uint64_t *default_bounds() except NULL
 
 
 # ---- open_file ---------------------------------------------------------------------------------
 
 cdef struct OpenFile:
     int fd                      # -1: none
-    uint32_t taking             # which of the package's descriptors this is, see ``pyx``
+    uint32_t taking             # which of the package's descriptors this is
     uint64_t device
     uint64_t inode
 
 cdef int open_file_note(OpenFile *self, FileStatus *status) noexcept nogil
-
 cdef int open_file_take(OpenFile *self, int fd) noexcept nogil
-
 cdef int open_file_take_same(OpenFile *self, const OpenFile *other, int fd) noexcept nogil
-
 cdef int open_file_status(const OpenFile *self, FileStatus *status) noexcept nogil
-
 cdef int open_file_number(const OpenFile *self) noexcept nogil
-
 cdef int open_file_own(OpenFile *self) noexcept nogil
-
 cdef int access_mode(int fd) noexcept nogil
-
 cdef void open_file_close(OpenFile *self) noexcept nogil
 
 cdef class Descriptor:
@@ -425,7 +368,7 @@ cdef class Descriptor:
     cpdef void close(self) noexcept
 
 cdef enum Mark:
-    # Signals, see ``pyx``; no program chooses these.
+    # Signals that no program chooses, see ``mark``.
     MARK_AUDIT = 60
     MARK_MAPS = 61
     MARK_PAGEMAP = 62
@@ -433,5 +376,4 @@ cdef enum Mark:
     MARK_ANONYMOUS = 64
 
 cdef int mark(int fd, Mark which) noexcept nogil
-
 cdef int check_mark(int fd, Mark which) noexcept nogil

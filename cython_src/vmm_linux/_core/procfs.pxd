@@ -1,36 +1,77 @@
-"""Contract of procfs."""
+"""What the layers above use of the procfs layer; see ``procfs.pyx``."""
 
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 from vmm_linux._core cimport kernel
 
 
-# ---- maps --------------------------------------------------------------------------------------
-
-cdef struct Line:
-    # A line of maps, which is also the first line of a record of smaps.
-    uintptr_t start
-    uintptr_t end
-    uint32_t permissions
-    uint64_t offset
-    uint32_t device_major
-    uint32_t device_minor
-    uint64_t inode
-    const char *path
-    size_t path_length
+# ---- reader ------------------------------------------------------------------------------------
 
 cdef struct Text:
     # Bytes on the C heap: starts as [NULL, 0, 0], and free_text() ends it.
     char *data
     size_t length
-    size_t room
+    size_t capacity
 
 cdef void free_text(Text *text) noexcept nogil
 
 
+# ---- maps --------------------------------------------------------------------------------------
+
+cdef enum:
+    # Bits of permissions; the first three are PROT_READ, PROT_WRITE, PROT_EXEC.
+    SPAN_READ = 1
+    SPAN_WRITE = 2
+    SPAN_EXECUTE = 4
+    SPAN_SHARED = 8
+
+cdef struct Span:
+    # One mapping, or one hole between mappings (then all that follows ``end`` is 0).
+    uintptr_t start
+    uintptr_t end
+    bint mapped
+    uint32_t permissions
+    uint64_t offset
+    uint64_t inode
+    uint32_t device_major
+    uint32_t device_minor
+
+cdef struct Line:
+    # A line of maps, which is also the first line of a record of smaps.
+    Span span
+    const char *path
+    size_t path_length
+
+
+# ---- mapping_query -----------------------------------------------------------------------------
+
+cdef enum:
+    NAME_SIZE = 4096            # what the kernel itself has for a name
+
+cdef int query_with_name(int fd, uintptr_t va, kernel.ProcmapQuery *query, char *name,
+                         size_t size) noexcept nogil
+cdef void fill_span(Span *span, const kernel.ProcmapQuery *query) noexcept nogil
+cdef bint can_mean_two(object pathname) except -1
+cdef object settled_name(object pathname, uintptr_t start, const kernel.ProcmapQuery *query,
+                         const char *name)
+
+
 # ---- pagemap -----------------------------------------------------------------------------------
+
+cdef enum:
+    # The numbers of ``vmm_linux.inspect.PageFlags``.
+    PAGE_PRESENT = 0x1          # has memory, in the process's page table
+    PAGE_SWAPPED = 0x2
+    PAGE_SHARED = 0x4           # its memory is a file's or shared
+    PAGE_EXCLUSIVE = 0x8
+    PAGE_HUGE = 0x10            # part of a huge page
+    PAGE_GUARD = 0x20           # of MADV_GUARD_INSTALL
+    PAGE_WRITE_PROTECTED = 0x40
+    PAGE_ZERO = 0x80
+    # Of one page alone: in a mapping that mlock was called on.
+    PAGE_LOCKED = 0x100
 
 cdef struct Pages:
     # Neighbouring pages that are alike.
@@ -42,16 +83,13 @@ cdef struct PagesFound:
     # Starts as [NULL, 0, 0], and free() of the list ends it.
     Pages *list
     size_t count
-    size_t room
+    size_t capacity
 
 cdef int find_pages(int pagemap, uintptr_t start, uintptr_t end, bint exclusive,
                     PagesFound *found) noexcept nogil
-
 cdef uint64_t without_own_memory(uintptr_t start, uintptr_t end) noexcept nogil
-
 cdef bint is_alive(int pagemap) noexcept nogil
-
-cdef uint32_t flags_told(bint exclusive) noexcept nogil
+cdef uint32_t known_flags(bint exclusive) noexcept nogil
 
 
 # ---- record ------------------------------------------------------------------------------------
@@ -64,13 +102,7 @@ cdef enum:
     FIGURE_PROTECTION_KEY = 23
 
 cdef class SmapsRecord:
-    cdef uintptr_t range_start
-    cdef uintptr_t range_end
-    cdef uint64_t file_offset
-    cdef uint64_t file_inode
-    cdef uint32_t device_major
-    cdef uint32_t device_minor
-    cdef uint32_t permission_bits
+    cdef Span span
     cdef uint32_t known         # bit i: values[i] was given
     cdef uint64_t *values       # FIGURES of them, or NULL
     cdef dict others            # figures with no attribute of their own, or None
@@ -79,8 +111,7 @@ cdef class SmapsRecord:
 
     cdef object figure(self, int index)
 
-cdef int restore_into(SmapsRecord record, tuple said) except -1
-
+cdef int restore_into(SmapsRecord record, tuple values) except -1
 cdef int set_figure(SmapsRecord record, int i, uint64_t value) except -1
 
 
@@ -92,31 +123,25 @@ cdef struct Figure:
     uint64_t value
     Figure *next
 
-cdef struct Record:
-    # One mapping. What it points to belongs to the Records that it is in.
-    uintptr_t start
-    uintptr_t end
-    uint64_t offset
-    uint64_t inode
-    uint32_t device_major
-    uint32_t device_minor
-    uint32_t permissions
-    uint32_t known              # bit i: values[i] was given
+cdef struct SmapsEntry:
+    # One mapping. What it points to belongs to the SmapsStore that it is in.
+    Span span
     uint64_t *values            # FIGURES of them, or NULL
     const char *path
-    const char *flags           # NULL: the text does not tell
+    const char *flags           # NULL: the text has none
+    Figure *others
+    uint32_t known              # bit i: values[i] was given
     uint32_t path_length
     uint32_t flags_length
-    Figure *others
 
 cdef struct Block:
     # Of memory that is given out piece by piece, and lies behind this.
     Block *before
     size_t used
-    size_t room
+    size_t capacity
 
-cdef class Records:
-    cdef Record **chunks
+cdef class SmapsStore:
+    cdef SmapsEntry **chunks
     cdef readonly size_t count
     cdef Block *block
     cdef list names             # of figures with no attribute of their own
@@ -126,67 +151,53 @@ cdef class Records:
     cdef const char *flags      # the flags given last
     cdef size_t flags_length
 
-    cdef Record *at(self, size_t index) noexcept nogil
+    cdef SmapsEntry *at(self, size_t index) noexcept nogil
     cdef void *take(self, size_t size) noexcept nogil
     cdef const char *keep(self, const char *text, size_t length) noexcept nogil
-    cdef Record *new_record(self) noexcept nogil
-    cdef const char *path_after(self, const Record *before, const char *path,
+    cdef SmapsEntry *new_entry(self) noexcept nogil
+    cdef const char *path_after(self, const SmapsEntry *before, const char *path,
                                 size_t length) noexcept nogil
-    cdef Record *append(self, const Line *line) noexcept nogil
+    cdef SmapsEntry *append(self, const Line *line) noexcept nogil
     cdef void drop_overlapped(self) noexcept nogil
 
-    cdef inline int set_figure(self, Record *record, int i, uint64_t value) noexcept nogil:
-        """A figure with an attribute of its own. Here, as a record has some twenty."""
-        if record.values == NULL:
-            record.values = <uint64_t *>self.take(FIGURES * sizeof(uint64_t))
-            if record.values == NULL:
+    cdef inline int set_figure(self, SmapsEntry *entry, int i, uint64_t value) noexcept nogil:
+        """A figure with an attribute of its own. Inline, as a record has some twenty."""
+        if entry.values == NULL:
+            entry.values = <uint64_t *>self.take(FIGURES * sizeof(uint64_t))
+            if entry.values == NULL:
                 return -ENOMEM
-            memset(record.values, 0, FIGURES * sizeof(uint64_t))
-        record.values[i] = value
-        record.known |= <uint32_t>1 << i
+            memset(entry.values, 0, FIGURES * sizeof(uint64_t))
+        entry.values[i] = value
+        entry.known |= <uint32_t>1 << i
         return 0
 
-    cdef int add_other(self, Record *record, int name, uint64_t value) noexcept nogil
-    cdef int set_flags(self, Record *record, const char *text, size_t length) noexcept nogil
+    cdef int add_other(self, SmapsEntry *entry, int name, uint64_t value) noexcept nogil
+    cdef int set_flags(self, SmapsEntry *entry, const char *text, size_t length) noexcept nogil
     cdef int number_of(self, str name) except -1
-    cdef object pathname_at(self, const Record *record)
-    cdef object flags_at(self, const Record *record)
+    cdef object pathname_at(self, const SmapsEntry *entry)
+    cdef object flags_at(self, const SmapsEntry *entry)
     cdef int fill(self, SmapsRecord made, size_t index) except -1
     cdef SmapsRecord record(self, size_t index)
 
 
 # ---- parser ------------------------------------------------------------------------------------
 
-cdef int read_records(Records records, int fd, bint with_figures) except? -1
+cdef int read_records(SmapsStore store, int fd, bint with_figures) except? -1
 
 
 # ---- own_process -------------------------------------------------------------------------------
 
-cdef struct Span:
-    # One mapping, or one hole between mappings (then all that follows `mapped` is 0).
-    uintptr_t start
-    uintptr_t end
-    bint mapped
-    uint32_t permissions
-    uint64_t offset
-    uint64_t inode
-    uint32_t device_major
-    uint32_t device_minor
-
-cdef enum:
-    NAME_ROOM = 4096            # what the kernel has for a name itself
-
 cdef struct PageFacts:
-    # 1, 0, or -1 where this kernel does not tell.
-    int8_t present              # has memory, in this process's page table
-    int8_t swapped
-    int8_t huge                 # part of a huge page
-    int8_t guard                # of MADV_GUARD_INSTALL
-    int8_t locked               # in a mapping that mlock was called on
-    int8_t file_or_shared       # its memory is a file's or shared (0 where there is none)
+    # What is known of one page, as PAGE_ flags.
+    uint32_t known
+    uint32_t flags              # of those known
+
+cdef inline object page_fact(PageFacts facts, uint32_t flag):
+    """Whether a page has this flag; None where that is unknown."""
+    return bool(facts.flags & flag) if facts.known & flag else None
 
 cdef class OwnProcess:
-    # Descriptors, or -1, of files that nobody else has: known by their marks.
+    # Descriptors, or -1, of files that are this object's alone: known by their marks.
     cdef int maps
     cdef int pagemap
     cdef int smaps
@@ -195,7 +206,7 @@ cdef class OwnProcess:
 
     cdef int span_at(self, uintptr_t va, Span *span) noexcept nogil
     cdef int name_at(self, uintptr_t va, kernel.ProcmapQuery *query, char *name,
-                     size_t room) noexcept nogil
+                     size_t size) noexcept nogil
     cdef int page_at(self, uintptr_t va, PageFacts *facts) noexcept nogil
     cdef int smaps_text_at(self, uintptr_t va, Text *text) noexcept nogil
     cdef void release(self) noexcept nogil
@@ -206,13 +217,5 @@ cdef class OwnProcess:
     cdef int span_by_text(self, uintptr_t va, Span *span) noexcept nogil
     cdef int read_span(self, uintptr_t va, Span *span) noexcept nogil
     cdef int read_smaps(self, uintptr_t va, Text *text) noexcept nogil
-    cdef int facts_by_scan(self, uintptr_t va, PageFacts *facts) noexcept nogil
-    cdef int facts_by_pagemap(self, uintptr_t va, PageFacts *facts) noexcept nogil
-
-cdef bint can_mean_two(object pathname) except -1
-
-cdef object settled_name(object pathname, uintptr_t start, const kernel.ProcmapQuery *query,
-                         const char *name)
-
-cdef int query_with_name(int fd, uintptr_t va, kernel.ProcmapQuery *query, char *name,
-                         size_t room) noexcept nogil
+    cdef int facts_by_scan(self, uintptr_t page, PageFacts *facts) noexcept nogil
+    cdef int facts_by_entry(self, uintptr_t page, PageFacts *facts) noexcept nogil

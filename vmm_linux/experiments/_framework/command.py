@@ -13,9 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm_linux._core.default_limits import room_for_memory
-from vmm_linux._core.kernel import available_without_swap as available_memory
-from vmm_linux._core.memory_group import memory_group
+from vmm_linux._core.kernel import available_without_swap, memory_headroom
 from vmm_linux._tools import machine
 from vmm_linux._tools.atomic_write import write_whole
 from vmm_linux._tools.matplotlib import NoMatplotlibError, need_matplotlib
@@ -194,7 +192,7 @@ def check(outputs: dict[str, str]) -> None:
 
 def order_of(asked: argparse.Namespace) -> Order:
     """How experiments are to be run; more memory than there is is refused."""
-    available = room_for_memory(available_memory(), memory_group())
+    available = memory_headroom(available_without_swap())
     memory = asked.memory
     if memory is None:
         memory = max(LEAST_MEMORY, min(USUAL_MEMORY, available // USUAL_PART))

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_linux._core import kernel_files
+from vmm_linux._core.kernel import figure_in
 from vmm_linux._tools.children import die_with_parent
 from vmm_linux.experiments._framework.results import NotObservable
 
@@ -111,7 +111,7 @@ def told(file: str, figure: str) -> int:
     Errors:
         NotObservable: the kernel does not tell it.
     """
-    value = kernel_files.figure(Path(file).read_text(encoding="utf-8", errors="replace"), figure)
+    value = figure_in(Path(file).read_text(encoding="utf-8", errors="replace"), figure)
     if value is None:
         raise NotObservable(f"this kernel does not tell {figure}")
     return value

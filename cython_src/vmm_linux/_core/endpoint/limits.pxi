@@ -1,22 +1,5 @@
 """The limits of a VMM: its bounds, their defaults, and what it uses."""
 
-cdef extern from "<time.h>" nogil:
-    int CLOCK_MONOTONIC_COARSE
-
-cdef uint64_t defaults[FIGURES]
-cdef long defaults_made = -1
-
-
-cdef int look_up_defaults() except -1:
-    """Bring ``defaults`` up to date if they are of another second."""
-    global defaults_made
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
-    if now.tv_sec != defaults_made:
-        read_bounds(defaults, default_limits.bounds())
-        defaults_made = now.tv_sec
-    return 0
-
 
 cdef object bound_or_none(uint64_t bound):
     """A bound as Python has it."""

@@ -5,11 +5,6 @@ the ledger says whose it is and what it is meant to be. Where they differ, the k
 Nothing here touches the page.
 """
 
-cdef object known(int8_t fact):
-    """A fact about a page: None where this kernel does not report it."""
-    return None if fact < 0 else fact != 0
-
-
 @cython.final
 cdef class PageInfo:
     """What ``VMM.query`` found out about one page. Immutable.
@@ -72,19 +67,19 @@ cdef class PageInfo:
 
     @property
     def resident(self):
-        return known(self._facts.present)
+        return page_fact(self._facts, PAGE_PRESENT)
 
     @property
     def swapped(self):
-        return known(self._facts.swapped)
+        return page_fact(self._facts, PAGE_SWAPPED)
 
     @property
     def locked(self):
-        return known(self._facts.locked)
+        return page_fact(self._facts, PAGE_LOCKED)
 
     @property
     def huge(self):
-        return known(self._facts.huge)
+        return page_fact(self._facts, PAGE_HUGE)
 
     def __init__(self):
         raise TypeError("a PageInfo is what VMM.query returns")
@@ -101,9 +96,7 @@ cdef class PageInfo:
         return restore_page_info, (
             self.va, self._state, self._kind, self._protection, self._flags,
             (self.base, self._end), (self.run_start, self.run_end), self.mdl_offset, self.sid,
-            (self._facts.present, self._facts.swapped, self._facts.huge, self._facts.guard,
-             self._facts.locked, self._facts.file_or_shared),
-            self.smaps)
+            pickled_facts(self._facts), self.smaps)
 
     def __eq__(self, other):
         if not isinstance(other, PageInfo):
@@ -135,10 +128,25 @@ def restore_page_info(uintptr_t va, state, kind, protection, flags, tuple region
         raise ValueError("no PageInfo: a fact about its page is neither 1, 0 nor -1")
     made.mdl_offset = mdl_offset
     made.sid = sid
-    (made._facts.present, made._facts.swapped, made._facts.huge, made._facts.guard,
-     made._facts.locked, made._facts.file_or_shared) = facts
+    made._facts.known = made._facts.flags = 0
+    for flag, fact in zip(PICKLED_FACTS, facts, strict=True):
+        made._facts.known |= <uint32_t>flag if fact >= 0 else 0
+        made._facts.flags |= <uint32_t>flag if fact > 0 else 0
     made.smaps = smaps
     return made
+
+
+cdef tuple PICKLED_FACTS = (
+    PAGE_PRESENT, PAGE_SWAPPED, PAGE_HUGE, PAGE_GUARD, PAGE_LOCKED, PAGE_SHARED)
+
+
+cdef tuple pickled_facts(PageFacts facts):
+    """The facts in a pickle, in the order of ``PICKLED_FACTS``: 1 true, 0 false, -1 unknown."""
+    cdef list pickled = []
+    for flag in PICKLED_FACTS:
+        fact = page_fact(facts, flag)
+        pickled.append(-1 if fact is None else int(fact))
+    return tuple(pickled)
 
 
 cdef tuple contents(PageInfo info):
@@ -190,7 +198,8 @@ cdef int put_together(PageInfo info, const Location &where, const Span &span,
     if not span.mapped:
         info._kind = KIND_FREE
         info._state = STATE_FREE
-        info._facts.present = info._facts.swapped = info._facts.huge = info._facts.locked = 0
+        info._facts.known = PAGE_PRESENT | PAGE_SWAPPED | PAGE_HUGE | PAGE_LOCKED
+        info._facts.flags = 0
     elif where.kind == KIND_FREE:
         # The kernel merges a foreign mapping with a region that lies next to it.
         info.base = info.run_start = max(span.start, where.base)
@@ -224,15 +233,15 @@ cdef object record_in(const Text &smaps):
 cdef int settle(AddressSpace space, OwnProcess process, SmapsRecord record) except -1:
     """Have a name that can mean two be the mapping's."""
     cdef ProcmapQuery found
-    cdef char name[NAME_ROOM]
+    cdef char name[NAME_SIZE]
     cdef int result = -1
     if can_mean_two(record.pathname):
         lock_space(space)
         if not space.closed:
-            result = process.name_at(record.range_start, &found, name, NAME_ROOM)
+            result = process.name_at(record.span.start, &found, name, NAME_SIZE)
         unlock_space(space)
         if result == 0:
-            record.pathname = settled_name(record.pathname, record.range_start, &found, name)
+            record.pathname = settled_name(record.pathname, record.span.start, &found, name)
     return 0
 
 

@@ -74,9 +74,10 @@ cdef class VMM:
         """
         cdef bint given = policy is not None or audit is not None
         cdef Gate gate = None
+        cdef const uint64_t *bounds
         if self.is_settled:
             return refuse_late(given)
-        look_up_defaults()
+        bounds = kernel.default_bounds()
         if policy is None:
             policy = policy_of_environment()
         elif not isinstance(policy, RuleTable) or not (<RuleTable>policy).compiled:
@@ -96,7 +97,7 @@ cdef class VMM:
         self.gate = gate
         self.is_gated = gate is not None
         self.is_settled = True
-        set_space_bounds(self.space, defaults)
+        set_space_bounds(self.space, bounds)
         return True
 
     cdef object call(self, Method method, Deed deed, object a=None, object b=None, object c=None,

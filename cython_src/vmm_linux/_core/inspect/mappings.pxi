@@ -1,15 +1,11 @@
-"""Mappings of any process, made into objects when they are looked at; pages; one mapping.
-
-Who may be looked at, and what an error means, is for ``vmm_linux.inspect`` to say: here an
-errno is an ``OSError``.
-"""
+"""Mappings of any process, each made an object when it is asked for; one mapping; pages."""
 
 cdef extern from "Python.h":
     object PyUnicode_DecodeFSDefaultAndSize(const char *, Py_ssize_t)
 
 cdef tuple STATES = tuple(PageState)
 cdef tuple KINDS = tuple(PageKind)
-cdef dict FLAGS = {}            # numbers to VmmFlags, which take long to make
+cdef dict FLAGS = {}            # numbers to VmmFlags, which are slow to make
 
 
 cdef object flags_of(uint32_t bits):
@@ -25,7 +21,7 @@ cdef object region_of(const Intent &intent):
         flags_of(intent.flags), flags_of(intent.protection), intent.sid or None)
 
 
-# ---- One mapping -----------------------------------------------------------------------
+# ---- One mapping --------------------------------------------------------------------------------
 
 @final
 @no_gc                          # As SmapsRecord is; a part holds its whole, which is no part.
@@ -39,16 +35,16 @@ cdef class Mapping(SmapsRecord):
         device, inode: of the file, ``"00:00"`` and 0 where there is none.
         pathname: of the file, or what the kernel calls it (``[heap]``); None where it has no name.
         deleted: whether the file has no name any more.
-        vm_flags: the kernel's flags as two letters each, None where it does not tell.
+        vm_flags: the kernel's flags as two letters each, None where they are unknown.
         figures: every figure of smaps by name, in bytes; each is an attribute too (``rss``),
-            None where the kernel does not tell.
+            None where it is unknown.
         region: ``RegionRun`` of this process's VMM that made it, None for any other mapping.
         whole: the kernel's mapping, with its figures; itself, unless it is a part.
 
     The kernel merges neighbours, so one of its mappings can belong to several regions, in several
-    states. It is cut at their borders then. The kernel tells its figures of the whole alone: the
-    parts have those that hold for any part of it (page sizes, protection key), their own ``size``,
-    and None for the others.
+    states. It is cut at their borders then. The kernel has figures of the whole alone: the parts
+    have those that hold for any part of it (page sizes, protection key), their own ``size``, and
+    None for the others.
     """
     cdef readonly object region
     cdef Mapping uncut
@@ -73,19 +69,19 @@ cdef class Mapping(SmapsRecord):
         return restore_mapping, (arguments, self.region, self.uncut)
 
     def as_dict(self):
-        """All it says, as JSON can carry it.
+        """All its values, as JSON can carry them.
 
         Returns:
             A dict of the attributes: ``vm_flags`` sorted, ``region`` a dict or None, ``whole``
             a dict for a part, else None.
         """
         return {
-            "start": self.range_start,
-            "end": self.range_end,
+            "start": self.span.start,
+            "end": self.span.end,
             "permissions": self.permissions,
-            "offset": self.file_offset,
+            "offset": self.span.offset,
             "device": self.device,
-            "inode": self.file_inode,
+            "inode": self.span.inode,
             "pathname": self.pathname,
             "vm_flags": None if self.vm_flags is None else sorted(self.vm_flags),
             "figures": dict(self.figures),
@@ -97,7 +93,7 @@ cdef class Mapping(SmapsRecord):
 
     @staticmethod
     def from_dict(values):
-        """The mapping that ``as_dict`` told.
+        """The mapping with the values of ``as_dict``.
 
         Args:
             values: the dict.
@@ -126,7 +122,7 @@ cdef class Mapping(SmapsRecord):
 
 
 def restore_mapping(tuple arguments, region, Mapping whole):
-    """A new mapping that says what :meth:`Mapping.__reduce__` told of one."""
+    """A new mapping with the values that ``Mapping.__reduce__`` gave."""
     cdef Mapping made = Mapping.__new__(Mapping)
     if region is not None and type(region) is not RegionRun:
         raise TypeError(f"no mapping: its region is of type {type(region).__name__}")
@@ -139,11 +135,11 @@ def restore_mapping(tuple arguments, region, Mapping whole):
 
 
 cdef int cut(Mapping mapping, uintptr_t start, uintptr_t end, Mapping whole) except -1:
-    """Makes a mapping of the whole's the part ``[start, end)`` of it."""
-    if mapping.file_inode != 0:
-        mapping.file_offset += start - mapping.range_start
-    mapping.range_start = start
-    mapping.range_end = end
+    """Make a copy of ``whole`` its part ``[start, end)``."""
+    if mapping.span.inode != 0:
+        mapping.span.offset += start - mapping.span.start
+    mapping.span.start = start
+    mapping.span.end = end
     mapping.known &= (1 << FIGURE_KERNEL_PAGE_SIZE | 1 << FIGURE_MMU_PAGE_SIZE
                       | <uint32_t>1 << FIGURE_PROTECTION_KEY)
     if mapping.known:
@@ -153,7 +149,7 @@ cdef int cut(Mapping mapping, uintptr_t start, uintptr_t end, Mapping whole) exc
     return 0
 
 
-# ---- All mappings ----------------------------------------------------------------------
+# ---- All mappings -------------------------------------------------------------------------------
 
 cdef struct Part:
     uintptr_t start
@@ -170,14 +166,14 @@ cdef bint is_below(const Intent &one, const Intent &other) noexcept nogil:
 @no_gc
 cdef class Mappings:
     """The mappings of one process, each made into an object whenever it is asked for."""
-    cdef Records records
+    cdef SmapsStore store
     cdef vector[Intent] intents
     cdef vector[Part] parts     # empty where no mapping is a region's
     cdef size_t cut_last        # the record whose whole this is
     cdef Mapping whole
 
     def __cinit__(self):
-        self.records = Records.__new__(Records)
+        self.store = SmapsStore.__new__(SmapsStore)
 
     def __init__(self):
         raise TypeError("read_mappings() makes them")
@@ -186,7 +182,7 @@ cdef class Mappings:
         return tuple, (tuple(self),)
 
     def __len__(self):
-        return self.records.count if self.parts.empty() else self.parts.size()
+        return self.store.count if self.parts.empty() else self.parts.size()
 
     def __getitem__(self, index):
         cdef Py_ssize_t count = len(self)
@@ -211,16 +207,16 @@ cdef class Mappings:
 
     cdef Mapping mapping(self, size_t index):
         cdef const Part *part
-        cdef const Record *record
+        cdef const Span *span
         cdef Mapping made
         if self.parts.empty():
             return self.uncut_mapping(index)
         part = &self.parts[index]
-        record = self.records.at(part.record)
+        span = &self.store.at(part.record).span
         made = self.uncut_mapping(part.record)
         if part.intent >= 0:
             made.region = region_of(self.intents[part.intent])
-        if part.start != record.start or part.end != record.end:
+        if part.start != span.start or part.end != span.end:
             if self.whole is None or self.cut_last != part.record:
                 self.whole = self.uncut_mapping(part.record)
                 self.cut_last = part.record
@@ -229,53 +225,53 @@ cdef class Mappings:
 
     cdef Mapping uncut_mapping(self, size_t index):
         cdef Mapping made = Mapping.__new__(Mapping)
-        self.records.fill(made, index)
+        self.store.fill(made, index)
         return made
 
     @property
     def backslashes(self):
-        """Whether a name has one, so that some may need :meth:`settle_names`."""
-        return bool(self.records.backslashes)
+        """Whether a name has one, so that some may need ``settle_names``."""
+        return bool(self.store.backslashes)
 
     def settle_names(self, int fd):
-        """Asks the process's open maps for the names of which the text can mean two."""
+        """Ask the process's open maps for the names of which the text can mean two."""
         cdef kernel.ProcmapQuery query
-        cdef char name[NAME_ROOM]
-        cdef const Record *record
+        cdef char name[NAME_SIZE]
+        cdef const SmapsEntry *entry
         cdef size_t i
-        for i in range(self.records.count):
-            record = self.records.at(i)
-            pathname = self.records.pathname_at(record)
+        for i in range(self.store.count):
+            entry = self.store.at(i)
+            pathname = self.store.pathname_at(entry)
             if (can_mean_two(pathname)
-                    and query_with_name(fd, record.start, &query, name, NAME_ROOM) == 0):
+                    and query_with_name(fd, entry.span.start, &query, name, NAME_SIZE) == 0):
                 # Its place in memory is its own, since it has a backslash.
-                self.records.strings[<uintptr_t>record.path] = settled_name(
-                    pathname, record.start, &query, name)
+                self.store.strings[<uintptr_t>entry.path] = settled_name(
+                    pathname, entry.span.start, &query, name)
 
     cdef int cut_at_regions(self) except -1:
-        """Divides the kernel's mappings among the regions of this process's VMMs."""
+        """Divide the kernel's mappings among the regions of this process's VMMs."""
         cdef size_t i
         cdef size_t next = 0
-        cdef size_t looked
-        cdef Record *record
+        cdef size_t region
+        cdef const Span *span
         cdef uintptr_t at
         if self.intents.empty():
             return 0
         sort(self.intents.begin(), self.intents.end(), is_below)
-        self.parts.reserve(self.records.count + self.intents.size())
-        for i in range(self.records.count):
-            record = self.records.at(i)
-            at = record.start
+        self.parts.reserve(self.store.count + self.intents.size())
+        for i in range(self.store.count):
+            span = &self.store.at(i).span
+            at = span.start
             while next < self.intents.size() and self.intents[next].end <= at:
                 next += 1
-            looked = next
-            while looked < self.intents.size() and self.intents[looked].start < record.end:
-                self.add_part(i, at, self.intents[looked].start, -1)
-                self.add_part(i, max(at, self.intents[looked].start),
-                              min(record.end, self.intents[looked].end), looked)
-                at = max(at, min(record.end, self.intents[looked].end))
-                looked += 1
-            self.add_part(i, at, record.end, -1)
+            region = next
+            while region < self.intents.size() and self.intents[region].start < span.end:
+                self.add_part(i, at, self.intents[region].start, -1)
+                self.add_part(i, max(at, self.intents[region].start),
+                              min(span.end, self.intents[region].end), region)
+                at = max(at, min(span.end, self.intents[region].end))
+                region += 1
+            self.add_part(i, at, span.end, -1)
         return 0
 
     cdef int add_part(self, size_t record, uintptr_t start, uintptr_t end,
@@ -297,34 +293,28 @@ def read_mappings(int fd, bint figures, bint ours):
     fails; ValueError, with the line, where one cannot be read.
     """
     cdef Mappings made = Mappings.__new__(Mappings)
-    check(read_records(made.records, fd, figures))
-    made.records.drop_overlapped()
+    kernel.check(read_records(made.store, fd, figures))
+    made.store.drop_overlapped()
     if ours:
         add_intents_of_all(&made.intents)
         made.cut_at_regions()
     return made
 
 
-# ---- The mapping at an address ---------------------------------------------------------
+# ---- The mapping at an address ------------------------------------------------------------------
 
-# Of this process. It is used with the GIL in hand, which keeps questions apart.
+# Of this process. It is used with the GIL held, which keeps questions apart.
 cdef OwnProcess own = OwnProcess()
 
 
 def close_files():
-    """Close what ``own_mapping`` keeps open; the next question opens it again."""
+    """Close what ``own_mapping`` keeps open; its next call opens it again."""
     own.release()
 
 
 cdef Mapping mapping_of(const kernel.ProcmapQuery *query, const char *name):
     cdef Mapping made = Mapping.__new__(Mapping)
-    made.range_start = query.vma_start
-    made.range_end = query.vma_end
-    made.permission_bits = <uint32_t>query.vma_flags & 15
-    made.file_offset = query.vma_offset
-    made.device_major = query.dev_major
-    made.device_minor = query.dev_minor
-    made.file_inode = query.inode
+    fill_span(&made.span, query)
     if query.vma_name_size > 1:
         made.pathname = PyUnicode_DecodeFSDefaultAndSize(name, query.vma_name_size - 1)
     return made
@@ -333,49 +323,49 @@ cdef Mapping mapping_of(const kernel.ProcmapQuery *query, const char *name):
 def own_mapping(uintptr_t va):
     """This process's mapping at ``va``, by PROCMAP_QUERY, cut at its region's borders; or None.
 
-    NotImplemented where it must be looked for in the text: there is no PROCMAP_QUERY, or the
-    name is too long for it.
+    NotImplemented where the text must be searched: there is no PROCMAP_QUERY, or the name is too
+    long for it.
     """
-    cdef char name[NAME_ROOM]
+    cdef char name[NAME_SIZE]
     cdef kernel.ProcmapQuery query
     cdef Intent intent
     cdef Mapping made
     cdef int result
     if not kernel.has(kernel.FEATURE_PROCMAP_QUERY):
         return NotImplemented
-    result = own.name_at(va, &query, name, NAME_ROOM)
+    result = own.name_at(va, &query, name, NAME_SIZE)
     if result == -ENOENT:
         return None
     if result == -ENAMETOOLONG:
         return NotImplemented
-    check(result)
+    kernel.check(result)
     made = mapping_of(&query, name)
     if intent_of_any(va, &intent):
         made.region = region_of(intent)
-    if intent.start > made.range_start or intent.end < made.range_end:
-        cut(made, max(made.range_start, intent.start), min(made.range_end, intent.end),
+    if intent.start > made.span.start or intent.end < made.span.end:
+        cut(made, max(made.span.start, intent.start), min(made.span.end, intent.end),
             mapping_of(&query, name))
     return made
 
 
 def foreign_mapping(int fd, uintptr_t va):
     """The mapping at ``va`` of the process whose maps is open, or None; or NotImplemented."""
-    cdef char name[NAME_ROOM]
+    cdef char name[NAME_SIZE]
     cdef kernel.ProcmapQuery query
     cdef int result
     if not kernel.has(kernel.FEATURE_PROCMAP_QUERY):
         return NotImplemented
     with nogil:
-        result = query_with_name(fd, va, &query, name, NAME_ROOM)
+        result = query_with_name(fd, va, &query, name, NAME_SIZE)
     if result == -ENOENT:
         return None
     if result == -ENAMETOOLONG:
         return NotImplemented
-    check(result)
+    kernel.check(result)
     return mapping_of(&query, name)
 
 
-# ---- Pages -----------------------------------------------------------------------------
+# ---- Pages --------------------------------------------------------------------------------------
 
 cdef tuple PAGE_FLAGS = tuple(PageFlags(bits) for bits in range(256))
 
@@ -389,7 +379,7 @@ def read_pages(int fd, uintptr_t start, uintptr_t end, bint exclusive):
     try:
         with nogil:
             result = find_pages(fd, start, end, exclusive, &found)
-        check(result)
+        kernel.check(result)
         make = tuple.__new__
         runs = []
         for i in range(found.count):
@@ -405,12 +395,6 @@ def has_memory(int fd):
     return bool(is_alive(fd))
 
 
-def told_flags(bint exclusive):
+def known_page_flags(bint exclusive):
     """The bits of PageFlags that can be found out here."""
-    return flags_told(exclusive)
-
-
-cdef int check(int result) except -1:
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return 0
+    return known_flags(exclusive)

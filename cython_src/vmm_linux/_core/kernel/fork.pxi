@@ -1,11 +1,11 @@
-"""Notices that this process is a fork.
+"""Counts the forks of this process and above it.
 
-A descriptor of ``/proc/self/...`` opened before a fork answers about the parent, and
-shared pages inherited from a parent are not the child's to empty. Whoever keeps such
-a thing remembers the generation it was made in and compares.
+A descriptor of ``/proc/self/...`` opened before a fork answers about the parent, and shared pages
+inherited from a parent are not the child's to empty. Code that keeps such a thing notes the
+generation that it was made in and compares.
 
-``fork(3)`` runs the handlers registered here; a bare ``clone(2)`` and ``_Fork(3)`` do not,
-and ``vfork(2)`` needs none: such a child only calls exec.
+``fork(3)`` runs the handlers registered here. A bare ``clone(2)`` and ``_Fork(3)`` do not, and
+``vfork(2)`` needs none: such a child only calls exec.
 """
 
 cdef extern from "<pthread.h>" nogil:
@@ -17,8 +17,8 @@ cdef uint32_t forks_made = 0
 
 
 cdef void count_fork() noexcept nogil:
-    # Counted before the child exists, not in the parent afterwards: otherwise another
-    # thread of the parent could find a living child not counted yet.
+    # Before the child exists, not in the parent afterwards: otherwise another thread of the
+    # parent could find a child that lives and is not counted yet.
     global forks_made
     forks_made += 1
 

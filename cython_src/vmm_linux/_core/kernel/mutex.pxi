@@ -1,19 +1,16 @@
 """A mutex that a fork leaves usable in parent and child.
 
-fork(2) copies one thread: a mutex that another thread holds at that moment would stay locked
-in the child for ever, and the data behind it half changed. So the prepare handler of
-pthread_atfork(3) takes every mutex there is, and both sides let go of them afterwards. The
-handlers run inside fork itself, with no Python code between them, so no hook of the interpreter
-can meet a locked mutex. Whoever holds one never waits for the GIL, for another of these
-mutexes, or for a fork: the handler always gets through.
+fork(2) copies one thread: a mutex that another thread holds at that moment would stay locked in the
+child for ever, and the data behind it half changed. So the prepare handler of pthread_atfork(3)
+takes every mutex, and both sides release them afterwards. The handlers run inside fork itself, with
+no Python code between them, so no hook of the interpreter can meet a locked mutex. A thread that
+holds one never waits for the GIL, for another of these mutexes, or for a fork: so the handler never
+waits for ever.
 """
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t *, void *)
     int pthread_mutex_destroy(pthread_mutex_t *)
-    int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil,
-                       void (*)() noexcept nogil)
-
 
 cdef pthread_mutex_t list_mutex     # guards the list of all mutexes
 cdef Mutex *first = NULL
@@ -37,7 +34,7 @@ cdef Mutex *mutex_new() noexcept nogil:
 
 
 cdef void mutex_delete(Mutex *mutex) noexcept nogil:
-    """End a mutex that nobody holds."""
+    """End a mutex that no thread holds."""
     global first
     if mutex == NULL:
         return

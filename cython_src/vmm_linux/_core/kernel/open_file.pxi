@@ -4,12 +4,12 @@ Any code of the process can close a descriptor of this package (``os.closerange`
 becomes a daemon), or put another file under its number (``os.dup2``, or just the next ``open``).
 So the file is noted when the descriptor is made, and compared before each use, each sending and
 each closing. A descriptor that names another file is not ours: it is neither used nor closed.
-Nor is one that the package has taken since as another of its own: the kernel gives a number out
-again only once somebody has closed it, and the same memory can come twice.
+Nor is a number that the package has taken since for another of its descriptors: the kernel gives a
+number out again only after it was closed, and the same memory can come twice.
 
-Between the look and the use another thread can still close the number and open a file: the two are
-steps of the kernel's own, and that gap remains. What is kept while others go on (a handle that
-waits until a socket takes it) is a duplicate, which is looked at after it is made.
+Between the check and the use another thread can still close the number and open a file: the kernel
+has no call that does both, and that gap remains. What is kept while other threads go on (a handle
+that waits until a socket takes it) is a duplicate, which is checked after it is made.
 
 -EBADF means that the number names nothing, or another file.
 """
@@ -22,8 +22,8 @@ cdef extern from *:
     #include <stdint.h>
     #include <stdlib.h>
     #define VMM_NUMBERS_OF_PAGE (1u << 14)
-    /* Which descriptor of the package's was the last to get a number: pages that are made when a
-       number of theirs is taken, and stay. Without a lock, which a child of fork could not take. */
+    /* Which descriptor of the package's got a number last. Pages of numbers are made when one is
+       taken, and stay. Without a lock, which a child of a fork could not take. */
     static uint32_t *vmm_takings[(1u << 31) / VMM_NUMBERS_OF_PAGE];
     static uint32_t vmm_last_taking;
 
@@ -69,9 +69,8 @@ cdef extern from *:
 cdef int mark(int fd, Mark which) noexcept nogil:
     """Mark the file behind a descriptor: 0 or -errno.
 
-    With the signal (fcntl(2) F_SETSIG) of a way to be told of input that such a file does not have:
-    so the mark does nothing, and is 0 in every file that is not ours. Whoever shares the file can
-    take it away.
+    The mark is the signal for input (fcntl(2) F_SETSIG), which such a file never sends: so it does
+    nothing, and is 0 in every file that is not ours. A process that shares the file can remove it.
     """
     return fcntl(fd, F_SETSIG, which)
 
@@ -190,15 +189,15 @@ cdef void open_file_close(OpenFile *self) noexcept nogil:
 
 @cython.final
 cdef class Descriptor:
-    """An open descriptor of this package's, closed when nobody refers to this any more.
+    """An open descriptor of this package's, closed with the last reference to this object.
 
-    Whoever uses the number holds this meanwhile: so no number is used that another thread closed.
-    And it is asked for at each use, which finds out whether the program closed it or put another
-    file under it.
+    Code that uses the number holds this object meanwhile, so no number is used that another thread
+    closed. It asks for the number at each use, which finds out whether the program closed it or put
+    another file under it.
 
-    Anonymous files, as eventfds are, all have one inode, so they are marked too. A peer who takes
-    the mark away makes the object lost. What remains unseen is one event that the program puts
-    under the number of another (``os.dup2``).
+    Anonymous files, as eventfds are, all have one inode, so they are marked too. A peer that
+    removes the mark makes the object lost. An event that the program puts under the number of
+    another (``os.dup2``) goes unnoticed.
     """
 
     __reduce__ = refuse_copies("each owns its descriptor; duplicate that")
@@ -212,8 +211,8 @@ cdef class Descriptor:
     cpdef int take(self, int fd) except -1:
         """Take charge of a descriptor that was just made; where that fails, it is closed.
 
-        The object is there before its descriptor, which so has an owner from birth, whatever
-        memory is short.
+        The object is made before its descriptor, which so has an owner from the start, however
+        short memory is.
 
         Args:
             fd: its number, or the -errno of why there is none.
@@ -233,8 +232,7 @@ cdef class Descriptor:
             result = mark(self.file.fd, MARK_ANONYMOUS)
         if result < 0:
             open_file_close(&self.file)
-            raise OSError(-result, os.strerror(-result))
-        return 0
+        return check(result)
 
     cpdef void close(self) noexcept:
         """Close it now, if it is still what it was. A second call does nothing."""
@@ -257,12 +255,12 @@ cdef class Descriptor:
             OSError (EBADF): the program closed it, or put another file under its number.
         """
         if not self.is_open:
-            raise OSError(EBADF, os.strerror(EBADF))
+            check(-EBADF)
         return self.file.fd
 
 
 def duplicate(int fd):
-    """A ``Descriptor`` of the same file as a descriptor of anybody's.
+    """A ``Descriptor`` of the file that any descriptor names.
 
     Errors:
         OSError: it is not open, or no descriptor is left.

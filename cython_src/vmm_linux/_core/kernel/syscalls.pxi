@@ -1,11 +1,10 @@
 """One function a system call: what the kernel answers, as it answers it.
 
-Contract of this module:
-* nothing is decided, remembered, retried or checked here;
-* a result is what the call returns, or ``-errno``: the caller never reads ``errno``;
-* every function may be called without the GIL and never raises;
-* calls go through the C library's symbols, so that a preloaded library can make
-  any of them fail: that is how the tests provoke every roll-back.
+* Nothing is decided, remembered, retried or checked here.
+* A result is what the call returns, or ``-errno``: the caller never reads ``errno``.
+* Every function may be called without the GIL and never raises.
+* Calls go through the C library's symbols, so that a preloaded library can make any of them fail:
+  that is how the tests provoke every roll-back.
 
 The headers of a C library can be older than the kernel, so constants newer than
 Linux 5.14 are written out here with the version that brought them.
@@ -47,9 +46,6 @@ cdef extern from "<unistd.h>" nogil:
     long c_read "read"(int, void *, size_t)
     long c_lseek "lseek"(int, long, int)
     int getpid()
-    long sysconf(int)
-    enum:
-        _SC_PAGESIZE
 
 cdef extern from *:
     """
@@ -87,14 +83,14 @@ cdef extern from *:
     #include <fcntl.h>
     #include <string.h>
 
-    /* name_to_handle_at(2): the file system's own name of a file, of at most 16 bytes here. */
+    /* name_to_handle_at(2): how the file system identifies a file, at most 16 bytes here. */
     static int vmm_file_handle(int fd, uint64_t *low, uint64_t *high)
     {
-        struct { struct file_handle head; unsigned char room[16]; } handle;
+        struct { struct file_handle head; unsigned char bytes[16]; } handle;
         uint64_t name[2] = {0, 0};
         int mount;
         memset(&handle, 0, sizeof handle);
-        handle.head.handle_bytes = sizeof handle.room;
+        handle.head.handle_bytes = sizeof handle.bytes;
         if (name_to_handle_at(fd, "", &handle.head, &mount, AT_EMPTY_PATH) != 0)
             return -1;
         memcpy(name, handle.head.f_handle, handle.head.handle_bytes);
@@ -112,75 +108,75 @@ cdef extern from "<sys/uio.h>" nogil:
         int, const iovec *, unsigned long, const iovec *, unsigned long, unsigned long)
 
 
-cdef extern from "<sys/resource.h>" nogil:
-    struct resource_limit "rlimit":
-        unsigned long rlim_cur
-    int RLIMIT_NOFILE
-    int c_getrlimit "getrlimit"(int, resource_limit *)
-
-
-cdef inline intptr_t answer(intptr_t result) noexcept nogil:
+cdef inline intptr_t result_of(intptr_t result) noexcept nogil:
     """What a system call returned, with ``-errno`` in place of -1."""
     return -errno if result == -1 else result
+
+
+cdef int check(int result) except -1:
+    """Raise the ``OSError`` of a -errno."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return 0
 
 
 cpdef intptr_t mmap(uintptr_t address, size_t length, int protection, int flags,
                     int fd, uint64_t offset) noexcept nogil:
     """``mmap(2)``: the address of the mapping."""
-    return answer(<intptr_t>c_mmap(<void *>address, length, protection, flags, fd, <long>offset))
+    return result_of(<intptr_t>c_mmap(<void *>address, length, protection, flags, fd, <long>offset))
 
 
 cpdef int munmap(uintptr_t address, size_t length) noexcept nogil:
     """``munmap(2)``."""
-    return <int>answer(c_munmap(<void *>address, length))
+    return <int>result_of(c_munmap(<void *>address, length))
 
 
 cpdef int mprotect(uintptr_t address, size_t length, int protection) noexcept nogil:
     """``mprotect(2)``. A failure can leave the mappings before the refused one changed."""
-    return <int>answer(c_mprotect(<void *>address, length, protection))
+    return <int>result_of(c_mprotect(<void *>address, length, protection))
 
 
 cpdef intptr_t mremap(uintptr_t old_address, size_t old_size, size_t new_size, int flags,
                       uintptr_t new_address) noexcept nogil:
     """``mremap(2)``: the address of the moved mapping."""
-    return answer(<intptr_t>c_mremap(
+    return result_of(<intptr_t>c_mremap(
         <void *>old_address, old_size, new_size, flags, <void *>new_address))
 
 
 cpdef int madvise(uintptr_t address, size_t length, int advice) noexcept nogil:
     """``madvise(2)``."""
-    return <int>answer(c_madvise(<void *>address, length, advice))
+    return <int>result_of(c_madvise(<void *>address, length, advice))
 
 
 cpdef int mlock(uintptr_t address, size_t length) noexcept nogil:
     """``mlock(2)``. A failure can leave part of the range locked."""
-    return <int>answer(c_mlock(<void *>address, length))
+    return <int>result_of(c_mlock(<void *>address, length))
 
 
 cpdef int munlock(uintptr_t address, size_t length) noexcept nogil:
     """``munlock(2)``."""
-    return <int>answer(c_munlock(<void *>address, length))
+    return <int>result_of(c_munlock(<void *>address, length))
 
 
 cpdef int msync(uintptr_t address, size_t length, int flags) noexcept nogil:
     """``msync(2)``; with MS_INVALIDATE it does nothing but answer EBUSY for locked pages."""
-    return <int>answer(c_msync(<void *>address, length, flags))
+    return <int>result_of(c_msync(<void *>address, length, flags))
 
 
 cdef int mincore(uintptr_t address, size_t length, unsigned char *vector) noexcept nogil:
     """``mincore(2)``."""
-    return <int>answer(c_mincore(<void *>address, length, vector))
+    return <int>result_of(c_mincore(<void *>address, length, vector))
 
 
 cdef int name_memory(uintptr_t address, size_t length, const char *name) noexcept nogil:
     """``prctl(2)`` with PR_SET_VMA_ANON_NAME: what maps calls private anonymous memory."""
-    return <int>answer(c_prctl(
+    return <int>result_of(c_prctl(
         PR_SET_VMA, PR_SET_VMA_ANON_NAME, <unsigned long>address, <unsigned long>length, name))
 
 
 cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil:
     """``memfd_create(2)``: a descriptor."""
-    return <int>answer(c_memfd_create(name, flags))
+    return <int>result_of(c_memfd_create(name, flags))
 
 
 cpdef int ftruncate(int fd, uint64_t length) noexcept nogil:
@@ -188,41 +184,41 @@ cpdef int ftruncate(int fd, uint64_t length) noexcept nogil:
     cdef HeldSignals held
     cdef intptr_t result
     if not is_past_file_limit(length):
-        return <int>answer(c_ftruncate(fd, <long>length))
+        return <int>result_of(c_ftruncate(fd, <long>length))
     hold_signals(&held)
-    result = answer(c_ftruncate(fd, <long>length))
+    result = result_of(c_ftruncate(fd, <long>length))
     drop_signals(&held, result < 0)
     return <int>result
 
 
 cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil:
     """``fallocate(2)``. EINTR leaves nothing allocated."""
-    return <int>answer(c_fallocate(fd, mode, <long>offset, <long>length))
+    return <int>result_of(c_fallocate(fd, mode, <long>offset, <long>length))
 
 
 cpdef int fcntl(int fd, int command, int argument) noexcept nogil:
     """``fcntl(2)`` with an integer argument."""
-    return <int>answer(c_fcntl(fd, command, argument))
+    return <int>result_of(c_fcntl(fd, command, argument))
 
 
 cdef int eventfd() noexcept nogil:
     """``eventfd(2)``, close-on-exec and non-blocking: a descriptor."""
-    return <int>answer(c_eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
+    return <int>result_of(c_eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
 
 
 cdef int openat(const char *path, int flags) noexcept nogil:
     """``open(2)``: a descriptor."""
-    return <int>answer(c_open(path, flags))
+    return <int>result_of(c_open(path, flags))
 
 
 cpdef int close(int fd) noexcept nogil:
-    """``close(2)``. The descriptor is gone whatever the answer."""
-    return <int>answer(c_close(fd))
+    """``close(2)``. The descriptor is gone whatever the result."""
+    return <int>result_of(c_close(fd))
 
 
 cdef intptr_t pread(int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil:
     """``pread(2)``: bytes read."""
-    return answer(c_pread(fd, buffer, length, <long>offset))
+    return result_of(c_pread(fd, buffer, length, <long>offset))
 
 
 cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil:
@@ -230,47 +226,47 @@ cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset)
     cdef HeldSignals held
     cdef intptr_t result
     if not is_past_file_limit(offset + length):
-        return answer(c_pwrite(fd, buffer, length, <long>offset))
+        return result_of(c_pwrite(fd, buffer, length, <long>offset))
     hold_signals(&held)
-    result = answer(c_pwrite(fd, buffer, length, <long>offset))
+    result = result_of(c_pwrite(fd, buffer, length, <long>offset))
     drop_signals(&held, result < 0)
     return result
 
 
 cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil:
     """``read(2)``: bytes read."""
-    return answer(c_read(fd, buffer, length))
+    return result_of(c_read(fd, buffer, length))
 
 
 cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil:
     """``lseek(2)``: the new offset."""
-    return answer(c_lseek(fd, offset, whence))
+    return result_of(c_lseek(fd, offset, whence))
 
 
 cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil:
     """``ioctl(2)``."""
-    return <int>answer(c_ioctl(fd, request, argument))
+    return <int>result_of(c_ioctl(fd, request, argument))
 
 
 cdef int fstat(int fd, FileStatus *status) noexcept nogil:
     """``fstat(2)``: which file it is, and how large."""
-    return <int>answer(c_fstat(fd, status))
+    return <int>result_of(c_fstat(fd, status))
 
 
 cpdef int fchmod(int fd, uint32_t mode) noexcept nogil:
     """``fchmod(2)``."""
-    return <int>answer(c_fchmod(fd, mode))
+    return <int>result_of(c_fchmod(fd, mode))
 
 
 cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil:
-    """``name_to_handle_at(2)``: the 16 bytes by which the file system knows a file."""
-    return <int>answer(c_file_handle(fd, low, high))
+    """``name_to_handle_at(2)``: the 16 bytes by which the file system identifies a file."""
+    return <int>result_of(c_file_handle(fd, low, high))
 
 
 cpdef int64_t filesystem_type(int fd) noexcept nogil:
     """``fstatfs(2)``: the magic number of the file system."""
     cdef filesystem_status status
-    cdef int result = <int>answer(c_fstatfs(fd, &status))
+    cdef int result = <int>result_of(c_fstatfs(fd, &status))
     return result if result < 0 else status.f_type
 
 
@@ -285,7 +281,7 @@ cdef extern from *:
     {
         union {
             struct cmsghdr head;
-            char room[CMSG_SPACE(253 * sizeof(int))];
+            char space[CMSG_SPACE(253 * sizeof(int))];
         } control;
         struct iovec bytes = {(void *)data, size};
         struct msghdr message;
@@ -307,28 +303,28 @@ cdef extern from *:
 cdef intptr_t send_at_once(int sock, const void *data, size_t size, const int *descriptors,
                            size_t count) noexcept nogil:
     """``sendmsg(2)`` with SCM_RIGHTS, without waiting and without SIGPIPE: bytes sent."""
-    return answer(c_send_at_once(sock, data, size, descriptors, count))
+    return result_of(c_send_at_once(sock, data, size, descriptors, count))
 
 
 cdef int pidfd_open_self() noexcept nogil:
     """``pidfd_open(2)`` of this process: a descriptor."""
-    return <int>answer(c_syscall(SYS_pidfd_open, getpid(), 0))
+    return <int>result_of(c_syscall(SYS_pidfd_open, getpid(), 0))
 
 
 cdef intptr_t process_madvise(int pidfd, const iovec *ranges, size_t count,
                               int advice) noexcept nogil:
     """``process_madvise(2)``: bytes advised, perhaps fewer than asked."""
-    return answer(c_syscall(SYS_process_madvise, pidfd, ranges, count, advice, 0))
+    return result_of(c_syscall(SYS_process_madvise, pidfd, ranges, count, advice, 0))
 
 
 cdef int procmap_query(int maps_fd, ProcmapQuery *query) noexcept nogil:
     """``ioctl(PROCMAP_QUERY)`` on a ``/proc/PID/maps``: one mapping of that process."""
-    return <int>answer(c_ioctl(maps_fd, PROCMAP_QUERY, query))
+    return <int>result_of(c_ioctl(maps_fd, PROCMAP_QUERY, query))
 
 
 cdef int pagemap_scan(int pagemap_fd, ScanArgument *scan) noexcept nogil:
     """``ioctl(PAGEMAP_SCAN)`` on a ``/proc/PID/pagemap``: how many regions were filled in."""
-    return <int>answer(c_ioctl(pagemap_fd, PAGEMAP_SCAN, scan))
+    return <int>result_of(c_ioctl(pagemap_fd, PAGEMAP_SCAN, scan))
 
 
 cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noexcept nogil:
@@ -337,7 +333,7 @@ cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noe
     here.iov_base = local
     there.iov_base = <void *>remote
     here.iov_len = there.iov_len = length
-    return answer(c_process_vm_readv(getpid(), &here, 1, &there, 1, 0))
+    return result_of(c_process_vm_readv(getpid(), &here, 1, &there, 1, 0))
 
 
 cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t length) noexcept nogil:
@@ -346,8 +342,7 @@ cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t leng
     here.iov_base = <void *>local
     there.iov_base = <void *>remote
     here.iov_len = there.iov_len = length
-    return answer(c_process_vm_writev(getpid(), &here, 1, &there, 1, 0))
-
+    return result_of(c_process_vm_writev(getpid(), &here, 1, &there, 1, 0))
 
 
 cpdef uint64_t most_descriptors() noexcept nogil:

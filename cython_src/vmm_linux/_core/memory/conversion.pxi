@@ -10,7 +10,7 @@ cdef enum:
     NARROWING_TRIES = 1000
 
 # A page that has, or had, memory: in a page table, or in swap.
-cdef uint64_t PM_TOUCHED = <uint64_t>3 << 62
+cdef uint64_t PM_TOUCHED = kernel.PAGEMAP_PRESENT | kernel.PAGEMAP_SWAPPED
 
 
 cdef int convert_pages(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,

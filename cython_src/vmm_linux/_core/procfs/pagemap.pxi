@@ -1,73 +1,21 @@
-"""What the kernel knows of many pages, from an open ``/proc/PID/pagemap``.
+"""What the kernel knows of pages, from an open ``/proc/PID/pagemap``.
 
-PAGEMAP_SCAN tells it run by run. What it does not tell, or where there is none (see
-``_features``), is read from pagemap itself, eight bytes a page. Nothing here touches a page, makes
-a Python object or raises.
+PAGEMAP_SCAN answers run by run. What it does not know, or where there is none (see the kernel's
+features), is read from pagemap itself, eight bytes a page. Nothing here touches a page, makes a
+Python object or raises.
 """
 
 cdef enum:
-    # The numbers of ``vmm_linux.inspect.PageFlags``.
-    PAGE_PRESENT = 0x1
-    PAGE_SWAPPED = 0x2
-    PAGE_SHARED = 0x4
-    PAGE_EXCLUSIVE = 0x8
-    PAGE_HUGE = 0x10
-    PAGE_GUARD = 0x20
-    PAGE_WRITE_PROTECTED = 0x40
-    PAGE_ZERO = 0x80
-
-cdef enum:
-    SCANNED = 512               # runs that one PAGEMAP_SCAN tells at most
+    RUNS = 512                  # that one PAGEMAP_SCAN finds at most
     ENTRIES = 1024              # pages whose entries are read at once
-    ENTRY = 8                   # bytes of one
-
-cdef uint64_t PM_PRESENT = <uint64_t>1 << 63
-cdef uint64_t PM_SWAP = <uint64_t>1 << 62
-cdef uint64_t PM_FILE = <uint64_t>1 << 61
-cdef uint64_t PM_GUARD_REGION = <uint64_t>1 << 58
-cdef uint64_t PM_WRITE_PROTECTED = <uint64_t>1 << 57
-cdef uint64_t PM_EXCLUSIVE = <uint64_t>1 << 56
-
-cdef uint32_t FROM_ENTRIES = (PAGE_PRESENT | PAGE_SWAPPED | PAGE_SHARED | PAGE_EXCLUSIVE
-                              | PAGE_WRITE_PROTECTED)
+    FROM_ENTRIES = (PAGE_PRESENT | PAGE_SWAPPED | PAGE_SHARED | PAGE_EXCLUSIVE
+                    | PAGE_WRITE_PROTECTED)
 
 
-cdef uint32_t flags_told(bint exclusive) noexcept nogil:
-    """The flags that can be found out here at all."""
-    cdef uint32_t told = FROM_ENTRIES
-    if not exclusive:
-        told &= ~<uint32_t>PAGE_EXCLUSIVE
-    if kernel.has(kernel.FEATURE_PAGEMAP_GUARD):
-        told |= PAGE_GUARD
-    if kernel.has(kernel.FEATURE_PAGEMAP_SCAN):
-        told |= PAGE_HUGE | PAGE_ZERO
-    return told
+# ---- One page ----------------------------------------------------------------------------------
 
-
-cdef int add(PagesFound *found, uintptr_t start, uintptr_t end, uint32_t flags) noexcept nogil:
-    """Adds pages that follow the last, to its run if they are like it: 0 or -ENOMEM."""
-    cdef size_t room
-    cdef Pages *list
-    if start == end:
-        return 0
-    if found.count > 0 and found.list[found.count - 1].flags == flags:
-        found.list[found.count - 1].end = end
-        return 0
-    if found.count == found.room:
-        room = 2 * found.room + 16
-        list = <Pages *>realloc(found.list, room * sizeof(Pages))
-        if list == NULL:
-            return -ENOMEM
-        found.list = list
-        found.room = room
-    found.list[found.count].start = start
-    found.list[found.count].end = end
-    found.list[found.count].flags = flags
-    found.count += 1
-    return 0
-
-
-cdef inline uint32_t from_categories(uint64_t categories) noexcept nogil:
+cdef inline uint32_t flags_of_categories(uint64_t categories) noexcept nogil:
+    """The PAGE_ flags of what PAGEMAP_SCAN found."""
     cdef uint32_t flags = 0
     if categories & kernel.PAGE_IS_PRESENT:
         flags |= PAGE_PRESENT
@@ -88,63 +36,128 @@ cdef inline uint32_t from_categories(uint64_t categories) noexcept nogil:
     return flags
 
 
-cdef inline uint32_t from_entry(uint64_t entry, bint guards) noexcept nogil:
+cdef inline uint32_t flags_of_entry(uint64_t entry, bint guards) noexcept nogil:
+    """The PAGE_ flags of an entry of pagemap; ``guards``: this kernel marks them there."""
     cdef uint32_t flags = 0
-    if guards and entry & PM_GUARD_REGION:
+    if guards and entry & kernel.PAGEMAP_GUARD:
         return PAGE_GUARD
-    if entry & PM_PRESENT:
+    if entry & kernel.PAGEMAP_PRESENT:
         flags |= PAGE_PRESENT
-    if entry & PM_SWAP:
+    if entry & kernel.PAGEMAP_SWAPPED:
         flags |= PAGE_SWAPPED
-    if entry & PM_FILE:
+    if entry & kernel.PAGEMAP_FILE:
         flags |= PAGE_SHARED
-    if entry & PM_WRITE_PROTECTED:
+    if entry & kernel.PAGEMAP_WRITE_PROTECTED:
         flags |= PAGE_WRITE_PROTECTED
-    if entry & PM_EXCLUSIVE:
+    if entry & kernel.PAGEMAP_EXCLUSIVE:
         flags |= PAGE_EXCLUSIVE
     return flags
 
 
+cdef inline intptr_t read_entries(int pagemap, uintptr_t start, uint64_t *entries,
+                                  size_t count) noexcept nogil:
+    """The entries of pages from ``start`` on: how many there were, or -errno."""
+    cdef intptr_t length = kernel.pread(
+        pagemap, entries, count * kernel.PAGEMAP_ENTRY,
+        start // kernel.PAGE_SIZE * kernel.PAGEMAP_ENTRY)
+    return length if length < 0 else length // kernel.PAGEMAP_ENTRY
+
+
+cdef inline void begin_scan(kernel.ScanArgument *scan, uintptr_t start, uintptr_t end,
+                            uint64_t categories, kernel.PageRegion *regions,
+                            size_t count) noexcept nogil:
+    """Have a PAGEMAP_SCAN of a range fill these regions."""
+    memset(scan, 0, sizeof(kernel.ScanArgument))
+    scan.size = sizeof(kernel.ScanArgument)
+    scan.start = start
+    scan.end = end
+    scan.vec = <uint64_t>regions
+    scan.vec_len = count
+    scan.return_mask = categories
+
+
+cdef int scan_page(int pagemap, uintptr_t page, uint64_t categories,
+                   uint32_t *flags) noexcept nogil:
+    """The PAGE_ flags of one page by PAGEMAP_SCAN, of these categories: 0 or -errno."""
+    cdef kernel.PageRegion region
+    cdef kernel.ScanArgument scan
+    cdef int result
+    region.categories = 0
+    begin_scan(&scan, page, page + kernel.PAGE_SIZE, categories, &region, 1)
+    result = kernel.pagemap_scan(pagemap, &scan)
+    flags[0] = flags_of_categories(region.categories)
+    return min(result, 0)
+
+
+# ---- Many pages --------------------------------------------------------------------------------
+
+cdef uint32_t known_flags(bint exclusive) noexcept nogil:
+    """The flags that ``find_pages`` can find out at all."""
+    cdef uint32_t known = FROM_ENTRIES
+    if not exclusive:
+        known &= ~<uint32_t>PAGE_EXCLUSIVE
+    if kernel.has(kernel.FEATURE_PAGEMAP_GUARD):
+        known |= PAGE_GUARD
+    if kernel.has(kernel.FEATURE_PAGEMAP_SCAN):
+        known |= PAGE_HUGE | PAGE_ZERO
+    return known
+
+
+cdef int add(PagesFound *found, uintptr_t start, uintptr_t end, uint32_t flags) noexcept nogil:
+    """Add pages that follow the last, to its run if they are like it: 0 or -ENOMEM."""
+    cdef size_t capacity
+    cdef Pages *list
+    if start == end:
+        return 0
+    if found.count > 0 and found.list[found.count - 1].flags == flags:
+        found.list[found.count - 1].end = end
+        return 0
+    if found.count == found.capacity:
+        capacity = 2 * found.capacity + 16
+        list = <Pages *>realloc(found.list, capacity * sizeof(Pages))
+        if list == NULL:
+            return -ENOMEM
+        found.list = list
+        found.capacity = capacity
+    found.list[found.count].start = start
+    found.list[found.count].end = end
+    found.list[found.count].flags = flags
+    found.count += 1
+    return 0
+
+
 cdef int add_by_entries(int pagemap, uintptr_t start, uintptr_t end, uint32_t known,
                         uint32_t wanted, PagesFound *found) noexcept nogil:
-    """Adds pages by their entries: of each the ``wanted`` flags, beside those ``known``."""
+    """Add pages by their entries: of each the ``wanted`` flags, beside those ``known``."""
     cdef uint64_t entries[ENTRIES]
-    cdef size_t page = kernel.page_size()
     cdef bint guards = wanted & PAGE_GUARD
-    cdef size_t count, i
-    cdef intptr_t length
+    cdef intptr_t count, i
     cdef int result
     while start < end:
-        count = min(<size_t>ENTRIES, (end - start) // page)
-        length = kernel.pread(pagemap, entries, count * ENTRY, start // page * ENTRY)
-        if length < 0:
-            return <int>length
-        if length < ENTRY:
+        count = read_entries(pagemap, start, entries,
+                             min(<size_t>ENTRIES, (end - start) // kernel.PAGE_SIZE))
+        if count < 0:
+            return <int>count
+        if count == 0:
             # Beyond what this process can map: a program of 32 bits.
             return add(found, start, end, known)
-        for i in range(<size_t>length // ENTRY):
-            result = add(found, start, start + page, known | from_entry(
-                entries[i], guards) & wanted)
+        for i in range(count):
+            result = add(found, start, start + kernel.PAGE_SIZE,
+                         known | flags_of_entry(entries[i], guards) & wanted)
             if result < 0:
                 return result
-            start += page
+            start += kernel.PAGE_SIZE
     return 0
 
 
 cdef int add_by_scan(int pagemap, uintptr_t start, uintptr_t end, uint64_t categories,
                      PagesFound *found) noexcept nogil:
-    """Adds pages by PAGEMAP_SCAN."""
-    cdef kernel.PageRegion regions[SCANNED]
+    """Add pages by PAGEMAP_SCAN."""
+    cdef kernel.PageRegion regions[RUNS]
     cdef kernel.ScanArgument scan
     cdef int i, count
     cdef int result = 0
-    memset(&scan, 0, sizeof(scan))
-    scan.size = sizeof(scan)
-    scan.start = start
-    scan.end = end
-    scan.vec = <uint64_t>regions
-    scan.vec_len = SCANNED
-    scan.return_mask = categories
+    begin_scan(&scan, start, end, categories, regions, RUNS)
     while scan.start < end and result >= 0:
         count = kernel.pagemap_scan(pagemap, &scan)
         if count < 0:
@@ -154,7 +167,7 @@ cdef int add_by_scan(int pagemap, uintptr_t start, uintptr_t end, uint64_t categ
             result = add(found, start, regions[i].start, 0)
             if result == 0:
                 result = add(found, regions[i].start, regions[i].end,
-                             from_categories(regions[i].categories))
+                             flags_of_categories(regions[i].categories))
             if result < 0:
                 return result
             start = regions[i].end
@@ -163,13 +176,13 @@ cdef int add_by_scan(int pagemap, uintptr_t start, uintptr_t end, uint64_t categ
 
 
 cdef int refine(int pagemap, uint32_t which, uint32_t wanted, PagesFound *found) noexcept nogil:
-    """Looks again at pages that have one of the flags ``which``, for their ``wanted`` ones."""
+    """Read pages that have one of the flags ``which`` again, for their ``wanted`` ones."""
     cdef PagesFound before = found[0]
     cdef Pages *pages
     cdef size_t i
     cdef int result = 0
     found.list = NULL
-    found.count = found.room = 0
+    found.count = found.capacity = 0
     for i in range(before.count):
         pages = &before.list[i]
         if pages.flags & which:
@@ -193,10 +206,10 @@ cdef bint has_any(const PagesFound *found, uint32_t which) noexcept nogil:
 
 cdef int find_pages(int pagemap, uintptr_t start, uintptr_t end, bint exclusive,
                     PagesFound *found) noexcept nogil:
-    """What is known of the pages of a range, which borders on pages: 0 or ``-errno``.
+    """What is known of the pages of a range, which begins and ends with one: 0 or -errno.
 
-    ``exclusive`` asks for that flag too, for which every page that is present is looked at a
-    second time. The caller frees the list, after an error too.
+    ``exclusive`` asks for that flag too, for which every page that is present is read a second
+    time. The caller frees the list, after an error too.
     """
     cdef uint64_t categories = (
         kernel.PAGE_IS_PRESENT | kernel.PAGE_IS_SWAPPED | kernel.PAGE_IS_FILE
@@ -204,13 +217,13 @@ cdef int find_pages(int pagemap, uintptr_t start, uintptr_t end, bint exclusive,
     cdef bint guards = kernel.has(kernel.FEATURE_PAGEMAP_GUARD)
     cdef int result
     if not kernel.has(kernel.FEATURE_PAGEMAP_SCAN):
-        return add_by_entries(pagemap, start, end, 0, flags_told(exclusive), found)
+        return add_by_entries(pagemap, start, end, 0, known_flags(exclusive), found)
     result = -EINVAL
     if guards:
         result = add_by_scan(pagemap, start, end, categories | kernel.PAGE_IS_GUARD, found)
     if result == -EINVAL:
         result = add_by_scan(pagemap, start, end, categories, found)
-        # 6.15 tells guards in pagemap, but not here yet.
+        # 6.15 marks guards in pagemap, but not here yet.
         if result == 0 and guards and has_any(found, PAGE_SWAPPED):
             result = refine(
                 pagemap, PAGE_SWAPPED, PAGE_SWAPPED | PAGE_GUARD | PAGE_WRITE_PROTECTED, found)
@@ -222,8 +235,8 @@ cdef int find_pages(int pagemap, uintptr_t start, uintptr_t end, bint exclusive,
 cdef uint64_t without_own_memory(uintptr_t start, uintptr_t end) noexcept nogil:
     """How many bytes of private pages take memory when they are written to.
 
-    Those that were never touched, are swapped out, were only read, or are shared with a process
-    that came of a fork. The range borders on pages. None where the kernel does not tell.
+    These are pages that were never touched, are swapped out, were only read, or are shared with a
+    process that came of a fork. The range begins and ends with a page. 0 where that is unknown.
     """
     cdef PagesFound found
     cdef uint64_t size = 0
@@ -244,4 +257,4 @@ cdef uint64_t without_own_memory(uintptr_t start, uintptr_t end) noexcept nogil:
 cdef bint is_alive(int pagemap) noexcept nogil:
     """Whether the process that the file was opened for still has the memory it had then."""
     cdef uint64_t entry
-    return kernel.pread(pagemap, &entry, ENTRY, 0) == ENTRY
+    return read_entries(pagemap, 0, &entry, 1) == 1

@@ -1,15 +1,12 @@
 """The one parser of ``/proc/PID/smaps`` and ``maps``.
 
-It needs no GIL and makes no Python object: it fills a :class:`Records`. Text comes from memory
-(:func:`parse_maps`, :func:`parse_smaps`) or from a file, in pieces (:func:`read_records`). A line
-that cannot be read is a ValueError with that line, never a record left out or guessed.
+It needs no GIL and makes no Python object: it fills a ``SmapsStore``. Text comes from memory
+(``parse_maps``, ``parse_smaps``) or from a file, in pieces (``read_records``). A line that cannot
+be read is a ValueError with that line, never a record left out or guessed.
 """
 
-cdef enum:
-    PIECE = 1 << 14             # bytes asked of a file at once, more than /proc gives
 
-
-# ---- Figures ---------------------------------------------------------------------------
+# ---- Figures -----------------------------------------------------------------------------------
 
 cdef const char *LABEL_TEXTS[FIGURES]
 cdef size_t LABEL_LENGTHS[FIGURES]      # with the colon
@@ -31,7 +28,7 @@ cdef inline bint has_label(const char *line, const char *end, int i) noexcept no
 
 cdef inline const char *scan_figure(const char *at, const char *end, int i,
                                     uint64_t *value) noexcept nogil:
-    """Reads figure ``i`` as the kernel writes it, newline included; NULL if that is not there."""
+    """Read figure ``i`` as the kernel writes it, newline included; NULL if that is not there."""
     cdef uint64_t number = 0
     cdef const char *digits
     if not has_label(at, end, i):
@@ -59,7 +56,7 @@ cdef inline const char *scan_figure(const char *at, const char *end, int i,
 
 cdef const char *scan_value(const char *at, const char *end, uint64_t *value,
                             bint *in_kib) noexcept nogil:
-    """Reads what follows a label, kB as bytes: NULL, or what is wrong with it."""
+    """Read what follows a label, kB as bytes: NULL, or what is wrong with it."""
     while at < end and (at[0] == c' ' or at[0] == c'\t'):
         at += 1
     at = scan_decimal(at, end, value)
@@ -83,16 +80,7 @@ cdef str snake_case(str label):
     return label.lower()
 
 
-# ---- The parser ------------------------------------------------------------------------
-
-cdef struct Source:
-    # Where text comes from, and what of it is there and not yet taken.
-    int fd                      # below 0: all is there
-    const char *at
-    const char *end
-    char *piece                 # of what is read from fd
-    size_t room                 # bytes of that
-
+# ---- The parser --------------------------------------------------------------------------------
 
 cdef struct Label:
     # Of a figure with no attribute of its own.
@@ -116,10 +104,10 @@ cdef object unreadable(str problem, bytes line):
 @final
 @no_gc
 cdef class Parser:
-    """Fills records from a source."""
-    cdef Records records
+    """Fills a store from a reader."""
+    cdef SmapsStore store
     cdef bint with_figures
-    cdef Record *latest         # to which figures are added
+    cdef SmapsEntry *latest     # to which figures are added
     cdef int before             # the figure added last; FIGURES: none
     cdef int following[FIGURES + 1]     # figure by the one before it; FIGURES: the first
     cdef Label *labels
@@ -144,11 +132,11 @@ cdef class Parser:
         return -EBADMSG
 
     cdef int begin_record(self, const char *at, const char *end) noexcept nogil:
-        """Begins the record whose first line this is."""
+        """Begin the record whose first line this is."""
         cdef Line line
         if not scan_mapping(at, end, &line):
             return self.refuse(b"not a line of /proc/PID/maps", at, end)
-        self.latest = self.records.append(&line)
+        self.latest = self.store.append(&line)
         if self.latest == NULL:
             return -ENOMEM
         self.before = FIGURES
@@ -156,10 +144,10 @@ cdef class Parser:
 
     cdef inline int add_figure(self, int i, uint64_t value) noexcept nogil:
         self.before = i
-        return self.records.set_figure(self.latest, i, value)
+        return self.store.set_figure(self.latest, i, value)
 
     cdef int add_line(self, const char *line, const char *end) noexcept nogil:
-        """Adds a line that is not just the figure expected: 0, NEW_LABEL or ``-errno``.
+        """Add a line that is not just the figure expected: 0, NEW_LABEL or -errno.
 
         The line is ``VmFlags: ab cd``, ``Label:  12 kB`` or ``Label:  12``.
         """
@@ -172,7 +160,7 @@ cdef class Parser:
             return self.refuse(b"neither a mapping nor a figure", line, end)
         if (self.latest.flags == NULL and colon - line == 7
                 and memcmp(line, b"VmFlags", 7) == 0):
-            return self.records.set_flags(self.latest, colon + 1, end - colon - 1)
+            return self.store.set_flags(self.latest, colon + 1, end - colon - 1)
         problem = scan_value(colon + 1, end, &value, &in_kib)
         if problem != NULL:
             return self.refuse(problem, line, end)
@@ -190,7 +178,7 @@ cdef class Parser:
 
     cdef int add_other(self, const char *line, const char *colon, const char *end,
                        uint64_t value) noexcept nogil:
-        """Adds a figure that has no attribute of its own."""
+        """Add a figure that has no attribute of its own."""
         cdef Label *label = self.labels
         cdef int result
         while label != NULL and (label.length != <size_t>(colon - line)
@@ -202,7 +190,7 @@ cdef class Parser:
             return NEW_LABEL
         result = -EEXIST
         if label.name >= 0:
-            result = self.records.add_other(self.latest, label.name, value)
+            result = self.store.add_other(self.latest, label.name, value)
         if result == -EEXIST:
             return self.refuse(b"a figure given twice", line, end)
         return result
@@ -211,50 +199,51 @@ cdef class Parser:
         """Find the name for the label that the parser has stopped at."""
         cdef const char *colon = <const char *>memchr(
             self.line, c':', self.line_end - self.line)
-        cdef Label *label = <Label *>self.records.take(sizeof(Label))
+        cdef Label *label = <Label *>self.store.take(sizeof(Label))
         if label == NULL:
             raise MemoryError
         label.length = colon - self.line
-        label.text = self.records.keep(self.line, label.length)
+        label.text = self.store.keep(self.line, label.length)
         if label.text == NULL:
             raise MemoryError
         name = snake_case(os.fsdecode(PyBytes_FromStringAndSize(self.line, label.length)))
         # Below 0: another spelling of a figure that has its attribute.
-        label.name = -1 if name in NAMES else self.records.number_of(name)
+        label.name = -1 if name in NAMES else self.store.number_of(name)
         label.next = self.labels
         self.labels = label
         return 0
 
     cdef int check_whole(self) noexcept nogil:
         """Refuses the latest record if its text stops early."""
-        cdef Record *record = self.latest
+        cdef SmapsEntry *entry = self.latest
         # The full form begins with Size and always ends with VmFlags; short forms (WSL) and
         # smaps_rollup have neither.
-        if (self.with_figures and record != NULL
-                and (record.known == 0 and record.others == NULL
-                     or record.known >> FIGURE_SIZE & 1 and record.flags == NULL)):
+        if (self.with_figures and entry != NULL
+                and (entry.known == 0 and entry.others == NULL
+                     or entry.known >> FIGURE_SIZE & 1 and entry.flags == NULL)):
             return self.refuse(NULL, NULL, NULL)
         return 0
 
-    cdef int parse_some(self, Source *source) noexcept nogil:
-        """Takes the whole lines that are there: MORE, NEW_LABEL, or ``-errno``."""
-        cdef const char *at = source.at
+    cdef int parse_some(self, Reader *reader) noexcept nogil:
+        """Take the whole lines that are there: MORE, NEW_LABEL, or -errno."""
+        cdef const char *at = reader.text.data + reader.next
+        cdef const char *text_end = reader.text.data + reader.text.length
         cdef const char *end
         cdef uint64_t value
         cdef int i
         cdef int result = 0
-        while at < source.end:
+        while at < text_end:
             if self.latest != NULL and self.with_figures:
                 # Records of one text have their figures in one order: the next is mostly known.
                 i = self.following[self.before]
-                end = scan_figure(at, source.end, i, &value)
+                end = scan_figure(at, text_end, i, &value)
                 if end != NULL and not self.latest.known >> i & 1:
                     result = self.add_figure(i, value)
                     if result < 0:
                         break
                     at = end
                     continue
-            end = <const char *>memchr(at, c'\n', source.end - at)
+            end = <const char *>memchr(at, c'\n', text_end - at)
             if end == NULL:
                 break
             if starts_mapping(at):
@@ -268,54 +257,32 @@ cdef class Parser:
             if result != 0:
                 break
             at = end + 1
-        source.at = at
+        reader.kept = reader.next = at - reader.text.data
         return result if result != 0 else MORE
 
-    cdef int parse(self, Source *source) noexcept nogil:
-        """Takes all of the text: WHOLE, NEW_LABEL (then call again), or ``-errno``."""
+    cdef int parse(self, Reader *reader) noexcept nogil:
+        """Take all of the text: WHOLE, NEW_LABEL (then call again), or -errno."""
         cdef int result
         while True:
-            result = self.parse_some(source)
+            result = self.parse_some(reader)
             if result != MORE:
                 return result
-            result = self.read_more(source)
+            result = read_more(reader)
             if result < 0:
                 return result
             if result == 0:
                 break
-        if source.at < source.end:
-            return self.refuse(b"the text ends within a line", source.at, source.end)
+        if reader.next < reader.text.length:
+            return self.refuse(b"the text ends within a line", reader.text.data + reader.next,
+                               reader.text.data + reader.text.length)
         return self.check_whole()
 
-    cdef int read_more(self, Source *source) noexcept nogil:
-        """Another piece of the text: 1, 0 at its end, or ``-errno``."""
-        cdef size_t left = source.end - source.at
-        cdef intptr_t length
-        cdef char *larger
-        if source.fd < 0:
-            return 0
-        if left == source.room:
-            # A path has no greatest length: a folder can be moved into another again and again.
-            larger = <char *>self.records.take(2 * source.room)
-            if larger == NULL:
-                return -ENOMEM
-            source.piece = larger
-            source.room *= 2
-        memmove(source.piece, source.at, left)
-        source.at = source.piece
-        source.end = source.at + left
-        length = kernel.read(source.fd, source.piece + left, source.room - left)
-        if length <= 0:
-            return <int>length
-        source.end += length
-        return 1
-
-    cdef int drive(self, Source *source) except? -1:
-        """:meth:`parse` to the end: 0, or ``-errno`` of reading; ValueError for the text's."""
+    cdef int drive(self, Reader *reader) except? -1:
+        """``parse`` to the end, see ``parse_into``."""
         cdef int result
         while True:
             with nogil:
-                result = self.parse(source)
+                result = self.parse(reader)
             if result == NEW_LABEL:
                 self.learn_label()
             elif result == -ENOMEM:
@@ -330,46 +297,44 @@ cdef class Parser:
                 return result
 
     cdef bytes first_line(self):
-        """The latest record's first line, as the kernel wrote it but for blanks."""
-        cdef const Record *latest = self.latest
-        cdef SmapsRecord made = self.records.record(self.records.count - 1)
-        line = (f"{made.range_start:08x}-{made.range_end:08x} {made.permissions}"
-                f" {made.file_offset:08x} {made.device} {made.file_inode} ").encode()
+        """The latest record's first line, as the kernel wrote it except for blanks."""
+        cdef const SmapsEntry *latest = self.latest
+        cdef SmapsRecord made = self.store.record(self.store.count - 1)
+        line = (f"{made.span.start:08x}-{made.span.end:08x} {made.permissions}"
+                f" {made.span.offset:08x} {made.device} {made.span.inode} ").encode()
         return line + latest.path[:latest.path_length] if latest.path_length else line
 
 
-# ---- Texts -----------------------------------------------------------------------------
+# ---- Texts -------------------------------------------------------------------------------------
 
-cdef int parse_into(Records records, Source *source, bint with_figures) except? -1:
-    """Fill ``records``: 0, or ``-errno`` of reading; ValueError for the text's."""
-    cdef Parser parser = Parser.__new__(Parser)
-    parser.records = records
-    parser.with_figures = with_figures
-    return parser.drive(source)
+cdef int parse_into(SmapsStore store, int fd, Text *text, bint with_figures) except? -1:
+    """Fill a store from an open file by way of ``text``, or from all of ``text`` if ``fd`` is -1.
 
-
-cdef Records parse_text(const char *text, size_t length, bint with_figures):
-    """The records of a text of smaps, or of maps where it is without figures."""
-    cdef Records records = Records.__new__(Records)
-    cdef Source source
-    source.fd = -1
-    source.at = text
-    source.end = text + length
-    parse_into(records, &source, with_figures)
-    return records
-
-
-cdef int read_records(Records records, int fd, bint with_figures) except? -1:
-    """Fill ``records`` from an open smaps or maps, without the GIL: 0, or ``-errno`` of reading.
-
-    ValueError, with the line, where one cannot be read and where the text stops early.
+    Returns 0, or -errno of reading. ValueError, with the line, where one cannot be read and where
+    the text stops early.
     """
-    cdef char piece[PIECE]
-    cdef Source source
-    source.fd = fd
-    source.piece = source.at = source.end = piece
-    source.room = PIECE
-    return parse_into(records, &source, with_figures)
+    cdef Parser parser = Parser.__new__(Parser)
+    cdef Reader reader = [fd, -1, text, 0, 0]
+    parser.store = store
+    parser.with_figures = with_figures
+    return parser.drive(&reader)
+
+
+cdef SmapsStore parse_text(const char *data, size_t length, bint with_figures):
+    """The records of a text of smaps, or of maps where it is without figures."""
+    cdef SmapsStore store = SmapsStore.__new__(SmapsStore)
+    cdef Text text = [<char *>data, length, length]
+    parse_into(store, -1, &text, with_figures)
+    return store
+
+
+cdef int read_records(SmapsStore store, int fd, bint with_figures) except? -1:
+    """Fill a store from an open smaps or maps, without the GIL: see ``parse_into``."""
+    cdef Text text = [NULL, 0, 0]
+    try:
+        return parse_into(store, fd, &text, with_figures)
+    finally:
+        free_text(&text)
 
 
 def parse_smaps(bytes text not None):
@@ -388,17 +353,17 @@ def parse_maps(bytes text not None):
     return all_of(parse_text(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), False))
 
 
-cdef list all_of(Records records):
+cdef list all_of(SmapsStore store):
     cdef list found = []
     cdef size_t i
-    for i in range(records.count):
-        found.append(records.record(i))
+    for i in range(store.count):
+        found.append(store.record(i))
     return found
 
 
 cdef SmapsRecord record_from(const char *text, size_t length):
-    """The record of a text with just one (as ``smaps_text_at`` gives), ValueError for others."""
-    cdef Records records = parse_text(text, length, True)
-    if records.count != 1:
-        raise ValueError(f"one record expected, not {records.count}")
-    return records.record(0)
+    """The record of a text with exactly one (as ``smaps_text_at`` gives); else a ValueError."""
+    cdef SmapsStore store = parse_text(text, length, True)
+    if store.count != 1:
+        raise ValueError(f"one record expected, not {store.count}")
+    return store.record(0)

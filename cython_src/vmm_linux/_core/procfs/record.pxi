@@ -1,4 +1,4 @@
-"""One mapping of a process as a Python object: what ``smaps`` or ``maps`` tells of it."""
+"""One mapping of a process as a Python object: its record in ``smaps``, or line in ``maps``."""
 
 # The figures in the order of the kernel's text: their labels there, their names here.
 LABELS = {
@@ -29,7 +29,7 @@ LABELS = {
 }
 NAMES = tuple(LABELS.values())
 
-# By their bits: 1 to read, 2 to write, 4 to execute, 8 to share (SPAN_ of ``pxd``).
+# By their bits, SPAN_READ to SPAN_SHARED.
 cdef tuple PERMISSIONS = (
     "---p", "r--p", "-w-p", "rw-p", "--xp", "r-xp", "-wxp", "rwxp",
     "---s", "r--s", "-w-s", "rw-s", "--xs", "r-xs", "-wxs", "rwxs")
@@ -43,12 +43,12 @@ cdef str device_text(uint32_t major, uint32_t minor):
 
 @no_gc                          # Strings, numbers and sets of strings: no cycle can arise.
 cdef class SmapsRecord:
-    """One mapping of a process, as a record of ``smaps`` or a line of ``maps`` tells it.
+    """One mapping of a process, from a record of ``smaps`` or a line of ``maps``.
 
-    Figures are in bytes, but for ``thp_eligible`` and ``protection_key``; None where the
-    text does not have them (an older kernel, a line of ``maps``). A figure that a newer
-    kernel adds is an attribute too, under its label in snake case. Records are not
-    changed once made, compare by all they say, and can be pickled.
+    Figures are in bytes, except ``thp_eligible`` and ``protection_key``; None where the text has
+    none (an older kernel, a line of ``maps``). A figure that a newer kernel adds is an attribute
+    too, under its label in snake case. Records do not change, are equal where all their values are,
+    and can be pickled.
     """
 
     def __init__(self):
@@ -61,44 +61,44 @@ cdef class SmapsRecord:
     @property
     def start(self):
         """The first address."""
-        return self.range_start
+        return self.span.start
 
     @property
     def end(self):
         """The first address after it."""
-        return self.range_end
+        return self.span.end
 
     @property
     def permissions(self):
         """As in ``maps``: ``rw-p``; the last letter is ``s`` for shared, ``p`` for private."""
-        return PERMISSIONS[self.permission_bits]
+        return PERMISSIONS[self.span.permissions]
 
     @property
     def offset(self):
         """Where in the file it begins, in bytes."""
-        return self.file_offset
+        return self.span.offset
 
     @property
     def device(self):
         """The file's device, as in ``maps``: ``08:01``."""
-        return device_text(self.device_major, self.device_minor)
+        return device_text(self.span.device_major, self.span.device_minor)
 
     @property
     def inode(self):
         """The file's inode, 0 where there is no file."""
-        return self.file_inode
+        return self.span.inode
 
     @property
     def deleted(self):
         """Whether the file has no name any more, as is the case for every memfd.
 
-        The kernel says so by adding `` (deleted)`` to the name. A file whose name really
-        ends like that is told apart by looking whether it is there.
+        The kernel then adds `` (deleted)`` to the name. Whether a file's own name ends like that
+        shows in whether that file exists.
         """
         if self.pathname is None or not self.pathname.endswith(DELETED):
             return False
         try:
-            return os.stat(self.pathname).st_ino != self.file_inode
+            return os.stat(self.pathname).st_ino != self.span.inode
         except (OSError, ValueError):
             return True
 
@@ -249,55 +249,51 @@ cdef class SmapsRecord:
         if not isinstance(other, SmapsRecord):
             return NotImplemented
         cdef SmapsRecord that = other
-        return (self.range_start == that.range_start and self.range_end == that.range_end
-                and self.permission_bits == that.permission_bits
-                and self.file_offset == that.file_offset
-                and self.device_major == that.device_major
-                and self.device_minor == that.device_minor
-                and self.file_inode == that.file_inode
+        return (memcmp(&self.span, &that.span, sizeof(Span)) == 0
                 and self.pathname == that.pathname and self.vm_flags == that.vm_flags
                 and self.figures == that.figures)
 
     def __hash__(self):
-        return hash((self.range_start, self.range_end, self.file_offset, self.file_inode))
+        return hash((self.span.start, self.span.end, self.span.offset, self.span.inode))
 
     def __repr__(self):
         figures = ""
         for name, value in self.figures.items():
             if value:
                 figures += f" {name}={value}"
-        return (f"<{type(self).__name__} {self.range_start:x}-{self.range_end:x} {self.permissions}"
-                f" {self.file_offset:x} {self.device} {self.file_inode} {self.pathname!r}"
+        return (f"<{type(self).__name__} {self.span.start:x}-{self.span.end:x} {self.permissions}"
+                f" {self.span.offset:x} {self.device} {self.span.inode} {self.pathname!r}"
                 f"{figures}>")
 
     def __reduce__(self):
         return restore_record, (
-            self.range_start, self.range_end, self.permission_bits, self.file_offset,
-            self.device_major, self.device_minor, self.file_inode, self.pathname,
+            self.span.start, self.span.end, self.span.permissions, self.span.offset,
+            self.span.device_major, self.span.device_minor, self.span.inode, self.pathname,
             self.vm_flags, dict(self.figures))
 
 
-def restore_record(*said):
-    """A new record that says what :meth:`SmapsRecord.__reduce__` told of one."""
+def restore_record(*values):
+    """A new record with the values that ``SmapsRecord.__reduce__`` gave."""
     cdef SmapsRecord record = SmapsRecord.__new__(SmapsRecord)
-    restore_into(record, said)
+    restore_into(record, values)
     return record
 
 
-cdef int restore_into(SmapsRecord record, tuple said) except -1:
-    """Makes a new record say what ``__reduce__`` told of one, if a record can say that."""
-    (start, end, permissions, offset, major, minor, inode, pathname, vm_flags, figures) = said
+cdef int restore_into(SmapsRecord record, tuple values) except -1:
+    """Give a new record the values of ``__reduce__``, where a record can have them."""
+    (start, end, permissions, offset, major, minor, inode, pathname, vm_flags, figures) = values
     cdef int i
-    check_told(pathname, vm_flags, figures)
-    record.range_start = start
-    record.range_end = end
-    if record.range_start > record.range_end or not 0 <= permissions <= 15:
+    check_values(pathname, vm_flags, figures)
+    record.span.mapped = True
+    record.span.start = start
+    record.span.end = end
+    if record.span.start > record.span.end or not 0 <= permissions <= 15:
         raise ValueError("no record of smaps: no such range, or no such permissions")
-    record.permission_bits = permissions
-    record.file_offset = offset
-    record.device_major = major
-    record.device_minor = minor
-    record.file_inode = inode
+    record.span.permissions = permissions
+    record.span.offset = offset
+    record.span.device_major = major
+    record.span.device_minor = minor
+    record.span.inode = inode
     record.pathname = pathname
     record.vm_flags = vm_flags
     figures = dict(figures)
@@ -308,8 +304,8 @@ cdef int restore_into(SmapsRecord record, tuple said) except -1:
     return 0
 
 
-cdef int check_told(object pathname, object vm_flags, object figures) except -1:
-    """Refuses what no text of smaps tells."""
+cdef int check_values(object pathname, object vm_flags, object figures) except -1:
+    """Refuse what no text of smaps has."""
     if pathname is not None and type(pathname) is not str:
         raise TypeError(f"no record of smaps: the path is of type {type(pathname).__name__}")
     if vm_flags is not None and not (
@@ -324,6 +320,7 @@ cdef int check_told(object pathname, object vm_flags, object figures) except -1:
 
 
 cdef int set_figure(SmapsRecord record, int i, uint64_t value) except -1:
+    """Give a record a figure with an attribute of its own."""
     if record.values == NULL:
         record.values = <uint64_t *>calloc(FIGURES, sizeof(uint64_t))
         if record.values == NULL:

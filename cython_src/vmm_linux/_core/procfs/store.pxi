@@ -1,8 +1,7 @@
 """The records of one text of ``smaps`` or ``maps``, in memory that they share.
 
-The functions without the GIL return 0 or ``-errno``, or NULL when there is no memory. What is
-given out lasts as long as the :class:`Records`. Paths and flags that records have in common are
-kept once.
+The functions without the GIL return 0 or -errno, or NULL when there is no memory. Pointers last as
+long as the ``SmapsStore``. Paths and flags that records have in common are kept once.
 """
 
 cdef extern from "Python.h":
@@ -10,17 +9,14 @@ cdef extern from "Python.h":
 
 cdef enum:
     CHUNK_BITS = 8
-    CHUNK = 1 << CHUNK_BITS     # records that are made room for at once
+    CHUNK = 1 << CHUNK_BITS     # records whose memory is allocated at once
     BLOCK = 1 << 15             # bytes of a block of the arena
 
 
 @final
 @no_gc
-cdef class Records:
-    """The records of one text, as C structures.
-
-    They are filled once (see :func:`read_records` in ``_smaps_parser``) and then only looked at.
-    """
+cdef class SmapsStore:
+    """The records of one text, as C structures. It is filled once, see ``read_records``."""
 
     __reduce__ = refuse_copies("take the objects that they make")
 
@@ -43,25 +39,25 @@ cdef class Records:
     def __len__(self):
         return self.count
 
-    cdef Record *at(self, size_t index) noexcept nogil:
+    cdef SmapsEntry *at(self, size_t index) noexcept nogil:
         """The record with this number, which is below ``count``."""
         return &self.chunks[index >> CHUNK_BITS][index & (CHUNK - 1)]
 
-    # -- memory
+    # -- Memory
 
     cdef void *take(self, size_t size) noexcept nogil:
         """Memory that lasts as long as the records, or NULL when there is none."""
         cdef Block *block = self.block
-        cdef size_t room
+        cdef size_t capacity
         size = (size + 7) & ~<size_t>7
-        if block == NULL or block.room - block.used < size:
-            room = size if size > BLOCK else BLOCK
-            block = <Block *>malloc(sizeof(Block) + room)
+        if block == NULL or block.capacity - block.used < size:
+            capacity = size if size > BLOCK else BLOCK
+            block = <Block *>malloc(sizeof(Block) + capacity)
             if block == NULL:
                 return NULL
             block.before = self.block
             block.used = 0
-            block.room = room
+            block.capacity = capacity
             self.block = block
         block.used += size
         return <char *>(block + 1) + block.used - size
@@ -72,55 +68,49 @@ cdef class Records:
             memcpy(kept, text, length)
         return <const char *>kept
 
-    cdef Record *new_record(self) noexcept nogil:
+    cdef SmapsEntry *new_entry(self) noexcept nogil:
         """One more record, all zero, or NULL when there is no memory."""
         cdef size_t chunk = self.count >> CHUNK_BITS
-        cdef Record **chunks
+        cdef SmapsEntry **chunks
         if self.count & (CHUNK - 1) == 0:
             if chunk & (chunk - 1) == 0:
-                chunks = <Record **>realloc(self.chunks, 2 * (chunk + 1) * sizeof(Record *))
+                chunks = <SmapsEntry **>realloc(self.chunks, 2 * (chunk + 1) * sizeof(SmapsEntry *))
                 if chunks == NULL:
                     return NULL
                 self.chunks = chunks
-            self.chunks[chunk] = <Record *>calloc(CHUNK, sizeof(Record))
+            self.chunks[chunk] = <SmapsEntry *>calloc(CHUNK, sizeof(SmapsEntry))
             if self.chunks[chunk] == NULL:
                 return NULL
         self.count += 1
         return self.at(self.count - 1)
 
-    # -- what a text says
+    # -- What a text says
 
-    cdef Record *append(self, const Line *line) noexcept nogil:
+    cdef SmapsEntry *append(self, const Line *line) noexcept nogil:
         """One more record, which has no figures yet; NULL when there is no memory."""
-        cdef const Record *before = self.at(self.count - 1) if self.count > 0 else NULL
-        cdef Record *record = self.new_record()
-        if record == NULL:
+        cdef const SmapsEntry *before = self.at(self.count - 1) if self.count > 0 else NULL
+        cdef SmapsEntry *entry = self.new_entry()
+        if entry == NULL:
             return NULL
-        record.start = line.start
-        record.end = line.end
-        record.permissions = line.permissions
-        record.offset = line.offset
-        record.device_major = line.device_major
-        record.device_minor = line.device_minor
-        record.inode = line.inode
-        record.path_length = <uint32_t>line.path_length
+        entry.span = line.span
+        entry.path_length = <uint32_t>line.path_length
         if line.path_length > 0:
-            record.path = self.path_after(before, line.path, line.path_length)
-            if record.path == NULL:
+            entry.path = self.path_after(before, line.path, line.path_length)
+            if entry.path == NULL:
                 return NULL
-        return record
+        return entry
 
     cdef void drop_overlapped(self) noexcept nogil:
-        """Drop every record of which a later one tells some address again.
+        """Drop every record with an address that a later one has again.
 
-        The kernel goes on at an address, and tells of the mapping that is there by then. Where that
-        grew downwards meanwhile, it was told of in part, or in pieces.
+        The kernel goes on at an address, and writes the mapping that is there by then. Where that
+        grew downwards meanwhile, an earlier record has a part of it.
         """
         cdef size_t chunks = (self.count + CHUNK - 1) >> CHUNK_BITS
         cdef size_t kept = 0
         cdef size_t i
         for i in range(self.count):
-            while kept > 0 and self.at(kept - 1).end > self.at(i).start:
+            while kept > 0 and self.at(kept - 1).span.end > self.at(i).span.start:
                 kept -= 1
             if kept != i:
                 self.at(kept)[0] = self.at(i)[0]
@@ -129,11 +119,11 @@ cdef class Records:
         for i in range((kept + CHUNK - 1) >> CHUNK_BITS, chunks):
             free(self.chunks[i])
 
-    cdef const char *path_after(self, const Record *before, const char *path,
+    cdef const char *path_after(self, const SmapsEntry *before, const char *path,
                                 size_t length) noexcept nogil:
-        """The path's place in memory: that of the record before, where it is the same path.
+        """Where the path is in memory: that of the record before, if both are the same.
 
-        One with a backslash has its own place, as what is written alike can be different.
+        A path with a backslash has its own place, as two that are written alike can be different.
         """
         if has_backslash(path, length):
             self.backslashes = True
@@ -142,7 +132,7 @@ cdef class Records:
             return before.path
         return self.keep(path, length)
 
-    cdef int set_flags(self, Record *record, const char *text, size_t length) noexcept nogil:
+    cdef int set_flags(self, SmapsEntry *entry, const char *text, size_t length) noexcept nogil:
         """What follows ``VmFlags:``: 0 or -ENOMEM."""
         if (self.flags == NULL or self.flags_length != length
                 or memcmp(self.flags, text, length) != 0):
@@ -151,13 +141,13 @@ cdef class Records:
             if self.flags == NULL:
                 return -ENOMEM
             self.flags_length = length
-        record.flags = self.flags
-        record.flags_length = <uint32_t>length
+        entry.flags = self.flags
+        entry.flags_length = <uint32_t>length
         return 0
 
-    cdef int add_other(self, Record *record, int name, uint64_t value) noexcept nogil:
+    cdef int add_other(self, SmapsEntry *entry, int name, uint64_t value) noexcept nogil:
         """A figure with no attribute of its own: 0, -EEXIST where the record has it, -ENOMEM."""
-        cdef Figure **place = &record.others
+        cdef Figure **place = &entry.others
         cdef Figure *other
         while place[0] != NULL:
             if place[0].name == name:
@@ -178,53 +168,47 @@ cdef class Records:
             self.names.append(name)
         return self.names.index(name)
 
-    # -- as Python objects
+    # -- As Python objects
 
-    cdef object pathname_at(self, const Record *record):
+    cdef object pathname_at(self, const SmapsEntry *entry):
         """The path as Python has paths, None where there is none."""
-        if record.path_length == 0:
+        if entry.path_length == 0:
             return None
-        name = self.strings.get(<uintptr_t>record.path)
+        name = self.strings.get(<uintptr_t>entry.path)
         if name is None:
-            name = self.strings[<uintptr_t>record.path] = decoded_path(
-                record.path, record.path_length)
+            name = self.strings[<uintptr_t>entry.path] = decoded_path(
+                entry.path, entry.path_length)
         return name
 
-    cdef object flags_at(self, const Record *record):
-        """VmFlags as a set, None where the text does not tell."""
+    cdef object flags_at(self, const SmapsEntry *entry):
+        """VmFlags as a set, None where the text has none."""
         cdef bytes text
-        if record.flags == NULL:
+        if entry.flags == NULL:
             return None
-        flags = self.flag_sets.get(<uintptr_t>record.flags)
+        flags = self.flag_sets.get(<uintptr_t>entry.flags)
         if flags is None:
-            text = PyBytes_FromStringAndSize(record.flags, record.flags_length)
-            # Records that have the same flags in different places share one set.
+            text = PyBytes_FromStringAndSize(entry.flags, entry.flags_length)
+            # Records with the same flags at different places share one set.
             flags = self.flag_sets.get(text)
             if flags is None:
                 flags = self.flag_sets[text] = frozenset(
                     text.decode("ascii", "backslashreplace").split())
-            self.flag_sets[<uintptr_t>record.flags] = flags
+            self.flag_sets[<uintptr_t>entry.flags] = flags
         return flags
 
     cdef int fill(self, SmapsRecord made, size_t index) except -1:
-        """Make a new object say what the record with this number says."""
-        cdef const Record *record = self.at(index)
-        cdef const Figure *other = record.others
-        made.range_start = record.start
-        made.range_end = record.end
-        made.permission_bits = record.permissions
-        made.file_offset = record.offset
-        made.device_major = record.device_major
-        made.device_minor = record.device_minor
-        made.file_inode = record.inode
-        made.pathname = self.pathname_at(record)
-        made.vm_flags = self.flags_at(record)
-        if record.known:
+        """Make a new object the record with this number."""
+        cdef const SmapsEntry *entry = self.at(index)
+        cdef const Figure *other = entry.others
+        made.span = entry.span
+        made.pathname = self.pathname_at(entry)
+        made.vm_flags = self.flags_at(entry)
+        if entry.known:
             made.values = <uint64_t *>malloc(FIGURES * sizeof(uint64_t))
             if made.values == NULL:
                 raise MemoryError
-            memcpy(made.values, record.values, FIGURES * sizeof(uint64_t))
-            made.known = record.known
+            memcpy(made.values, entry.values, FIGURES * sizeof(uint64_t))
+            made.known = entry.known
         if other != NULL:
             made.others = {}
             while other != NULL:
@@ -233,6 +217,7 @@ cdef class Records:
         return 0
 
     cdef SmapsRecord record(self, size_t index):
+        """The record with this number as an object."""
         cdef SmapsRecord made = SmapsRecord.__new__(SmapsRecord)
         self.fill(made, index)
         return made
@@ -242,9 +227,8 @@ cdef str decoded_path(const char *path, size_t length):
     """A path of the kernel's text as Python has paths."""
     if not has_backslash(path, length):
         return PyUnicode_DecodeFSDefaultAndSize(path, length)
-    # The kernel writes a newline like this and nothing else, a backslash neither: a name with
-    # these four characters cannot be told from one with a newline. Who can asks the kernel once
-    # more: see settled_name in _own_process.
+    # The kernel escapes newlines alone, no backslash: a name with these four characters reads like
+    # one with a newline. Where PROCMAP_QUERY works, settled_name finds out.
     return os.fsdecode(PyBytes_FromStringAndSize(path, length).replace(b"\\012", b"\n"))
 
 
