@@ -1,13 +1,10 @@
 """C++ containers, and insertions that answer false, instead of throwing, when memory is short."""
 
 cdef extern from "ledger/ordered_map.h" namespace "vmm" nogil:
-    cppclass MapEntry[Key, Value]:
-        Key first
-        Value second
-
     cppclass OrderedMap[Key, Value]:
         cppclass iterator:
-            MapEntry[Key, Value] &operator*() noexcept
+            Key key() noexcept
+            Value *value() noexcept
             iterator operator++() noexcept
             iterator operator--() noexcept
             bint operator==(iterator) noexcept

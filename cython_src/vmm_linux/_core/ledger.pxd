@@ -1,7 +1,7 @@
 """Contract of ledger."""
 
 cimport cython
-from cython.operator cimport dereference, predecrement
+from cython.operator cimport predecrement
 from libc.stdint cimport uint32_t, uint64_t, uint8_t, uintptr_t
 
 from vmm_linux._core.containers cimport OrderedMap
@@ -61,7 +61,7 @@ cdef class Ledger:
         if region == self.regions.begin():
             return self.regions.end()
         predecrement(region)
-        if va < dereference(region).second.end:
+        if va < region.value().end:
             return region
         return self.regions.end()
 
@@ -71,7 +71,7 @@ cdef class Ledger:
     cdef inline bint is_inside(self, Regions.iterator region, uintptr_t va,
                                size_t size) noexcept nogil:
         """Whether what ``region_at(va)`` found is a region that holds all of the range."""
-        return region != self.regions.end() and size <= dereference(region).second.end - va
+        return region != self.regions.end() and size <= region.value().end - va
 
     cdef int check_inside(self, uintptr_t start, uintptr_t end) except -1
     cdef int check_isolated(self, uintptr_t start, uintptr_t end) except -1
@@ -81,6 +81,10 @@ cdef class Ledger:
         cdef Runs.iterator run = self.runs.upper_bound(va)
         predecrement(run)
         return run
+
+    cdef inline bint starts_below(self, Runs.iterator run, uintptr_t end) noexcept nogil:
+        """Whether there is a run, and it starts below ``end``."""
+        return run != self.runs.end() and run.key() < end
 
     cdef Runs.iterator run_near(self, Runs.iterator near, uintptr_t va) noexcept nogil
     cpdef bint cut(self, uintptr_t at) noexcept nogil
@@ -111,4 +115,4 @@ cdef class Ledger:
     cpdef void unpin(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef const char *flaw(self, uintptr_t *where) noexcept nogil
 
-cdef bint is_closed(const Run &run) noexcept nogil
+cdef bint is_closed(const Run *run) noexcept nogil

@@ -326,9 +326,9 @@ cdef class AddressSpace:
 
 cdef bint add_range(Ranges *ranges, uintptr_t start, uintptr_t end) noexcept nogil
 
-cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil
+cdef Answer commit_ranges(AddressSpace space, Ranges &ranges) noexcept nogil
 
-cdef Answer decommit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil
+cdef Answer decommit_ranges(AddressSpace space, Ranges &ranges) noexcept nogil
 
 
 # ---- intent ------------------------------------------------------------------------------------

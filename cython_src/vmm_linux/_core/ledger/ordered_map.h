@@ -92,6 +92,10 @@ public:
 
         Entry &operator*() const noexcept { return static_cast<Leaf *>(leaf)->entries[index]; }
 
+        Key key() const noexcept { return (**this).first; }
+
+        Value *value() const noexcept { return &(**this).second; }
+
         iterator &operator++() noexcept
         {
             if (++index == leaf->count) {

@@ -97,7 +97,7 @@ cdef Answer check_commit_limits(AddressSpace self, Runs.iterator run, uintptr_t 
     """Whether the reserved pages of a range in one region, from a run on, may be committed."""
     cdef uint64_t requested = reserved_bytes(self, run, va, end)
     cdef Answer answer = check_limit(self, COMMITTED, requested)
-    if answer.reason == DONE and dereference(run).second.locked:
+    if answer.reason == DONE and run.value().locked:
         answer = check_limit(self, LOCKED, requested)
     return answer
 
@@ -112,9 +112,9 @@ cdef uint64_t reserved_bytes(AddressSpace self, Runs.iterator run, uintptr_t va,
                              uintptr_t end) noexcept nogil:
     """How many bytes of a range, from the run that includes ``va`` on, are reserved."""
     cdef uint64_t size = 0
-    while run != self.ledger.runs.end() and dereference(run).first < end:
-        if dereference(run).second.state == STATE_RESERVED:
-            size += min(end, dereference(run).second.end) - max(va, dereference(run).first)
+    while self.ledger.starts_below(run, end):
+        if run.value().state == STATE_RESERVED:
+            size += min(end, run.value().end) - max(va, run.key())
         preincrement(run)
     return size
 
@@ -143,10 +143,10 @@ cdef const char *find_flaw(AddressSpace self, uintptr_t *where) noexcept nogil:
     cdef Regions.iterator region = self.ledger.regions.begin()
     cdef uint64_t seams = 0
     while flaw == NULL and region != self.ledger.regions.end():
-        where[0] = dereference(region).first
+        where[0] = region.key()
         seams += seams_inside(
             self.ledger.run_at(where[0]), where[0] + page,
-            dereference(region).second.end - page)
+            region.value().end - page)
         preincrement(region)
     if flaw == NULL and seams != self.ledger.seams:
         return b"a count of segments that is not what the regions add up to"
@@ -220,7 +220,7 @@ cdef Answer commit_pages(AddressSpace self, Regions.iterator region, uintptr_t v
                    uintptr_t end) noexcept nogil:
     """Commit the reserved pages of the range."""
     cdef Runs.iterator run = self.ledger.run_at(va)
-    cdef uint32_t flags = dereference(region).second.flags
+    cdef uint32_t flags = region.value().flags
     cdef Chunk chunk
     cdef Answer answer
     if not self.ledger.narrow(&run, &va, &end):
@@ -230,7 +230,7 @@ cdef Answer commit_pages(AddressSpace self, Regions.iterator region, uintptr_t v
         answer = check_commit_limits(self, run, va, end)
         if answer.reason != DONE:
             return answer
-    if is_just_guarded(dereference(run).second, end):
+    if is_just_guarded(run.value(), end):
         return commit_behind_guards(self, run, va, end)
     if suits(self.ledger, flags, run, chunk, va, end):
         if commit_by_guards(self, chunk, va, end):
@@ -288,7 +288,7 @@ cdef Answer decommit_pages(AddressSpace self, Regions.iterator region, uintptr_t
     """Reserve the committed pages of the range again."""
     cdef Plan plan
     cdef Runs.iterator run = self.ledger.run_at(va)
-    cdef uint32_t flags = dereference(region).second.flags
+    cdef uint32_t flags = region.value().flags
     cdef Chunk chunk = chunks_of(region, va, end)
     cdef Answer answer = check_decommit(self, run, va, end)
     if answer.reason != DONE or not any_committed(self, run, end):
@@ -313,23 +313,23 @@ cdef Answer check_decommit(AddressSpace self, Runs.iterator run, uintptr_t va,
     """Whether pages may be decommitted, from the run that includes ``va`` on."""
     cdef MemoryObject *backing
     cdef uintptr_t pinned = 0
-    while run != self.ledger.runs.end() and dereference(run).first < end:
-        if dereference(run).second.kind == KIND_MDL:
-            return refused(IS_MDL, max(va, dereference(run).first))
-        backing = <MemoryObject *>dereference(run).second.backing
-        if (backing != NULL and dereference(run).second.state == STATE_COMMITTED
+    while self.ledger.starts_below(run, end):
+        if run.value().kind == KIND_MDL:
+            return refused(IS_MDL, max(va, run.key()))
+        backing = <MemoryObject *>run.value().backing
+        if (backing != NULL and run.value().state == STATE_COMMITTED
                 and memory_object_is_inherited(backing)):
-            return refused(INHERITED, max(va, dereference(run).first))
-        if dereference(run).second.pins != 0 and pinned == 0:
-            pinned = max(va, dereference(run).first)
+            return refused(INHERITED, max(va, run.key()))
+        if run.value().pins != 0 and pinned == 0:
+            pinned = max(va, run.key())
         preincrement(run)
     return done() if pinned == 0 else refused(PINNED, pinned)
 
 
 cdef bint any_committed(AddressSpace self, Runs.iterator run, uintptr_t end) noexcept nogil:
     """Whether any page is committed, from a run on."""
-    while run != self.ledger.runs.end() and dereference(run).first < end:
-        if dereference(run).second.state == STATE_COMMITTED:
+    while self.ledger.starts_below(run, end):
+        if run.value().state == STATE_COMMITTED:
             return True
         preincrement(run)
     return False
@@ -389,11 +389,11 @@ cdef Answer check_protect(AddressSpace self, Runs.iterator run, uintptr_t va, ui
     """Whether pages may have this protection, from the run that includes ``va`` on."""
     cdef uintptr_t pinned = 0
     while True:
-        if protection & ~dereference(run).second.ceiling:
-            return refused(ABOVE_CEILING, max(va, dereference(run).first))
-        if dereference(run).second.pins != 0 and pinned == 0:
-            pinned = max(va, dereference(run).first)
-        if dereference(run).second.end >= end:
+        if protection & ~run.value().ceiling:
+            return refused(ABOVE_CEILING, max(va, run.key()))
+        if run.value().pins != 0 and pinned == 0:
+            pinned = max(va, run.key())
+        if run.value().end >= end:
             return done() if pinned == 0 else refused(PINNED, pinned)
         preincrement(run)
 
@@ -406,9 +406,9 @@ cdef Answer free_pages(AddressSpace self, Regions.iterator region, uintptr_t va,
     cdef Answer answer
     if pinned != 0:
         return refused(PINNED, pinned)
-    if dereference(region).first < va and end < dereference(region).second.end:
+    if region.key() < va and end < region.value().end:
         answer = check_limit(self, REGIONS, 1)
-        if answer.reason == DONE and dereference(region).second.flags & FLAG_RESERVE == 0:
+        if answer.reason == DONE and region.value().flags & FLAG_RESERVE == 0:
             answer = check_limit(self, MDL_MAPPINGS, 1)
         if answer.reason != DONE:
             return answer
@@ -428,12 +428,12 @@ cdef Answer check_access(AddressSpace self, uintptr_t va, size_t size, uint32_t 
     cdef Runs.iterator run = self.ledger.run_at(va)
     cdef Answer answer = done()
     answer.access = FLAG_RWX_MASK
-    while run != self.ledger.runs.end() and dereference(run).first < va + size:
-        if dereference(run).second.state != STATE_COMMITTED:
-            return refused(NOT_COMMITTED, max(va, dereference(run).first))
-        if access & ~dereference(run).second.protection:
-            return refused(NO_ACCESS, max(va, dereference(run).first))
-        answer.access &= dereference(run).second.protection
+    while self.ledger.starts_below(run, va + size):
+        if run.value().state != STATE_COMMITTED:
+            return refused(NOT_COMMITTED, max(va, run.key()))
+        if access & ~run.value().protection:
+            return refused(NO_ACCESS, max(va, run.key()))
+        answer.access &= run.value().protection
         preincrement(run)
     return answer
 
@@ -454,7 +454,7 @@ cdef Answer copy_bytes(AddressSpace self, const Request *request) noexcept nogil
     if result < 0:
         answer = kernel_refused(result)
         if (result == -EFAULT and
-                dereference(self.ledger.run_at(request.va + copied)).second.backing != NULL):
+                self.ledger.run_at(request.va + copied).value().backing != NULL):
             answer.reason = NO_BACKING_MEMORY
             answer.subject = request.va + copied
     if request.method == WRITE:
@@ -479,7 +479,7 @@ cdef bint has_headroom_to_copy(AddressSpace self, const Request *request) noexce
 cdef size_t grain_at(AddressSpace self, uintptr_t va) noexcept nogil:
     """How much memory the kernel may give at a touch in the region that includes ``va``."""
     cdef Regions.iterator region = self.ledger.region_at(va)
-    if dereference(region).second.flags & FLAG_HUGE or kernel.is_huge_everywhere():
+    if region.value().flags & FLAG_HUGE or kernel.is_huge_everywhere():
         return max(PAGE_SIZE, kernel.huge_page_size())
     return PAGE_SIZE
 
@@ -493,12 +493,12 @@ cdef uint64_t memory_to_copy(AddressSpace self, const Request *request, size_t g
     cdef uint64_t wanted
     cdef Runs.iterator run = self.ledger.run_at(at)
     while at < end:
-        until = min(end, dereference(run).second.end)
+        until = min(end, run.value().end)
         wanted = memory_to_touch(run, request.method, at, until)
         if wanted > 0 and grain > PAGE_SIZE:
             wanted = memory_to_touch(
-                run, request.method, max(dereference(run).first, round_down(at, grain)),
-                min(dereference(run).second.end, round_up(until, grain)))
+                run, request.method, max(run.key(), round_down(at, grain)),
+                min(run.value().end, round_up(until, grain)))
         size += wanted
         at = until
         preincrement(run)
@@ -546,11 +546,11 @@ cdef Answer close_space(AddressSpace self) noexcept nogil:
 cdef uintptr_t first_pinned(AddressSpace self, Runs.iterator run, uintptr_t start,
                             uintptr_t end) noexcept nogil:
     """The first address that a view holds, from the run that includes ``start``, or 0."""
-    while dereference(run).second.pins == 0:
-        if dereference(run).second.end >= end:
+    while run.value().pins == 0:
+        if run.value().end >= end:
             return 0
         preincrement(run)
-    return max(start, dereference(run).first)
+    return max(start, run.key())
 
 
 cdef int unmap_pages(AddressSpace self, Regions.iterator region, Runs.iterator run,
@@ -561,15 +561,15 @@ cdef int unmap_pages(AddressSpace self, Regions.iterator region, Runs.iterator r
     A SHAREABLE part gives its memory back if nobody else can have it. Up to a region's end
     this needs no memory: a call that finds none goes back this way.
     """
-    cdef uintptr_t base = dereference(region).first
-    cdef uintptr_t region_end = dereference(region).second.end
-    cdef uintptr_t start = dereference(run).first
+    cdef uintptr_t base = region.key()
+    cdef uintptr_t region_end = region.value().end
+    cdef uintptr_t start = run.key()
     cdef uintptr_t low = start
     cdef uintptr_t high = end
     cdef int result
-    if start == base and dereference(region).second.low_guard:
+    if start == base and region.value().low_guard:
         low -= PAGE_SIZE
-    if end == region_end and dereference(region).second.high_guard:
+    if end == region_end and region.value().high_guard:
         high += PAGE_SIZE
     if end < region_end and not self.ledger.split(end):
         return -ENOMEM
@@ -592,7 +592,7 @@ cdef int unmap_pages(AddressSpace self, Regions.iterator region, Runs.iterator r
 cdef int unmap_region(AddressSpace self, uintptr_t base) noexcept nogil:
     """Unmap and forget a whole region: 0 or -errno."""
     cdef Regions.iterator region = self.ledger.region_at(base)
-    return unmap_pages(self, region, self.ledger.run_at(base), dereference(region).second.end)
+    return unmap_pages(self, region, self.ledger.run_at(base), region.value().end)
 
 
 cdef void close_chunk(AddressSpace self, uintptr_t at) noexcept nogil:
@@ -616,14 +616,14 @@ cdef void release_backing(AddressSpace self, Runs.iterator run, uintptr_t end) n
     cdef MemoryObject *backing
     cdef size_t length
     while True:
-        backing = <MemoryObject *>dereference(run).second.backing
+        backing = <MemoryObject *>run.value().backing
         if backing != NULL:
-            length = dereference(run).second.end - dereference(run).first
-            if (dereference(run).second.kind == KIND_PRIVATE
+            length = run.value().end - run.key()
+            if (run.value().kind == KIND_PRIVATE
                     and memory_object_is_exclusive(backing)):
-                memory_object_punch(backing, dereference(run).second.offset, length)
+                memory_object_punch(backing, run.value().offset, length)
             memory_object_release(backing, length // kernel.page_size())
-        if dereference(run).second.end >= end:
+        if run.value().end >= end:
             return
         preincrement(run)
 
@@ -644,8 +644,8 @@ cdef int unmap_unpinned(AddressSpace self) noexcept nogil:
         refusal = 0
         region = self.ledger.regions.begin()
         while region != self.ledger.regions.end():
-            base = dereference(region).first
-            end = dereference(region).second.end
+            base = region.key()
+            end = region.value().end
             if first_pinned(self, self.ledger.run_at(base), base, end) == 0:
                 result = unmap_region(self, base)
                 progress = progress or result == 0
@@ -674,27 +674,27 @@ cdef uint64_t memory_to_touch(Runs.iterator run, Method method, uintptr_t start,
 
     A hole in a memory file gets memory when it is read, too; private pages share one of zeros.
     """
-    cdef MemoryObject *backing = <MemoryObject *>dereference(run).second.backing
+    cdef MemoryObject *backing = <MemoryObject *>run.value().backing
     if backing != NULL:
         return memory_object_missing(
-            backing, dereference(run).second.offset + (start - dereference(run).first),
+            backing, run.value().offset + (start - run.key()),
             end - start)
     return procfs.without_own_memory(start, end) if method == WRITE else 0
 
 
 cdef uint64_t seams_inside(Runs.iterator run, uintptr_t first, uintptr_t last) noexcept nogil:
     """How many segments begin at ``first`` to ``last``, in pages of one buffer from a run on."""
-    cdef MemoryObject *backing = <MemoryObject *>dereference(run).second.backing
+    cdef MemoryObject *backing = <MemoryObject *>run.value().backing
     if backing == NULL or backing.root.segment_count < 2 or last < first:
         return 0
     return memory_object_seams(
-        backing, dereference(run).second.offset + (first - dereference(run).first) - 1,
-        dereference(run).second.offset + (last - dereference(run).first))
+        backing, run.value().offset + (first - run.key()) - 1,
+        run.value().offset + (last - run.key()))
 
 
 cdef uint32_t limits_on(Runs.iterator run) noexcept nogil:
     """The limits that have a say when these pages become writable."""
-    return LIMIT_DATA if dereference(run).second.backing == NULL else 0
+    return LIMIT_DATA if run.value().backing == NULL else 0
 
 
 cdef Run run_of(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t state,

@@ -104,7 +104,7 @@ cdef Answer convert_to_buffer(AddressSpace self, const Request *request, MemoryO
     """
     cdef uintptr_t va = request.va
     cdef uintptr_t end = va + request.size
-    cdef uint32_t flags = dereference(self.ledger.region_at(va)).second.flags
+    cdef uint32_t flags = self.ledger.region_at(va).value().flags
     cdef uint64_t mappings = 0
     cdef int result = 0
     if not self.ledger.isolate(va, end):
@@ -132,13 +132,13 @@ cdef Answer check_convertible(AddressSpace self, uintptr_t va, uintptr_t end,
     """Whether every page is committed, private, in no view, and gives no forbidden access."""
     cdef uintptr_t pinned
     cdef Runs.iterator run = self.ledger.run_at(va)
-    while run != self.ledger.runs.end() and dereference(run).first < end:
-        if dereference(run).second.state != STATE_COMMITTED:
-            return refused(NOT_COMMITTED, max(va, dereference(run).first))
-        if dereference(run).second.kind == KIND_MDL:
-            return refused(ALREADY_MDL, max(va, dereference(run).first))
-        if dereference(run).second.protection & forbidden:
-            return refused(FORBIDDEN_OF_MDL, max(va, dereference(run).first))
+    while self.ledger.starts_below(run, end):
+        if run.value().state != STATE_COMMITTED:
+            return refused(NOT_COMMITTED, max(va, run.key()))
+        if run.value().kind == KIND_MDL:
+            return refused(ALREADY_MDL, max(va, run.key()))
+        if run.value().protection & forbidden:
+            return refused(FORBIDDEN_OF_MDL, max(va, run.key()))
         preincrement(run)
     pinned = first_pinned(self, self.ledger.run_at(va), va, end)
     return done() if pinned == 0 else refused(PINNED, pinned)
@@ -147,12 +147,12 @@ cdef Answer check_convertible(AddressSpace self, uintptr_t va, uintptr_t end,
 cdef MemoryObject *whole_object(AddressSpace self, uintptr_t va, uintptr_t end) noexcept nogil:
     """The memory object of which these pages are all, in order, or NULL."""
     cdef Runs.iterator run = self.ledger.run_at(va)
-    cdef MemoryObject *backing = <MemoryObject *>dereference(run).second.backing
+    cdef MemoryObject *backing = <MemoryObject *>run.value().backing
     if backing == NULL or backing.size != end - va or memory_object_is_inherited(backing):
         return NULL
-    while run != self.ledger.runs.end() and dereference(run).first < end:
-        if (dereference(run).second.backing != backing
-                or dereference(run).second.offset != dereference(run).first - va):
+    while self.ledger.starts_below(run, end):
+        if (run.value().backing != backing
+                or run.value().offset != run.key() - va):
             return NULL
         preincrement(run)
     return backing

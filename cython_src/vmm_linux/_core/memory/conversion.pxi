@@ -70,8 +70,8 @@ cdef int widest_access(Ledger ledger, uintptr_t start, uintptr_t end) noexcept n
     """The PROT_* bits that any of the pages has."""
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
     cdef int access = PROT_NONE
-    while run != ledger.runs.end() and dereference(run).first < end:
-        access |= page_access(dereference(run).second.state, dereference(run).second.protection)
+    while ledger.starts_below(run, end):
+        access |= page_access(run.value().state, run.value().protection)
         preincrement(run)
     return access
 
@@ -85,11 +85,11 @@ cdef void narrow(Ledger ledger, uintptr_t start, uintptr_t end, int access) noex
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
     cdef int tries = 0
     cdef int own
-    while run != ledger.runs.end() and dereference(run).first < end:
-        own = page_access(dereference(run).second.state, dereference(run).second.protection)
+    while ledger.starts_below(run, end):
+        own = page_access(run.value().state, run.value().protection)
         if own != access:
             while kernel.mprotect(
-                    dereference(run).first, dereference(run).second.end - dereference(run).first,
+                    run.key(), run.value().end - run.key(),
                     own) == -ENOMEM and tries < NARROWING_TRIES:
                 tries += 1
         preincrement(run)
@@ -121,11 +121,11 @@ cdef int walk(Ledger ledger, uintptr_t start, uintptr_t end, int pagemap, Memory
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
     cdef uintptr_t at, until, low, high
     cdef int result = 0
-    while result == 0 and run != ledger.runs.end() and dereference(run).first < end:
-        at = low = dereference(run).first
-        until = dereference(run).second.end
+    while result == 0 and ledger.starts_below(run, end):
+        at = low = run.key()
+        until = run.value().end
         while result == 0 and at < until:
-            result = next_touched(at, low, dereference(run).second, pagemap, &at, &high)
+            result = next_touched(at, low, run.value(), pagemap, &at, &high)
             if result == 0 and fresh == NULL:
                 wanted[0] += high - at
             elif result == 0:
@@ -140,11 +140,11 @@ cdef int make_readable(Ledger ledger, uintptr_t start, uintptr_t end) noexcept n
     """Let pages without access be read meanwhile: 0 or -errno."""
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
     cdef int result = 0
-    while result == 0 and run != ledger.runs.end() and dereference(run).first < end:
+    while result == 0 and ledger.starts_below(run, end):
         if page_access(
-                dereference(run).second.state, dereference(run).second.protection) == PROT_NONE:
+                run.value().state, run.value().protection) == PROT_NONE:
             result = kernel.mprotect(
-                dereference(run).first, dereference(run).second.end - dereference(run).first,
+                run.key(), run.value().end - run.key(),
                 PROT_READ)
         preincrement(run)
     return result
@@ -153,16 +153,16 @@ cdef int make_readable(Ledger ledger, uintptr_t start, uintptr_t end) noexcept n
 cdef void make_unreadable(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
     """Undo ``make_readable``, which may have failed half way."""
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
-    while run != ledger.runs.end() and dereference(run).first < end:
+    while ledger.starts_below(run, end):
         if page_access(
-                dereference(run).second.state, dereference(run).second.protection) == PROT_NONE:
+                run.value().state, run.value().protection) == PROT_NONE:
             kernel.mprotect(
-                dereference(run).first, dereference(run).second.end - dereference(run).first,
+                run.key(), run.value().end - run.key(),
                 PROT_NONE)
         preincrement(run)
 
 
-cdef int next_touched(uintptr_t at, uintptr_t run_start, const Run &run, int pagemap,
+cdef int next_touched(uintptr_t at, uintptr_t run_start, const Run *run, int pagemap,
                       uintptr_t *start, uintptr_t *end) noexcept nogil:
     """The next stretch of touched pages of a run from ``at`` on, or an empty one at its end."""
     cdef int memory
@@ -176,7 +176,7 @@ cdef int next_touched(uintptr_t at, uintptr_t run_start, const Run &run, int pag
     return next_in_pagemap(pagemap, at, run.end, start, end)
 
 
-cdef int next_data(int fd, uintptr_t at, uintptr_t run_start, const Run &run, uintptr_t *start,
+cdef int next_data(int fd, uintptr_t at, uintptr_t run_start, const Run *run, uintptr_t *start,
                    uintptr_t *end) noexcept nogil:
     """``next_touched`` of a memory file: what is no hole."""
     cdef int64_t offset = <int64_t>(run.offset + (at - run_start))

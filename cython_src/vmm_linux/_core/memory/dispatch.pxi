@@ -65,9 +65,9 @@ cdef Answer dispatch(AddressSpace self, const Request *request) noexcept nogil:
     if method == ALLOCATE:
         return allocate_region(self, request)
     elif method == COMMIT_RANGES:
-        return commit_ranges(self, request.ranges)
+        return commit_ranges(self, request.ranges[0])
     elif method == DECOMMIT_RANGES:
-        return decommit_ranges(self, request.ranges)
+        return decommit_ranges(self, request.ranges[0])
     elif method == MDL_CREATE:
         return create_buffer(self, request)
     elif method == MDL_CREATE_FROM_VM:

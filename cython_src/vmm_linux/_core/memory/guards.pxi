@@ -52,8 +52,8 @@ cdef Chunk chunks_around(Ledger ledger, uintptr_t start, uintptr_t end) noexcept
 cdef Chunk chunks_of(Regions.iterator region, uintptr_t start, uintptr_t end) noexcept nogil:
     """``chunks_around`` in this region."""
     cdef Chunk chunk
-    chunk.start = max(dereference(region).first, round_down(start, chunk_size()))
-    chunk.end = min(dereference(region).second.end, round_up(end, chunk_size()))
+    chunk.start = max(region.key(), round_down(start, chunk_size()))
+    chunk.end = min(region.value().end, round_up(end, chunk_size()))
     return chunk
 
 
@@ -76,19 +76,18 @@ cdef bint is_crowded(Ledger ledger, Runs.iterator run, Chunk chunk,
                      size_t islands) noexcept nogil:
     """Whether the chunk around a run is open, or has many islands beside ``islands``."""
     cdef Runs.iterator at = run
-    while (islands < crowded and at != ledger.runs.end()
-            and dereference(at).first < chunk.end):
-        if dereference(at).second.opened != 0:
+    while (islands < crowded and ledger.starts_below(at, chunk.end)):
+        if at.value().opened != 0:
             return True
-        islands += dereference(at).second.state == STATE_COMMITTED
+        islands += at.value().state == STATE_COMMITTED
         preincrement(at)
     while islands < crowded and run != ledger.runs.begin():
         predecrement(run)
-        if dereference(run).second.end <= chunk.start:
+        if run.value().end <= chunk.start:
             break
-        if dereference(run).second.opened != 0:
+        if run.value().opened != 0:
             return True
-        islands += dereference(run).second.state == STATE_COMMITTED
+        islands += run.value().state == STATE_COMMITTED
     return islands >= crowded
 
 
@@ -96,11 +95,11 @@ cdef uint32_t opening_access(Ledger ledger, uintptr_t start, uintptr_t end) noex
     """The access that all closed pages of the range are to have; 0: none, or not all the same."""
     cdef Runs.iterator run = ledger.run_at(start)
     cdef uint32_t access = 0
-    while run != ledger.runs.end() and dereference(run).first < end:
-        if is_closed(dereference(run).second):
-            if access != 0 and dereference(run).second.protection != access:
+    while ledger.starts_below(run, end):
+        if is_closed(run.value()):
+            if access != 0 and run.value().protection != access:
                 return 0
-            access = dereference(run).second.protection
+            access = run.value().protection
             if access == 0:
                 return 0
         preincrement(run)
@@ -116,23 +115,23 @@ cdef bint plan_opening(Ledger ledger, Chunk chunk, uintptr_t start, uintptr_t en
     cdef Runs.iterator run = ledger.runs.lower_bound(chunk.start)
     cdef int protection = page_access(STATE_COMMITTED, access)
     cdef uintptr_t stretch = 0
-    while run != ledger.runs.end() and dereference(run).first < chunk.end:
-        if is_closed(dereference(run).second) and not start <= dereference(run).first < end:
-            if not add_step(plan, STEP_GUARD, dereference(run).first, dereference(run).second.end,
+    while ledger.starts_below(run, chunk.end):
+        if is_closed(run.value()) and not start <= run.key() < end:
+            if not add_step(plan, STEP_GUARD, run.key(), run.value().end,
                             PROT_NONE, PROT_NONE):
                 return False
         preincrement(run)
     run = ledger.runs.lower_bound(chunk.start)
-    while run != ledger.runs.end() and dereference(run).first < chunk.end:
-        if is_closed(dereference(run).second):
+    while ledger.starts_below(run, chunk.end):
+        if is_closed(run.value()):
             if stretch == 0:
-                stretch = dereference(run).first
+                stretch = run.key()
         elif stretch != 0:
-            if not add_step(plan, STEP_ACCESS, stretch, dereference(run).first, protection, PROT_NONE):
+            if not add_step(plan, STEP_ACCESS, stretch, run.key(), protection, PROT_NONE):
                 return False
             stretch = 0
-        if dereference(run).second.opened != 0 and start <= dereference(run).first < end:
-            if not plan_commit_of_run(0, dereference(run).first, dereference(run).second, plan):
+        if run.value().opened != 0 and start <= run.key() < end:
+            if not plan_commit_of_run(0, run.key(), run.value(), plan):
                 return False
         preincrement(run)
     return stretch == 0 or add_step(plan, STEP_ACCESS, stretch, chunk.end, protection, PROT_NONE)
@@ -147,11 +146,11 @@ cdef bint can_be_guarded(Ledger ledger, Runs.iterator run, Chunk chunk,
     if chunk.end - round_down(chunk.start, chunk_size()) > chunk_size() or not (
             is_used_below(ledger, run, chunk) or is_used_from(ledger, run, end, chunk)):
         return False
-    while run != ledger.runs.end() and dereference(run).first < end:
-        if is_closed(dereference(run).second) or dereference(run).second.backing != NULL:
+    while ledger.starts_below(run, end):
+        if is_closed(run.value()) or run.value().backing != NULL:
             return False
-        if (dereference(run).second.state == STATE_COMMITTED
-                and dereference(run).second.protection == 0):
+        if (run.value().state == STATE_COMMITTED
+                and run.value().protection == 0):
             return False
         preincrement(run)
     return True
@@ -161,9 +160,9 @@ cdef bint is_used_below(Ledger ledger, Runs.iterator run, Chunk chunk) noexcept 
     """Whether a chunk has to stay open for pages below a run; the nearest come first."""
     while run != ledger.runs.begin():
         predecrement(run)
-        if dereference(run).second.end <= chunk.start:
+        if run.value().end <= chunk.start:
             return False
-        if is_use(dereference(run).second):
+        if is_use(run.value()):
             return True
     return False
 
@@ -171,19 +170,19 @@ cdef bint is_used_below(Ledger ledger, Runs.iterator run, Chunk chunk) noexcept 
 cdef bint is_used_from(Ledger ledger, Runs.iterator run, uintptr_t end,
                        Chunk chunk) noexcept nogil:
     """Whether a chunk has to stay open for pages at ``end`` or above, which comes after a run."""
-    while run != ledger.runs.end() and dereference(run).first < chunk.end:
-        if dereference(run).first >= end and is_use(dereference(run).second):
+    while ledger.starts_below(run, chunk.end):
+        if run.key() >= end and is_use(run.value()):
             return True
         preincrement(run)
     return False
 
 
-cdef bint is_use(const Run &run) noexcept nogil:
+cdef bint is_use(const Run *run) noexcept nogil:
     """Whether an open chunk has to stay so for these pages."""
     return run.state == STATE_COMMITTED or run.backing != NULL
 
 
-cdef bint is_just_guarded(const Run &run, uintptr_t end) noexcept nogil:
+cdef bint is_just_guarded(const Run *run, uintptr_t end) noexcept nogil:
     """Whether pages of a run up to ``end`` lie behind guards and have their access already."""
     return run.opened != 0 and run.opened == run.protection and end <= run.end
 
@@ -209,10 +208,10 @@ cdef int content(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
     if start >= end:
         return 0
     run = ledger.run_at(start)
-    while run != ledger.runs.end() and dereference(run).first < end:
-        if is_use(dereference(run).second):
+    while ledger.starts_below(run, end):
+        if is_use(run.value()):
             return found | USED
-        if dereference(run).second.opened != 0:
+        if run.value().opened != 0:
             found |= OPENED
         preincrement(run)
     return found

@@ -18,37 +18,37 @@ cdef Location locate(Ledger ledger, uintptr_t va) noexcept nogil:
         where.state = STATE_RESERVED
         where.run_start = round_down(va, page)
         where.run_end = where.run_start + page
-    where.flags = dereference(region).second.flags
-    where.base = dereference(region).first
-    where.end = dereference(region).second.end
+    where.flags = region.value().flags
+    where.base = region.key()
+    where.end = region.value().end
     if where.kind == KIND_GUARD:
         return where
     run = ledger.run_at(va)
-    where.kind = dereference(run).second.kind
-    where.state = dereference(run).second.state
-    where.protection = dereference(run).second.protection
+    where.kind = run.value().kind
+    where.state = run.value().state
+    where.protection = run.value().protection
     if where.kind == KIND_MDL:
-        where.buffer = <MemoryObject *>dereference(run).second.backing
+        where.buffer = <MemoryObject *>run.value().backing
         where.mdl_offset = (
-            dereference(run).second.offset + round_down(va, page) - dereference(run).first)
+            run.value().offset + round_down(va, page) - run.key())
     neighbour = run
-    while dereference(neighbour).first > where.base:
+    while neighbour.key() > where.base:
         predecrement(neighbour)
-        if not looks_like(dereference(neighbour).second, where):
+        if not looks_like(neighbour.value(), where):
             preincrement(neighbour)
             break
-    where.run_start = dereference(neighbour).first
+    where.run_start = neighbour.key()
     neighbour = run
-    where.run_end = dereference(neighbour).second.end
+    where.run_end = neighbour.value().end
     while where.run_end < where.end:
         preincrement(neighbour)
-        if not looks_like(dereference(neighbour).second, where):
+        if not looks_like(neighbour.value(), where):
             break
-        where.run_end = dereference(neighbour).second.end
+        where.run_end = neighbour.value().end
     return where
 
 
-cdef bint looks_like(const Run &run, const Location &where) noexcept nogil:
+cdef bint looks_like(const Run *run, const Location &where) noexcept nogil:
     """Whether a run has the state and the protection of the page."""
     return run.state == where.state and run.protection == where.protection
 
@@ -78,21 +78,21 @@ cdef bint intent_at(Ledger ledger, uintptr_t va, Intent *intent) noexcept nogil:
     if where.buffer != NULL and memory_object_sid(where.buffer, &intent.sid) < 0:
         intent.sid = 0
     run = neighbour = ledger.run_at(va)
-    while dereference(neighbour).first > where.run_start:
+    while neighbour.key() > where.run_start:
         predecrement(neighbour)
-        if not is_of_the_same(dereference(neighbour).second, dereference(run).second):
-            intent.start = dereference(neighbour).second.end
+        if not is_of_the_same(neighbour.value(), run.value()):
+            intent.start = neighbour.value().end
             break
     neighbour = run
-    while dereference(neighbour).second.end < where.run_end:
+    while neighbour.value().end < where.run_end:
         preincrement(neighbour)
-        if not is_of_the_same(dereference(neighbour).second, dereference(run).second):
-            intent.end = dereference(neighbour).first
+        if not is_of_the_same(neighbour.value(), run.value()):
+            intent.end = neighbour.key()
             break
     return True
 
 
-cdef bint is_of_the_same(const Run &run, const Run &other) noexcept nogil:
+cdef bint is_of_the_same(const Run *run, const Run *other) noexcept nogil:
     """Whether two runs are of one kind, and of one buffer."""
     return run.kind == other.kind and run.backing == other.backing
 
@@ -105,11 +105,11 @@ cdef int add_intents(Ledger ledger, vector[Intent] *intents) except -1:
     cdef Intent intent
     cdef uintptr_t va, end
     while region != ledger.regions.end():
-        va = dereference(region).first
-        end = dereference(region).second.end
-        if dereference(region).second.low_guard:
+        va = region.key()
+        end = region.value().end
+        if region.value().low_guard:
             va -= page
-        if dereference(region).second.high_guard:
+        if region.value().high_guard:
             end += page
         while va < end and intent_at(ledger, va, &intent):
             intents.push_back(intent)

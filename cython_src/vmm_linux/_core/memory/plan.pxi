@@ -36,7 +36,7 @@ cdef Step step(StepKind kind, uintptr_t start, uintptr_t end) noexcept nogil:
     return result
 
 
-cdef Step step_over(StepKind kind, uintptr_t start, const Run &run, int protection,
+cdef Step step_over(StepKind kind, uintptr_t start, const Run *run, int protection,
                     int before=PROT_NONE) noexcept nogil:
     """A step over the pages of a run, whatever backs them."""
     cdef Step result = step(kind, start, run.end)
@@ -56,7 +56,7 @@ cdef bint add_step(Plan &plan, StepKind kind, uintptr_t start, uintptr_t end, in
     return append_or_fail(plan, added)
 
 
-cdef bint plan_commit_of_run(uint32_t flags, uintptr_t start, const Run &run,
+cdef bint plan_commit_of_run(uint32_t flags, uintptr_t start, const Run *run,
                              Plan &plan) noexcept nogil:
     """Commit one reserved run; false when memory is short.
 
@@ -92,11 +92,11 @@ cdef bint plan_commit(Ledger ledger, uint32_t flags, Runs.iterator run, uintptr_
                       Plan &plan) noexcept nogil:
     """Commit isolated reserved pages from a run on; false when memory is short."""
     while True:
-        if dereference(run).second.state == STATE_RESERVED:
+        if run.value().state == STATE_RESERVED:
             if not plan_commit_of_run(
-                    flags, dereference(run).first, dereference(run).second, plan):
+                    flags, run.key(), run.value(), plan):
                 return False
-        if dereference(run).second.end >= end:
+        if run.value().end >= end:
             return True
         preincrement(run)
 
@@ -112,22 +112,22 @@ cdef bint plan_decommit(Ledger ledger, uint32_t flags, Runs.iterator run, uintpt
     """
     cdef uintptr_t first = end
     cdef uintptr_t last = end
-    cdef Run lowest = dereference(run).second
+    cdef Run lowest = run.value()[0]
     cdef int before
     cdef Step punch
-    while run != ledger.runs.end() and dereference(run).first < end:
-        if dereference(run).second.state == STATE_COMMITTED or dereference(run).second.opened:
+    while ledger.starts_below(run, end):
+        if run.value().state == STATE_COMMITTED or run.value().opened:
             if first == end:
-                first = dereference(run).first
-                lowest = dereference(run).second
-            last = dereference(run).second.end
-            before = page_access(STATE_COMMITTED, dereference(run).second.protection)
-            if dereference(run).second.backing != NULL:
+                first = run.key()
+                lowest = run.value()[0]
+            last = run.value().end
+            before = page_access(STATE_COMMITTED, run.value().protection)
+            if run.value().backing != NULL:
                 if flags & FLAG_LOCKED and not append_or_fail(plan, step_over(
-                        STEP_UNLOCK, dereference(run).first, dereference(run).second, before)):
+                        STEP_UNLOCK, run.key(), run.value(), before)):
                     return False
                 if before != PROT_NONE and not append_or_fail(plan, step_over(
-                        STEP_PROTECT, dereference(run).first, dereference(run).second,
+                        STEP_PROTECT, run.key(), run.value(),
                         PROT_NONE, before)):
                     return False
         preincrement(run)
@@ -135,7 +135,7 @@ cdef bint plan_decommit(Ledger ledger, uint32_t flags, Runs.iterator run, uintpt
         return True
     if lowest.backing == NULL:
         return append_or_fail(plan, step(STEP_DISCARD, first, last))
-    punch = step_over(STEP_PUNCH, first, lowest, PROT_NONE)
+    punch = step_over(STEP_PUNCH, first, &lowest, PROT_NONE)
     punch.size = last - first
     return append_or_fail(plan, punch)
 
@@ -145,12 +145,12 @@ cdef bint plan_protect(Ledger ledger, Runs.iterator run, uintptr_t end, uint32_t
     """Change the protection of isolated committed pages from a run on; false: short of memory."""
     cdef int before, after
     while True:
-        before = page_access(dereference(run).second.state, dereference(run).second.protection)
-        after = page_access(dereference(run).second.state, protection)
+        before = page_access(run.value().state, run.value().protection)
+        after = page_access(run.value().state, protection)
         if before != after and not append_or_fail(plan, step_over(
-                STEP_PROTECT, dereference(run).first, dereference(run).second, after, before)):
+                STEP_PROTECT, run.key(), run.value(), after, before)):
             return False
-        if dereference(run).second.end >= end:
+        if run.value().end >= end:
             return True
         preincrement(run)
 
