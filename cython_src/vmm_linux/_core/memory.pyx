@@ -1,4 +1,4 @@
-"""Layer memory."""
+"""Memory: objects, mappings, plans and their executor, address spaces, handles and buffers."""
 
 cimport cython
 from cython.operator cimport dereference, predecrement, preincrement
@@ -72,8 +72,8 @@ from vmm_linux._core.kernel cimport (
     open_file_take,
     open_file_take_same,
     OpenFile,
-    page_size,
     PAGE_SIZE,
+    PROT_EXEC,
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
@@ -89,15 +89,21 @@ from vmm_linux.errors import refuse_copies
 include "memory/request.pxi"
 include "memory/identity.pxi"
 include "memory/object.pxi"
-include "memory/plan.pxi"
+include "memory/contents.pxi"
 include "memory/mapping.pxi"
 include "memory/guards.pxi"
+include "memory/plan.pxi"
+include "memory/executor.pxi"
 include "memory/conversion.pxi"
 include "memory/copy.pxi"
+include "memory/access.pxi"
+include "memory/limits.pxi"
 include "memory/address_space.pxi"
-include "memory/buffer_mappings.pxi"
+include "memory/pages.pxi"
 include "memory/batches.pxi"
 include "memory/intent.pxi"
 include "memory/handles.pxi"
 include "memory/buffers.pxi"
+include "memory/buffer_mappings.pxi"
+include "memory/parcel.pxi"
 include "memory/dispatch.pxi"

@@ -1,9 +1,10 @@
-"""Copies between a buffer and addresses of this process with the kernel's checks.
+"""Copies between a buffer and addresses of this process, which the kernel checks.
 
-A bad address is -EFAULT, never a signal. process_vm_readv(2) and process_vm_writev(2) do it in one
-copy; where a sandbox forbids them, a scratch memory file does it in two. /proc/self/mem would
-not do: it ignores protection.
+A bad address is -EFAULT, never a signal. process_vm_readv(2) and process_vm_writev(2) copy once;
+where a sandbox forbids them, a scratch memory file copies twice. /proc/self/mem is no
+alternative: it ignores protection.
 """
+
 
 cdef enum:
     SCRATCH = 1 << 20           # bytes in the scratch file at a time

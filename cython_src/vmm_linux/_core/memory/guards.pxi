@@ -1,22 +1,23 @@
 """The second way to commit: guard regions, which split no mapping (Linux 6.13).
 
 mprotect(2) cuts a mapping in three for every island of committed pages, and at
-``vm.max_map_count`` no more can be cut. So where a VMM's pages are in many pieces, the chunk
-around an island is opened: its reserved pages get guards, and all of it access; from then on
-pages in it are committed by taking guards away, and decommitted by putting them back, with one
-mapping for the chunk and its open neighbours. An open chunk is charged as a whole; with its last
-committed page it is closed, which gives the charge back.
+``vm.max_map_count`` no more can be cut. So where a VMM's pages are in many runs, the chunk
+around an island is opened: its reserved pages get guards, and all of it access. From then on
+pages in it are committed by removing guards, and decommitted by installing them, with one
+mapping for the chunk and its open neighbours. An open chunk is charged as a whole; it is closed
+with its last committed page, which gives the charge back.
 
 The rule: a change smaller than a chunk goes by guards where its chunk has ``CROWDED`` islands,
 those to come in the same call included, or is open, or where the VMM has ``FRAGMENTED`` runs; but
 not where pages are to be pinned (the kernel has no guards in pinned memory), huge or shared.
-Nothing outside this package's ledger shows which way was taken, but the charge.
+Outside the ledger only the charge shows which way was taken.
 
-Measured (scripts/bench): to open a chunk of 2 MiB takes 9 µs, as much as six islands by mprotect;
+Measured (scripts/bench): opening a chunk of 2 MiB takes 9 µs, as much as six islands by mprotect;
 an island then takes 0.6 µs instead of 1.7 µs. One island a chunk takes 1.5 µs by mprotect and
-10 µs by guards, 64 take 118 µs and 46 µs. With four islands left to mprotect first, the few stay
-cheap, and the two ways are even at twelve.
+10 µs by guards, 64 take 118 µs and 46 µs. As the first four islands go by mprotect, few islands
+stay cheap, and the two ways are equal at twelve.
 """
+
 
 cdef enum:
     # Committed runs that make a chunk worth opening.
@@ -24,11 +25,20 @@ cdef enum:
     # Runs of a VMM that make every chunk worth opening: the kernel's usual map count is 65,530.
     FRAGMENTED = 10_000
 
+
+cdef struct Chunk:
+    # The part of a region that one or several neighbouring pages of page-table entries map.
+    uintptr_t start
+    uintptr_t end
+
 cdef size_t crowded = CROWDED
+
+
 cdef size_t fragmented = FRAGMENTED
 
+
 cdef enum Content:
-    USED = 1                    # something that an open chunk has to stay open for
+    USED = 1                    # pages that keep an open chunk open
     OPENED = 2                  # reserved pages behind guards
 
 
@@ -61,8 +71,10 @@ cdef bint suits(Ledger ledger, uint32_t flags, Runs.iterator run, Chunk chunk,
                 uintptr_t start, uintptr_t end, size_t coming=0) noexcept nogil:
     """Whether a change of ``[start, end)``, from a run on, is one for guards.
 
-    ``coming``: how many more islands the same call is to make in the chunk.
-    Only the kernel's guards, which it may not have, are worth more than a look at neighbours.
+    The cheap conditions come first.
+
+    Parameters:
+        coming: how many more islands the same call will make in the chunk.
     """
     return (
         end - start < chunk_size()
@@ -92,7 +104,7 @@ cdef bint is_crowded(Ledger ledger, Runs.iterator run, Chunk chunk,
 
 
 cdef uint32_t opening_access(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
-    """The access that all closed pages of the range are to have; 0: none, or not all the same."""
+    """The access that all closed pages of the range get; 0: none, or not all the same."""
     cdef Runs.iterator run = ledger.run_at(start)
     cdef uint32_t access = 0
     while ledger.starts_below(run, end):
@@ -106,40 +118,9 @@ cdef uint32_t opening_access(Ledger ledger, uintptr_t start, uintptr_t end) noex
     return access
 
 
-cdef bint plan_opening(Ledger ledger, Chunk chunk, uintptr_t start, uintptr_t end,
-                       uint32_t access, Plan &plan) noexcept nogil:
-    """Commit isolated reserved pages in isolated chunks, which are opened; false: short of memory.
-
-    First come all guards, then the access: no page is ever open that should not be.
-    """
-    cdef Runs.iterator run = ledger.runs.lower_bound(chunk.start)
-    cdef int protection = page_access(STATE_COMMITTED, access)
-    cdef uintptr_t stretch = 0
-    while ledger.starts_below(run, chunk.end):
-        if is_closed(run.value()) and not start <= run.key() < end:
-            if not add_step(plan, STEP_GUARD, run.key(), run.value().end,
-                            PROT_NONE, PROT_NONE):
-                return False
-        preincrement(run)
-    run = ledger.runs.lower_bound(chunk.start)
-    while ledger.starts_below(run, chunk.end):
-        if is_closed(run.value()):
-            if stretch == 0:
-                stretch = run.key()
-        elif stretch != 0:
-            if not add_step(plan, STEP_ACCESS, stretch, run.key(), protection, PROT_NONE):
-                return False
-            stretch = 0
-        if run.value().opened != 0 and start <= run.key() < end:
-            if not plan_commit_of_run(0, run.key(), run.value(), plan):
-                return False
-        preincrement(run)
-    return stretch == 0 or add_step(plan, STEP_ACCESS, stretch, chunk.end, protection, PROT_NONE)
-
-
 cdef bint can_be_guarded(Ledger ledger, Runs.iterator run, Chunk chunk,
                          uintptr_t end) noexcept nogil:
-    """Whether guards can take isolated pages away, from a run on: one chunk's, which stays in use.
+    """Whether guards can decommit isolated pages, from a run on: in one chunk, which stays in use.
 
     Their mappings keep their access, so each must have some.
     """
@@ -157,7 +138,7 @@ cdef bint can_be_guarded(Ledger ledger, Runs.iterator run, Chunk chunk,
 
 
 cdef bint is_used_below(Ledger ledger, Runs.iterator run, Chunk chunk) noexcept nogil:
-    """Whether a chunk has to stay open for pages below a run; the nearest come first."""
+    """Whether pages below a run keep a chunk open; the nearest are looked at first."""
     while run != ledger.runs.begin():
         predecrement(run)
         if run.value().end <= chunk.start:
@@ -169,7 +150,7 @@ cdef bint is_used_below(Ledger ledger, Runs.iterator run, Chunk chunk) noexcept 
 
 cdef bint is_used_from(Ledger ledger, Runs.iterator run, uintptr_t end,
                        Chunk chunk) noexcept nogil:
-    """Whether a chunk has to stay open for pages at ``end`` or above, which comes after a run."""
+    """Whether pages at ``end`` or above, from a run on, keep a chunk open."""
     while ledger.starts_below(run, chunk.end):
         if run.key() >= end and is_use(run.value()):
             return True
@@ -178,7 +159,7 @@ cdef bint is_used_from(Ledger ledger, Runs.iterator run, uintptr_t end,
 
 
 cdef bint is_use(const Run *run) noexcept nogil:
-    """Whether an open chunk has to stay so for these pages."""
+    """Whether these pages keep an open chunk open."""
     return run.state == STATE_COMMITTED or run.backing != NULL
 
 
@@ -188,21 +169,21 @@ cdef bint is_just_guarded(const Run *run, uintptr_t end) noexcept nogil:
 
 
 cdef int remove_guards(uintptr_t start, uintptr_t end) noexcept nogil:
-    """Take guards away: 0 or -errno."""
+    """Remove guards: 0 or -errno."""
     return kernel.madvise(start, end - start, MADV_GUARD_REMOVE)
 
 
 cdef bint guard(uintptr_t start, uintptr_t end) noexcept nogil:
-    """Put guards over pages, which discards their contents; false when the kernel refuses.
+    """Install guards, which discards the contents of pages; false when the kernel refuses.
 
-    It refuses at once where memory was pinned behind the package's back; half way only when it has
-    no memory for page tables. Either way the caller discards the contents with a fresh mapping.
+    It refuses before the first page where other code locked the memory, and halfway only when it
+    has no memory for page tables. Then the caller discards the contents with a fresh mapping.
     """
     return kernel.madvise(start, end - start, MADV_GUARD_INSTALL) == 0
 
 
 cdef int content(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
-    """What lies in a part of a region, as bits of ``Content``; ends with the first USED."""
+    """What is in a part of a region, as bits of ``Content``; stops at the first USED."""
     cdef Runs.iterator run
     cdef int found = 0
     if start >= end:
@@ -236,5 +217,5 @@ cdef uintptr_t closing_end(Ledger ledger, uintptr_t start, uintptr_t end) noexce
 
 
 cdef bint is_open_and_unused(Ledger ledger, Chunk chunk) noexcept nogil:
-    """Whether a chunk has nothing left that it is open for."""
+    """Whether a chunk is open, with no page that keeps it open."""
     return content(ledger, chunk.start, chunk.end) == OPENED

@@ -1,23 +1,26 @@
-"""What the ledger says of one page: whose it is, and what is around it that is alike."""
+"""What the ledger says of one page, and which pages around it are alike.
+
+The caller holds the mutex.
+"""
+
 
 cdef Location locate(Ledger ledger, uintptr_t va) noexcept nogil:
-    """What the ledger says of the page that includes ``va``. The caller holds the mutex."""
-    cdef size_t page = kernel.page_size()
+    """What the ledger says of the page that includes ``va``."""
     cdef Location where
     cdef Regions.iterator region = ledger.region_at(va)
     cdef Runs.iterator run, neighbour
     where.kind = KIND_FREE
     where.buffer = NULL
     if region == ledger.regions.end():
-        region = ledger.region_around(va, page)
+        region = ledger.region_around(va, PAGE_SIZE)
         if region == ledger.regions.end():
-            ledger.gap_around(va, page, &where.base, &where.end)
+            ledger.gap_around(va, PAGE_SIZE, &where.base, &where.end)
             return where
         where.kind = KIND_GUARD
         where.protection = 0
         where.state = STATE_RESERVED
-        where.run_start = round_down(va, page)
-        where.run_end = where.run_start + page
+        where.run_start = round_down(va, PAGE_SIZE)
+        where.run_end = where.run_start + PAGE_SIZE
     where.flags = region.value().flags
     where.base = region.key()
     where.end = region.value().end
@@ -29,8 +32,7 @@ cdef Location locate(Ledger ledger, uintptr_t va) noexcept nogil:
     where.protection = run.value().protection
     if where.kind == KIND_MDL:
         where.buffer = <MemoryObject *>run.value().backing
-        where.mdl_offset = (
-            run.value().offset + round_down(va, page) - run.key())
+        where.mdl_offset = run.value().offset + round_down(va, PAGE_SIZE) - run.key()
     neighbour = run
     while neighbour.key() > where.base:
         predecrement(neighbour)
@@ -54,9 +56,9 @@ cdef bint looks_like(const Run *run, const Location &where) noexcept nogil:
 
 
 cdef bint intent_at(Ledger ledger, uintptr_t va, Intent *intent) noexcept nogil:
-    """The pages around ``va`` that are alike, kind and buffer included. The caller holds the mutex.
+    """The pages around ``va`` that are alike, kind and buffer included.
 
-    False where none of this VMM's are: then only ``start`` and ``end`` of that are told.
+    False where ``va`` is not this VMM's: then only ``start`` and ``end`` of the gap are set.
     """
     cdef Location where = locate(ledger, va)
     cdef Runs.iterator run, neighbour
@@ -98,9 +100,10 @@ cdef bint is_of_the_same(const Run *run, const Run *other) noexcept nogil:
 
 
 cdef int add_intents(Ledger ledger, vector[Intent] *intents) except -1:
-    """Adds what ``intent_at`` tells of every page. The caller holds the mutex, and the GIL: nothing
-    here waits for it, not even to raise MemoryError."""
-    cdef size_t page = kernel.page_size()
+    """Add the intents of all pages.
+
+    The caller holds the GIL too: nothing here waits for it, not even to raise MemoryError.
+    """
     cdef Regions.iterator region = ledger.regions.begin()
     cdef Intent intent
     cdef uintptr_t va, end
@@ -108,9 +111,9 @@ cdef int add_intents(Ledger ledger, vector[Intent] *intents) except -1:
         va = region.key()
         end = region.value().end
         if region.value().low_guard:
-            va -= page
+            va -= PAGE_SIZE
         if region.value().high_guard:
-            end += page
+            end += PAGE_SIZE
         while va < end and intent_at(ledger, va, &intent):
             intents.push_back(intent)
             va = intent.end
