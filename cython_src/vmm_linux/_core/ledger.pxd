@@ -108,4 +108,3 @@ cdef class Ledger:
     cdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil
     cpdef void unpin(self, uintptr_t start, uintptr_t end) noexcept nogil
     cdef const char *flaw(self, uintptr_t *where) noexcept nogil
-

@@ -14,4 +14,5 @@ from vmm_linux._core.vocabulary cimport (
 
 from vmm_linux.errors import refuse_copies
 
+include "ledger/runs.pxi"
 include "ledger/ledger.pxi"

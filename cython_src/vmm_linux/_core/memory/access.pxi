@@ -33,10 +33,7 @@ cdef Answer copy_bytes(AddressSpace space, const Request *request) noexcept nogi
         return answer
     if not has_headroom_to_copy(space, request):
         return kernel_refused(-EDQUOT)
-    if request.method == READ:
-        result = copy_out(request.data, request.va, request.size, &copied)
-    else:
-        result = copy_in(request.data, request.va, request.size, &copied)
+    result = copy(request.method == READ, request.data, request.va, request.size, &copied)
     if result < 0:
         answer = kernel_refused(result)
         if (result == -EFAULT
@@ -104,8 +101,8 @@ cdef uint64_t memory_to_touch(Runs.iterator run, Method method, uintptr_t start,
     """
     cdef MemoryObject *backing = <MemoryObject *>run.value().backing
     if backing != NULL:
-        return memory_object_missing(
-            backing, run.value().offset + (start - run.key()), end - start)
+        return memory_object_holes(
+            backing, run.value().offset + (start - run.key()), end - start, True)
     return procfs.without_own_memory(start, end) if method == WRITE else 0
 
 

@@ -5,6 +5,7 @@ at the ends of the range (the last thing that may run out of memory, or of mappi
 the plan out, and write the result into the ledger, which cannot fail. The caller holds the mutex.
 """
 
+
 @cython.no_gc
 cdef class AddressSpace:
     """Regions, pages, pins, buffers and handles of one VMM."""
@@ -96,15 +97,13 @@ cdef Run new_run(MemoryObject *backing, uint64_t offset, uint32_t kind, uint32_t
                  uint32_t flags, uint32_t ceiling) noexcept nogil:
     """The pages of a new region; their end is filled in once it is known."""
     cdef Run run
-    run.end = 0
+    memset(&run, 0, sizeof(run))
     run.backing = backing
     run.offset = offset
-    run.pins = 0
     run.state = state
     run.protection = flags & FLAG_RWX_MASK
     run.ceiling = ceiling
     run.kind = kind
-    run.opened = 0
     run.locked = flags & FLAG_LOCKED != 0
     return run
 

@@ -92,6 +92,7 @@ cdef size_t advise(Ranges &ranges, int advice, int *result) noexcept nogil:
     cdef iovec vector[MOST_RANGES]
     cdef size_t first = 0
     cdef size_t count
+    cdef Py_ssize_t size
     cdef int pidfd
     if not kernel.has(kernel.FEATURE_VECTORED_GUARDS):
         return advise_singly(ranges, 0, advice, result)
@@ -99,31 +100,25 @@ cdef size_t advise(Ranges &ranges, int advice, int *result) noexcept nogil:
     if pidfd < 0:
         return advise_singly(ranges, 0, advice, result)
     while first < ranges.size():
-        count = fill_vector(ranges, first, vector)
-        if kernel.process_madvise(pidfd, vector, count, advice) != total_size(vector, count):
+        count = fill_vector(ranges, first, vector, &size)
+        if kernel.process_madvise(pidfd, vector, count, advice) != size:
             break
         first += count
     kernel.close(pidfd)
     return advise_singly(ranges, first, advice, result)
 
 
-cdef size_t fill_vector(Ranges &ranges, size_t first, iovec *vector) noexcept nogil:
-    """Fill a vector with as many ranges as one call takes, from the first on; returns how many."""
+cdef size_t fill_vector(const Ranges &ranges, size_t first, iovec *vector,
+                        Py_ssize_t *size) noexcept nogil:
+    """Fill a vector with as many ranges as one call takes, from the first on: how many."""
     cdef size_t count = 0
+    size[0] = 0
     while count < MOST_RANGES and first + count < ranges.size():
         vector[count].iov_base = <void *>ranges[first + count].start
         vector[count].iov_len = ranges[first + count].end - ranges[first + count].start
+        size[0] += vector[count].iov_len
         count += 1
     return count
-
-
-cdef Py_ssize_t total_size(const iovec *vector, size_t count) noexcept nogil:
-    """Bytes of a vector."""
-    cdef Py_ssize_t size = 0
-    cdef size_t i
-    for i in range(count):
-        size += vector[i].iov_len
-    return size
 
 
 cdef size_t advise_singly(Ranges &ranges, size_t first, int advice, int *result) noexcept nogil:
@@ -236,7 +231,7 @@ cdef size_t islands_to_come(Ranges &ranges, size_t i, uintptr_t end) noexcept no
 
 
 cdef bint hold_runs(Ledger ledger, const Range &this, Chunk around, Ranges &held,
-               SavedRuns &saved) noexcept nogil:
+                    SavedRuns &saved) noexcept nogil:
     """Save what a commit of a narrowed range can change in its chunk; false when memory is short.
 
     These runs are pinned meanwhile, so they are not joined, and undoing needs no memory.
@@ -416,8 +411,7 @@ cdef bint plan_closing(Ledger ledger, uint32_t flags, const Range &this, Plan &u
         if run.value().opened != 0:
             before = page_access(STATE_COMMITTED, run.value().opened)
         if run.value().backing == NULL and before != PROT_NONE and not add_step(
-                undoable, STEP_PROTECT, run.key(), run.value().end,
-                PROT_NONE, before):
+                undoable, STEP_PROTECT, run.key(), run.value().end, PROT_NONE, before):
             return False
         preincrement(run)
     if not plan_decommit(flags, ledger.runs.lower_bound(this.start), this.end, plan):

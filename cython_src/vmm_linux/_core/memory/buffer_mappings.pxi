@@ -14,7 +14,7 @@ cdef Answer map_handle(AddressSpace space, const Request *request) noexcept nogi
         return answer
     if not is_inside(request, entry.buffer):
         return refused(BEYOND_BUFFER, entry.buffer.size)
-    descriptions = memory_object_descriptions(entry.buffer)
+    descriptions = entry.buffer.root.descriptions
     answer = map_buffer(space, request, entry.buffer)
     if answer.reason == DONE:
         answer.descriptions = descriptions

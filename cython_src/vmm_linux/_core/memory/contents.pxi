@@ -8,15 +8,21 @@ cdef enum:
     FILL_AT_ONCE = 64 << 20
 
 
-cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t offset,
-                                  uint64_t size) noexcept nogil:
-    """At most how many bytes of this part of the window have no memory yet."""
+cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t offset, uint64_t size,
+                                  bint counted) noexcept nogil:
+    """How many bytes of this part of the window have no memory yet: at most, or ``counted``.
+
+    At most: by what its segments have. Memory that fallocate(2) gave and that was never touched
+    is a hole where holes are counted, but not there.
+    """
     cdef uint64_t holes = 0
     cdef uint64_t done = 0
+    cdef uint64_t most
     cdef Extent extent
     while done < size:
         extent = memory_object_extent(self, offset + done, size - done)
-        holes += most_holes(self, extent)
+        most = most_holes(self, extent)
+        holes += min(most, count_holes(extent)) if counted and most > 0 else most
         done += extent.size
     return holes
 
@@ -28,26 +34,6 @@ cdef uint64_t most_holes(const MemoryObject *self, Extent extent) noexcept nogil
     if open_file_status(&extent.segment.file, &status) == 0:
         allocated = status.st_blocks * 512
     return min(extent.size, self.root.segment_size - min(self.root.segment_size, allocated))
-
-
-cdef uint64_t memory_object_missing(MemoryObject *self, uint64_t offset,
-                                    uint64_t size) noexcept nogil:
-    """``memory_object_holes``, counted in this part of the window instead of in all segments.
-
-    Memory that fallocate(2) gave and that was never touched is a hole here, but not there.
-    """
-    cdef uint64_t missing = 0
-    cdef uint64_t done = 0
-    cdef uint64_t most
-    cdef Extent extent
-    while done < size:
-        extent = memory_object_extent(self, offset + done, size - done)
-        most = most_holes(self, extent)
-        if most > 0:
-            most = min(most, count_holes(extent))
-        missing += most
-        done += extent.size
-    return missing
 
 
 cdef uint64_t count_holes(Extent extent) noexcept nogil:
@@ -79,9 +65,9 @@ cdef uint64_t count_holes(Extent extent) noexcept nogil:
 cdef int memory_object_check_headroom(MemoryObject *self, uint64_t offset,
                                       uint64_t size) noexcept nogil:
     """Whether there is memory for all holes of this part: as ``kernel.check_headroom``."""
-    if kernel.check_headroom(memory_object_holes(self, offset, size)) == 0:
+    if kernel.check_headroom(memory_object_holes(self, offset, size, False)) == 0:
         return 0
-    return kernel.check_headroom(memory_object_missing(self, offset, size))
+    return kernel.check_headroom(memory_object_holes(self, offset, size, True))
 
 
 cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil:

@@ -24,20 +24,20 @@ cdef int convert_pages(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t
     an ENOMEM ``mappings`` is how many the process had then.
     """
     cdef int protection = widest_access(ledger, start, end)
-    cdef Py_ssize_t aside
+    cdef Py_ssize_t replacement
     cdef int result
     if flags & FLAG_LOCKED:
         protection |= PROT_READ
-    aside = map_file(0, end - start, protection, 0, fresh.identity.fd, 0)
-    if aside < 0:
-        return <int>aside
-    result = make_readable(ledger, start, end)
+    replacement = map_file(0, end - start, protection, 0, fresh.identity.fd, 0)
+    if replacement < 0:
+        return <int>replacement
+    result = set_hidden_access(ledger, start, end, PROT_READ)
     if result == 0:
         result = copy_to(ledger, start, end, fresh)
     if result == 0:
-        result = make_like(flags, aside, end - start, protection, fresh)
+        result = make_like(flags, replacement, end - start, protection, fresh)
     if result == 0:
-        result = move_mapping(aside, end - start, start)
+        result = move_mapping(replacement, end - start, start)
     if result == 0:
         # Only now: what was replaced counted against RLIMIT_MEMLOCK too.
         if flags & FLAG_LOCKED:
@@ -46,8 +46,8 @@ cdef int convert_pages(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t
         return 0
     if result == -ENOMEM:
         mappings[0] = kernel.mapping_count()
-    unmap(aside, end - start)
-    make_unreadable(ledger, start, end)
+    unmap(replacement, end - start)
+    set_hidden_access(ledger, start, end, PROT_NONE)
     return result
 
 
@@ -135,24 +135,18 @@ cdef int walk(Ledger ledger, uintptr_t start, uintptr_t end, int pagemap, Memory
     return result
 
 
-cdef int make_readable(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
-    """Make pages without access readable meanwhile: 0 or -errno."""
+cdef int set_hidden_access(Ledger ledger, uintptr_t start, uintptr_t end,
+                           int access) noexcept nogil:
+    """Give pages without access this one meanwhile, or PROT_NONE again: 0 or -errno."""
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
-    cdef int result = 0
-    while result == 0 and ledger.starts_below(run, end):
-        if access_of(run.value()) == PROT_NONE:
-            result = kernel.mprotect(run.key(), run.value().end - run.key(), PROT_READ)
-        preincrement(run)
-    return result
-
-
-cdef void make_unreadable(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
-    """Undo ``make_readable``, which may have failed halfway."""
-    cdef Runs.iterator run = ledger.runs.lower_bound(start)
+    cdef int result
     while ledger.starts_below(run, end):
         if access_of(run.value()) == PROT_NONE:
-            kernel.mprotect(run.key(), run.value().end - run.key(), PROT_NONE)
+            result = kernel.mprotect(run.key(), run.value().end - run.key(), access)
+            if result < 0 and access != PROT_NONE:
+                return result
         preincrement(run)
+    return 0
 
 
 cdef int next_touched(uintptr_t at, uintptr_t run_start, const Run *run, int pagemap,

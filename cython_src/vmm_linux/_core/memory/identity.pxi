@@ -144,28 +144,33 @@ cdef int read_head(int fd, IdentityHead *head) noexcept nogil:
     return 0
 
 
+cdef int read_names(int fd, uint64_t first, size_t count, FileName *names) noexcept nogil:
+    """Read so many names of an identity: 0, OTHER where it has fewer, or -errno."""
+    cdef size_t size = count * sizeof(FileName)
+    cdef Py_ssize_t read = kernel.pread(
+        fd, names, size, sizeof(IdentityHead) + first * sizeof(FileName))
+    if read < 0:
+        return <int>read
+    return 0 if <size_t>read == size else OTHER
+
+
 cdef int compare_names(int fd, uint64_t first, const Window *window) noexcept nogil:
     """Whether an identity names the files of a window from its ``first`` on: 0, OTHER, -errno."""
-    cdef FileName said[NAMES_AT_ONCE]
+    cdef FileName named[NAMES_AT_ONCE]
     cdef FileName name
     cdef size_t compared = 0
     cdef size_t some, i
-    cdef Py_ssize_t read
     cdef int result
     while compared < window.count:
         some = min(window.count - compared, <size_t>NAMES_AT_ONCE)
-        read = kernel.pread(
-            fd, said, some * sizeof(FileName),
-            sizeof(IdentityHead) + (first + compared) * sizeof(FileName))
-        if read < 0:
-            return <int>read
-        if <size_t>read != some * sizeof(FileName):
-            return OTHER
+        result = read_names(fd, first + compared, some, named)
+        if result != 0:
+            return result
         for i in range(some):
             result = name_of(file_of(window, compared + i), &name)
             if result < 0:
                 return result
-            if not is_same_file(said + i, &name):
+            if not is_same_file(named + i, &name):
                 return OTHER
         compared += some
     return 0
@@ -208,23 +213,19 @@ cdef int identity_includes(int fd, const Window *window) noexcept nogil:
 cdef int find_first(int fd, const IdentityHead *head, const Window *window,
                     uint64_t *first) noexcept nogil:
     """Find where an identity names the first file of a window: 0, OTHER if nowhere, or -errno."""
-    cdef FileName said[NAMES_AT_ONCE]
+    cdef FileName named[NAMES_AT_ONCE]
     cdef FileName name
     cdef size_t some, i
-    cdef Py_ssize_t read
     cdef int result = name_of(window.files, &name)
     if result < 0:
         return result
     while first[0] < head.count:
         some = min(head.count - first[0], <uint64_t>NAMES_AT_ONCE)
-        read = kernel.pread(
-            fd, said, some * sizeof(FileName), sizeof(IdentityHead) + first[0] * sizeof(FileName))
-        if read < 0:
-            return <int>read
-        if <size_t>read != some * sizeof(FileName):
-            return OTHER
+        result = read_names(fd, first[0], some, named)
+        if result != 0:
+            return result
         for i in range(some):
-            if is_same_file(said + i, &name):
+            if is_same_file(named + i, &name):
                 first[0] += i
                 return 0
         first[0] += some

@@ -71,20 +71,12 @@ cdef MemoryObject *new_object(size_t segments, uint64_t size) noexcept nogil:
         sizeof(MemoryObject) + segments * sizeof(Segment))
     if self == NULL:
         return NULL
+    memset(self, 0, sizeof(MemoryObject))
     self.root = self
-    self.origin = NULL
-    self.offset = 0
-    self.size = size
-    self.references = 0
+    self.size = self.segment_size = size
     self.identity.fd = -1
-    self.sid = 0
     self.generation = kernel.fork_generation()
     self.children = kernel.fork_children()
-    self.counted = NULL
-    self.locked = False
-    self.segment_size = size
-    self.segment_count = 0
-    self.descriptions = 0
     self.segments = <Segment *>(self + 1)
     return self
 
@@ -279,7 +271,7 @@ cdef void close_descriptors(MemoryObject *self) noexcept nogil:
 
 
 cdef Extent memory_object_extent(const MemoryObject *self, uint64_t offset,
-                               uint64_t size) noexcept nogil:
+                                 uint64_t size) noexcept nogil:
     """The first part of these bytes of the window, at least one, that lies in one segment."""
     cdef const MemoryObject *root = self.root
     cdef uint64_t at = self.offset + offset
@@ -292,7 +284,7 @@ cdef Extent memory_object_extent(const MemoryObject *self, uint64_t offset,
 
 
 cdef uint64_t memory_object_boundaries(const MemoryObject *self, uint64_t start,
-                                  uint64_t end) noexcept nogil:
+                                       uint64_t end) noexcept nogil:
     """How many segment boundaries lie above ``start`` and not above ``end`` of the window."""
     cdef uint64_t size = self.root.segment_size
     return (self.offset + end) // size - (self.offset + start) // size
@@ -365,11 +357,6 @@ cdef int memory_object_leaving(MemoryObject *self, Segment *segment, bint writab
     if mode != (O_RDWR if writable else O_RDONLY):
         return mode if mode < 0 else -EBADF
     return fd
-
-
-cdef uint64_t memory_object_descriptions(const MemoryObject *self) noexcept nogil:
-    """How many read-only descriptions of the memory were opened so far."""
-    return self.root.descriptions
 
 
 cdef void memory_object_undescribe(MemoryObject *self, uint64_t since) noexcept nogil:

@@ -66,10 +66,8 @@ cdef Answer commit_by_mappings(AddressSpace space, uint32_t flags, Runs.iterator
     cdef Plan plan
     if not space.ledger.isolate_from(&run, va, end):
         return refused_cut(space)
-    if not plan_commit(flags, run, end, plan):
-        space.ledger.coalesce_from(run, end)
-        return refused(NO_LEDGER_MEMORY)
-    return change_state(space.ledger, plan, run, end, STATE_COMMITTED)
+    return change_state(
+        space.ledger, plan_commit(flags, run, end, plan), plan, run, end, STATE_COMMITTED)
 
 
 cdef Answer decommit_pages(AddressSpace space, Regions.iterator region, uintptr_t va,
@@ -91,10 +89,8 @@ cdef Answer decommit_pages(AddressSpace space, Regions.iterator region, uintptr_
         run = space.ledger.run_at(va)
     if not space.ledger.isolate_from(&run, va, end):
         return refused_cut(space)
-    if not plan_decommit(flags, run, end, plan):
-        space.ledger.coalesce_from(run, end)
-        return refused(NO_LEDGER_MEMORY)
-    return change_state(space.ledger, plan, run, end, STATE_RESERVED)
+    return change_state(
+        space.ledger, plan_decommit(flags, run, end, plan), plan, run, end, STATE_RESERVED)
 
 
 cdef Answer check_decommit(Ledger ledger, Runs.iterator run, uintptr_t va,
@@ -136,25 +132,27 @@ cdef bint decommit_by_guards(Ledger ledger, Runs.iterator run, Chunk chunk, uint
     return False
 
 
-cdef Answer change_state(Ledger ledger, const Plan &plan, Runs.iterator run, uintptr_t end,
-                         uint32_t state) noexcept nogil:
+cdef Answer change_state(Ledger ledger, bint planned, const Plan &plan, Runs.iterator run,
+                         uintptr_t end, uint32_t state) noexcept nogil:
     """Carry out a plan that brings isolated pages to ``state``, and write that into the ledger."""
-    cdef Answer answer = carry_out_on(ledger, plan, run, end)
+    cdef Answer answer = carry_out_on(ledger, planned, plan, run, end)
     if answer.reason == DONE:
         ledger.set_state_from(run, end, state)
     return answer
 
 
-cdef Answer carry_out_on(Ledger ledger, const Plan &plan, Runs.iterator run,
+cdef Answer carry_out_on(Ledger ledger, bint planned, const Plan &plan, Runs.iterator run,
                          uintptr_t end) noexcept nogil:
-    """Carry out a plan on isolated pages; where that fails, join their runs again."""
+    """Carry out a plan on isolated pages; where that fails, or planning did, join runs again."""
     cdef uint64_t mappings = 0
-    cdef int result = carry_out(plan, &mappings)
-    cdef Answer answer
-    if result == 0:
-        return done()
-    # Private pages that become writable count against RLIMIT_DATA.
-    answer = kernel_refused(result, LIMIT_DATA if run.value().backing == NULL else 0, mappings)
+    cdef int result
+    cdef Answer answer = refused(NO_LEDGER_MEMORY)
+    if planned:
+        result = carry_out(plan, &mappings)
+        if result == 0:
+            return done()
+        # Private pages that become writable count against RLIMIT_DATA.
+        answer = kernel_refused(result, LIMIT_DATA if run.value().backing == NULL else 0, mappings)
     ledger.coalesce_from(run, end)
     return answer
 
@@ -169,10 +167,8 @@ cdef Answer protect_pages(AddressSpace space, uintptr_t va, uintptr_t end,
         return answer
     if not space.ledger.isolate_from(&run, va, end):
         return refused_cut(space)
-    if not plan_protect(run, end, protection, plan):
-        space.ledger.coalesce_from(run, end)
-        return refused(NO_LEDGER_MEMORY)
-    answer = carry_out_on(space.ledger, plan, run, end)
+    answer = carry_out_on(
+        space.ledger, plan_protect(run, end, protection, plan), plan, run, end)
     if answer.reason == DONE:
         space.ledger.set_protection_from(run, end, protection)
     return answer

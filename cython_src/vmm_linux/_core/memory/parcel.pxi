@@ -28,7 +28,7 @@ cdef Answer pack_handle(AddressSpace space, const Request *request) noexcept nog
         return refused(TOO_MANY_SEGMENTS, segments)
     parcel.rights = <uint32_t>request.rights
     parcel.handle = request.handle
-    parcel.descriptions = memory_object_descriptions(buffer)
+    parcel.descriptions = buffer.root.descriptions
     if identities > 0:
         result = add_file(parcel, &buffer.identity, open_file_number(&buffer.identity))
     if identities > 1 and result == 0:
@@ -111,18 +111,14 @@ cdef int identities_of(const MemoryObject *buffer) noexcept nogil:
 
 cdef uint64_t measure(Parcel *parcel, const MemoryObject *buffer) noexcept nogil:
     """Fill in a parcel's sizes for a buffer; returns how many segments the buffer touches."""
-    cdef const MemoryObject *root = buffer.root
-    cdef uint64_t first = buffer.offset // root.segment_size
-    cdef uint64_t last = (buffer.offset + buffer.size - 1) // root.segment_size
-    cdef uint64_t start = first * root.segment_size
-    cdef uint64_t end = (
-        root.size if last == root.segment_count - 1 else (last + 1) * root.segment_size)
+    cdef Window window = window_of(buffer)
+    cdef uint64_t start = buffer.offset - window.offset     # of the first segment, in the memory
     parcel.count = parcel.segments = 0
-    parcel.offset = buffer.offset - start
+    parcel.offset = window.offset
     parcel.size = buffer.size
-    parcel.memory_size = end - start
-    parcel.segment_size = min(root.segment_size, parcel.memory_size)
-    return last - first + 1
+    parcel.memory_size = min(window.count * window.segment_size, buffer.root.size - start)
+    parcel.segment_size = min(window.segment_size, parcel.memory_size)
+    return window.count
 
 
 cdef int add_memory(Parcel *parcel, MemoryObject *buffer) noexcept nogil:
