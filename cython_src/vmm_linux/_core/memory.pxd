@@ -207,7 +207,7 @@ cdef int identity_includes(int fd, const Window *window) noexcept nogil
 
 cdef struct MemoryObject
 
-cdef struct Buffers:
+cdef struct BufferCounts:
     # What a VMM has of MDL buffers; the mutex of the VMM guards it.
     uint64_t mdls
     uint64_t bytes              # of memory, a clone's not again
@@ -241,7 +241,7 @@ cdef class AddressSpace:
     cdef Mutex *mutex
     cdef Ledger ledger
     cdef readonly bint closed
-    cdef Buffers buffers
+    cdef BufferCounts buffers
     cdef uint64_t bounds[FIGURES]
     cdef HandleTable handles
 

@@ -18,8 +18,7 @@ cdef int check_inside(Ledger ledger, uintptr_t start, uintptr_t end) except -1:
 cdef int check_isolated(Ledger ledger, uintptr_t start, uintptr_t end) except -1:
     """Refuse a range that is not made of whole runs of one region."""
     check_inside(ledger, start, end)
-    if (ledger.run_at(start).key() != start
-            or ledger.run_at(end - 1).value().end != end):
+    if ledger.run_at(start).key() != start or ledger.run_at(end - 1).value().end != end:
         raise ValueError(f"[0x{start:x}, 0x{end:x}) is not isolated")
     return 0
 
@@ -113,7 +112,7 @@ cdef class Ledger:
 
     cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,
                            uintptr_t end) noexcept nogil:
-        """``isolate`` from the run that includes ``start`` to the one that starts there."""
+        """``isolate``; ``run`` includes ``start`` before, and starts there afterwards."""
         cdef bint cut = run[0].key() < start
         cdef Runs.iterator last
         if cut and not cut_run(self, run, start):
@@ -184,7 +183,7 @@ cdef class Ledger:
         return left
 
     cdef bint split(self, uintptr_t at) noexcept nogil:
-        """Make one region two at ``at``, which is inside it; false when memory is short."""
+        """Split a region at ``at``, which is inside it; false when memory is short."""
         cdef Regions.iterator region = self.region_at(at)
         cdef Regions.iterator place = region
         cdef Region right

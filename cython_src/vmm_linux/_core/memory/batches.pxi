@@ -5,14 +5,11 @@ system call. All others are changed one by one, and all steps that can fail come
 holds the mutex.
 """
 
-
 cdef struct SavedRun:
     uintptr_t start
     Run run                     # as it was
 
-
 ctypedef vector[SavedRun] SavedRuns
-
 
 cdef extern from *:
     """

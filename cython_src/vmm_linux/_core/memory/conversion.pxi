@@ -5,11 +5,9 @@ file with a copy of every page that was ever touched, mapped, and resident where
 LOCKED. One mremap(2) then puts it in the pages' place, the only step that cannot be undone.
 """
 
-
 cdef enum:
     ENTRIES = 512               # of pagemap read at a time
     RESTORE_TRIES = 1000
-
 
 # A page that has, or had, memory: in a page table, or in swap.
 cdef uint64_t PM_TOUCHED = <uint64_t>3 << 62

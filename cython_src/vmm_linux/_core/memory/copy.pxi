@@ -5,7 +5,6 @@ where a sandbox forbids them, a scratch memory file copies twice. /proc/self/mem
 alternative: it ignores protection.
 """
 
-
 cdef enum:
     SCRATCH = 1 << 20           # bytes in the scratch file at a time
 

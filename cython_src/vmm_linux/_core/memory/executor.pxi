@@ -46,7 +46,7 @@ cdef int do_step(const Step &this) noexcept nogil:
 
 
 cdef void undo_step(const Step &this) noexcept nogil:
-    """Undo one step, which may have failed half way."""
+    """Undo one step, which may have failed halfway."""
     if this.kind == STEP_ACCESS:
         if this.backing != NULL or reserve_afresh(this.start, this.size) < 0:
             kernel.mprotect(this.start, this.size, PROT_NONE)
@@ -85,7 +85,7 @@ cdef int again_is_no_memory(int result) noexcept nogil:
 
 
 cdef void lock_what_fits(uintptr_t start, size_t size) noexcept nogil:
-    """Pin the longest leading part that RLIMIT_MEMLOCK allows, found by halving."""
+    """Lock the longest leading part that RLIMIT_MEMLOCK allows, found by halving."""
     cdef uintptr_t end = start + size
     cdef size_t length = size
     cdef int result

@@ -9,7 +9,7 @@ with its last committed page, which gives the charge back.
 
 The rule: a change smaller than a chunk goes by guards where its chunk has ``CROWDED`` islands,
 those to come in the same call included, or is open, or where the VMM has ``FRAGMENTED`` runs; but
-not where pages are to be pinned (the kernel has no guards in pinned memory), huge or shared.
+not in LOCKED regions (the kernel has no guards in locked memory), nor in huge or shared ones.
 Outside the ledger only the charge shows which way was taken.
 
 Measured (scripts/bench): opening a chunk of 2 MiB takes 9 µs, as much as six islands by mprotect;
@@ -18,13 +18,11 @@ an island then takes 0.6 µs instead of 1.7 µs. One island a chunk takes 1.5 µ
 stay cheap, and the two ways are equal at twelve.
 """
 
-
 cdef enum:
     # Committed runs that make a chunk worth opening.
     CROWDED = 4
     # Runs of a VMM that make every chunk worth opening: the kernel's usual map count is 65,530.
     FRAGMENTED = 10_000
-
 
 cdef struct Chunk:
     # The part of a region that one or several neighbouring pages of page-table entries map.
@@ -32,10 +30,7 @@ cdef struct Chunk:
     uintptr_t end
 
 cdef size_t crowded = CROWDED
-
-
 cdef size_t fragmented = FRAGMENTED
-
 
 cdef enum Content:
     USED = 1                    # pages that keep an open chunk open
@@ -88,7 +83,7 @@ cdef bint is_crowded(Ledger ledger, Runs.iterator run, Chunk chunk,
                      size_t islands) noexcept nogil:
     """Whether the chunk around a run is open, or has many islands beside ``islands``."""
     cdef Runs.iterator at = run
-    while (islands < crowded and ledger.starts_below(at, chunk.end)):
+    while islands < crowded and ledger.starts_below(at, chunk.end):
         if at.value().opened != 0:
             return True
         islands += at.value().state == STATE_COMMITTED
@@ -130,8 +125,7 @@ cdef bint can_be_guarded(Ledger ledger, Runs.iterator run, Chunk chunk,
     while ledger.starts_below(run, end):
         if is_closed(run.value()) or run.value().backing != NULL:
             return False
-        if (run.value().state == STATE_COMMITTED
-                and run.value().protection == 0):
+        if run.value().state == STATE_COMMITTED and run.value().protection == 0:
             return False
         preincrement(run)
     return True

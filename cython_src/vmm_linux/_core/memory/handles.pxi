@@ -7,7 +7,6 @@ upper 15 in bits 48-62 (the number's generation), and 0 in bit 63.
 The caller holds the mutex.
 """
 
-
 cdef extern from *:
     """
     #include <atomic>
@@ -22,7 +21,6 @@ cdef extern from *:
     }
     """
     uint64_t take_serials "vmm_take_serials"(uint64_t count) noexcept nogil
-
 
 cdef enum:
     NUMBER_BITS = 32

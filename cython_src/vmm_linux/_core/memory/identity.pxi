@@ -14,13 +14,10 @@ sandbox hides it; then the inode number alone decides, which the kernel may use 
 memory is gone.
 """
 
-
 cdef enum:
     MOST_SEGMENTS = 1 << 20     # that an identity can name
 
-
 cdef const char *MAGIC = b"VMMLINK1"
-
 
 cdef struct IdentityHead:
     char magic[8]
@@ -29,11 +26,9 @@ cdef struct IdentityHead:
     uint64_t segment_size
     uint64_t count
 
-
 cdef struct FileName:
     uint64_t inode
     uint64_t handle             # 0: hidden
-
 
 cdef enum:
     NAMES_AT_ONCE = 64

@@ -30,7 +30,7 @@ cdef struct MemoryObject:
     uint64_t sid                # the security id once it was asked for, else 0
     uint32_t generation         # of the process that made it
     uint32_t children           # which that process had at its birth
-    Buffers *counted            # where it counts as an MDL buffer, or NULL
+    BufferCounts *counted       # where it counts as an MDL buffer, or NULL
     bint locked                 # whether its memory counts as locked there
     # Of a root:
     uint64_t segment_size       # of each segment but the last, which may be shorter
@@ -43,7 +43,6 @@ cdef struct Extent:
     Segment *segment
     uint64_t offset             # in the segment
     uint64_t size
-
 
 cdef enum:
     # Of the memory: neither this package nor another user can open it for writing. Its owner
@@ -214,7 +213,8 @@ cdef MemoryObject *memory_object_adopt_clone(MemoryObject *origin, OpenFile iden
     return self
 
 
-cdef void memory_object_count(MemoryObject *self, Buffers *buffers, bint locked) noexcept nogil:
+cdef void memory_object_count(MemoryObject *self, BufferCounts *buffers,
+                              bint locked) noexcept nogil:
     """Count the object among a VMM's buffers until it ends: the one place that charges."""
     self.counted = buffers
     self.locked = locked

@@ -14,7 +14,7 @@ cdef enum StepKind:
     STEP_ADVISE_HUGE    # ask for transparent huge pages
     STEP_FILL           # give pages of a memory object memory
     STEP_POPULATE       # make pages resident, each with memory of its own
-    STEP_LOCK           # pin as many pages as the limit allows
+    STEP_LOCK           # lock as many pages as the limit allows
     STEP_UNLOCK
     STEP_GUARD          # put guards over reserved pages that have no contents
     STEP_UNGUARD        # take them away
@@ -202,7 +202,7 @@ cdef bint plan_protect(Runs.iterator run, uintptr_t end, uint32_t protection,
 
 
 cdef bint plan_residence(Runs.iterator run, Plan &plan) noexcept nogil:
-    """Give the committed pages of a run, which a memory object backs, memory and pin them."""
+    """Give the committed pages of a run, which a memory object backs, memory and lock them."""
     cdef int access = page_access(STATE_COMMITTED, run.value().protection)
     return (add_step_over(plan, STEP_POPULATE, run, access)
             and add_step_over(plan, STEP_LOCK, run, access))
