@@ -145,7 +145,7 @@ cdef Answer commit_ranges(AddressSpace space, Ranges &ranges) noexcept nogil:
         run = space.ledger.run_near(run, ranges[i].start)
         if not space.ledger.narrow(&run, &ranges[i].start, &ranges[i].end):
             continue
-        if all_guarded(space.ledger, run, ranges[i].end):
+        if are_just_guarded(space.ledger, run, ranges[i].end):
             if not append_or_fail(guarded, ranges[i]):
                 answer = refused(NO_LEDGER_MEMORY)
         else:
@@ -153,7 +153,7 @@ cdef Answer commit_ranges(AddressSpace space, Ranges &ranges) noexcept nogil:
             answer = commit_one(space, ranges, i, held, saved)
         answer = about_range(answer, ranges[i])
     if answer.reason == DONE:
-        answer = unguard(space, guarded)
+        answer = commit_all_behind_guards(space, guarded)
     if answer.reason != DONE:
         for i in range(saved.size(), 0, -1):
             reserve_again(space.ledger, saved[i - 1])
@@ -184,7 +184,7 @@ cdef Answer check_limits_of_all(AddressSpace space, Ranges &ranges) noexcept nog
     return answer if answer.reason != DONE else check_limit(space, LOCKED, locked)
 
 
-cdef bint all_guarded(Ledger ledger, Runs.iterator run, uintptr_t end) noexcept nogil:
+cdef bint are_just_guarded(Ledger ledger, Runs.iterator run, uintptr_t end) noexcept nogil:
     """Whether the reserved pages from a run on only need their guards removed."""
     while True:
         if run.value().state == STATE_RESERVED and not (
@@ -271,7 +271,7 @@ cdef void reserve_again(Ledger ledger, const SavedRun &saved) noexcept nogil:
         return
     if saved.run.backing != NULL:
         empty_shared(saved.start, size, <MemoryObject *>saved.run.backing, saved.run.offset)
-    elif opened == 0 or not guard(saved.start, saved.run.end):
+    elif opened == 0 or install_guards(saved.start, size) < 0:
         opened = 0
         empty_private(saved.start, size)
     elif saved.run.opened != saved.run.protection:
@@ -285,7 +285,7 @@ cdef void empty_private(uintptr_t start, size_t size) noexcept nogil:
         # Without memory for a fresh mapping the old one serves, emptied.
         kernel.mprotect(start, size, PROT_NONE)
         kernel.munlock(start, size)
-        kernel.madvise(start, size, MADV_GUARD_REMOVE)
+        remove_guards(start, size)
         kernel.madvise(start, size, MADV_DONTNEED)
 
 
@@ -298,7 +298,7 @@ cdef void empty_shared(uintptr_t start, size_t size, MemoryObject *backing,
         memory_object_punch(backing, offset, size)
 
 
-cdef Answer unguard(AddressSpace space, Ranges &guarded) noexcept nogil:
+cdef Answer commit_all_behind_guards(AddressSpace space, Ranges &guarded) noexcept nogil:
     """Commit ranges whose reserved pages all lie behind guards."""
     cdef Runs.iterator run = space.ledger.runs.end()
     cdef size_t taken
@@ -312,12 +312,12 @@ cdef Answer unguard(AddressSpace space, Ranges &guarded) noexcept nogil:
             run = space.ledger.run_near(run, guarded[i].start)
             run = space.ledger.set_state_from(run, guarded[i].end, STATE_COMMITTED)
         return done()
-    guard_again(space.ledger, guarded)
+    install_guards_again(space.ledger, guarded)
     coalesce_all(space.ledger, guarded)
     return about_range(kernel_refused(result), guarded[taken])
 
 
-cdef void guard_again(Ledger ledger, Ranges &guarded) noexcept nogil:
+cdef void install_guards_again(Ledger ledger, Ranges &guarded) noexcept nogil:
     """Install the guards of reserved pages again."""
     cdef Runs.iterator run
     cdef size_t i
@@ -325,7 +325,7 @@ cdef void guard_again(Ledger ledger, Ranges &guarded) noexcept nogil:
         run = ledger.runs.lower_bound(guarded[i].start)
         while ledger.starts_below(run, guarded[i].end):
             if run.value().state == STATE_RESERVED:
-                guard(run.key(), run.value().end)
+                install_guards(run.key(), run.value().end - run.key())
             preincrement(run)
 
 
@@ -360,7 +360,7 @@ cdef Answer decommit_ranges(AddressSpace space, Ranges &ranges) noexcept nogil:
         finish(final[i])
     for i in range(plain.size()):
         space.ledger.set_state(plain[i].start, plain[i].end, STATE_RESERVED)
-    guard_all(space.ledger, guarded)
+    decommit_all_by_guards(space.ledger, guarded)
     for i in range(ranges.size()):
         close_chunk(space.ledger, ranges[i].start)
         close_chunk(space.ledger, ranges[i].end - 1)
@@ -431,7 +431,7 @@ cdef void finish(const Step &this) noexcept nogil:
         do_step(this)
 
 
-cdef void guard_all(Ledger ledger, Ranges &guarded) noexcept nogil:
+cdef void decommit_all_by_guards(Ledger ledger, Ranges &guarded) noexcept nogil:
     """Decommit ranges by guards; where the kernel refuses, by a fresh mapping."""
     cdef int result = 0
     cdef size_t taken = advise(guarded, MADV_GUARD_INSTALL, &result)

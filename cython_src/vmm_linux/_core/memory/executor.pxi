@@ -37,9 +37,9 @@ cdef int do_step(const Step &this) noexcept nogil:
     elif this.kind == STEP_UNLOCK:
         return kernel.munlock(this.start, this.size)
     elif this.kind == STEP_GUARD:
-        return kernel.madvise(this.start, this.size, MADV_GUARD_INSTALL)
+        return install_guards(this.start, this.size)
     elif this.kind == STEP_UNGUARD:
-        return kernel.madvise(this.start, this.size, MADV_GUARD_REMOVE)
+        return remove_guards(this.start, this.size)
     elif this.kind == STEP_DISCARD:
         return reserve_afresh(this.start, this.size)
     return memory_object_punch(this.backing, this.offset, this.size)
@@ -60,9 +60,9 @@ cdef void undo_step(const Step &this) noexcept nogil:
     elif this.kind == STEP_UNLOCK:
         lock_what_fits(this.start, this.size)
     elif this.kind == STEP_GUARD:
-        kernel.madvise(this.start, this.size, MADV_GUARD_REMOVE)
+        remove_guards(this.start, this.size)
     elif this.kind == STEP_UNGUARD:
-        kernel.madvise(this.start, this.size, MADV_GUARD_INSTALL)
+        install_guards(this.start, this.size)
 
 
 cdef int populate(const Step &this) noexcept nogil:

@@ -162,18 +162,19 @@ cdef bint is_just_guarded(const Run *run, uintptr_t end) noexcept nogil:
     return run.opened != 0 and run.opened == run.protection and end <= run.end
 
 
-cdef int remove_guards(uintptr_t start, uintptr_t end) noexcept nogil:
+cdef int remove_guards(uintptr_t start, size_t size) noexcept nogil:
     """Remove guards: 0 or -errno."""
-    return kernel.madvise(start, end - start, MADV_GUARD_REMOVE)
+    return kernel.madvise(start, size, MADV_GUARD_REMOVE)
 
 
-cdef bint guard(uintptr_t start, uintptr_t end) noexcept nogil:
-    """Install guards, which discards the contents of pages; false when the kernel refuses.
+cdef int install_guards(uintptr_t start, size_t size) noexcept nogil:
+    """Install guards, which discards the contents of pages: 0 or -errno.
 
-    It refuses before the first page where other code locked the memory, and halfway only when it
-    has no memory for page tables. Then the caller discards the contents with a fresh mapping.
+    The kernel refuses before the first page where other code locked the memory, and halfway only
+    when it has no memory for page tables. Then the caller discards the contents with a fresh
+    mapping.
     """
-    return kernel.madvise(start, end - start, MADV_GUARD_INSTALL) == 0
+    return kernel.madvise(start, size, MADV_GUARD_INSTALL)
 
 
 cdef int content(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:

@@ -33,9 +33,9 @@ cdef Answer commit_behind_guards(AddressSpace space, Runs.iterator run, uintptr_
     cdef int result
     if not space.ledger.isolate_from(&run, va, end):
         return refused_cut(space)
-    result = remove_guards(va, end)
+    result = remove_guards(va, end - va)
     if result < 0:
-        guard(va, end)
+        install_guards(va, end - va)
         space.ledger.coalesce_from(run, end)
         return kernel_refused(result)
     space.ledger.set_state_from(run, end, STATE_COMMITTED)
@@ -125,7 +125,7 @@ cdef bint decommit_by_guards(Ledger ledger, Runs.iterator run, Chunk chunk, uint
     """Decommit the range in a chunk that stays in use; false where that is impossible."""
     if not ledger.isolate_from(&run, va, end):
         return False
-    if can_be_guarded(ledger, run, chunk, end) and guard(va, end):
+    if can_be_guarded(ledger, run, chunk, end) and install_guards(va, end - va) == 0:
         ledger.set_guarded(run, end)
         return True
     ledger.coalesce_from(run, end)
