@@ -1,13 +1,10 @@
-"""C++ containers, and insertions that answer false, instead of throwing, when memory is short."""
+"""C++ containers, and insertions that return false when memory is short, and never throw."""
 
 cdef extern from "ledger/ordered_map.h" namespace "vmm" nogil:
-    cppclass MapEntry[Key, Value]:
-        Key first
-        Value second
-
     cppclass OrderedMap[Key, Value]:
         cppclass iterator:
-            MapEntry[Key, Value] &operator*() noexcept
+            Key key() noexcept
+            Value *value() noexcept
             iterator operator++() noexcept
             iterator operator--() noexcept
             bint operator==(iterator) noexcept
@@ -32,8 +29,8 @@ cdef extern from *:
     #include <new>
     #include <vector>
 
-    /* A vector of plain structures, the first few of which need no allocation: what malloc and
-       free cost after a system call is felt (see _arguments.pxd). */
+    /* A vector of plain structures, the first few of which need no allocation: after a system
+       call malloc and free cost time that can be measured. */
     template <class Value>
     class ShortVector {
         enum { FEW = 2 };

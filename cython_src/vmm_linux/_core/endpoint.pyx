@@ -66,7 +66,7 @@ from vmm_linux.errors import (
 )
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.handles import Handle, HandleInfo
-from vmm_linux.limits import FIGURES as FIGURE_NAMES, Limits, Usage, Use
+from vmm_linux.limits import FIGURES as LIMIT_NAMES, Limits, Usage, Use
 from vmm_linux.states import PageKind, PageState
 
 include "endpoint/failures.pxi"

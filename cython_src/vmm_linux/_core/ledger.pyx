@@ -1,7 +1,7 @@
-"""Layer ledger."""
+"""The ledger: pure data, no I/O."""
 
 cimport cython
-from cython.operator cimport dereference, predecrement, preincrement
+from cython.operator cimport predecrement, preincrement
 from libc.string cimport memset
 
 from vmm_linux._core.vocabulary cimport (
@@ -14,4 +14,5 @@ from vmm_linux._core.vocabulary cimport (
 
 from vmm_linux.errors import refuse_copies
 
+include "ledger/runs.pxi"
 include "ledger/ledger.pxi"

@@ -1,13 +1,12 @@
-"""Contract of memory."""
+"""The contract of memory: requests, answers, address spaces, and what the ledger says of pages."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libcpp.map cimport map as ordered_map
 from libcpp.unordered_map cimport unordered_map
 from libcpp.vector cimport vector
 
-from vmm_linux._core cimport kernel
 from vmm_linux._core.containers cimport *
-from vmm_linux._core.kernel cimport Mutex, OpenFile, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE
+from vmm_linux._core.kernel cimport Mutex, OpenFile
 from vmm_linux._core.ledger cimport *
 from vmm_linux._core.vocabulary cimport *
 
@@ -17,7 +16,7 @@ from vmm_linux._core.vocabulary cimport *
 cdef struct Range:
     uintptr_t start
     uintptr_t end
-    size_t index                # in what the caller gave
+    size_t index                # among the ranges that the caller gave
 
 ctypedef vector[Range] Ranges
 
@@ -26,8 +25,8 @@ cdef enum:
 
 cdef struct Parcel:
     # A handle on its way to or from another process. Its files are its identity and its origin's,
-    # as far as these are other memfds than its memory; then each segment that it touches. Whoever
-    # has a parcel owns them, but for what ``BufferSpace.pack`` lends.
+    # as far as these are other memfds than its memory; then each segment that it touches. The
+    # holder of a parcel owns them, except what ``pack_handle`` lends.
     OpenFile files[PARCEL_DESCRIPTORS]
     int count
     int segments                # how many of them are of memory
@@ -81,11 +80,11 @@ cdef enum Method:
     # Parts of methods:
     CHECK                       # of READ: whether the bytes can be read
     UNPIN                       # of VIEW: its end
-    UNDESCRIBE                  # of MDL_MAP, SEND_HANDLE, HANDLE_FILENO: the way back
+    UNDESCRIBE                  # of MDL_MAP, SEND_HANDLE, HANDLE_FILENO: undo their descriptions
 
 cdef struct Request:
-    # A call as numbers: what policy and audit look at is what is carried out. 0 where a method
-    # has no such argument.
+    # A call as numbers, the same for policy, audit and execution. 0 where a method has no such
+    # argument.
     Method method
     uintptr_t va
     size_t size                 # bytes: of the range, the data, the window or the buffer
@@ -114,7 +113,7 @@ cdef struct Answer:
     uint64_t descriptions       # of MDL_MAP: how many read-only ones there were before
     uint32_t resource_limits    # after ENOMEM: those that could be the cause
     uint64_t mappings           # after ENOMEM: how many the process had then, or 0
-    int figure                  # of BEYOND_LIMIT: what is bounded, by how much, what is used
+    int limit                   # of BEYOND_LIMIT: what is bounded, by how much, what is used
     uint64_t bound
     uint64_t used
     uint64_t requested          # and how much more was asked for
@@ -148,7 +147,7 @@ cdef enum Reason:
     OVERLAP
     NO_SINGLE_DESCRIPTOR
     FORBIDDEN_OF_MDL
-    OTHER_HANDLE                # not the next one any more: the caller tries again
+    OTHER_HANDLE                # this is no longer the next one: the caller tries again
     BEYOND_LIMIT
     KERNEL_REFUSED
 
@@ -167,7 +166,7 @@ cdef enum:
     MDL_BYTES
     MDL_MAPPINGS
     HANDLES
-    FIGURES                     # how many there are
+    LIMIT_COUNT                 # how many there are
 
 cdef enum:
     NO_BOUND = 0xFFFFFFFFFFFFFFFF
@@ -211,7 +210,7 @@ cdef inline Answer refused(Reason reason, uint64_t subject=0) noexcept nogil:
 # ---- identity ----------------------------------------------------------------------------------
 
 cdef struct Window:
-    # A part of a memory that lies in files side by side.
+    # A part of memory that consists of files side by side.
     const OpenFile *files       # those that the part touches, in order
     size_t stride               # bytes from one to the next
     size_t count
@@ -226,129 +225,50 @@ cdef int identity_includes(int fd, const Window *window) noexcept nogil
 
 # ---- object ------------------------------------------------------------------------------------
 
-cdef struct Segment:
-    OpenFile file               # the memory
-    OpenFile read_only          # its read-only description once needed; the same where that is all
-    uint64_t described          # which of the root's descriptions this was
+cdef struct MemoryObject
 
-cdef struct Buffers:
+cdef struct BufferCounts:
     # What a VMM has of MDL buffers; the mutex of the VMM guards it.
     uint64_t mdls
     uint64_t bytes              # of memory, a clone's not again
     uint64_t locked             # bytes of buffers made with LOCKED
 
-cdef struct MemoryObject:
-    MemoryObject *root          # whose memory it is: its own, or what it is a window on
-    MemoryObject *origin        # what it was cloned from, or NULL
-    uint64_t offset             # of the window in the root's memory
-    uint64_t size               # bytes, a page multiple
-    int64_t references
-    OpenFile identity           # of a root with one segment that is the memory
-    uint64_t sid                # the security id once asked for, else 0
-    uint32_t generation         # of the process that made it
-    uint32_t children           # which that process had at its birth
-    Buffers *counted            # where it counts as an MDL buffer, or NULL
-    bint locked                 # whether its memory counts as locked there
-    # Of a root:
-    uint64_t segment_size       # of each segment but the last, which may be shorter
-    size_t segment_count        # 0: not a root
-    uint64_t descriptions       # how many were opened so far
-    Segment *segments           # right behind this
-
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil
-
-
-# ---- plan --------------------------------------------------------------------------------------
-
-cdef enum StepKind:
-    # Can be undone:
-    STEP_ACCESS         # make reserved pages accessible
-    STEP_PROTECT        # change the protection of accessible pages
-    STEP_ADVISE_HUGE    # ask for transparent huge pages
-    STEP_FILL           # give pages of a memory object memory
-    STEP_POPULATE       # make pages resident, each with memory of its own
-    STEP_LOCK           # pin as many pages as the limit allows
-    STEP_UNLOCK
-    STEP_GUARD          # put guards over reserved pages that have no contents
-    STEP_UNGUARD        # take them away
-    # Cannot be undone, so last:
-    STEP_DISCARD        # private pages back to reserved, their memory to the system
-    STEP_PUNCH          # the same for the memory behind shared pages
-
-cdef struct Step:
-    StepKind kind
-    uintptr_t start
-    size_t size
-    int protection
-    int before                  # the protection to go back to
-    MemoryObject *backing       # NULL: private memory
-    uint64_t offset
-
-ctypedef ShortVector[Step] Plan
-
-cdef int carry_out(const Plan &plan, uint64_t *mappings) noexcept nogil
-
-cdef Py_ssize_t reserve(uintptr_t start, size_t size, int fixed) noexcept nogil
-
-
-# ---- guards ------------------------------------------------------------------------------------
-
-cdef struct Chunk:
-    uintptr_t start
-    uintptr_t end
-
-cdef bint guard(uintptr_t start, uintptr_t end) noexcept nogil
 
 
 # ---- handles -----------------------------------------------------------------------------------
 
-cdef struct Entry:
+cdef struct HandleEntry:
     uint64_t value
     MemoryObject *buffer        # NULL once revoked
-    Entry *parent               # the handle that this one was copied or cloned from
-    Entry *child                # the first that came from this one
-    Entry *next                 # the others that came from the same
-    Entry *previous
+    HandleEntry *parent         # the handle that this one was copied or cloned from
+    HandleEntry *child          # the first that came from this one
+    HandleEntry *next           # the others that came from the same
+    HandleEntry *previous
 
 cdef class HandleTable:
-    cdef unordered_map[uint64_t, Entry] live            # by serial number
+    cdef unordered_map[uint64_t, HandleEntry] live      # by serial number
     cdef ordered_map[uint64_t, uint64_t] blocks         # serial numbers taken: start to end
     cdef uint64_t unused                                # of the newest block: from here
     cdef uint64_t unused_end                            # to here
 
-    cdef Entry *add(self, MemoryObject *buffer, uint32_t rights, Entry *parent) noexcept nogil
-    cdef uint64_t next(self, uint32_t rights) noexcept nogil
-    cdef Answer find(self, uint64_t value, uint32_t rights, Entry **found) noexcept nogil
-    cdef void give(self, Entry *entry, MemoryObject *buffer) noexcept nogil
-    cdef void withdraw(self, Entry *entry) noexcept nogil
-    cdef void close(self, Entry *entry) noexcept nogil
-    cdef void revoke_descendants(self, Entry *entry) noexcept nogil
-    cdef void close_all(self) noexcept nogil
-    cdef bint take_block(self) noexcept nogil
-    cdef bint handed_out(self, uint64_t serial) noexcept nogil
-
 cdef uint32_t rights_of(uint64_t value) noexcept nogil
 
 
-# ---- address_space -----------------------------------------------------------------------------
+# ---- address space -----------------------------------------------------------------------------
 
 cdef class AddressSpace:
     cdef Mutex *mutex
     cdef Ledger ledger
     cdef readonly bint closed
-    cdef Buffers buffers
-    cdef uint64_t bounds[FIGURES]
+    cdef BufferCounts buffers
+    cdef uint64_t bounds[LIMIT_COUNT]
     cdef HandleTable handles
 
 
 # ---- batches -----------------------------------------------------------------------------------
 
-
 cdef bint add_range(Ranges *ranges, uintptr_t start, uintptr_t end) noexcept nogil
-
-cdef Answer commit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil
-
-cdef Answer decommit_ranges(AddressSpace space, Ranges *ranges) noexcept nogil
 
 
 # ---- intent ------------------------------------------------------------------------------------
@@ -385,17 +305,16 @@ cdef bint intent_at(Ledger ledger, uintptr_t va, Intent *intent) noexcept nogil
 cdef int add_intents(Ledger ledger, vector[Intent] *intents) except -1
 
 
-# ---- buffers -----------------------------------------------------------------------------------
+# ---- calls -------------------------------------------------------------------------------------
 
-
-cdef Answer perform(AddressSpace self, const Request *request) noexcept
-cdef void lock_space(AddressSpace self) noexcept
-cdef void wait_for_space(AddressSpace self) noexcept nogil
-cdef void unlock_space(AddressSpace self) noexcept nogil
-cdef uint64_t usage_of(AddressSpace self, int figure) noexcept nogil
-cdef void set_bounds(AddressSpace self, const uint64_t *bounds) noexcept nogil
-cdef const char *find_flaw(AddressSpace self, uintptr_t *where) noexcept nogil
-cdef uint64_t next_handle(AddressSpace self, uint32_t flags) noexcept
-cdef Answer pack_handle(AddressSpace self, const Request *request) noexcept nogil
-cdef Answer undescribe_handle(AddressSpace self, uint64_t handle, uint64_t since) noexcept nogil
+cdef Answer perform(AddressSpace space, const Request *request) noexcept
+cdef void lock_space(AddressSpace space) noexcept
+cdef void wait_for_space(AddressSpace space) noexcept nogil
+cdef void unlock_space(AddressSpace space) noexcept nogil
+cdef uint64_t usage_of(AddressSpace space, int limit) noexcept nogil
+cdef void set_bounds(AddressSpace space, const uint64_t *bounds) noexcept nogil
+cdef const char *find_flaw(AddressSpace space, uintptr_t *where) noexcept nogil
+cdef uint64_t next_handle(AddressSpace space, uint32_t flags) noexcept
+cdef Answer pack_handle(AddressSpace space, const Request *request) noexcept nogil
+cdef Answer undescribe_handle(AddressSpace space, uint64_t handle, uint64_t since) noexcept nogil
 cdef void close_parcel(Parcel *parcel) noexcept nogil

@@ -125,7 +125,7 @@ cdef object plain_limits(str method, object value):
     if not is_a(value, Limits):
         raise InvalidArgument(method, f"limits is {describe(value)}, not Limits(...)")
     try:
-        bounds = {figure: getattr(value, figure) for figure in FIGURE_NAMES}
+        bounds = {limit: getattr(value, limit) for limit in LIMIT_NAMES}
     except MemoryError:
         raise
     except Exception as problem:

@@ -115,7 +115,7 @@ cdef object explain(Request *request, Answer *answer):
     """The exception for a call that failed, with the values that were wrong and what to do."""
     method = name_of(request.method)
     if answer.reason == BEYOND_LIMIT:
-        limit = FIGURE_NAMES[answer.figure]
+        limit = LIMIT_NAMES[answer.limit]
         rc, message = Retcode.QUOTA_EXCEEDED, (
             f"{answer.requested} more {limit} than the {answer.used} in use would pass this VMM's "
             f"limit, {answer.bound}; give some back, or raise it: "

@@ -8,16 +8,16 @@ cdef object bound_or_none(uint64_t bound):
 
 cdef int read_bounds(uint64_t *numbers, tuple bounds) except -1:
     """Bounds as numbers."""
-    cdef int figure
-    for figure in range(FIGURES):
-        numbers[figure] = NO_BOUND if bounds[figure] is None else bounds[figure]
+    cdef int limit
+    for limit in range(LIMIT_COUNT):
+        numbers[limit] = NO_BOUND if bounds[limit] is None else bounds[limit]
     return 0
 
 
 cdef int bound_space(AddressSpace space, object limits) except -1:
     """Bound what is made from now on, by ``Limits`` of the package's own class."""
-    cdef uint64_t bounds[FIGURES]
-    read_bounds(bounds, attrgetter(*FIGURE_NAMES)(limits))
+    cdef uint64_t bounds[LIMIT_COUNT]
+    read_bounds(bounds, attrgetter(*LIMIT_NAMES)(limits))
     set_space_bounds(space, bounds)
     return 0
 
@@ -31,11 +31,11 @@ cdef void set_space_bounds(AddressSpace space, const uint64_t *bounds) noexcept:
 
 cdef void read_usage(AddressSpace space, uint64_t *used, uint64_t *bounds) noexcept:
     """What is used and what bounds it, at one moment."""
-    cdef int figure
+    cdef int limit
     lock_space(space)
-    for figure in range(FIGURES):
-        used[figure] = usage_of(space, figure)
-        bounds[figure] = space.bounds[figure]
+    for limit in range(LIMIT_COUNT):
+        used[limit] = usage_of(space, limit)
+        bounds[limit] = space.bounds[limit]
     unlock_space(space)
 
 

@@ -266,8 +266,8 @@ cdef dict arguments_of(const Call *call, object rest):
     cdef int place
     for place in range(argument_counts[method]):
         if kinds[method][place] == ARGUMENT_LIMITS:
-            for figure in FIGURE_NAMES:
-                numbers[figure] = getattr(rest, figure)
+            for limit in LIMIT_NAMES:
+                numbers[limit] = getattr(rest, limit)
         else:
             numbers[names[place]] = argument_of(call, rest, kinds[method][place])
     return numbers

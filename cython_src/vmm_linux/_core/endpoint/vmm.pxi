@@ -708,14 +708,14 @@ cdef class VMM:
             SECURITY_DISALLOW: the policy says no to setting them.
             INVALID_OPERATION: the VMM is closed.
         """
-        cdef uint64_t used[FIGURES]
-        cdef uint64_t bounds[FIGURES]
-        cdef int figure
+        cdef uint64_t used[LIMIT_COUNT]
+        cdef uint64_t bounds[LIMIT_COUNT]
+        cdef int limit
         if self.space.closed:
             refuse_closed("limits")
         read_usage(self.space, used, bounds)
         return Limits(**{
-            FIGURE_NAMES[figure]: bound_or_none(bounds[figure]) for figure in range(FIGURES)})
+            LIMIT_NAMES[limit]: bound_or_none(bounds[limit]) for limit in range(LIMIT_COUNT)})
 
     @limits.setter
     def limits(self, limits):
@@ -731,15 +731,15 @@ cdef class VMM:
         Errors:
             INVALID_OPERATION: the VMM is closed.
         """
-        cdef uint64_t used[FIGURES]
-        cdef uint64_t bounds[FIGURES]
-        cdef int figure
+        cdef uint64_t used[LIMIT_COUNT]
+        cdef uint64_t bounds[LIMIT_COUNT]
+        cdef int limit
         cdef list uses = []
         if self.space.closed:
             refuse_closed("usage")
         read_usage(self.space, used, bounds)
-        for figure in range(FIGURES):
-            uses.append(Use(used[figure], bound_or_none(bounds[figure])))
+        for limit in range(LIMIT_COUNT):
+            uses.append(Use(used[limit], bound_or_none(bounds[limit])))
         return Usage(*uses)
 
     # ---- the life of a VMM ----------------------------------------------------------------------

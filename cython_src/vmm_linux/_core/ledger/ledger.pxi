@@ -1,54 +1,30 @@
 """The ledger of intent: which regions there are, and what each of their pages is meant to be.
 
-A pure data structure: no I/O, no locks, no Python object on its paths; the caller
-holds the mutex. What can run out of memory (``insert``, ``isolate``, ``split``) comes before
-the kernel is asked and changes no page's meaning; what follows the kernel's word cannot fail.
+A pure data structure: no I/O, no locks, no Python object on its paths; the caller holds the mutex.
+What can run out of memory (``insert``, ``isolate``, ``split``) comes before the system calls and
+changes no page's meaning; what comes after them cannot fail.
+
+The state, protection and backing of pages are set on isolated pages only: those that whole runs
+make up.
 """
 
-@cython.final
-
-cdef bint alike(const Run &left, const Run &right, size_t distance) noexcept nogil:
-    """Whether two neighbouring runs may be one: ``distance`` is the length of the left one."""
-    return (
-        left.pins == 0
-        and right.pins == 0
-        and left.state == right.state
-        and left.protection == right.protection
-        and left.ceiling == right.ceiling
-        and left.kind == right.kind
-        and left.opened == right.opened
-        and left.backing == right.backing
-        and (left.backing == NULL or left.offset + distance == right.offset)
-    )
+cdef int check_inside(Ledger ledger, uintptr_t start, uintptr_t end) except -1:
+    """Refuse a range that is not inside one region."""
+    if start >= end or not ledger.holds(start, end - start):
+        raise ValueError(f"[0x{start:x}, 0x{end:x}) is not inside one region")
+    return 0
 
 
-cdef bint is_closed(const Run &run) noexcept nogil:
-    """Whether these are reserved private pages in a mapping without access."""
-    return run.state == STATE_RESERVED and run.backing == NULL and run.opened == 0
-
-
-cdef bint is_mapping(const Region &region) noexcept nogil:
-    """Whether MdlMap made the region: Allocate's have RESERVE."""
-    return not region.flags & FLAG_RESERVE
-
-
-cdef uint64_t guards_of(const Region &region) noexcept nogil:
-    """How many guard pages a region has."""
-    return <uint64_t>(region.low_guard != 0) + <uint64_t>(region.high_guard != 0)
-
-
-cdef uint64_t private_bytes(uintptr_t start, const Run &run) noexcept nogil:
-    """Bytes of a run that are committed and no buffer's."""
-    return run.end - start if run.state == STATE_COMMITTED and run.kind == KIND_PRIVATE else 0
-
-
-cdef uint64_t locked_bytes(uintptr_t start, const Run &run) noexcept nogil:
-    """Bytes of a run that are committed in a LOCKED region."""
-    return run.end - start if run.state == STATE_COMMITTED and run.locked else 0
+cdef int check_isolated(Ledger ledger, uintptr_t start, uintptr_t end) except -1:
+    """Refuse a range that is not made of whole runs of one region."""
+    check_inside(ledger, start, end)
+    if ledger.run_at(start).key() != start or ledger.run_at(end - 1).value().end != end:
+        raise ValueError(f"[0x{start:x}, 0x{end:x}) is not isolated")
+    return 0
 
 
 def set_leaf_limit(size_t entries=<size_t>-1):
-    """Take memory for a new leaf from so many regions or runs on; for tests."""
+    """Let a leaf of the maps hold at most so many regions or runs; for tests."""
     Regions.set_leaf_limit(entries)
     Runs.set_leaf_limit(entries)
 
@@ -62,16 +38,6 @@ cdef class Ledger:
     def __cinit__(self):
         self.most_mappings = <uint64_t>-1
 
-    cdef void count(self, Runs.iterator run) noexcept nogil:
-        """Add what a run has of each figure."""
-        self.committed += private_bytes(dereference(run).first, dereference(run).second)
-        self.locked += locked_bytes(dereference(run).first, dereference(run).second)
-
-    cdef void discount(self, Runs.iterator run) noexcept nogil:
-        """Take away what ``count`` added; before a change of state or kind."""
-        self.committed -= private_bytes(dereference(run).first, dereference(run).second)
-        self.locked -= locked_bytes(dereference(run).first, dereference(run).second)
-
     cdef bint insert(self, uintptr_t base, Region region, Run run) noexcept nogil:
         """Enter a region whose pages are all as ``run`` says; false when memory is short."""
         if not self.regions.insert(base, region):
@@ -80,21 +46,21 @@ cdef class Ledger:
             self.regions.erase(self.regions.find(base))
             return False
         self.covered += region.end - base
-        self.guards += guards_of(region)
-        self.mapped += is_mapping(region)
-        self.committed += private_bytes(base, run)
-        self.locked += locked_bytes(base, run)
+        self.guards += guards_of(&region)
+        self.mapped += is_mapping(&region)
+        self.committed += private_bytes(base, &run)
+        self.locked += locked_bytes(base, &run)
         return True
 
     cdef Regions.iterator region_around(self, uintptr_t va, size_t page) noexcept nogil:
         """The region of which ``va`` is in a guard page, or ``regions.end()``."""
         cdef Regions.iterator region = self.regions.upper_bound(va)
         if region != self.regions.end():
-            if dereference(region).second.low_guard and dereference(region).first - va <= page:
+            if region.value().low_guard and region.key() - va <= page:
                 return region
         if region != self.regions.begin():
             predecrement(region)
-            if dereference(region).second.high_guard and va - dereference(region).second.end < page:
+            if region.value().high_guard and va - region.value().end < page:
                 return region
         return self.regions.end()
 
@@ -105,13 +71,13 @@ cdef class Ledger:
         start[0] = 0
         end[0] = <uintptr_t>-1
         if region != self.regions.end():
-            end[0] = dereference(region).first
-            if dereference(region).second.low_guard:
+            end[0] = region.key()
+            if region.value().low_guard:
                 end[0] -= page
         if region != self.regions.begin():
             predecrement(region)
-            start[0] = dereference(region).second.end
-            if dereference(region).second.high_guard:
+            start[0] = region.value().end
+            if region.value().high_guard:
                 start[0] += page
 
     cpdef bint holds(self, uintptr_t va, size_t size) noexcept nogil:
@@ -119,54 +85,53 @@ cdef class Ledger:
         return self.is_inside(self.region_at(va), va, size)
 
     cdef Runs.iterator run_near(self, Runs.iterator near, uintptr_t va) noexcept nogil:
-        """``run_at`` for who comes to ``va`` from a run below it, or from ``runs.end()``."""
-        if near == self.runs.end() or va < dereference(near).first:
+        """``run_at``, quicker from a run just below ``va``. ``near`` can be ``runs.end()``."""
+        if near == self.runs.end() or va < near.key():
             return self.run_at(va)
-        if va < dereference(near).second.end:
+        if va < near.value().end:
             return near
         preincrement(near)
-        if (near != self.runs.end() and dereference(near).first <= va
-                and va < dereference(near).second.end):
+        if near != self.runs.end() and near.key() <= va < near.value().end:
             return near
         return self.run_at(va)
 
     cpdef bint cut(self, uintptr_t at) noexcept nogil:
-        """Make ``at`` a border between runs; false when memory is short."""
+        """Let a run end at ``at`` and the next start there; false when memory is short."""
         cdef Runs.iterator run = self.runs.lower_bound(at)
-        if run != self.runs.end() and dereference(run).first == at:
+        if run != self.runs.end() and run.key() == at:
             return True
         if run == self.runs.begin():
             return True
         predecrement(run)
-        return dereference(run).second.end <= at or self.cut_run(&run, at)
+        return run.value().end <= at or cut_run(self, &run, at)
 
     cdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil:
-        """Cover ``[start, end)`` with whole runs, which means nothing; false: memory is short."""
+        """Let whole runs cover ``[start, end)``; false, with all unchanged: memory is short."""
         cdef Runs.iterator run = self.run_at(start)
         return self.isolate_from(&run, start, end)
 
     cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,
                            uintptr_t end) noexcept nogil:
-        """``isolate`` from the run that includes ``start``, then the one that starts there."""
-        cdef bint cut = dereference(run[0]).first < start
+        """``isolate``; ``run`` includes ``start`` before, and starts there afterwards."""
+        cdef bint cut = run[0].key() < start
         cdef Runs.iterator last
-        if cut and not self.cut_run(run, start):
+        if cut and not cut_run(self, run, start):
             return False
         last = run[0]
-        while dereference(last).second.end < end:
+        while last.value().end < end:
             preincrement(last)
-        if dereference(last).second.end > end and not self.cut_run(&last, end):
+        if last.value().end > end and not cut_run(self, &last, end):
             if cut:
-                self.undo_cut(run[0])
+                undo_cut(self, run[0])
             return False
         return True
 
     cdef bint isolate_to_remove(self, Runs.iterator *run, uintptr_t start,
                                 uintptr_t end) noexcept nogil:
-        """``isolate_from`` of pages at a region's end, or all of it, which then are removed.
+        """``isolate_from`` for pages at a region's end, or all of it, which are then removed.
 
-        That leaves no more runs than there were, so the one that it takes meanwhile is no matter
-        of the limit: the kernel lets its own count pass for that, too.
+        That leaves as many runs as before, or fewer, so the limit does not apply to the run that
+        it takes meanwhile. The kernel allows its own limit to be passed for that, too.
         """
         cdef uint64_t most = self.most_mappings
         cdef bint isolated
@@ -176,47 +141,29 @@ cdef class Ledger:
         return isolated
 
     cdef bint narrow(self, Runs.iterator *run, uintptr_t *start, uintptr_t *end) noexcept nogil:
-        """Leave committed pages at both ends of a range out, from the run that includes ``start``.
+        """Leave out committed pages at both ends of a range, from the run that includes ``start``.
 
-        So nobody cuts runs that stay as they are: those that views hold could not be joined again.
-        False where no page is reserved.
+        So runs that stay unchanged are not cut; pinned ones could not be joined again. False where
+        no page is reserved.
         """
         cdef Runs.iterator at = run[0]
         cdef uintptr_t last = 0
-        while at != self.runs.end() and dereference(at).first < end[0]:
-            if dereference(at).second.state == STATE_RESERVED:
+        while self.starts_below(at, end[0]):
+            if at.value().state == STATE_RESERVED:
                 if last == 0:
                     run[0] = at
-                    start[0] = max(start[0], dereference(at).first)
-                last = min(end[0], dereference(at).second.end)
+                    start[0] = max(start[0], at.key())
+                last = min(end[0], at.value().end)
             preincrement(at)
         end[0] = last
         return last != 0
-
-    cdef bint cut_run(self, Runs.iterator *run, uintptr_t at) noexcept nogil:
-        """Cut a run inside it, and go on to its right part; false when memory is short."""
-        cdef Runs.iterator right = run[0]
-        cdef Run part = dereference(run[0]).second
-        part.offset += at - dereference(run[0]).first
-        if not self.may_cut() or not self.runs.insert_after(&right, at, part):
-            return False
-        dereference(run[0]).second.end = at
-        run[0] = right
-        return True
-
-    cdef void undo_cut(self, Runs.iterator right) noexcept nogil:
-        """Undo ``cut_run``, whether or not a view holds the run."""
-        cdef Runs.iterator left = right
-        predecrement(left)
-        dereference(left).second.end = dereference(right).second.end
-        self.runs.erase(right)
 
     cpdef void coalesce(self, uintptr_t start, uintptr_t end) noexcept nogil:
         """Join the runs in and around ``[start, end)`` that are alike."""
         self.coalesce_from(self.runs.lower_bound(start), end)
 
     cdef Runs.iterator coalesce_from(self, Runs.iterator left, uintptr_t end) noexcept nogil:
-        """``coalesce`` from the run that starts there, and the one before it: the last one seen."""
+        """``coalesce`` from the run before this one; returns the last run that was looked at."""
         cdef Runs.iterator right
         if left != self.runs.begin():
             predecrement(left)
@@ -224,14 +171,11 @@ cdef class Ledger:
             return left
         right = left
         preincrement(right)
-        while right != self.runs.end() and dereference(right).first <= end:
-            if (
-                dereference(left).second.end == dereference(right).first
-                and alike(dereference(left).second, dereference(right).second,
-                          dereference(right).first - dereference(left).first)
-                and self.regions.count(dereference(right).first) == 0
-            ):
-                dereference(left).second.end = dereference(right).second.end
+        while right != self.runs.end() and right.key() <= end:
+            if (left.value().end == right.key()
+                    and alike(left.value(), right.value(), right.key() - left.key())
+                    and self.regions.count(right.key()) == 0):
+                left.value().end = right.value().end
                 right = self.runs.erase(right)
             else:
                 left = right
@@ -239,22 +183,22 @@ cdef class Ledger:
         return left
 
     cdef bint split(self, uintptr_t at) noexcept nogil:
-        """Make two regions of one at ``at``, which is inside it; false when memory is short."""
+        """Split a region at ``at``, which is inside it; false when memory is short."""
         cdef Regions.iterator region = self.region_at(at)
         cdef Regions.iterator place = region
         cdef Region right
-        if dereference(region).first == at:
+        if region.key() == at:
             return True
         if not self.cut(at):
             return False
-        right = dereference(region).second
+        right = region.value()[0]
         right.low_guard = False
         if not self.regions.insert_after(&place, at, right):
             self.coalesce(at, at)
             return False
-        dereference(region).second.end = at
-        dereference(region).second.high_guard = False
-        self.mapped += is_mapping(right)
+        region.value().end = at
+        region.value().high_guard = False
+        self.mapped += is_mapping(&right)
         return True
 
     cdef void join(self, uintptr_t at) noexcept nogil:
@@ -265,106 +209,117 @@ cdef class Ledger:
             return
         left = right
         predecrement(left)
-        dereference(left).second.end = dereference(right).second.end
-        dereference(left).second.high_guard = dereference(right).second.high_guard
-        self.mapped -= is_mapping(dereference(right).second)
+        left.value().end = right.value().end
+        left.value().high_guard = right.value().high_guard
+        self.mapped -= is_mapping(right.value())
         self.regions.erase(right)
         self.coalesce(at, at)
 
     cdef void remove_from(self, Regions.iterator region, Runs.iterator run,
                           uintptr_t end) noexcept nogil:
         """Forget whole runs of a region, from this one up to an end that is the region's end."""
-        cdef uintptr_t start = dereference(run).first
+        cdef uintptr_t start = run.key()
         self.covered -= end - start
-        while run != self.runs.end() and dereference(run).first < end:
-            self.discount(run)
+        while self.starts_below(run, end):
+            discount(self, run)
             run = self.runs.erase(run)
-        if dereference(region).first == start:
-            self.guards -= guards_of(dereference(region).second)
-            self.mapped -= is_mapping(dereference(region).second)
+        if region.key() == start:
+            self.guards -= guards_of(region.value())
+            self.mapped -= is_mapping(region.value())
             self.regions.erase(region)
         else:
-            self.guards -= dereference(region).second.high_guard != 0
-            dereference(region).second.end = start
-            dereference(region).second.high_guard = False
+            self.guards -= region.value().high_guard != 0
+            region.value().end = start
+            region.value().high_guard = False
 
     cpdef void set_state(self, uintptr_t start, uintptr_t end, uint8_t state) noexcept nogil:
-        """Set the state of isolated pages; no guards hold them back then."""
+        """Set the state of pages, which no guards cover then."""
         self.set_state_from(self.runs.lower_bound(start), end, state)
 
     cdef Runs.iterator set_state_from(self, Runs.iterator first, uintptr_t end,
                                       uint8_t state) noexcept nogil:
-        """``set_state`` from the run that starts there: the last run that was looked at."""
+        """``set_state`` from a run on; returns the last run that was looked at."""
         cdef Runs.iterator run = first
-        while run != self.runs.end() and dereference(run).first < end:
-            if dereference(run).second.state != state:
-                self.discount(run)
-                dereference(run).second.state = state
-                self.count(run)
-            dereference(run).second.opened = 0
+        while self.starts_below(run, end):
+            if run.value().state != state:
+                discount(self, run)
+                run.value().state = state
+                count(self, run)
+            run.value().opened = 0
             preincrement(run)
         return self.coalesce_from(first, end)
 
     cdef void set_guarded(self, Runs.iterator first, uintptr_t end) noexcept nogil:
-        """Reserve isolated pages whose mappings keep the access that they had when committed."""
+        """Reserve committed pages, from a run on; their mappings keep the access, behind guards."""
         cdef Runs.iterator run = first
-        while run != self.runs.end() and dereference(run).first < end:
-            if dereference(run).second.state == STATE_COMMITTED:
-                self.discount(run)
-                dereference(run).second.state = STATE_RESERVED
-                dereference(run).second.opened = dereference(run).second.protection
+        while self.starts_below(run, end):
+            if run.value().state == STATE_COMMITTED:
+                discount(self, run)
+                run.value().state = STATE_RESERVED
+                run.value().opened = run.value().protection
+            preincrement(run)
+        self.coalesce_from(first, end)
+
+    cdef void set_reserved(self, Runs.iterator first, uintptr_t end,
+                           uint8_t opened) noexcept nogil:
+        """Reserve pages, from a run on; ``opened``: their mappings' access behind guards, or 0."""
+        cdef Runs.iterator run = first
+        while self.starts_below(run, end):
+            discount(self, run)
+            run.value().state = STATE_RESERVED
+            run.value().opened = opened
             preincrement(run)
         self.coalesce_from(first, end)
 
     cdef void set_opened(self, uintptr_t start, uintptr_t end, uint8_t access) noexcept nogil:
-        """Note that isolated reserved pages lie in mappings with this access now, behind guards."""
+        """Note that the mappings of closed pages have this access now, behind guards."""
         cdef Runs.iterator run = self.runs.lower_bound(start)
-        while run != self.runs.end() and dereference(run).first < end:
-            if is_closed(dereference(run).second):
-                dereference(run).second.opened = access
+        while self.starts_below(run, end):
+            if is_closed(run.value()):
+                run.value().opened = access
             preincrement(run)
         self.coalesce(start, end)
 
     cdef void set_protection_from(self, Runs.iterator first, uintptr_t end,
                                   uint8_t protection) noexcept nogil:
-        """Set the protection of isolated pages, from the run that starts there."""
+        """Set the protection of pages, from a run on."""
         cdef Runs.iterator run = first
-        dereference(run).second.protection = protection
-        while dereference(run).second.end < end:
+        run.value().protection = protection
+        while run.value().end < end:
             preincrement(run)
-            dereference(run).second.protection = protection
+            run.value().protection = protection
         self.coalesce_from(first, end)
 
     cdef void set_backing(self, uintptr_t start, uintptr_t end, void *backing, uint64_t offset,
                           uint8_t kind, uint8_t ceiling) noexcept nogil:
-        """Set what is behind isolated pages; ``offset``: of ``start`` in the memory object."""
+        """Set what is behind pages; ``offset``: of ``start`` in the memory object."""
         cdef Runs.iterator run = self.runs.lower_bound(start)
-        while run != self.runs.end() and dereference(run).first < end:
-            self.discount(run)
-            dereference(run).second.backing = backing
-            dereference(run).second.offset = offset + (dereference(run).first - start)
-            dereference(run).second.kind = kind
-            dereference(run).second.ceiling = ceiling
-            self.count(run)
+        while self.starts_below(run, end):
+            discount(self, run)
+            run.value().backing = backing
+            run.value().offset = offset + (run.key() - start)
+            run.value().kind = kind
+            run.value().ceiling = ceiling
+            count(self, run)
             preincrement(run)
         self.coalesce(start, end)
 
     cdef bint pin(self, uintptr_t start, uintptr_t end) noexcept nogil:
-        """Hold the pages once more; false when memory is short."""
+        """Pin the pages once more; false when memory is short."""
         cdef Runs.iterator run
         if not self.isolate(start, end):
             return False
         run = self.runs.lower_bound(start)
-        while run != self.runs.end() and dereference(run).first < end:
-            dereference(run).second.pins = dereference(run).second.pins + 1
+        while self.starts_below(run, end):
+            run.value().pins += 1
             preincrement(run)
         return True
 
     cpdef void unpin(self, uintptr_t start, uintptr_t end) noexcept nogil:
-        """Let go of pages that ``pin`` holds."""
+        """Undo ``pin``."""
         cdef Runs.iterator run = self.runs.lower_bound(start)
-        while run != self.runs.end() and dereference(run).first < end:
-            dereference(run).second.pins = dereference(run).second.pins - 1
+        while self.starts_below(run, end):
+            run.value().pins -= 1
             preincrement(run)
         self.coalesce(start, end)
 
@@ -376,30 +331,30 @@ cdef class Ledger:
         cdef uintptr_t start
         cdef uint64_t covered = 0, guards = 0, committed = 0, locked = 0, mapped = 0
         while region != self.regions.end():
-            where[0] = dereference(region).first
-            covered += dereference(region).second.end - where[0]
-            guards += guards_of(dereference(region).second)
-            mapped += is_mapping(dereference(region).second)
-            if where[0] >= dereference(region).second.end:
+            where[0] = region.key()
+            covered += region.value().end - where[0]
+            guards += guards_of(region.value())
+            mapped += is_mapping(region.value())
+            if where[0] >= region.value().end:
                 return b"an empty region"
-            while where[0] < dereference(region).second.end:
-                if run == self.runs.end() or dereference(run).first != where[0]:
+            while where[0] < region.value().end:
+                if run == self.runs.end() or run.key() != where[0]:
                     return b"a gap between runs"
                 start = where[0]
-                left = dereference(run).second
+                left = run.value()[0]
                 where[0] = left.end
-                committed += private_bytes(start, left)
-                locked += locked_bytes(start, left)
+                committed += private_bytes(start, &left)
+                locked += locked_bytes(start, &left)
                 if left.end <= start:
                     return b"an empty run"
                 preincrement(run)
-                if left.end < dereference(region).second.end and run != self.runs.end():
-                    if alike(left, dereference(run).second, left.end - start):
-                        return b"two runs that should be one"
-            if where[0] != dereference(region).second.end:
+                if (left.end < region.value().end and run != self.runs.end()
+                        and alike(&left, run.value(), left.end - start)):
+                    return b"two runs that should be one"
+            if where[0] != region.value().end:
                 return b"a run across a region's end"
             preincrement(region)
-            if region != self.regions.end() and dereference(region).first < where[0]:
+            if region != self.regions.end() and region.key() < where[0]:
                 return b"overlapping regions"
         if run != self.runs.end():
             return b"a run outside all regions"
@@ -409,60 +364,46 @@ cdef class Ledger:
         return NULL
 
     def check(self):
-        """Raise AssertionError if an invariant of this module's head does not hold."""
+        """Raise AssertionError if an invariant of ``flaw`` does not hold."""
         cdef uintptr_t where = 0
         cdef const char *flaw = self.flaw(&where)
         if flaw != NULL:
             raise AssertionError(f"{flaw.decode()} at 0x{where:x}")
 
-    # -- the same from Python, for tests: what the core knows of its ranges is checked here
-
-    cdef int check_inside(self, uintptr_t start, uintptr_t end) except -1:
-        """Refuse a range that is not inside one region."""
-        if start >= end or not self.holds(start, end - start):
-            raise ValueError(f"[0x{start:x}, 0x{end:x}) is not inside one region")
-        return 0
-
-    cdef int check_isolated(self, uintptr_t start, uintptr_t end) except -1:
-        """Refuse a range that is not made of whole runs of one region."""
-        self.check_inside(start, end)
-        if (dereference(self.run_at(start)).first != start
-                or dereference(self.run_at(end - 1)).second.end != end):
-            raise ValueError(f"[0x{start:x}, 0x{end:x}) is not isolated")
-        return 0
+    # The same from Python, for tests: here what the core ensures of its ranges is checked.
 
     def try_isolate(self, uintptr_t start, uintptr_t end):
         """``isolate``."""
-        self.check_inside(start, end)
+        check_inside(self, start, end)
         return self.isolate(start, end)
 
     def try_pin(self, uintptr_t start, uintptr_t end):
         """``pin``."""
-        self.check_inside(start, end)
+        check_inside(self, start, end)
         return self.pin(start, end)
 
     def try_split(self, uintptr_t at):
         """``split``."""
-        self.check_inside(at, at + 1)
+        check_inside(self, at, at + 1)
         return self.split(at)
 
     def undo_split(self, uintptr_t at):
         """``join``."""
-        self.check_inside(at, at + 1)
+        check_inside(self, at, at + 1)
         if at == 0 or not self.holds(at - 1, 1) or self.holds(at - 1, 2):
             raise ValueError(f"no region ends, and none starts, at 0x{at:x}")
         self.join(at)
 
     def remove(self, uintptr_t start, uintptr_t end):
-        """Forget ``[start, end)``: whole runs, up to an end that is a region's end."""
-        self.check_isolated(start, end)
-        if dereference(self.region_at(start)).second.end != end:
+        """Forget ``[start, end)``: whole runs, up to a region's end."""
+        check_isolated(self, start, end)
+        if self.region_at(start).value().end != end:
             raise ValueError(f"no region ends at 0x{end:x}")
         self.remove_from(self.region_at(start), self.runs.lower_bound(start), end)
 
     def set_protection(self, uintptr_t start, uintptr_t end, uint8_t protection):
         """Set the protection of isolated pages."""
-        self.check_isolated(start, end)
+        check_isolated(self, start, end)
         self.set_protection_from(self.runs.lower_bound(start), end, protection)
 
     def add(self, uintptr_t base, size_t size, uint8_t protection=0):
@@ -488,11 +429,11 @@ cdef class Ledger:
         cdef Runs.iterator run = self.runs.begin()
         rows = []
         while run != self.runs.end():
-            if dereference(run).first >= dereference(region).second.end:
+            if run.key() >= region.value().end:
                 preincrement(region)
             rows.append((
-                dereference(region).first, dereference(run).first, dereference(run).second.end,
-                dereference(run).second.state, dereference(run).second.protection,
-                dereference(run).second.pins))
+                region.key(), run.key(), run.value().end,
+                run.value().state, run.value().protection,
+                run.value().pins))
             preincrement(run)
         return rows

@@ -1,13 +1,13 @@
 /* An ordered map of plain keys and values: a B+ tree, whose leaves are a list.
 
-   Where std::map allocates a node for every entry, this moves some entries up in a leaf. After a
-   system call, which takes caches away, that is what is felt: allocating, freeing and rebalancing
-   are code and data of their own. An entry takes no more than its own size in a full leaf, and
-   leaves are full that were filled in order, up or down; filled at random they are half full. What
-   is erased leaves room in its leaf, which goes when it is empty.
+   Where std::map allocates a node for every entry, this moves some entries up in a leaf. That is
+   quicker after a system call, when caches are cold: allocating, freeing and rebalancing need code
+   and data of their own. An entry in a full leaf takes just its own size. Leaves that are filled
+   in order, up or down, are full; filled at random they are half full. An erased entry leaves
+   space in its leaf, which is freed when it is empty.
 
-   Insertion answers false, with nothing changed, when memory is short; nothing throws. An iterator
-   stays good while only larger keys than its own come and go. */
+   Insertion returns false, with nothing changed, when memory is short; nothing throws. An iterator
+   stays valid while only larger keys than its own are inserted and erased. */
 
 #pragma once
 
@@ -91,6 +91,10 @@ public:
         iterator() = default;
 
         Entry &operator*() const noexcept { return static_cast<Leaf *>(leaf)->entries[index]; }
+
+        Key key() const noexcept { return (**this).first; }
+
+        Value *value() const noexcept { return &(**this).second; }
 
         iterator &operator++() noexcept
         {

@@ -1,13 +1,13 @@
 """Pages of a region become pages of a memory object, in place.
 
-Linux cannot turn private pages into a memory file. So the replacement is made aside: a
-file with a copy of every page that was ever touched, mapped, pinned where the region wants it.
-One mremap(2) then puts it in the pages' place, which is the only step that cannot be undone.
+Linux cannot turn private pages into a memory file. So the replacement is prepared elsewhere: a
+file with a copy of every page that was ever touched, mapped, and resident where the region is
+LOCKED. One mremap(2) then puts it in the pages' place, the only step that cannot be undone.
 """
 
 cdef enum:
     ENTRIES = 512               # of pagemap read at a time
-    NARROWING_TRIES = 1000
+    RESTORE_TRIES = 1000
 
 # A page that has, or had, memory: in a page table, or in swap.
 cdef uint64_t PM_TOUCHED = kernel.PAGEMAP_PRESENT | kernel.PAGEMAP_SWAPPED
@@ -15,39 +15,37 @@ cdef uint64_t PM_TOUCHED = kernel.PAGEMAP_PRESENT | kernel.PAGEMAP_SWAPPED
 
 cdef int convert_pages(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
                        MemoryObject *fresh, uint64_t *mappings) noexcept nogil:
-    """Put ``fresh``, holes so far, in place of isolated committed pages: 0, or -errno with all as
-    it was.
+    """Put ``fresh``, holes so far, in place of isolated committed pages.
 
-    The mapping aside comes first: going back gives it up, and so has room at the map-count wall to
-    part again what became one mapping meanwhile. After an ENOMEM ``mappings`` says how many the
-    process had then.
+    Returns 0, or -errno with all unchanged. The replacement is mapped first. Undoing gives that
+    mapping back, which at the map-count wall allows to cut again what was merged meanwhile. After
+    an ENOMEM ``mappings`` is how many the process had then.
     """
     cdef int protection = widest_access(ledger, start, end)
-    cdef Py_ssize_t aside
+    cdef Py_ssize_t replacement
     cdef int result
     if flags & FLAG_LOCKED:
         protection |= PROT_READ
-    aside = kernel.mmap(0, end - start, protection, MAP_SHARED, fresh.identity.fd, 0)
-    if aside < 0:
-        return <int>aside
-    result = make_readable(ledger, start, end)
+    replacement = map_file(0, end - start, protection, 0, fresh.identity.fd, 0)
+    if replacement < 0:
+        return <int>replacement
+    result = set_hidden_access(ledger, start, end, PROT_READ)
     if result == 0:
         result = copy_to(ledger, start, end, fresh)
     if result == 0:
-        result = make_like(flags, aside, end - start, protection, fresh)
+        result = make_like(flags, replacement, end - start, protection, fresh)
     if result == 0:
-        result = <int>min(0, kernel.mremap(
-            aside, end - start, end - start, MREMAP_MAYMOVE | MREMAP_FIXED, start))
+        result = move_mapping(replacement, end - start, start)
     if result == 0:
-        # Not before: what is replaced counts against RLIMIT_MEMLOCK too.
+        # Only now: what was replaced counted against RLIMIT_MEMLOCK too.
         if flags & FLAG_LOCKED:
             lock_what_fits(start, end - start)
-        narrow(ledger, start, end, protection)
+        restore_access(ledger, start, end, protection)
         return 0
     if result == -ENOMEM:
         mappings[0] = kernel.mapping_count()
-    unmap(aside, end - start)
-    make_unreadable(ledger, start, end)
+    unmap(replacement, end - start)
+    set_hidden_access(ledger, start, end, PROT_NONE)
     return result
 
 
@@ -56,7 +54,7 @@ cdef int make_like(uint32_t flags, uintptr_t start, size_t size, int protection,
     """Give a mapping of ``fresh`` what the region's flags promise: 0 or -errno."""
     cdef int result = 0
     if flags & FLAG_HUGE:
-        # Shared memory has huge pages only where the system's settings say so: as good as it gets.
+        # Shared memory has huge pages only where the system's settings allow that.
         kernel.madvise(start, size, MADV_HUGEPAGE)
     if flags & FLAG_LOCKED:
         result = memory_object_fill(fresh, 0, size)
@@ -70,64 +68,63 @@ cdef int widest_access(Ledger ledger, uintptr_t start, uintptr_t end) noexcept n
     """The PROT_* bits that any of the pages has."""
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
     cdef int access = PROT_NONE
-    while run != ledger.runs.end() and dereference(run).first < end:
-        access |= page_access(dereference(run).second.state, dereference(run).second.protection)
+    while ledger.starts_below(run, end):
+        access |= access_of(run.value())
         preincrement(run)
     return access
 
 
-cdef void narrow(Ledger ledger, uintptr_t start, uintptr_t end, int access) noexcept nogil:
+cdef void restore_access(Ledger ledger, uintptr_t start, uintptr_t end, int access) noexcept nogil:
     """Give each page its own access again where all now have ``access``.
 
-    This needs no more mappings than the swap gave back, so the kernel's map count cannot forbid
-    it; should other threads take them all in between, it tries again, but not for ever.
+    This needs no more mappings than the move gave back, so the map count allows it. If other
+    threads take them all in between, it tries again, a limited number of times.
     """
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
     cdef int tries = 0
     cdef int own
-    while run != ledger.runs.end() and dereference(run).first < end:
-        own = page_access(dereference(run).second.state, dereference(run).second.protection)
+    while ledger.starts_below(run, end):
+        own = access_of(run.value())
         if own != access:
-            while kernel.mprotect(
-                    dereference(run).first, dereference(run).second.end - dereference(run).first,
-                    own) == -ENOMEM and tries < NARROWING_TRIES:
+            while (kernel.mprotect(run.key(), run.value().end - run.key(), own) == -ENOMEM
+                   and tries < RESTORE_TRIES):
                 tries += 1
         preincrement(run)
 
 
 cdef int copy_to(Ledger ledger, uintptr_t start, uintptr_t end,
                  MemoryObject *fresh) noexcept nogil:
-    """Copy every touched page to its place in ``fresh``, if there is room: 0 or -errno."""
+    """Copy every touched page to its place in ``fresh``, if there is headroom: 0 or -errno."""
     cdef int pagemap = -1
-    cdef uint64_t wanted = 0
+    cdef uint64_t needed = 0
     cdef int result
     if kernel.has(kernel.FEATURE_PAGEMAP):
         pagemap = kernel.openat(b"/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC)
         if pagemap < 0:
             return pagemap
-    result = walk(ledger, start, end, pagemap, NULL, &wanted)
+    result = walk(ledger, start, end, pagemap, NULL, &needed)
     if result == 0:
-        result = kernel.check_headroom(wanted)
+        result = kernel.check_headroom(needed)
     if result == 0:
-        result = walk(ledger, start, end, pagemap, fresh, &wanted)
+        result = walk(ledger, start, end, pagemap, fresh, &needed)
     if pagemap >= 0:
         kernel.close(pagemap)
     return result
 
 
 cdef int walk(Ledger ledger, uintptr_t start, uintptr_t end, int pagemap, MemoryObject *fresh,
-              uint64_t *wanted) noexcept nogil:
-    """Copy every touched page to ``fresh``, or with NULL count their bytes: 0 or -errno."""
+              uint64_t *needed) noexcept nogil:
+    """Copy every touched page to ``fresh``, or count their bytes where it is NULL: 0 or -errno."""
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
     cdef uintptr_t at, until, low, high
     cdef int result = 0
-    while result == 0 and run != ledger.runs.end() and dereference(run).first < end:
-        at = low = dereference(run).first
-        until = dereference(run).second.end
+    while result == 0 and ledger.starts_below(run, end):
+        at = low = run.key()
+        until = run.value().end
         while result == 0 and at < until:
-            result = next_touched(at, low, dereference(run).second, pagemap, &at, &high)
+            result = next_touched(at, low, run.value(), pagemap, &at, &high)
             if result == 0 and fresh == NULL:
-                wanted[0] += high - at
+                needed[0] += high - at
             elif result == 0:
                 result = memory_object_store(
                     fresh, at - start, <const void *>at, high - at)
@@ -136,35 +133,23 @@ cdef int walk(Ledger ledger, uintptr_t start, uintptr_t end, int pagemap, Memory
     return result
 
 
-cdef int make_readable(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
-    """Let pages without access be read meanwhile: 0 or -errno."""
+cdef int set_hidden_access(Ledger ledger, uintptr_t start, uintptr_t end,
+                           int access) noexcept nogil:
+    """Give pages without access this one meanwhile, or PROT_NONE again: 0 or -errno."""
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
-    cdef int result = 0
-    while result == 0 and run != ledger.runs.end() and dereference(run).first < end:
-        if page_access(
-                dereference(run).second.state, dereference(run).second.protection) == PROT_NONE:
-            result = kernel.mprotect(
-                dereference(run).first, dereference(run).second.end - dereference(run).first,
-                PROT_READ)
+    cdef int result
+    while ledger.starts_below(run, end):
+        if access_of(run.value()) == PROT_NONE:
+            result = kernel.mprotect(run.key(), run.value().end - run.key(), access)
+            if result < 0 and access != PROT_NONE:
+                return result
         preincrement(run)
-    return result
+    return 0
 
 
-cdef void make_unreadable(Ledger ledger, uintptr_t start, uintptr_t end) noexcept nogil:
-    """Undo ``make_readable``, which may have failed half way."""
-    cdef Runs.iterator run = ledger.runs.lower_bound(start)
-    while run != ledger.runs.end() and dereference(run).first < end:
-        if page_access(
-                dereference(run).second.state, dereference(run).second.protection) == PROT_NONE:
-            kernel.mprotect(
-                dereference(run).first, dereference(run).second.end - dereference(run).first,
-                PROT_NONE)
-        preincrement(run)
-
-
-cdef int next_touched(uintptr_t at, uintptr_t run_start, const Run &run, int pagemap,
+cdef int next_touched(uintptr_t at, uintptr_t run_start, const Run *run, int pagemap,
                       uintptr_t *start, uintptr_t *end) noexcept nogil:
-    """The next stretch of touched pages of a run from ``at`` on, or an empty one at its end."""
+    """The next touched pages of a run from ``at`` on, side by side; empty at its end."""
     cdef int memory
     if run.backing != NULL:
         memory = open_file_number(&(<MemoryObject *>run.backing).identity)
@@ -176,9 +161,9 @@ cdef int next_touched(uintptr_t at, uintptr_t run_start, const Run &run, int pag
     return next_in_pagemap(pagemap, at, run.end, start, end)
 
 
-cdef int next_data(int fd, uintptr_t at, uintptr_t run_start, const Run &run, uintptr_t *start,
+cdef int next_data(int fd, uintptr_t at, uintptr_t run_start, const Run *run, uintptr_t *start,
                    uintptr_t *end) noexcept nogil:
-    """``next_touched`` of a memory file: what is no hole."""
+    """``next_touched`` of a memory file: what is not a hole."""
     cdef int64_t offset = <int64_t>(run.offset + (at - run_start))
     cdef int64_t last = <int64_t>(run.offset + (run.end - run_start))
     cdef int64_t data = kernel.lseek(fd, offset, SEEK_DATA)
@@ -198,17 +183,16 @@ cdef int next_data(int fd, uintptr_t at, uintptr_t run_start, const Run &run, ui
 
 cdef int next_in_pagemap(int pagemap, uintptr_t at, uintptr_t until, uintptr_t *start,
                          uintptr_t *end) noexcept nogil:
-    """``next_touched`` of private memory: what ``/proc/self/pagemap`` knows of."""
+    """``next_touched`` of private memory: pages with an entry in ``/proc/self/pagemap``."""
     cdef uint64_t entries[ENTRIES]
-    cdef size_t page = kernel.page_size()
     cdef size_t count, i
     cdef bint found = False
     cdef Py_ssize_t length
     start[0] = end[0] = until
     while at < until:
-        count = min((until - at) // page, <size_t>ENTRIES)
+        count = min((until - at) // PAGE_SIZE, <size_t>ENTRIES)
         length = kernel.pread(
-            pagemap, entries, count * sizeof(uint64_t), at // page * sizeof(uint64_t))
+            pagemap, entries, count * sizeof(uint64_t), at // PAGE_SIZE * sizeof(uint64_t))
         if length <= 0:
             return <int>length if length < 0 else -EFAULT
         for i in range(length // sizeof(uint64_t)):
@@ -218,5 +202,5 @@ cdef int next_in_pagemap(int pagemap, uintptr_t at, uintptr_t until, uintptr_t *
                     return 0
                 start[0] = at
                 found = True
-            at += page
+            at += PAGE_SIZE
     return 0

@@ -1,8 +1,8 @@
-"""Copies between a buffer and addresses of this process with the kernel's checks.
+"""Copies between a buffer and addresses of this process, which the kernel checks.
 
-A bad address is -EFAULT, never a signal. process_vm_readv(2) and process_vm_writev(2) do it in one
-copy; where a sandbox forbids them, a scratch memory file does it in two. /proc/self/mem would
-not do: it ignores protection.
+A bad address is -EFAULT, never a signal. process_vm_readv(2) and process_vm_writev(2) copy once;
+where a sandbox forbids them, a scratch memory file copies twice. /proc/self/mem is no
+alternative: it ignores protection.
 """
 
 cdef enum:
@@ -36,30 +36,22 @@ cdef int through_scratch(void *target, const void *source, size_t size,
     return <int>min(moved, 0)
 
 
-cdef int copy_out(void *buffer, uintptr_t va, size_t size, size_t *done) noexcept nogil:
-    """Copy ``size`` bytes at ``va`` to the buffer: 0 or -errno; ``done`` counts bytes copied."""
-    cdef Py_ssize_t moved = 0
+cdef int copy(bint out, void *buffer, uintptr_t va, size_t size, size_t *done) noexcept nogil:
+    """Copy bytes at ``va`` out to the buffer, or in from it: 0 or -errno.
+
+    ``done`` is how many bytes are copied, after a failure too.
+    """
+    cdef Py_ssize_t moved
+    cdef char *local = <char *>buffer
     done[0] = 0
     if not kernel.has(kernel.FEATURE_PROCESS_VM):
-        return through_scratch(buffer, <const void *>va, size, done)
+        return (through_scratch(buffer, <void *>va, size, done) if out
+                else through_scratch(<void *>va, buffer, size, done))
     while done[0] < size:
-        moved = kernel.process_vm_readv(
-            <char *>buffer + done[0], va + done[0], size - done[0])
-        if moved <= 0:
-            return <int>moved if moved < 0 else -EFAULT
-        done[0] += moved
-    return 0
-
-
-cdef int copy_in(const void *buffer, uintptr_t va, size_t size, size_t *done) noexcept nogil:
-    """Copy ``size`` bytes of the buffer to ``va``: 0 or -errno; ``done`` counts bytes copied."""
-    cdef Py_ssize_t moved = 0
-    done[0] = 0
-    if not kernel.has(kernel.FEATURE_PROCESS_VM):
-        return through_scratch(<void *>va, buffer, size, done)
-    while done[0] < size:
-        moved = kernel.process_vm_writev(
-            <const char *>buffer + done[0], va + done[0], size - done[0])
+        if out:
+            moved = kernel.process_vm_readv(local + done[0], va + done[0], size - done[0])
+        else:
+            moved = kernel.process_vm_writev(local + done[0], va + done[0], size - done[0])
         if moved <= 0:
             return <int>moved if moved < 0 else -EFAULT
         done[0] += moved

@@ -1,121 +1,123 @@
-"""One call: the mutex taken, the method carried out, the mutex let go.
+"""One call: take the mutex, carry out the method, release the mutex.
 
-Under the mutex there is no Python object in sight: no garbage collection, no signal handler and
-no other Python code can run. What went wrong comes back as numbers.
+No code under the mutex touches a Python object, so no garbage collection, signal handler or other
+Python code can run there. A failure is returned as numbers.
 """
 
-# Handing the GIL over costs 0.1 µs when nobody waits and a switch of threads when somebody
-# does; a call over this many bytes takes at most some ten microseconds.
 cdef enum:
+    # Releasing the GIL costs 0.1 µs when no thread waits for it, and a switch of threads when one
+    # does; a call over this many bytes takes some ten microseconds at most.
     KEEP_GIL_UP_TO = 256 << 10
 
 
-cdef void lock_space(AddressSpace self) noexcept:
-    """Take the mutex, with the GIL. Never waits for the GIL with the mutex in hand, since
-    a fork takes every mutex with the GIL in hand."""
-    while not mutex_try(self.mutex):
+cdef void lock_space(AddressSpace space) noexcept:
+    """Take the mutex, with the GIL.
+
+    This never waits for the GIL while it holds the mutex: a fork takes every mutex with the GIL.
+    """
+    while not mutex_try(space.mutex):
         with nogil:
-            wait_for_space(self)
-            unlock_space(self)
+            wait_for_space(space)
+            unlock_space(space)
 
 
-cdef void wait_for_space(AddressSpace self) noexcept nogil:
+cdef void wait_for_space(AddressSpace space) noexcept nogil:
     """Take the mutex, without the GIL."""
-    mutex_lock(self.mutex)
+    mutex_lock(space.mutex)
 
 
-cdef void unlock_space(AddressSpace self) noexcept nogil:
-    """Let go of the mutex."""
-    mutex_unlock(self.mutex)
+cdef void unlock_space(AddressSpace space) noexcept nogil:
+    """Release the mutex."""
+    mutex_unlock(space.mutex)
 
 
-cdef Answer perform(AddressSpace self, const Request *request) noexcept:
+cdef Answer perform(AddressSpace space, const Request *request) noexcept:
     """Carry out one call under the mutex; the GIL is released where the call can be long."""
     cdef Answer answer
     if request.size <= KEEP_GIL_UP_TO and not is_of_unknown_length(request.method):
-        lock_space(self)
-        answer = dispatch(self, request)
-        unlock_space(self)
+        lock_space(space)
+        answer = dispatch(space, request)
+        unlock_space(space)
     else:
         with nogil:
-            wait_for_space(self)
-            answer = dispatch(self, request)
-            unlock_space(self)
+            wait_for_space(space)
+            answer = dispatch(space, request)
+            unlock_space(space)
     return answer
 
 
-
 cdef bint is_of_unknown_length(Method method) noexcept nogil:
-    """Whether a call may take or give back memory of which its request says nothing.
+    """Whether a call may take or give back memory that its request does not mention.
 
-    A handle can be the last of a buffer; a seal waits for whoever changes the memory's size.
+    A handle can be the last of a buffer; a seal waits for a process that changes the file's size.
     """
     return method in (CLOSE, HANDLE_CLOSE, HANDLE_REVOKE, MDL_SEAL)
 
 
-cdef Answer dispatch(AddressSpace self, const Request *request) noexcept nogil:
+cdef Answer dispatch(AddressSpace space, const Request *request) noexcept nogil:
     """The call itself. The caller holds the mutex."""
     cdef Method method = request.method
-    if method == UNPIN:
-        return unpin_pages(self, request.va, request.size)
-    if method == CLOSE:
-        return close_space(self)
-    if self.closed:
+    if space.closed and method != UNPIN and method != CLOSE:
         return refused(CLOSED)
     if method == ALLOCATE:
-        return allocate_region(self, request)
+        return allocate_region(space, request)
     elif method == COMMIT_RANGES:
-        return commit_ranges(self, request.ranges)
+        return commit_ranges(space, request.ranges[0])
     elif method == DECOMMIT_RANGES:
-        return decommit_ranges(self, request.ranges)
+        return decommit_ranges(space, request.ranges[0])
     elif method == MDL_CREATE:
-        return create_buffer(self, request)
+        return create_buffer(space, request)
     elif method == MDL_CREATE_FROM_VM:
-        return create_from_vm(self, request)
+        return create_from_vm(space, request)
     elif method == MDL_CREATE_FROM_BUF:
-        return create_from_bytes(self, request)
+        return create_from_bytes(space, request)
     elif method == MDL_GET_SIZE:
-        return buffer_size(self, request)
+        return buffer_size(space, request)
     elif method == MDL_MAP:
-        return map_handle(self, request)
+        return map_handle(space, request)
     elif method == MDL_CLONE:
-        return clone_handle(self, request)
+        return clone_handle(space, request)
     elif method == MDL_SEAL:
-        return seal_buffer(self, request)
+        return seal_buffer(space, request)
     elif method == HANDLE_COPY:
-        return copy_handle(self, request)
+        return copy_handle(space, request)
     elif method == HANDLE_CLOSE:
-        return close_handle(self, request)
+        return close_handle(space, request)
     elif method == HANDLE_REVOKE:
-        return revoke_handle(self, request)
+        return revoke_handle(space, request)
     elif method == HANDLE_INFO:
-        return describe_handle(self, request)
+        return describe_handle(space, request)
     elif method == SEND_HANDLE or method == HANDLE_FILENO:
-        return pack_owned(self, request)
+        return pack_owned(space, request)
     elif method == UNDESCRIBE:
-        return undescribe_handle(self, request.handle, request.descriptions)
+        return undescribe_handle(space, request.handle, request.descriptions)
     elif method == RECV_HANDLE or method == HANDLE_FROM_FD:
-        return unpack_parcel(self, request)
-    return dispatch_in_region(self, request)
+        return unpack_parcel(space, request)
+    elif method == UNPIN:
+        return unpin_pages(space, request.va, request.size)
+    elif method == CLOSE:
+        return close_space(space)
+    return dispatch_in_region(space, request)
 
 
-cdef Answer dispatch_in_region(AddressSpace self, const Request *request) noexcept nogil:
+cdef Answer dispatch_in_region(AddressSpace space, const Request *request) noexcept nogil:
     """A call about bytes or pages that lie inside one region."""
     cdef Method method = request.method
-    cdef Regions.iterator region = self.ledger.region_at(request.va)
-    if not self.ledger.is_inside(region, request.va, request.size):
+    cdef uintptr_t va = request.va
+    cdef uintptr_t end = va + request.size
+    cdef Regions.iterator region = space.ledger.region_at(va)
+    if not space.ledger.is_inside(region, va, request.size):
         return refused(NOT_IN_REGION)
     if method == COMMIT:
-        return commit_pages(self, region, request.va, request.va + request.size)
+        return commit_pages(space, region, va, end)
     elif method == DECOMMIT:
-        return decommit_pages(self, region, request.va, request.va + request.size)
+        return decommit_pages(space, region, va, end)
     elif method == PROTECT:
-        return protect_pages(
-            self, request.va, request.va + request.size, <uint32_t>request.flags)
+        return protect_pages(space, va, end, <uint32_t>request.flags)
     elif method == FREE:
-        return free_pages(self, region, request.va, request.va + request.size)
+        return free_pages(space, region, va, end)
     elif method == CHECK:
-        return check_access(self, request.va, request.size, <uint32_t>request.flags)
+        return check_access(space.ledger, va, request.size, <uint32_t>request.flags)
     elif method == VIEW:
-        return pin_pages(self, request)
-    return copy_bytes(self, request)
+        return pin_pages(space, request)
+    return copy_bytes(space, request)

@@ -1,17 +1,17 @@
-"""Identities: what a clone, and a buffer in segments, is known by in every process.
+"""Identities: how every process recognizes a clone, or a buffer in segments.
 
-An identity is a memfd of its own, whose number from the kernel is the buffer's security id. It says
-of which memory it is one: the files, by the kernel's names for them, and the part. It is sealed
-for good, so that whoever gets it can pass it on, and nothing else. A receiver compares it with the
-memory that came. So nobody can give memory of his own the security id of another's: a file's name
-is the kernel's, with a random number in it, and the identity that has the security id never
-changes.
+An identity is a memfd of its own, whose number from the kernel is the buffer's security id. It
+names the memory that it belongs to: the files, by the kernel's names for them, and the part. It is
+sealed against every change, so a receiver can only pass it on. A receiver compares it with the
+memory that came with it. So no process can give its own memory the security id of another's: a
+file's name is the kernel's, with a random number in it, and the identity with the security id
+never changes.
 
 The contents, in the machine's own byte order: the text ``VMMLINK1``; the offset in the first file,
 the size, the bytes of each file but the last, the number of files, 8 bytes each; then of each file
-its inode number and its name from name_to_handle_at(2), 8 bytes each, or 0 where a sandbox hides
-that name. Then the inode number alone decides, which the kernel may give again once the memory is
-gone.
+its inode number and its name from name_to_handle_at(2), 8 bytes each. The name is 0 where a
+sandbox hides it; then the inode number alone decides, which the kernel may use again once the
+memory is gone.
 """
 
 cdef enum:
@@ -19,20 +19,20 @@ cdef enum:
 
 cdef const char *MAGIC = b"VMMLINK1"
 
-cdef struct Head:
+cdef struct IdentityHead:
     char magic[8]
     uint64_t offset
     uint64_t size
     uint64_t segment_size
     uint64_t count
 
-cdef struct Name:
+cdef struct FileName:
     uint64_t inode
     uint64_t handle             # 0: hidden
 
 cdef enum:
     NAMES_AT_ONCE = 64
-    OTHER = 1                   # the answer for an identity of something else
+    OTHER = 1                   # this is not the identity of that memory
 
 
 cdef const OpenFile *file_of(const Window *window, size_t number) noexcept nogil:
@@ -40,7 +40,7 @@ cdef const OpenFile *file_of(const Window *window, size_t number) noexcept nogil
     return <const OpenFile *>(<const char *>window.files + number * window.stride)
 
 
-cdef int name_of(const OpenFile *file, Name *name) noexcept nogil:
+cdef int name_of(const OpenFile *file, FileName *name) noexcept nogil:
     """The kernel's names for a file: 0 or -errno."""
     cdef uint64_t high
     cdef int fd = open_file_number(file)
@@ -48,13 +48,13 @@ cdef int name_of(const OpenFile *file, Name *name) noexcept nogil:
         return fd
     name.inode = file.inode
     name.handle = 0
-    # A shortage while the kernel is asked what it offers must not give another name.
+    # A shortage during the probe must not give another name.
     if kernel.lacks(kernel.FEATURE_FILE_HANDLES):
         return 0
     return kernel.file_handle(fd, &name.handle, &high)
 
 
-cdef bint same(const Name *one, const Name *other) noexcept nogil:
+cdef bint is_same_file(const FileName *one, const FileName *other) noexcept nogil:
     """Whether two names are one file's."""
     return one.inode == other.inode and (
         one.handle == other.handle or one.handle == 0 or other.handle == 0)
@@ -63,10 +63,10 @@ cdef bint same(const Name *one, const Name *other) noexcept nogil:
 cdef int identity_new(const Window *window) noexcept nogil:
     """An identity of a part of a memory: a descriptor or -errno.
 
-    It is made with its object: made later, on both sides of a fork, it would be two.
+    It is made together with its object: made later, on both sides of a fork, there would be two.
     """
     cdef unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
-    cdef int result = kernel.check_headroom(sizeof(Head) + window.count * sizeof(Name))
+    cdef int result = kernel.check_headroom(sizeof(IdentityHead) + window.count * sizeof(FileName))
     cdef int fd
     if result < 0:
         return result
@@ -86,9 +86,9 @@ cdef int identity_new(const Window *window) noexcept nogil:
 
 
 cdef int write_identity(int fd, const Window *window) noexcept nogil:
-    """Write what an identity says: 0 or -errno."""
-    cdef Head head
-    cdef Name names[NAMES_AT_ONCE]
+    """Write the contents of an identity: 0 or -errno."""
+    cdef IdentityHead head
+    cdef FileName names[NAMES_AT_ONCE]
     cdef size_t named = 0
     cdef size_t some, i
     cdef int result
@@ -97,7 +97,7 @@ cdef int write_identity(int fd, const Window *window) noexcept nogil:
     head.size = window.size
     head.segment_size = window.segment_size
     head.count = window.count
-    result = write_whole(fd, &head, sizeof(Head), 0)
+    result = write_whole(fd, &head, sizeof(IdentityHead), 0)
     while result == 0 and named < window.count:
         some = min(window.count - named, <size_t>NAMES_AT_ONCE)
         for i in range(some):
@@ -105,7 +105,7 @@ cdef int write_identity(int fd, const Window *window) noexcept nogil:
             if result < 0:
                 return result
         result = write_whole(
-            fd, names, some * sizeof(Name), sizeof(Head) + named * sizeof(Name))
+            fd, names, some * sizeof(FileName), sizeof(IdentityHead) + named * sizeof(FileName))
         named += some
     return result
 
@@ -122,102 +122,105 @@ cdef int write_whole(int fd, const void *data, size_t size, uint64_t offset) noe
     return 0
 
 
-cdef int read_head(int fd, Head *head) noexcept nogil:
-    """Read how an identity begins: 0, OTHER where it is none, or -errno."""
+cdef int read_head(int fd, IdentityHead *head) noexcept nogil:
+    """Read the head of an identity: 0, OTHER where the file is none, or -errno."""
     cdef FileStatus status
     cdef Py_ssize_t read
     cdef int result = kernel.fstat(fd, &status)
     if result < 0:
         return result
-    read = kernel.pread(fd, head, sizeof(Head), 0)
+    read = kernel.pread(fd, head, sizeof(IdentityHead), 0)
     if read < 0:
         return <int>read
-    if (read != sizeof(Head) or memcmp(head.magic, MAGIC, sizeof(head.magic)) != 0
+    if (read != sizeof(IdentityHead) or memcmp(head.magic, MAGIC, sizeof(head.magic)) != 0
             or not 0 < head.count <= <uint64_t>MOST_SEGMENTS
-            or <uint64_t>status.st_size != sizeof(Head) + head.count * sizeof(Name)):
+            or <uint64_t>status.st_size != sizeof(IdentityHead) + head.count * sizeof(FileName)):
         return OTHER
     return 0
 
 
-cdef int compare(int fd, uint64_t first, const Window *window) noexcept nogil:
+cdef int read_names(int fd, uint64_t first, size_t count, FileName *names) noexcept nogil:
+    """Read so many names of an identity: 0, OTHER where it has fewer, or -errno."""
+    cdef size_t size = count * sizeof(FileName)
+    cdef Py_ssize_t read = kernel.pread(
+        fd, names, size, sizeof(IdentityHead) + first * sizeof(FileName))
+    if read < 0:
+        return <int>read
+    return 0 if <size_t>read == size else OTHER
+
+
+cdef int compare_names(int fd, uint64_t first, const Window *window) noexcept nogil:
     """Whether an identity names the files of a window from its ``first`` on: 0, OTHER, -errno."""
-    cdef Name said[NAMES_AT_ONCE]
-    cdef Name name
+    cdef FileName named[NAMES_AT_ONCE]
+    cdef FileName name
     cdef size_t compared = 0
     cdef size_t some, i
-    cdef Py_ssize_t read
     cdef int result
     while compared < window.count:
         some = min(window.count - compared, <size_t>NAMES_AT_ONCE)
-        read = kernel.pread(
-            fd, said, some * sizeof(Name), sizeof(Head) + (first + compared) * sizeof(Name))
-        if read < 0:
-            return <int>read
-        if <size_t>read != some * sizeof(Name):
-            return OTHER
+        result = read_names(fd, first + compared, some, named)
+        if result != 0:
+            return result
         for i in range(some):
             result = name_of(file_of(window, compared + i), &name)
             if result < 0:
                 return result
-            if not same(said + i, &name):
+            if not is_same_file(named + i, &name):
                 return OTHER
         compared += some
     return 0
 
 
 cdef int identity_is_of(int fd, const Window *window) noexcept nogil:
-    """Whether an identity, sealed for good, is just this part's: 0, 1 where not, or -errno."""
-    cdef Head head
+    """Whether a sealed identity is exactly this part's: 0, OTHER, or -errno."""
+    cdef IdentityHead head
     cdef int result = read_head(fd, &head)
     if result != 0:
         return result
     if (head.count != window.count or head.offset != window.offset
             or head.size != window.size):
         return OTHER
-    return compare(fd, 0, window)
+    return compare_names(fd, 0, window)
 
 
 cdef int identity_includes(int fd, const Window *window) noexcept nogil:
-    """Whether an identity, sealed for good, is of a part in which this one lies: as above."""
-    cdef Head head
+    """Whether a sealed identity is of a part that includes this one: 0, OTHER, or -errno."""
+    cdef IdentityHead head
     cdef uint64_t first = 0
     cdef uint64_t start
     cdef int result = read_head(fd, &head)
     if result == 0:
-        result = find(fd, &head, window, &first)
+        result = find_first(fd, &head, window, &first)
     if result != 0:
         return result
     if head.count - first < window.count:
         return OTHER
-    # Numbers that somebody wrote: they are not multiplied before it is known that they fit.
+    # Numbers from another process: they are only multiplied once they are known to fit.
     if first != 0 and head.segment_size > (<uint64_t>-1 - window.offset) // first:
         return OTHER
     start = first * head.segment_size + window.offset
     if (start < head.offset or window.size > head.size
             or start - head.offset > head.size - window.size):
         return OTHER
-    return compare(fd, first, window)
+    return compare_names(fd, first, window)
 
 
-cdef int find(int fd, const Head *head, const Window *window, uint64_t *first) noexcept nogil:
-    """Where an identity names the first file of a window: 0, OTHER where nowhere, or -errno."""
-    cdef Name said[NAMES_AT_ONCE]
-    cdef Name name
+cdef int find_first(int fd, const IdentityHead *head, const Window *window,
+                    uint64_t *first) noexcept nogil:
+    """Find where an identity names the first file of a window: 0, OTHER if nowhere, or -errno."""
+    cdef FileName named[NAMES_AT_ONCE]
+    cdef FileName name
     cdef size_t some, i
-    cdef Py_ssize_t read
     cdef int result = name_of(window.files, &name)
     if result < 0:
         return result
     while first[0] < head.count:
         some = min(head.count - first[0], <uint64_t>NAMES_AT_ONCE)
-        read = kernel.pread(
-            fd, said, some * sizeof(Name), sizeof(Head) + first[0] * sizeof(Name))
-        if read < 0:
-            return <int>read
-        if <size_t>read != some * sizeof(Name):
-            return OTHER
+        result = read_names(fd, first[0], some, named)
+        if result != 0:
+            return result
         for i in range(some):
-            if same(said + i, &name):
+            if is_same_file(named + i, &name):
                 first[0] += i
                 return 0
         first[0] += some

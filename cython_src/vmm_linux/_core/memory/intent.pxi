@@ -1,62 +1,64 @@
-"""What the ledger says of one page: whose it is, and what is around it that is alike."""
+"""What the ledger says of one page, and which pages around it are alike.
+
+The caller holds the mutex.
+"""
+
 
 cdef Location locate(Ledger ledger, uintptr_t va) noexcept nogil:
-    """What the ledger says of the page that includes ``va``. The caller holds the mutex."""
-    cdef size_t page = kernel.page_size()
+    """What the ledger says of the page that includes ``va``."""
     cdef Location where
     cdef Regions.iterator region = ledger.region_at(va)
     cdef Runs.iterator run, neighbour
     where.kind = KIND_FREE
     where.buffer = NULL
     if region == ledger.regions.end():
-        region = ledger.region_around(va, page)
+        region = ledger.region_around(va, PAGE_SIZE)
         if region == ledger.regions.end():
-            ledger.gap_around(va, page, &where.base, &where.end)
+            ledger.gap_around(va, PAGE_SIZE, &where.base, &where.end)
             return where
         where.kind = KIND_GUARD
         where.protection = 0
         where.state = STATE_RESERVED
-        where.run_start = round_down(va, page)
-        where.run_end = where.run_start + page
-    where.flags = dereference(region).second.flags
-    where.base = dereference(region).first
-    where.end = dereference(region).second.end
+        where.run_start = round_down(va, PAGE_SIZE)
+        where.run_end = where.run_start + PAGE_SIZE
+    where.flags = region.value().flags
+    where.base = region.key()
+    where.end = region.value().end
     if where.kind == KIND_GUARD:
         return where
     run = ledger.run_at(va)
-    where.kind = dereference(run).second.kind
-    where.state = dereference(run).second.state
-    where.protection = dereference(run).second.protection
+    where.kind = run.value().kind
+    where.state = run.value().state
+    where.protection = run.value().protection
     if where.kind == KIND_MDL:
-        where.buffer = <MemoryObject *>dereference(run).second.backing
-        where.mdl_offset = (
-            dereference(run).second.offset + round_down(va, page) - dereference(run).first)
+        where.buffer = <MemoryObject *>run.value().backing
+        where.mdl_offset = run.value().offset + round_down(va, PAGE_SIZE) - run.key()
     neighbour = run
-    while dereference(neighbour).first > where.base:
+    while neighbour.key() > where.base:
         predecrement(neighbour)
-        if not looks_like(dereference(neighbour).second, where):
+        if not looks_like(neighbour.value(), where):
             preincrement(neighbour)
             break
-    where.run_start = dereference(neighbour).first
+    where.run_start = neighbour.key()
     neighbour = run
-    where.run_end = dereference(neighbour).second.end
+    where.run_end = neighbour.value().end
     while where.run_end < where.end:
         preincrement(neighbour)
-        if not looks_like(dereference(neighbour).second, where):
+        if not looks_like(neighbour.value(), where):
             break
-        where.run_end = dereference(neighbour).second.end
+        where.run_end = neighbour.value().end
     return where
 
 
-cdef bint looks_like(const Run &run, const Location &where) noexcept nogil:
+cdef bint looks_like(const Run *run, const Location &where) noexcept nogil:
     """Whether a run has the state and the protection of the page."""
     return run.state == where.state and run.protection == where.protection
 
 
 cdef bint intent_at(Ledger ledger, uintptr_t va, Intent *intent) noexcept nogil:
-    """The pages around ``va`` that are alike, kind and buffer included. The caller holds the mutex.
+    """The pages around ``va`` that are alike, kind and buffer included.
 
-    False where none of this VMM's are: then only ``start`` and ``end`` of that are told.
+    False where ``va`` is not this VMM's: then only ``start`` and ``end`` of the gap are set.
     """
     cdef Location where = locate(ledger, va)
     cdef Runs.iterator run, neighbour
@@ -78,39 +80,40 @@ cdef bint intent_at(Ledger ledger, uintptr_t va, Intent *intent) noexcept nogil:
     if where.buffer != NULL and memory_object_sid(where.buffer, &intent.sid) < 0:
         intent.sid = 0
     run = neighbour = ledger.run_at(va)
-    while dereference(neighbour).first > where.run_start:
+    while neighbour.key() > where.run_start:
         predecrement(neighbour)
-        if not is_of_the_same(dereference(neighbour).second, dereference(run).second):
-            intent.start = dereference(neighbour).second.end
+        if not is_of_the_same(neighbour.value(), run.value()):
+            intent.start = neighbour.value().end
             break
     neighbour = run
-    while dereference(neighbour).second.end < where.run_end:
+    while neighbour.value().end < where.run_end:
         preincrement(neighbour)
-        if not is_of_the_same(dereference(neighbour).second, dereference(run).second):
-            intent.end = dereference(neighbour).first
+        if not is_of_the_same(neighbour.value(), run.value()):
+            intent.end = neighbour.key()
             break
     return True
 
 
-cdef bint is_of_the_same(const Run &run, const Run &other) noexcept nogil:
+cdef bint is_of_the_same(const Run *run, const Run *other) noexcept nogil:
     """Whether two runs are of one kind, and of one buffer."""
     return run.kind == other.kind and run.backing == other.backing
 
 
 cdef int add_intents(Ledger ledger, vector[Intent] *intents) except -1:
-    """Adds what ``intent_at`` tells of every page. The caller holds the mutex, and the GIL: nothing
-    here waits for it, not even to raise MemoryError."""
-    cdef size_t page = kernel.page_size()
+    """Add the intents of all pages.
+
+    The caller holds the GIL too: nothing here waits for it, not even to raise MemoryError.
+    """
     cdef Regions.iterator region = ledger.regions.begin()
     cdef Intent intent
     cdef uintptr_t va, end
     while region != ledger.regions.end():
-        va = dereference(region).first
-        end = dereference(region).second.end
-        if dereference(region).second.low_guard:
-            va -= page
-        if dereference(region).second.high_guard:
-            end += page
+        va = region.key()
+        end = region.value().end
+        if region.value().low_guard:
+            va -= PAGE_SIZE
+        if region.value().high_guard:
+            end += PAGE_SIZE
         while va < end and intent_at(ledger, va, &intent):
             intents.push_back(intent)
             va = intent.end

@@ -1,11 +1,11 @@
 """What came of a call, in numbers."""
 
 
-cdef Answer beyond_limit(int figure, uint64_t bound, uint64_t used,
+cdef Answer beyond_limit(int limit, uint64_t bound, uint64_t used,
                          uint64_t requested) noexcept nogil:
-    """A call that asks for more of a figure than its bound leaves."""
+    """A call that asks for more of a limit than its bound leaves."""
     cdef Answer answer = refused(BEYOND_LIMIT)
-    answer.figure = figure
+    answer.limit = limit
     answer.bound = bound
     answer.used = used
     answer.requested = requested
