@@ -23,6 +23,7 @@ from posix.time cimport clock_gettime, timespec
 from posix.types cimport sigset_t
 
 import os
+import warnings
 from enum import IntEnum
 
 from vmm_linux.errors import refuse_copies
