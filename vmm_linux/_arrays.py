@@ -13,11 +13,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
-    from typing import Any, Protocol
+    from typing import Any, Protocol, TypeVar
 
     import numpy as np
 
     from vmm_linux.region import Region
+
+    Scalar = TypeVar("Scalar", bound=np.generic)
+    # What a type checker knows the scalar of. Of strings NumPy's own functions know none either.
+    DtypeOf = type[Scalar] | np.dtype[Scalar]
 
     class Mappable(Protocol):
         """An MDL buffer, of which parts can be mapped."""

@@ -33,8 +33,10 @@ class Kind(Enum):
     LIMITS = "limits"
 
 
-MethodInfo = namedtuple("MethodInfo", ("name", "arguments", "flags"), defaults=(0,), module=__name__)
-"""A method: its name, its arguments in order with their kinds, and the flags that it knows."""
+MethodInfo = namedtuple(
+    "MethodInfo", ("name", "arguments", "flags"), defaults=(0,), module=__name__)
+MethodInfo.__doc__ = (
+    "A method: its name, its arguments in order with their kinds, and the flags that it knows.")
 
 
 cdef tuple RANGE = (("va", Kind.ADDRESS), ("size", Kind.SIZE))

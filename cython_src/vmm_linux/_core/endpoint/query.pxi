@@ -12,7 +12,8 @@ cdef object known(int8_t fact):
 
 @cython.final
 cdef class PageInfo:
-    """What ``VMM.query`` found out about one page. Immutable.
+    """PageInfo()\n--\n
+    What ``VMM.query`` found out about one page. Immutable.
 
     Attributes:
         va: start of the page that includes the address asked for.
@@ -87,6 +88,7 @@ cdef class PageInfo:
         return known(self._facts.huge)
 
     def __init__(self):
+        """Raise TypeError: ``VMM.query`` makes them."""
         raise TypeError("a PageInfo is what VMM.query returns")
 
     def __repr__(self):

@@ -54,6 +54,7 @@ cdef class Mapping(SmapsRecord):
     cdef Mapping uncut
 
     def __init__(self):
+        """Raise TypeError: ``snapshot``, ``maps`` and ``at`` make them."""
         raise TypeError("mappings are not made by hand; ask snapshot(), maps() or at()")
 
     @property
@@ -180,6 +181,7 @@ cdef class Mappings:
         self.records = Records.__new__(Records)
 
     def __init__(self):
+        """Raise TypeError: ``read_mappings`` makes them."""
         raise TypeError("read_mappings() makes them")
 
     def __reduce__(self):

@@ -47,10 +47,15 @@ cdef uint64_t locked_bytes(uintptr_t start, const Run &run) noexcept nogil:
     return run.end - start if run.state == STATE_COMMITTED and run.locked else 0
 
 
-def set_leaf_limit(size_t entries=<size_t>-1):
-    """Take memory for a new leaf from so many regions or runs on; for tests."""
-    Regions.set_leaf_limit(entries)
-    Runs.set_leaf_limit(entries)
+def set_leaf_limit(entries=None):
+    """Take memory for a new leaf from so many regions or runs on; for tests.
+
+    Args:
+        entries: how many, or None for as many as the map itself says.
+    """
+    cdef size_t limit = <size_t>-1 if entries is None else entries
+    Regions.set_leaf_limit(limit)
+    Runs.set_leaf_limit(limit)
 
 
 @cython.final
