@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,6 +47,90 @@ def test_every_compiled_module_has_a_stub() -> None:
 
 def test_stubs_have_the_docstrings_of_the_compiled_modules() -> None:
     assert run("scripts/stubs", "--check") == (0, "")
+
+
+BEFORE = '''class Bare: ...
+class Kept:
+    # Why it takes all.
+    def __new__(cls, *arguments: object) -> Self: ...
+    def method(self, wanted: int = 1) -> str: ...  # a comment
+    @property
+    def fact(self) -> int:
+        """Of old."""
+    @fact.setter
+    def fact(self, fact: int) -> None: ...
+    @overload
+    def any(self, wanted: int) -> int: ...
+    @overload
+    def any(self, wanted: str) -> str: ...
+class Changed:
+    """Of old."""
+    def silent(self) -> None:
+        """Of old."""
+'''
+AFTER = '''class Bare:
+    """A class without members."""
+
+class Kept:
+    """A class with members.
+
+    In two paragraphs.
+    """
+    # Why it takes all.
+    def __new__(cls, *arguments: object) -> Self: ...
+    def method(self, wanted: int = 1) -> str:
+        r"""A method with a \\n."""  # a comment
+    @property
+    def fact(self) -> int:
+        """A fact."""
+    @fact.setter
+    def fact(self, fact: int) -> None: ...
+    @overload
+    def any(self, wanted: int) -> int:
+        """An overload."""
+    @overload
+    def any(self, wanted: str) -> str: ...
+
+class Changed:
+    def silent(self) -> None: ...
+'''
+
+
+class Bare:
+    """A class without members."""
+
+
+class Kept:
+    """A class with members.
+
+    In two paragraphs.
+    """
+
+    def method(self) -> None:
+        r"""A method with a \n."""
+
+    @property
+    def fact(self) -> None:
+        """A fact."""
+
+    def any(self) -> None:
+        """An overload."""
+
+
+class Changed:  # noqa: D101  that is what it is here for
+    def silent(self) -> None:  # noqa: D102
+        pass
+
+
+def test_types_and_comments_stay_and_docstrings_are_written_replaced_and_removed() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "stubs"))
+    module = SimpleNamespace(Bare=Bare, Kept=Kept, Changed=Changed)
+    path = ROOT / "vmm_linux" / "_core" / "made_up.pyi"
+    made = script["formatted"](script["with_docstrings"](BEFORE, module), path)
+    assert made == AFTER
+    assert script["formatted"](script["with_docstrings"](made, module), path) == AFTER
+    with pytest.raises(script["UnknownNameError"], match="has no Kept"):
+        script["with_docstrings"](BEFORE, SimpleNamespace(Bare=Bare))
 
 
 def test_signatures_in_stubs_are_those_of_the_compiled_modules(tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ def test_arrays_of_a_buffer(vmm: VMM) -> None:
     assert_type(default, np.ndarray[Any, np.dtype[np.float64]])
     assert default.dtype == np.float64
     assert_type(mdl.array(3, None), np.ndarray[Any, np.dtype[np.float64]])
-    # As of NumPy's own functions: what a string names is not known.
+    assert_type(mdl.array(3, "float64"), np.ndarray[Any, np.dtype[np.float64]])
+    # As of NumPy's own functions: what another string names is not known.
     assert_type(mdl.array(3, "i4"), np.ndarray[Any, np.dtype[Any]])
     assert_type(mdl.array(3, [("a", "u1"), ("b", "f8")], 8), np.ndarray[Any, np.dtype[Any]])
 

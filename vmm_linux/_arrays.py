@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmm_linux.region import Region
 
     Scalar = TypeVar("Scalar", bound=np.generic)
-    # What a type checker knows the scalar of. Of strings NumPy's own functions know none either.
+    # Dtypes whose scalar a type checker knows; of strings NumPy's own functions do not either.
     DtypeOf = type[Scalar] | np.dtype[Scalar]
 
     class Mappable(Protocol):

@@ -17,7 +17,7 @@ from vmm_linux.region import Region
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, Self, SupportsIndex
+    from typing import Any, Literal, Self, SupportsIndex
 
     import numpy as np
     from typing_extensions import Buffer
@@ -229,7 +229,7 @@ class Mdl:
     def array(
         self,
         shape: SupportsIndex | Sequence[SupportsIndex],
-        dtype: None = None,
+        dtype: Literal["float64"] | None = "float64",
         offset: SupportsIndex = 0,
         writable: bool | None = None,
     ) -> np.ndarray[Any, np.dtype[np.float64]]: ...
