@@ -78,7 +78,15 @@ def test_the_source_distribution_has_every_source_and_nothing_generated(packages
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix not in {".pyc", ".so"}
     }
-    root = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"}
+    root = {
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "MANIFEST.in",
+        "README.md",
+        "pyproject.toml",
+        "setup.py",
+    }
     made = {path for path in packed if path.parts[0] == "vmm_linux.egg-info"}
     made |= {PurePosixPath("PKG-INFO"), PurePosixPath("setup.cfg")}
     assert packed - made == sources | {PurePosixPath(name) for name in root}

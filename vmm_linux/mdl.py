@@ -7,7 +7,7 @@ import sys
 from vmm_linux import _arrays, _pickling, _span
 from vmm_linux._core.endpoint import VMM
 from vmm_linux._core.kernel import Descriptor
-from vmm_linux._core.typed import final
+from vmm_linux._core.typed import final, overload
 from vmm_linux._core.values import describe, is_a
 from vmm_linux._default_vmm import default_vmm
 from vmm_linux.errors import InvalidArgument, InvalidOperation, NoCapability, VmmError
@@ -17,11 +17,12 @@ from vmm_linux.region import Region
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, Self, SupportsIndex
+    from typing import Any, Literal, Self, SupportsIndex
 
     import numpy as np
     from typing_extensions import Buffer
 
+    from vmm_linux._arrays import DtypeOf, Scalar
     from vmm_linux.handles import Handle
 
 __all__ = ["Mdl"]
@@ -224,10 +225,34 @@ class Mdl:
             return VmmFlags.READ | VmmFlags.WRITE
         return VmmFlags.READ
 
+    @overload
     def array(
         self,
         shape: SupportsIndex | Sequence[SupportsIndex],
-        dtype: Any = "float64",  # noqa: ANN401  whatever numpy.dtype takes
+        dtype: Literal["float64"] | None = "float64",
+        offset: SupportsIndex = 0,
+        writable: bool | None = None,
+    ) -> np.ndarray[Any, np.dtype[np.float64]]: ...
+    @overload
+    def array(
+        self,
+        shape: SupportsIndex | Sequence[SupportsIndex],
+        dtype: DtypeOf[Scalar],
+        offset: SupportsIndex = 0,
+        writable: bool | None = None,
+    ) -> np.ndarray[Any, np.dtype[Scalar]]: ...
+    @overload
+    def array(
+        self,
+        shape: SupportsIndex | Sequence[SupportsIndex],
+        dtype: Any,  # noqa: ANN401  whatever numpy.dtype takes
+        offset: SupportsIndex = 0,
+        writable: bool | None = None,
+    ) -> np.ndarray[Any, np.dtype[Any]]: ...
+    def array(
+        self,
+        shape: SupportsIndex | Sequence[SupportsIndex],
+        dtype: Any = "float64",
         offset: SupportsIndex = 0,
         writable: bool | None = None,
     ) -> np.ndarray[Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmm_linux import _span
 from vmm_linux._core import imports
 from vmm_linux._core.endpoint import Exporter, held
-from vmm_linux._core.typed import final
+from vmm_linux._core.typed import final, overload
 from vmm_linux.errors import InvalidOperation, ResourceNotFound, VmmError, refuse_copies
 
 TYPE_CHECKING = False
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Self, SupportsIndex
 
+    import numpy as np
     from typing_extensions import Buffer
 
+    from vmm_linux._arrays import DtypeOf, Scalar
     from vmm_linux._core.endpoint import VMM, PageInfo
 
 __all__ = ["Region"]
@@ -255,8 +257,16 @@ class Region(Exporter):
     def _pinned(self) -> memoryview:
         return self._vmm.view(*self._inside("view", 0, None))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:  # noqa: ANN401
+    @overload
+    def __array__(
+        self, dtype: None = None, copy: bool | None = None
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]: ...
+    @overload
+    def __array__(
+        self, dtype: DtypeOf[Scalar], copy: bool | None = None
+    ) -> np.ndarray[Any, np.dtype[Scalar]]: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """What NumPy asks for when it got no buffer, whose error it does not show: raises that."""
-        np: Any = imports.needed("__array__", "numpy")
+        numpy: Any = imports.needed("__array__", "numpy")
         view = memoryview(self)
-        return np.array(view, dtype) if copy else np.asarray(view, dtype)
+        return numpy.array(view, dtype) if copy else numpy.asarray(view, dtype)

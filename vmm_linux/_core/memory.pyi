@@ -1,1 +1,7 @@
-def set_rule(in_chunk: int = ..., in_vmm: int = ...) -> None: ...
+def set_rule(in_chunk: int | None = None, in_vmm: int | None = None) -> None:
+    """Take guards from these numbers of runs on; for tests.
+
+    Args:
+        in_chunk: committed runs of a chunk, or None for ``CROWDED``.
+        in_vmm: runs of a VMM, or None for ``FRAGMENTED``.
+    """

@@ -1,4 +1,4 @@
-"""What ``typing`` does to classes as they are made, without its import, which takes 3 ms.
+"""What ``typing`` does to classes and functions as they are made, without its import of 3 ms.
 
 A type checker sees the originals.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NamedTuple, final
+    from typing import NamedTuple, final, overload
 else:
     from collections import namedtuple
 
@@ -32,5 +32,9 @@ else:
         kind.__final__ = True
         return kind
 
+    def overload(function: object) -> object:
+        """Mark what is to be replaced by the function of the same name that follows."""
+        return function
 
-__all__ = ["NamedTuple", "final"]
+
+__all__ = ["NamedTuple", "final", "overload"]

@@ -32,7 +32,8 @@ cdef int64_t now(int clock) noexcept:
 
 @cython.final
 cdef class Record:
-    """A call as the audit saw it. Immutable.
+    """Record()\n--\n
+    A call as the audit saw it. Immutable.
 
     Attributes:
         call: its number in its process.
@@ -71,6 +72,7 @@ cdef class Record:
     cdef int64_t began                  # of the clock that never jumps
 
     def __init__(self):
+        """Raise TypeError: an ``Audit`` makes them."""
         raise TypeError("records are made by an Audit")
 
     def __repr__(self):
@@ -239,27 +241,8 @@ cdef int open_file(str path) except -1:
 # An audit must not forget its file while a VMM can still be called that writes to it.
 @cython.no_gc_clear
 cdef class Audit:
-    """Writes down every call of the VMMs that it is given to: ``VMM(audit=Audit(...))``.
-
-    Args:
-        file: path of a file that gets a line of JSON for each call (with ``failure="deny"`` two,
-            one before it), or None. It is made if need be, readable for its owner alone, and
-            appended to; threads, processes and VMMs may share it. A pipe (``/dev/stderr`` may be
-            one) or a terminal is written to as well, and never waited for: without a reader, or
-            full, it is a file that cannot be written. No write raises a signal (SIGPIPE, SIGXFSZ),
-            whatever the program does with those.
-        logger: a ``logging.Logger`` for what is to go elsewhere than ``vmm_linux.audit``: calls
-            that are denied as warnings, others for information.
-        ring: how many of the last records ``VMM.history`` keeps, 0 or more.
-        failure: what becomes of a call whose line cannot be written: ``"deny"`` refuses it before
-            anything is done (``SECURITY_DISALLOW``), ``"continue"`` warns once
-            (``RuntimeWarning``) and goes on. A policy's ``audit_failure`` comes first.
-
-    Errors:
-        INVALID_ARGUMENT: an argument of another kind.
-        OSError: ``failure`` is ``"deny"``, and the file cannot be opened.
-
-    Source: open(2) O_APPEND, write(2), pipe(7).
+    """Audit(file=None, logger=None, ring=1024, failure="deny")\n--\n
+    Writes down every call of the VMMs that it is given to: ``VMM(audit=Audit(...))``.
     """
 
     cdef object ring                    # the last records, the newest at the end
@@ -281,6 +264,28 @@ cdef class Audit:
         self.logging = set()
 
     def __init__(self, file=None, logger=None, ring=1024, failure="deny"):
+        """Make an audit, and open its file.
+
+        Args:
+            file: path of a file that gets a line of JSON for each call (with ``failure="deny"``
+                two, one before it), or None. It is made if need be, readable for its owner alone,
+                and appended to; threads, processes and VMMs may share it. A pipe (``/dev/stderr``
+                may be one) or a terminal is written to as well, and never waited for: without a
+                reader, or full, it is a file that cannot be written. No write raises a signal
+                (SIGPIPE, SIGXFSZ), whatever the program does with those.
+            logger: a ``logging.Logger`` for what is to go elsewhere than ``vmm_linux.audit``:
+                calls that are denied as warnings, others for information.
+            ring: how many of the last records ``VMM.history`` keeps, 0 or more.
+            failure: what becomes of a call whose line cannot be written: ``"deny"`` refuses it
+                before anything is done (``SECURITY_DISALLOW``), ``"continue"`` warns once
+                (``RuntimeWarning``) and goes on. A policy's ``audit_failure`` comes first.
+
+        Errors:
+            INVALID_ARGUMENT: an argument of another kind.
+            OSError: ``failure`` is ``"deny"``, and the file cannot be opened.
+
+        Source: open(2) O_APPEND, write(2), pipe(7).
+        """
         cdef int fd = -1
         cdef int error = 0
         self.check_unmade()

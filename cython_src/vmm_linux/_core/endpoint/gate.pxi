@@ -32,7 +32,8 @@ cdef Facts facts_of(const Request *request) noexcept:
 
 @cython.final
 cdef class Question:
-    """A call that a policy's callable decides about. Immutable.
+    """Question()\n--\n
+    A call that a policy's callable decides about. Immutable.
 
     Attributes:
         method: its Python name.
@@ -47,6 +48,7 @@ cdef class Question:
     __reduce__ = refuse_copies("each is of one call of one VMM; keep its method and arguments")
 
     def __init__(self):
+        """Raise TypeError: a VMM makes them."""
         raise TypeError("questions are put by a VMM")
 
     def __repr__(self):

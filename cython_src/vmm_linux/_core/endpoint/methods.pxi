@@ -35,7 +35,8 @@ class Kind(Enum):
 
 MethodInfo = namedtuple(
     "MethodInfo", ("name", "arguments", "flags"), defaults=(0,), module=__name__)
-"""A method: its name, its arguments in order with their kinds, and the flags that it knows."""
+MethodInfo.__doc__ = (
+    "A method: its name, its arguments in order with their kinds, and the flags that it knows.")
 
 
 cdef tuple RANGE = (("va", Kind.ADDRESS), ("size", Kind.SIZE))

@@ -5,9 +5,11 @@ the ledger says whose it is and what it is meant to be. Where they differ, the k
 Nothing here touches the page.
 """
 
+
 @cython.final
 cdef class PageInfo:
-    """What ``VMM.query`` found out about one page. Immutable.
+    """PageInfo()\n--\n
+    What ``VMM.query`` found out about one page. Immutable.
 
     Attributes:
         va: start of the page that includes the address asked for.
@@ -82,6 +84,7 @@ cdef class PageInfo:
         return page_fact(self._facts, PAGE_HUGE)
 
     def __init__(self):
+        """Raise TypeError: ``VMM.query`` makes them."""
         raise TypeError("a PageInfo is what VMM.query returns")
 
     def __repr__(self):

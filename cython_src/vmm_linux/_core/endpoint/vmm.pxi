@@ -5,9 +5,12 @@ What its methods do is in ``regions.pxi`` and ``buffers.pxi``.
 
 
 # As the gate, the files of /proc must not be cleared while the VMM can still be called.
+# The first line of the docstring is for inspect.signature, as ``__init__`` gives a class none.
 @cython.no_gc_clear
 cdef class VMM:
-    """The endpoint: every method of it (see ``vmm_linux.VMM``)."""
+    """VMM(limits=None, *, policy=None, audit=None)\n--\n
+    The endpoint: every method of it (see ``vmm_linux.VMM``).
+    """
 
     cdef AddressSpace space
     cdef OwnProcess process

@@ -50,6 +50,7 @@ cdef class Mapping(SmapsRecord):
     cdef Mapping uncut
 
     def __init__(self):
+        """Raise TypeError: ``snapshot``, ``maps`` and ``at`` make them."""
         raise TypeError("mappings are not made by hand; ask snapshot(), maps() or at()")
 
     @property
@@ -176,6 +177,7 @@ cdef class Mappings:
         self.store = SmapsStore.__new__(SmapsStore)
 
     def __init__(self):
+        """Raise TypeError: ``read_mappings`` makes them."""
         raise TypeError("read_mappings() makes them")
 
     def __reduce__(self):

@@ -302,7 +302,6 @@ def _switch_off(names):
         try:
             feature = Feature[name.upper()]
         except KeyError:
-
             warnings.warn(
                 f"VMM_LINUX_WITHOUT names no feature {name!r}; there are: "
                 + ", ".join(Feature.__members__), RuntimeWarning, stacklevel=2)

@@ -23,10 +23,15 @@ cdef int check_isolated(Ledger ledger, uintptr_t start, uintptr_t end) except -1
     return 0
 
 
-def set_leaf_limit(size_t entries=<size_t>-1):
-    """Let a leaf of the maps hold at most so many regions or runs; for tests."""
-    Regions.set_leaf_limit(entries)
-    Runs.set_leaf_limit(entries)
+def set_leaf_limit(entries=None):
+    """Let a leaf of the maps hold at most so many regions or runs; for tests.
+
+    Args:
+        entries: how many, or None for as many as the maps themselves say.
+    """
+    cdef size_t limit = <size_t>-1 if entries is None else entries
+    Regions.set_leaf_limit(limit)
+    Runs.set_leaf_limit(limit)
 
 
 @cython.final

@@ -37,11 +37,18 @@ cdef enum Content:
     OPENED = 2                  # reserved pages behind guards
 
 
-def set_rule(size_t in_chunk=CROWDED, size_t in_vmm=FRAGMENTED):
-    """Take guards from these numbers of runs on; for tests."""
+def set_rule(in_chunk=None, in_vmm=None):
+    """Take guards from these numbers of runs on; for tests.
+
+    Args:
+        in_chunk: committed runs of a chunk, or None for ``CROWDED``.
+        in_vmm: runs of a VMM, or None for ``FRAGMENTED``.
+    """
     global crowded, fragmented
-    crowded = in_chunk
-    fragmented = in_vmm
+    cdef size_t islands = CROWDED if in_chunk is None else in_chunk
+    cdef size_t runs = FRAGMENTED if in_vmm is None else in_vmm
+    crowded = islands
+    fragmented = runs
 
 
 cdef size_t chunk_size() noexcept nogil:

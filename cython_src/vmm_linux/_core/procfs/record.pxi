@@ -43,7 +43,8 @@ cdef str device_text(uint32_t major, uint32_t minor):
 
 @no_gc                          # Strings, numbers and sets of strings: no cycle can arise.
 cdef class SmapsRecord:
-    """One mapping of a process, from a record of ``smaps`` or a line of ``maps``.
+    """SmapsRecord()\n--\n
+    One mapping of a process, from a record of ``smaps`` or a line of ``maps``.
 
     Figures are in bytes, except ``thp_eligible`` and ``protection_key``; None where the text has
     none (an older kernel, a line of ``maps``). A figure that a newer kernel adds is an attribute
@@ -52,6 +53,7 @@ cdef class SmapsRecord:
     """
 
     def __init__(self):
+        """Raise TypeError: ``parse_smaps`` and ``parse_maps`` make them."""
         raise TypeError(
             "records are not made by hand; read them with parse_smaps() or parse_maps()")
 
