@@ -143,7 +143,7 @@ class Sharer:
         secret = os.urandom(2 * HALF)
         request, proof = secret[:HALF], secret[HALF:]
         with self.changed:
-            most = min(MOST_WAITING, kernel.most_descriptors() // 2)
+            most = min(MOST_WAITING, kernel.resource_limit(kernel.RESOURCES["RLIMIT_NOFILE"]) // 2)
             if len(self.waiting) >= most:
                 raise QuotaExceeded(
                     "pickle",

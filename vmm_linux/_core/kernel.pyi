@@ -47,8 +47,10 @@ def filesystem_type(fd: int) -> int:
 def close(fd: int) -> int:
     """``close(2)``. The descriptor is gone whatever the result."""
 
-def most_descriptors() -> int:
-    """``getrlimit(RLIMIT_NOFILE)``: how many descriptors this process may have."""
+RESOURCES: dict[str, int]
+
+def resource_limit(resource: int) -> int:
+    """``getrlimit(2)``: the soft limit, 2**64 - 1 where there is none."""
 
 def fork_generation() -> int:
     """How many forks lie between the first process that imported this module and this one."""

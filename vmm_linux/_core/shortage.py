@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 
 from vmm_linux._core import kernel
 from vmm_linux._core.kernel import figure_in
@@ -63,9 +62,9 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
             "package unmapped it; free it"
         )
     for name in limits:
-        bound = resource.getrlimit(getattr(resource, name))[0]
+        bound = kernel.resource_limit(kernel.RESOURCES[name])
         use = figure_in(status, COUNTED[name]) or 0
-        if bound != resource.RLIM_INFINITY and use + size > bound:
+        if use + size > bound:
             return Retcode.QUOTA_EXCEEDED, (
                 f"{size} bytes more than the {use} in use would pass {name}, {bound} bytes; "
                 f"raise it (ulimit {'-v' if name == 'RLIMIT_AS' else '-d'}) or free something"

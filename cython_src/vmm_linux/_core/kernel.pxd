@@ -64,6 +64,11 @@ cdef extern from *:
         MFD_NOEXEC_SEAL
         MFD_EXEC
 
+cdef extern from "<sys/resource.h>" nogil:
+    int RLIMIT_AS
+    int RLIMIT_DATA
+    int RLIMIT_NOFILE
+
 cdef extern from "<fcntl.h>" nogil:
     enum:
         FALLOC_FL_KEEP_SIZE
@@ -235,7 +240,7 @@ cdef int pagemap_scan(int pagemap_fd, ScanArgument *scan) noexcept nogil
 # Copies with the kernel's checks
 cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noexcept nogil
 cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t length) noexcept nogil
-cpdef uint64_t most_descriptors() noexcept nogil
+cpdef uint64_t resource_limit(int resource) noexcept nogil
 
 
 # ---- signals -----------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ from vmm_linux._core.kernel cimport (
 )
 
 import os
-import re
 from types import MappingProxyType
 
 from vmm_linux.errors import refuse_copies

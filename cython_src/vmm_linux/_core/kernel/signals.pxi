@@ -8,11 +8,10 @@ cdef extern from "<signal.h>" nogil:
     int raise_signal "raise"(int)
 
 cdef extern from "<sys/resource.h>" nogil:
-    struct resource_limit "rlimit":
+    struct rlimit_values "rlimit":
         unsigned long rlim_cur
     int RLIMIT_FSIZE
-    int RLIMIT_NOFILE
-    int c_getrlimit "getrlimit"(int, resource_limit *)
+    int c_getrlimit "getrlimit"(int, rlimit_values *)
 
 
 cdef void hold_signals(HeldSignals *held) noexcept nogil:
@@ -44,5 +43,5 @@ cdef void drop_signals(HeldSignals *held, bint failed) noexcept nogil:
 
 cdef inline bint is_past_file_limit(uint64_t end) noexcept nogil:
     """Whether a file of so many bytes is longer than this process may make one."""
-    cdef resource_limit limit
+    cdef rlimit_values limit
     return c_getrlimit(RLIMIT_FSIZE, &limit) != 0 or end > limit.rlim_cur

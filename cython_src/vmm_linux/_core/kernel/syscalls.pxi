@@ -345,7 +345,11 @@ cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t leng
     return result_of(c_process_vm_writev(getpid(), &here, 1, &there, 1, 0))
 
 
-cpdef uint64_t most_descriptors() noexcept nogil:
-    """``getrlimit(RLIMIT_NOFILE)``: how many descriptors this process may have."""
-    cdef resource_limit limit
-    return limit.rlim_cur if c_getrlimit(RLIMIT_NOFILE, &limit) == 0 else 0
+cpdef uint64_t resource_limit(int resource) noexcept nogil:
+    """``getrlimit(2)``: the soft limit, 2**64 - 1 where there is none."""
+    cdef rlimit_values limit
+    return limit.rlim_cur if c_getrlimit(resource, &limit) == 0 else 0
+
+
+RESOURCES = {"RLIMIT_AS": RLIMIT_AS, "RLIMIT_DATA": RLIMIT_DATA, "RLIMIT_NOFILE": RLIMIT_NOFILE}
+"""What ``resource_limit`` takes, by name."""

@@ -137,7 +137,8 @@ cdef int memory_object_new_of_segments(MemoryObject **made, uint64_t size, uint6
     cdef MemoryObject *self
     cdef OpenFile file
     cdef int result = 0
-    if count > 1 and count > min(kernel.most_descriptors(), <uint64_t>MOST_SEGMENTS):
+    if count > 1 and count > min(
+            kernel.resource_limit(kernel.RLIMIT_NOFILE), <uint64_t>MOST_SEGMENTS):
         return -EMFILE
     self = new_object(count, size)
     if self == NULL:

@@ -75,9 +75,27 @@ cdef const char *scan_value(const char *at, const char *end, uint64_t *value,
 
 cdef str snake_case(str label):
     """``KernelPageSize`` and ``Shared_Clean`` to ``kernel_page_size`` and ``shared_clean``."""
-    # A capital begins a word after a small letter, and before one (MMUPageSize: mmu_page_size).
-    label = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", label)
-    return label.lower()
+    # A capital begins a word after a small letter or a digit, and after a capital where a small
+    # letter follows (MMUPageSize: mmu_page_size).
+    cdef str snake = label[:1]
+    cdef Py_ssize_t i
+    for i in range(1, len(label)):
+        if is_capital(label[i]) and (
+                is_small(label[i - 1]) or "0" <= label[i - 1] <= "9"
+                or is_capital(label[i - 1]) and is_small(label[i + 1:i + 2])):
+            snake += "_"
+        snake += label[i]
+    return snake.lower()
+
+
+cdef bint is_capital(str letter):
+    """Whether this is a capital letter of ASCII."""
+    return "A" <= letter <= "Z"
+
+
+cdef bint is_small(str letter):
+    """Whether this is a small letter of ASCII; no letter is none."""
+    return "a" <= letter <= "z"
 
 
 # ---- The parser --------------------------------------------------------------------------------
