@@ -24,14 +24,15 @@ SANITIZERS = os.environ.get("VMM_LINUX_SANITIZE", "")
 #: Each set of sanitizers has objects of its own, so that a change of the set is noticed.
 BUILD = Path("build", SANITIZERS)
 
-# How far to optimize is left to Python's own flags and to CXXFLAGS. Function names are enough for
-# a backtrace; line numbers would double the modules, so only a build for finding faults has them.
+# How far to optimize is left to Python's own flags and to CXXFLAGS. Symbols and line numbers are
+# for a build that looks for faults: they would more than double the modules.
 compile_args = ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
-compile_args += ["-g1" if SANITIZERS else "-g0"]
-link_args = []
 if SANITIZERS:
-    compile_args += [f"-fsanitize={SANITIZERS}", "-fno-omit-frame-pointer"]
-    link_args += [f"-fsanitize={SANITIZERS}"]
+    compile_args += ["-g1", f"-fsanitize={SANITIZERS}", "-fno-omit-frame-pointer"]
+    link_args = [f"-fsanitize={SANITIZERS}"]
+else:
+    compile_args += ["-g0"]
+    link_args = ["-Wl,--strip-all"]
 
 
 def extension(source: Path) -> Extension:
