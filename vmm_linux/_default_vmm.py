@@ -32,10 +32,10 @@ def default_vmm() -> VMM:
     if vmm is not None:
         DEFAULT.pop("vmm", None)
     # Of threads that come at once, all get the same.
-    return DEFAULT.setdefault("vmm", unwatched_vmm())
+    return DEFAULT.setdefault("vmm", vmm_without_warning())
 
 
-def unwatched_vmm() -> VMM:
+def vmm_without_warning() -> VMM:
     """A VMM of which nobody is warned: no user has it, who could close it."""
     vmm: VMM = imports.needed("VMM", MODULE).VMM()
     vmm._warned = True  # noqa: SLF001  the package's own

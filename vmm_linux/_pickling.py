@@ -119,7 +119,7 @@ def reduced(thing: Closable, reduce: Callable[[], tuple[Any, ...]]) -> tuple[Any
     except (VmmError, MemoryError) as problem:
         if not feeds_a_queue(sys._getframe()):  # noqa: SLF001  there is no other way to know
             raise
-        return fail, (as_told(thing, problem),)
+        return fail, (for_the_receiver(thing, problem),)
 
 
 def feeds_a_queue(frame: FrameType | None) -> bool:
@@ -137,7 +137,7 @@ def feeds_a_queue(frame: FrameType | None) -> bool:
     return False
 
 
-def as_told(thing: Closable, problem: VmmError | MemoryError) -> VmmError:
+def for_the_receiver(thing: Closable, problem: VmmError | MemoryError) -> VmmError:
     """An error in words for the receiver, who did not see what was done to the thing."""
     kind = type(thing).__name__
     if thing.closed:

@@ -404,7 +404,7 @@ os.register_at_fork(after_in_child=in_child)
 
 
 @atexit.register
-def finish_if_nobody_else_does() -> None:
+def finish_at_exit() -> None:
     """The end of a process that loaded multiprocessing so late that only its end sends anything.
 
     Such a process imported this package first, so that this comes after multiprocessing's end.

@@ -103,9 +103,9 @@ class Region(Exporter):
         return self.size
 
     def __repr__(self) -> str:
-        return f"<Region at 0x{self._base:x}, {self._tell()}>"
+        return f"<Region at 0x{self._base:x}, {self._described()}>"
 
-    def _tell(self) -> str:
+    def _described(self) -> str:
         """Size, state and protection in words."""
         size = self.size
         if size == 0:

@@ -16,7 +16,7 @@ from vmm_linux.flags import Rights, Seal, VmmFlags
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_linux.cli.audit_file import Entry
+    from vmm_linux.cli.audit_file import AuditLine
 
 __all__ = ["main"]
 
@@ -85,7 +85,7 @@ def number(text: str) -> int:
     return value
 
 
-def show(found: Sequence[Entry], sid: int) -> None:
+def show(found: Sequence[AuditLine], sid: int) -> None:
     """A table, and how many calls there were."""
     if found:
         rows = [row_of(entry, sid) for entry in found]
@@ -94,7 +94,7 @@ def show(found: Sequence[Entry], sid: int) -> None:
     print_line(f"Calls: {len(found)}. Processes: {len(processes)}.")
 
 
-def row_of(entry: Entry, sid: int) -> tuple[str, ...]:
+def row_of(entry: AuditLine, sid: int) -> tuple[str, ...]:
     """A call in a row."""
     record = entry.record
     try:
@@ -113,7 +113,7 @@ def outcome_of(record: dict[str, Any]) -> str:
     return f"{record['rc'] or record['error']}{rule}"
 
 
-def what_of(entry: Entry, sid: int) -> str:
+def what_of(entry: AuditLine, sid: int) -> str:
     """What a call does to the buffer, in a few words."""
     record = entry.record
     method = record["method"]

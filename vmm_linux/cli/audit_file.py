@@ -12,7 +12,7 @@ from vmm_linux._core.endpoint import START
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Entry", "Problem", "read"]
+__all__ = ["AuditLine", "Problem", "read"]
 
 LONGEST_LINE: Final = 4 << 20
 """Bytes; a policy's names, which are the longest there is, come out of a file of 1 MiB."""
@@ -43,7 +43,7 @@ TYPES: Final = {
 LEAVING: Final = frozenset(("send_handle", "handle_fileno"))
 
 
-class Entry(NamedTuple):
+class AuditLine(NamedTuple):
     """A line that says something: where it is, and what."""
 
     file: str
@@ -67,7 +67,7 @@ class Problem(NamedTuple):
     killed: bool
 
 
-def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[Entry], list[Problem]]:
+def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[AuditLine], list[Problem]]:
     """What the files say of calls, in the order of time.
 
     A call whose end is written down is told once.
@@ -79,11 +79,11 @@ def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[Entry], lis
     Errors:
         OSError: a file cannot be read.
     """
-    entries: list[Entry] = []
+    entries: list[AuditLine] = []
     problems: list[Problem] = []
     for path in dict.fromkeys(paths):
         for found in lines_of(path):
-            if isinstance(found, Entry):
+            if isinstance(found, AuditLine):
                 if sid is None or sid in (found.record["sid"], found.record["origin_sid"]):
                     entries.append(found)
             else:
@@ -95,12 +95,12 @@ def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[Entry], lis
     return sorted(told, key=lambda entry: entry.moment), problems
 
 
-def key_of(entry: Entry) -> tuple[int, int, int]:
+def key_of(entry: AuditLine) -> tuple[int, int, int]:
     """What the two lines of a call have in common with each other and with no other's."""
     return entry.record["pid"], entry.record["call"], entry.record["time"]
 
 
-def lines_of(path: str) -> Iterator[Entry | Problem]:
+def lines_of(path: str) -> Iterator[AuditLine | Problem]:
     """What each line of a file says."""
     with Path(path).open("rb") as file:
         for number in count(1):
@@ -124,7 +124,7 @@ def lines_of(path: str) -> Iterator[Entry | Problem]:
                 start = line.rfind(START.encode())
                 record = parsed(line[start:])[0] if start > 0 else None
             if record is not None:
-                yield Entry(path, number, record)
+                yield AuditLine(path, number, record)
 
 
 def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:

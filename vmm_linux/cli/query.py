@@ -42,13 +42,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if pid is None:
             with demonstration():
-                answer = look(va, None)
+                answer = page_at(va, None)
         else:
-            answer = look(va, pid)
+            answer = page_at(va, pid)
     except VmmError as error:
         sys.stderr.write(f"vmm-linux query: {escaped(str(error))}\n")
         return 2
-    shown = json.dumps(answer, indent=1) if asked.json else "\n".join(told(answer))
+    shown = json.dumps(answer, indent=1) if asked.json else "\n".join(lines_of(answer))
     sys.stdout.write(shown + "\n")
     return 0
 
@@ -67,7 +67,7 @@ def address(text: str) -> int:
     return value
 
 
-def look(va: int, pid: int | None) -> dict[str, Any]:
+def page_at(va: int, pid: int | None) -> dict[str, Any]:
     """The page that includes an address, and its mapping with its whole record, or the hole."""
     page_size = os.sysconf("SC_PAGE_SIZE")
     page = va // page_size * page_size
@@ -105,7 +105,7 @@ def hole(mappings: Sequence[Mapping], va: int) -> dict[str, int]:
     }
 
 
-def told(answer: dict[str, Any]) -> list[str]:
+def lines_of(answer: dict[str, Any]) -> list[str]:
     """The answer in lines."""
     lines = [f"{answer['address']:#x} of PID {answer['pid']}"]
     if answer["hole"] is not None:

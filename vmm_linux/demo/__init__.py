@@ -86,12 +86,12 @@ def carry_out(subject: Subject, report: Report) -> bool:
     """Make the steps: whether all were made and held."""
     report.begin(subject, this_machine())
     ok = True
-    before = Footprint.look()
+    before = Footprint.take()
     with VMM() as vmm, contextlib.ExitStack() as at_end:
         run = Run(vmm, before, subject, at_end)
         for step in made(run, (*steps.STEPS, *mdl_steps.STEPS)):
             if not step.ok:
-                tell_what_failed(step)
+                report_failures(step)
             if not step.ok and has_changed(subject):
                 raise UnfitFileError("changed while it was read")
             report.show(step)
@@ -100,7 +100,7 @@ def carry_out(subject: Subject, report: Report) -> bool:
     return ok
 
 
-def tell_what_failed(step: Step) -> None:
+def report_failures(step: Step) -> None:
     """Say which check of a step did not hold."""
     for check, held in step.checks.items():
         if not held:

@@ -51,7 +51,7 @@ class Footprint(NamedTuple):
     descriptors: frozenset[str]
 
     @classmethod
-    def look(cls) -> "Footprint":
+    def take(cls) -> "Footprint":
         """Ask the kernel."""
         lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
         return cls(
@@ -201,7 +201,7 @@ def signal_name(code: int) -> str | None:
 def close(caller: Caller) -> None:
     """The process's mappings and descriptors are the ones that it began with."""
     caller.call("close")
-    after = Footprint.look()
+    after = Footprint.take()
     for name, had, has in zip(Footprint._fields, caller.before, after, strict=True):
         caller.step.kernel[name] = len(has)
         caller.step.kernel[f"{name}_changed"] = sorted(had ^ has)

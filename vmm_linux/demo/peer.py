@@ -306,7 +306,7 @@ def answer(peer: Peer) -> None:
     peer.step.checks["all of it is written"] = written == len(digest)
 
 
-def tell_cost(peer: Peer) -> None:
+def report_cost(peer: Peer) -> None:
     """What FILE's buffer costs this process while the other one has it too."""
     peer.call("Query", va=peer.va)
     kernel = ask(peer, peer.va)
@@ -344,7 +344,7 @@ USE = (
     free_window,
     map_board,
     answer,
-    tell_cost,
+    report_cost,
 )
 LEAVE = (free_file, close)
 """After ``GO_ON``."""
@@ -359,7 +359,7 @@ def main(parent: str, size: str, sha256: str) -> int:
     name_process("vmm-demo-peer")
     ok = True
     with socket.socket(fileno=0) as sock:
-        before = Footprint.look()
+        before = Footprint.take()
         sock.send(READY)
         with VMM() as vmm:
             peer = Peer(vmm, before, sock, int(size), sha256)

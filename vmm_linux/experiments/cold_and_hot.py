@@ -175,7 +175,7 @@ def claim(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
         Column("within", "ns"),
         Column("beyond", "ns"),
     )
-    caches = told_caches()
+    caches = cache_sizes()
     for level in (1, 2, 3):
         with run.part(f"The cache of level {level}"):
             need(level in caches, "the kernel tells of none")
@@ -194,7 +194,7 @@ def claim(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
         run.timing(statement, small[-1] / times[HUGE][-1], at_least(1.2), "times")
 
 
-def told_caches() -> dict[int, int]:
+def cache_sizes() -> dict[int, int]:
     """The caches for data of the core that this runs on: level and bytes."""
     (core,) = os.sched_getaffinity(0)
     found = {}

@@ -126,7 +126,7 @@ def write_after_fork(run: Run, region: Region) -> None:
         Column("time of a page", "µs"),
     )
 
-    def look(step: str, child: Child | None = None, cost: Sequence[float] = ()) -> None:
+    def record(step: str, child: Child | None = None, cost: Sequence[float] = ()) -> None:
         its: Sequence[int | None] = [None] * len(FIGURES)
         if child:
             its = figures(region.base, FIGURES.values(), child.pid)
@@ -134,21 +134,21 @@ def write_after_fork(run: Run, region: Region) -> None:
         faults, seconds = cost or (None, None)
         table.add(step, *its, *ours, faults, seconds and seconds / pages * 1e6)
 
-    look("before fork()")
-    with run.child(write_as_told, region) as child:
-        look("after fork()", child)
+    record("before fork()")
+    with run.child(write_on_request, region) as child:
+        record("after fork()", child)
         for number, part in enumerate(run.steps(parts, "writing"), 1):
             child.send(part)
-            look(f"child wrote {100 * number / len(parts):g} %", child, child.receive())
+            record(f"child wrote {100 * number / len(parts):g} %", child, child.receive())
         changed = sum(byte != 1 for byte in region.view()[:: run.page])
-        look("parent wrote to a part", child, written(region, parts[-1]))
+        record("parent wrote to a part", child, written(region, parts[-1]))
         child.send(parts[-1])
-        look("child wrote there again", child, child.receive())
-    look("child ended")
+        record("child wrote there again", child, child.receive())
+    record("child ended")
     claim(run, table, region.size, len(parts), changed)
 
 
-def write_as_told(connection: Connection, region: Region) -> None:
+def write_on_request(connection: Connection, region: Region) -> None:
     """Be the child: write where it is told to, and answer what that cost."""
     while True:
         connection.send(written(region, connection.recv()))

@@ -95,11 +95,11 @@ def decommit(run: Run, size: int) -> Iterator[Held]:
         region.commit()
         touch(region)
 
-        def look() -> str:
+        def contents() -> str:
             region.commit(0, run.page)
             return words(region.read(0, 1)[0])
 
-        yield Held(lambda: resident(region.base, size), region.decommit, look)
+        yield Held(lambda: resident(region.base, size), region.decommit, contents)
 
 
 def advised(advice: int) -> Way:

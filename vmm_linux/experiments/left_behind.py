@@ -110,7 +110,7 @@ def make_kill_and_look(
     places: dict[str, Made] = {}
     victims = []
 
-    def look() -> None:
+    def record() -> None:
         looks.found.append(sizes_of(places))
         looks.growth.append(meminfo("Shmem") - before)
 
@@ -122,13 +122,13 @@ def make_kill_and_look(
                 places[way] = victims[-1].receive()
         if HELD in places:
             holder.receive()
-        look()
+        record()
         for victim in victims:
             victim.kill()
-        look()
+        record()
         holder.kill()
         clean()
-        look()
+        record()
     return looks
 
 

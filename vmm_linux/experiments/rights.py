@@ -226,15 +226,15 @@ def withstand(
             if state.seals:
                 vmm.mdl_seal(handle, state.seals)
             fd = vmm.handle_fileno(handle)
-            before = look(fd)
+            before = contents_of(fd)
             vmm.send_handle(sock, handle, state.rights)
             sock.send(json.dumps([os.getpid(), fd, va]).encode())
             answer = sock.recv(100).decode()
-            connection.send(CHANGED if look(fd) != before else answer)
+            connection.send(CHANGED if contents_of(fd) != before else answer)
             os.close(fd)
 
 
-def look(fd: int) -> tuple[bytes, int, int]:
+def contents_of(fd: int) -> tuple[bytes, int, int]:
     """All of a buffer that an attack may change: contents, size, seals."""
     return os.pread(fd, 4 * SIZE, 0), os.fstat(fd).st_size, fcntl.fcntl(fd, fcntl.F_GET_SEALS)
 
@@ -317,7 +317,7 @@ def having(came: dict[str, str]) -> set[str]:
     return {name for name in came if came[name] == CHANGED}
 
 
-def told(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Attacks in a text."""
     return "; ".join(names) or "none"
 
@@ -325,13 +325,13 @@ def told(names: Iterable[str]) -> str:
 def claim_of_user(run: Run, user: str, came: dict[str, str]) -> None:
     """Compare with what was predicted of a user and a buffer without a seal."""
     predicted = {name: attack.predicted(user) for name, attack in ATTACKS.items()}
-    surprises = told(having(came) - having(predicted))
+    surprises = listed(having(came) - having(predicted))
     run.physical(f"No seal, {user}: attacks that succeed unexpectedly", surprises, equal("none"))
     with run.part(f"No seal, {user}: the other outcomes"):
         others = {name: came[name] for name in ATTACKS if came[name] != predicted[name]}
         stricter = [name for name in others if others[name] in FORBIDDEN]
-        need(not stricter, f"this system forbids more than Linux by itself: {told(stricter)}")
-        differing = told(f"{name}: {outcome}" for name, outcome in others.items())
+        need(not stricter, f"this system forbids more than Linux by itself: {listed(stricter)}")
+        differing = listed(f"{name}: {outcome}" for name, outcome in others.items())
         run.physical(f"No seal, {user}: outcomes not as predicted", differing, equal("none"))
 
 
@@ -350,6 +350,6 @@ def claim_of_states(run: Run, found: Found) -> None:
         but = " but through the writer" if through else ""
         run.physical(
             f"{state.capitalize()}: attacks that succeed{but}",
-            told(changed - through),
+            listed(changed - through),
             equal("none"),
         )

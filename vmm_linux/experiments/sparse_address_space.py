@@ -80,21 +80,21 @@ def found_at(run: Run, count: int, distance: int) -> Found:
     before = status("VmPTE")
     tables = []
 
-    def look() -> None:
+    def record() -> None:
         tables.append(status("VmPTE") - before)
 
     with run.vmm.region(count * distance) as region:
-        look()
+        record()
         for offset in range(0, len(region), distance):
             region.commit(offset, run.page)
             region.write(b"x", offset)
-        look()
+        record()
         held = sum(
             resident(region.base + offset, run.page) for offset in range(0, len(region), distance)
         )
         region.decommit()
-        look()
-    look()
+        record()
+    record()
     return Found(held, tables)
 
 

@@ -182,7 +182,7 @@ def out_of_a_pipe(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
     """Read each message into private memory."""
     view = private(vmm, size)
 
-    def look() -> None:
+    def receive_one() -> None:
         done = 0
         while done < size:
             count = os.readv(ends.pipe, [view[done:]])
@@ -191,7 +191,7 @@ def out_of_a_pipe(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
             done += count
         answer(ends.sock, view)
 
-    return look
+    return receive_one
 
 
 def into_a_held_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[int], None]:
@@ -211,11 +211,11 @@ def in_a_held_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
     """Look at each message where it was made."""
     view = Mdl(vmm, vmm.recv_handle(ends.sock)).map().view(0, size)
 
-    def look() -> None:
+    def receive_one() -> None:
         ends.sock.recv(1)
         answer(ends.sock, view)
 
-    return look
+    return receive_one
 
 
 def into_a_fresh_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[int], None]:
@@ -232,11 +232,11 @@ def into_a_fresh_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[int], None
 def in_a_fresh_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
     """Map the buffer that comes for each message."""
 
-    def look() -> None:
+    def receive_one() -> None:
         with Mdl(vmm, vmm.recv_handle(ends.sock)) as mdl, mdl.map() as region:
             answer(ends.sock, region.view(0, size))
 
-    return look
+    return receive_one
 
 
 WAYS: dict[str, tuple[Sender, Receiver]] = {

@@ -13,7 +13,7 @@ import stat
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_linux.errors import InvalidOperation, ResourceNotFound
 from vmm_linux.inspect.channel import Channel, Holder, Kind, Mapper, Sharing, Unread
@@ -36,7 +36,9 @@ from vmm_linux.inspect.processes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
+
+    from vmm_linux._core.inspect import Mapping
 
 __all__ = ["find"]
 
@@ -51,33 +53,6 @@ SEALS = {
     0x20: "F_SEAL_EXEC",
 }
 SHM = "/dev/shm"  # noqa: S108 (looked at, not written to)
-
-
-class Record(Protocol):
-    """A mapping, as ``inspect.maps`` and ``inspect.snapshot`` give it."""
-
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def permissions(self) -> str: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def inode(self) -> int: ...
-    @property
-    def pathname(self) -> str | None: ...
-    @property
-    def deleted(self) -> bool: ...
-    @property
-    def vm_flags(self) -> frozenset[str] | None: ...
-    @property
-    def figures(self) -> Mapping[str, int]: ...
-    @property
-    def whole(self) -> Record: ...
 
 
 class Key(NamedTuple):
@@ -96,7 +71,7 @@ class Found:
     name: str = ""
     deleted: bool = False
     held: list[tuple[Process, Descriptor]] = field(default_factory=list)
-    mapped: list[tuple[Process, Record]] = field(default_factory=list)
+    mapped: list[tuple[Process, Mapping]] = field(default_factory=list)
     mounts: dict[int, dict[int, Mount]] = field(default_factory=dict)
     facts: Facts | None = None
     attached: int | None = None
@@ -119,8 +94,8 @@ class Found:
 
 
 def find(
-    maps: Callable[[int], Iterable[Record]],
-    snapshot: Callable[[int], Iterable[Record]],
+    maps: Callable[[int], Iterable[Mapping]],
+    snapshot: Callable[[int], Iterable[Mapping]],
     *,
     all: bool,  # noqa: A002 (what people call it)
 ) -> Sharing:
@@ -158,7 +133,7 @@ def find(
 
 def collect(
     process: Process,
-    maps: Callable[[int], Iterable[Record]],
+    maps: Callable[[int], Iterable[Mapping]],
     internal: dict[int, Mount],
     found: dict[Key, Found],
 ) -> bool:
@@ -226,7 +201,7 @@ def mounts_seen_by(process: Process, tids: list[int]) -> dict[int, Mount]:
     return {}
 
 
-def mappings_of(maps: Callable[[int], Iterable[Record]], process: Process) -> list[Record]:
+def mappings_of(maps: Callable[[int], Iterable[Mapping]], process: Process) -> list[Mapping]:
     """The mappings of a process; none where it has ended."""
     with contextlib.suppress(InvalidOperation, *GONE):
         return list(maps(process.pid))
@@ -329,8 +304,8 @@ def add_dev_shm(found: dict[Key, Found]) -> None:
 
 
 def figures_of(
-    channels: Iterable[Found], snapshot: Callable[[int], Iterable[Record]]
-) -> dict[tuple[int, int], Record]:
+    channels: Iterable[Found], snapshot: Callable[[int], Iterable[Mapping]]
+) -> dict[tuple[int, int], Mapping]:
     """The records with figures of who maps these, by process and start; those gone by now not."""
     records = {}
     for pid in {process.pid for each in channels for process, _ in each.mapped}:
@@ -340,7 +315,7 @@ def figures_of(
     return records
 
 
-def channel_of(key: Key, found: Found, figures: Mapping[tuple[int, int], Record]) -> Channel:
+def channel_of(key: Key, found: Found, figures: dict[tuple[int, int], Mapping]) -> Channel:
     """What was found, put in order."""
     facts = found.facts or facts_of(key, found) or Facts(None, None, None)
     size = facts.size
@@ -392,9 +367,9 @@ def holders_of(found: Found) -> Iterator[Holder]:
         yield Holder(pid, names[pid].name, names[pid].uid, access, tuple(sorted(numbers)))
 
 
-def mappers_of(found: Found, figures: Mapping[tuple[int, int], Record]) -> Iterator[Mapper]:
+def mappers_of(found: Found, figures: dict[tuple[int, int], Mapping]) -> Iterator[Mapper]:
     """Mappings by process and permissions."""
-    groups: defaultdict[tuple[int, str], list[Record]] = defaultdict(list)
+    groups: defaultdict[tuple[int, str], list[Mapping]] = defaultdict(list)
     names = {process.pid: process for process, _ in found.mapped}
     for process, record in found.mapped:
         groups[process.pid, record.permissions].append(record)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from vmm_linux._tools.text import escaped
-from vmm_linux.cli.map.model import Entry, Picture
+from vmm_linux.cli.map.model import MapEntry, Picture
 from vmm_linux.flags import VmmFlags
 from vmm_linux.inspect import Mapping, Snapshot
 from vmm_linux.states import PageKind, PageState
@@ -80,7 +80,7 @@ def record_of(mapping: Mapping, group: str | None) -> dict[str, Any]:
     }
 
 
-def record_of_entry(entry: Entry) -> dict[str, Any]:
+def record_of_entry(entry: MapEntry) -> dict[str, Any]:
     """A record, and what is counted of a part too: bytes committed and resident."""
     record = record_of(entry.mapping, entry.group)
     return {**record, "committed": entry.committed, "resident": entry.resident}
@@ -131,7 +131,7 @@ def as_csv(picture: Picture) -> str:
     return text.getvalue()
 
 
-def flat(entry: Entry) -> dict[str, str | int]:
+def flat(entry: MapEntry) -> dict[str, str | int]:
     """A record in cells."""
     record = record_of_entry(entry)
     region, cut, flags = record.pop("region"), record.pop("cut_from"), record.pop("vm_flags")

@@ -19,7 +19,7 @@ from vmm_linux.inspect import Mapping, PageFlags
 from vmm_linux.inspect.processes import process_of, threads_of
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["GROUPS", "Entry", "Group", "Picture", "name_of", "size_of", "take"]
+__all__ = ["GROUPS", "Group", "MapEntry", "Picture", "name_of", "size_of", "take"]
 
 #: The groups and what people call them.
 GROUPS = {
@@ -46,7 +46,7 @@ LARGEST_GUARD = 1 << 20
 
 
 @dataclass
-class Entry:
+class MapEntry:
     """One mapping, or a region's part of one.
 
     Attributes:
@@ -79,7 +79,7 @@ class Group:
     """Entries that belong together, with their sums in bytes."""
 
     key: str
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[MapEntry] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -138,7 +138,7 @@ class Picture:
     command: str
     taken: datetime
     page_size: int
-    entries: list[Entry]
+    entries: list[MapEntry]
     totals: dict[str, int]
 
     @property
@@ -191,7 +191,7 @@ def words_of(pid: int) -> tuple[str, str]:
 # ---- groups -------------------------------------------------------------------------------------
 
 
-def entries_of(mappings: Sequence[Mapping], pid: int | None) -> list[Entry]:
+def entries_of(mappings: Sequence[Mapping], pid: int | None) -> list[MapEntry]:
     """Every mapping with its group and its sums."""
     programs = {
         mapping.pathname
@@ -265,7 +265,7 @@ def is_nameless(mapping: Mapping) -> bool:
     return mapping.pathname is None and mapping.inode == 0 and mapping.region is None
 
 
-def entry_of(mapping: Mapping, group: str, pid: int | None) -> Entry:
+def entry_of(mapping: Mapping, group: str, pid: int | None) -> MapEntry:
     """A mapping with its sums."""
     size = mapping.end - mapping.start
     committed = size if is_committed(mapping) else 0
@@ -276,7 +276,7 @@ def entry_of(mapping: Mapping, group: str, pid: int | None) -> Entry:
         part, swapped = counted(mapping, pid) if committed else (0, 0)
         pss = pss * part // resident if resident else 0
         resident = part
-    return Entry(mapping, group, size, committed, resident, pss, swapped)
+    return MapEntry(mapping, group, size, committed, resident, pss, swapped)
 
 
 def counted(mapping: Mapping, pid: int | None) -> tuple[int, int]:

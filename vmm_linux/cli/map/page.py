@@ -8,7 +8,7 @@ from typing import Any
 from vmm_linux import inspect
 from vmm_linux._core.kernel import Feature, available
 from vmm_linux._tools.text import escaped, human
-from vmm_linux.cli.map.model import Entry, Picture, name_of
+from vmm_linux.cli.map.model import MapEntry, Picture, name_of
 from vmm_linux.errors import VmmError
 from vmm_linux.inspect import Mapping, PageFlags
 
@@ -85,7 +85,7 @@ def data_of(picture: Picture, pid: int | None) -> dict[str, Any]:
 
 
 def mapping_of(
-    entry: Entry, group: int, names: list[str], strip: Runs | None, page: int
+    entry: MapEntry, group: int, names: list[str], strip: Runs | None, page: int
 ) -> dict[str, Any]:
     """A mapping with its record as a row, its texts fit to be shown."""
     mapping = entry.mapping
@@ -150,7 +150,7 @@ def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str
     return strips, "all looked at"
 
 
-def has_guards(entry: Entry) -> bool:
+def has_guards(entry: MapEntry) -> bool:
     """Whether pages may be guards, which are no memory and yet worth to be seen."""
     return "gu" in (entry.mapping.whole.vm_flags or ())
 
@@ -163,7 +163,7 @@ class Budget:
         self.runs = RUNS_AT_MOST
         self.skips = available(Feature.PAGEMAP_SCAN)
 
-    def scan(self, entry: Entry, pid: int | None, page: int) -> Runs | None:
+    def scan(self, entry: MapEntry, pid: int | None, page: int) -> Runs | None:
         """The runs of a mapping; None if that would go beyond the bounds."""
         self.bytes -= entry.resident + entry.swapped if self.skips else entry.reserved
         if self.bytes < 0:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from vmm_linux._tools.text import escaped, human
-from vmm_linux.cli.map.model import Entry, Group, Picture, name_of, size_of
+from vmm_linux.cli.map.model import Group, MapEntry, Picture, name_of, size_of
 from vmm_linux.inspect import Difference, Mapping
 
 __all__ = ["Line", "Screen", "change_lines", "picture_lines", "region_lines"]
@@ -205,7 +205,7 @@ def region_lines(picture: Picture, screen: Screen) -> list[Line]:
     return [*lines, line((f"{'Total':<{wide * 2 + 6}}{sums}", "bold"))]
 
 
-def region_line(entry: Entry, wide: int) -> Line:
+def region_line(entry: MapEntry, wide: int) -> Line:
     """A mapping."""
     mapping = entry.mapping
     sums = figures(entry.reserved, entry.resident, entry.pss, entry.swapped)

@@ -62,7 +62,7 @@ PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 Item = TypeVar("Item")
 
 
-def nobody_watches(done: int, total: int, what: str) -> None:
+def ignore_progress(done: int, total: int, what: str) -> None:
     """Progress that is shown to nobody."""
     del done, total, what
 
@@ -89,7 +89,7 @@ class Run:
         quick: bool,
         seed: int,
         memory: int,
-        progress: Callable[[int, int, str], None] = nobody_watches,
+        progress: Callable[[int, int, str], None] = ignore_progress,
     ) -> None:
         self.vmm = vmm
         self.quick = quick

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import printable
-from vmm_linux.experiments._framework.run import nobody_watches
+from vmm_linux.experiments._framework.run import ignore_progress
 from vmm_linux.experiments._framework.words import (
     CLAIM_COLUMNS,
     cells_of,
@@ -105,10 +105,10 @@ def progress_of(name: str) -> Iterator[Callable[[int, int, str], None]]:
         from rich.console import Console  # noqa: PLC0415 (nobody else needs it)
         from rich.progress import Progress  # noqa: PLC0415 (as above)
     except ModuleNotFoundError:
-        yield nobody_watches
+        yield ignore_progress
         return
     if not sys.stderr.isatty():
-        yield nobody_watches
+        yield ignore_progress
         return
     # Drawn when there is something new, and not by a thread: nothing else is to run meanwhile.
     console = Console(file=sys.stderr, highlight=False)

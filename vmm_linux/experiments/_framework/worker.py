@@ -42,7 +42,7 @@ def main() -> None:
     experiments.__path__[:] = order["folders"]  # look where the parent looks
     with os.fdopen(order["answers"], "w", encoding="utf-8") as answers:
         os.set_inheritable(answers.fileno(), False)
-        tell(answers, measured(order, answers))
+        send(answers, measured(order, answers))
 
 
 def confine(memory: int) -> None:
@@ -77,7 +77,7 @@ def measured(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
         now = time.monotonic()
         if now - last >= PAUSE or done == total:
             last = now
-            tell(answers, {"progress": [done, total, what]})
+            send(answers, {"progress": [done, total, what]})
 
     try:
         (experiment,) = chosen([order["name"]])
@@ -100,7 +100,7 @@ def measured(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
     return {"findings": run.findings.without_empty().as_dict()}
 
 
-def tell(answers: TextIO, answer: dict[str, Any]) -> None:
+def send(answers: TextIO, answer: dict[str, Any]) -> None:
     """Send an answer."""
     answers.write(json.dumps(answer, allow_nan=False) + "\n")
     answers.flush()
