@@ -1,21 +1,21 @@
-"""What bounds a VMM that was given no ``Limits``: enough that a runaway loop ends with an error.
+"""The default limits of a VMM that is made without ``Limits``: a runaway loop ends with an error.
 
-Each default stops one kind of loop while the machine, and this process, still have room. What the
-kernel itself counts more exactly has none:
+Each default stops one kind of loop while the machine and this process still have headroom. What the
+kernel itself counts more exactly has no default:
 
-* ``reserved``: addresses alone take no memory, and RLIMIT_AS bounds them.
-* ``mappings``, ``mdl_mappings``: ``vm.max_map_count`` bounds what there really is; the ledger's
-  figure is above that, most of all where guard regions keep a million fragments in one mapping.
+* ``reserved``: addresses alone take no memory, and RLIMIT_AS limits them.
+* ``mappings``, ``mdl_mappings``: ``vm.max_map_count`` limits the kernel's mappings; the ledger
+  counts more, above all where guard regions keep a million fragments in one mapping.
 
-``committed``, ``locked`` and ``mdl_bytes`` may each take three quarters of the memory that can be
-had when the VMM is made: what the machine has available, swap left out, or what the memory cgroup
-(and each one above it) has left, whichever is less. A commit that nobody touches counts too: who
-wants more than the machine has says so. ``regions`` and ``handles`` take a few hundred bytes of
-this process each, ``mdls`` one or two kilobytes of the kernel's; RLIMIT_NOFILE often ends them
+``committed``, ``locked`` and ``mdl_bytes`` may each take three quarters of the memory that is
+available when the VMM is made: of the machine without swap, or of the memory cgroup and each one
+above it, whichever is less. Committed pages count before they are touched: a program that wants
+more than the machine has sets its own limits. A region or a handle takes a few hundred bytes of
+this process, an MDL buffer one or two kilobytes of the kernel; RLIMIT_NOFILE often ends them
 earlier.
 
-Looked up when a VMM is made, at most once a second: it takes 0.3 ms, a VMM a microsecond. The core
-then asks the cgroup, where it has a limit, before it takes memory.
+The defaults are read when a VMM is made, at most once a second: that takes 0.3 ms, a VMM one
+microsecond. The core then checks the cgroup's limit, if it has one, before it takes memory.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def bounds() -> tuple[int | None, ...]:
 
 
 def room_for_memory(available: int, group: memory_group.Group | None) -> int:
-    """Bytes that can be had now: of the machine's, or what the cgroup leaves if that is less."""
+    """Bytes available now: the machine's, or the cgroup's headroom if that is less."""
     return available if group is None else min(available, memory_group.room(group))
 
 
 def bounds_for(memory: int) -> tuple[int | None, ...]:
-    """The bounds where so many bytes can be had."""
+    """The bounds where so many bytes are available."""
     share = memory // 4 * 3
     return (MOST_REGIONS, None, share, share, None, MOST_MDLS, share, None, MOST_HANDLES)

@@ -1,4 +1,4 @@
-"""Small files in which the kernel tells one number, or a figure a line."""
+"""Small files of the kernel: one number, or one labelled number a line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["figure", "lines_of", "number", "text_of"]
 
 
 def text_of(path: str) -> str | None:
-    """What a file of the kernel says, or None where it does not."""
+    """The text of a kernel file, or None if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return os.fsdecode(file.read()).strip()
@@ -17,12 +17,12 @@ def text_of(path: str) -> str | None:
 
 
 def lines_of(path: str) -> list[str]:
-    """The lines of a file of the kernel: a path in one may have all that ends lines elsewhere."""
+    """The lines of a kernel file: a path in one may hold any other line separator."""
     return [line for line in (text_of(path) or "").split("\n") if line]
 
 
 def number(path: str) -> int | None:
-    """The number in a file of the kernel, or None where there is none."""
+    """The number in a kernel file, or None if there is none."""
     try:
         return int(text_of(path) or "")
     except ValueError:
@@ -30,14 +30,14 @@ def number(path: str) -> int | None:
 
 
 def figure(text: str | None, label: str) -> int | None:
-    """A figure of a text as that of /proc/meminfo or /proc/PID/status, or None where there is none.
+    """A labelled number in text like /proc/meminfo or /proc/PID/status, or None if there is none.
 
     Args:
         text: lines, each a label, a colon and a number. None counts as no lines.
-        label: the figure's.
+        label: of the number.
 
     Returns:
-        Bytes, where the text has kB; else the number as it is.
+        Bytes where the text has kB; otherwise the number itself.
     """
     for line in (text or "").splitlines():
         name, _, value = line.partition(":")

@@ -1,4 +1,4 @@
-"""The memory cgroup that counts this process, of either version, and files with a number in."""
+"""The memory cgroup, of either version, that counts this process."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from vmm_linux._core.kernel_files import lines_of, number, text_of
 
 __all__ = ["NO_LIMIT", "Group", "files", "levels", "memory_group", "room"]
 
-#: A memory cgroup of the first version without a limit has more than any machine: the largest
-#: count of pages that the kernel knows.
+#: A memory cgroup of version 1 without a limit reports the kernel's largest count of pages.
 NO_LIMIT = 1 << 62
-#: Of memory.stat: the cache that the kernel gives up before it kills anybody. The first version
-#: tells those of the group itself and, with groups below it, these.
+#: In memory.stat: the cache that the kernel drops before it kills a process. Version 1 reports it
+#: for the group alone, and by these names for the group with those below it.
 CACHE = {
     "v1": ("total_inactive_file", "total_active_file"),
     "v2": ("inactive_file", "active_file"),
 }
 
-#: The files of a level: limit and use of memory, limit and use of swap, statistics. The first
-#: version counts memory and swap together in the second pair.
+#: The files of a level: limit and use of memory, limit and use of swap, statistics. Version 1
+#: counts memory and swap together in the second pair.
 FILES = {
     "v1": (
         "memory.limit_in_bytes",
@@ -39,7 +38,7 @@ FILES = {
 
 
 class Group:
-    """Where the memory cgroup of this process is to be seen, and what its files are called.
+    """Where the memory cgroup of this process is, and the names of its files.
 
     Attributes:
         version: ``"v1"`` or ``"v2"``.
@@ -66,7 +65,7 @@ class Group:
 
 
 def memory_group() -> Group | None:
-    """The cgroup that counts this process's memory; None where none does."""
+    """The cgroup that counts this process's memory, or None."""
     groups = [line.split(":", 2) for line in lines_of("/proc/self/cgroup")]
     for _, controllers, path in groups:
         if "memory" in controllers.split(","):
@@ -81,7 +80,7 @@ def memory_group() -> Group | None:
 
 
 def place_of(filesystem: str, option: str, path: str) -> tuple[str, str] | None:
-    """Where such a hierarchy is mounted, and the path below that."""
+    """The mount point of such a hierarchy, and the path below it."""
     for line in lines_of("/proc/self/mountinfo"):
         mount, _, source = line.partition(" - ")
         root, point = mount.split(" ")[3:5]
@@ -92,10 +91,10 @@ def place_of(filesystem: str, option: str, path: str) -> tuple[str, str] | None:
 
 
 def levels(group: Group) -> list[str]:
-    """The group's folder and those above it, which bind it too."""
+    """The group's folder and those above it, whose limits hold too."""
     top = os.path.normpath(group.mount)
     folder = os.path.normpath(os.path.join(top, group.path))
-    if not os.path.isdir(folder):  # seen from inside of a container, whose own group is the mount
+    if not os.path.isdir(folder):  # inside a container, the container's group is the mount
         folder = top
     found = [folder]
     while found[-1] != top and found[-1].startswith(f"{top.rstrip('/')}/"):
@@ -110,12 +109,12 @@ def files(group: Group) -> list[tuple[bytes, ...]]:
 
 
 def room(group: Group) -> int:
-    """Bytes that the group and each one above it could still take before one is killed."""
+    """Bytes that the group and each one above it can still take before the kernel kills."""
     return min(room_at(group, folder) for folder in levels(group))
 
 
 def room_at(group: Group, folder: str) -> int:
-    """The same of one level; ``NO_LIMIT`` where it has no limit."""
+    """The headroom of one level in bytes; ``NO_LIMIT`` where it has no limit."""
     limit = number(f"{folder}/{group.limit}")
     used = number(f"{folder}/{group.usage}")
     if limit is None or used is None or limit >= NO_LIMIT:

@@ -1,4 +1,4 @@
-"""What ``vmm_linux.inspect`` tells of regions and of pages."""
+"""Records of ``vmm_linux.inspect`` for runs of pages."""
 
 from enum import IntFlag
 from typing import NamedTuple
@@ -10,7 +10,7 @@ __all__ = ["PageFlags", "PageRun", "RegionRun"]
 
 
 class RegionRun(NamedTuple):
-    """Pages of a region of this process that are alike: what a VMM made there, and meant."""
+    """Pages of a region of this process that are alike: what a VMM made there."""
 
     base: int
     """Start of the region."""
@@ -29,7 +29,7 @@ class RegionRun(NamedTuple):
 
 
 class PageFlags(IntFlag):
-    """What is known of pages. 0: not mapped, or mapped and without memory yet."""
+    """The known properties of pages. 0: not mapped, or mapped without memory so far."""
 
     PRESENT = 0x1
     """Has memory, in the process's page table."""

@@ -1,4 +1,4 @@
-"""``vmm-linux audit trace``: a buffer's way through processes, out of their audit files."""
+"""``vmm-linux audit trace``: a buffer's way through processes, from their audit files."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def number(text: str) -> int:
-    """A security id as people write it."""
+    """A security id in the form of the command line."""
     value = int(text, 0)
     if not 0 <= value < 2**64:
         raise ValueError(text)
@@ -86,7 +86,7 @@ def number(text: str) -> int:
 
 
 def show(found: Sequence[AuditLine], sid: int) -> None:
-    """A table, and how many calls there were."""
+    """Print a table, and the number of calls."""
     if found:
         rows = [row_of(entry, sid) for entry in found]
         choose_printer()(Table(f"Buffer {sid:#x}", COLUMNS, rows))
@@ -95,7 +95,7 @@ def show(found: Sequence[AuditLine], sid: int) -> None:
 
 
 def row_of(entry: AuditLine, sid: int) -> tuple[str, ...]:
-    """A call in a row."""
+    """The table row of a call."""
     record = entry.record
     try:
         seconds, rest = divmod(record["time"], BILLION)
@@ -106,7 +106,7 @@ def row_of(entry: AuditLine, sid: int) -> tuple[str, ...]:
 
 
 def outcome_of(record: dict[str, Any]) -> str:
-    """How a call ended, in a few words."""
+    """The outcome of a call, in a few words."""
     if record["event"] == "begin":
         return "began; how it ended is not written"
     rule = f" (rule: {record['rule']})" if record["decision"] == "deny" else ""
@@ -114,7 +114,7 @@ def outcome_of(record: dict[str, Any]) -> str:
 
 
 def what_of(entry: AuditLine, sid: int) -> str:
-    """What a call does to the buffer, in a few words."""
+    """The effect of a call on the buffer, in a few words."""
     record = entry.record
     method = record["method"]
     if method == "mdl_clone":
@@ -133,14 +133,14 @@ def what_of(entry: AuditLine, sid: int) -> str:
 
 
 def peer_of(peer: list[int | None] | None) -> str:
-    """Who was at the other end of a socket."""
+    """The peer at the other end of a socket."""
     if peer is None:
         return "somebody"
     return f"pid {peer[0]} (uid {'unknown' if peer[1] is None else peer[1]})"
 
 
 def cloned(record: dict[str, Any], sid: int) -> str:
-    """A clone, from the side of the one buffer or of the other."""
+    """A clone, as seen from the clone or from its origin."""
     size = size_of(numbers_of(record), "length")
     if record["origin_sid"] is None:
         return f"cloned, {size}"
@@ -156,12 +156,12 @@ def numbers_of(record: dict[str, Any]) -> dict[str, int]:
 
 
 def size_of(arguments: dict[str, int], *known: str) -> str:
-    """The bytes of a call."""
+    """The size of a call in bytes."""
     return next((human(arguments[name]) for name in known if name in arguments), "size unknown")
 
 
 def names(kind: type[VmmFlags | Seal | Rights], value: int | None) -> str:
-    """Bits by their names, those that have none as a number."""
+    """Bits by their names, unnamed ones as a number."""
     if value is None or value < 0:
         return "?"
     known = value & int(~kind(0))

@@ -1,4 +1,4 @@
-"""Audit files, read with distrust: what each line says, and which lines say nothing."""
+"""Reads audit files without trust: records, and lines that are none."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ TYPES: Final = {
     "peer": (list, type(None)),
 }
 """What a line has, and of which kind each is."""
-#: A call is leaving when it begins, and has come when it ends.
+#: These count at their begin; all others at their end.
 LEAVING: Final = frozenset(("send_handle", "handle_fileno"))
 
 
 class AuditLine(NamedTuple):
-    """A line that says something: where it is, and what."""
+    """A line with a record: its place and contents."""
 
     file: str
     line: int
@@ -52,14 +52,14 @@ class AuditLine(NamedTuple):
 
     @property
     def moment(self) -> int:
-        """When it counts as having happened: what is sent is sent before it is received."""
+        """Its time for the order: sending is before receiving."""
         record = self.record
         leaving = record["method"] in LEAVING
         return int(record["time"] + (0 if leaving else record["duration"]))
 
 
 class Problem(NamedTuple):
-    """A line that says nothing, and whether its writer was merely killed while he wrote it."""
+    """A line without a record, and whether its writer was killed during the write."""
 
     file: str
     line: int
@@ -68,13 +68,13 @@ class Problem(NamedTuple):
 
 
 def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[AuditLine], list[Problem]]:
-    """What the files say of calls, in the order of time.
+    """The calls in the files, in the order of time.
 
-    A call whose end is written down is told once.
+    A call with its end in a file appears once.
 
     Args:
-        paths: of the files.
-        sid: the buffer that is asked about, itself or as an origin; None for all calls.
+        paths: the paths of the files.
+        sid: only calls with this buffer, itself or as an origin; None for all calls.
 
     Errors:
         OSError: a file cannot be read.
@@ -96,12 +96,12 @@ def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[AuditLine],
 
 
 def key_of(entry: AuditLine) -> tuple[int, int, int]:
-    """What the two lines of a call have in common with each other and with no other's."""
+    """The key of a call, which its two lines share."""
     return entry.record["pid"], entry.record["call"], entry.record["time"]
 
 
 def lines_of(path: str) -> Iterator[AuditLine | Problem]:
-    """What each line of a file says."""
+    """The record or the problem of each line."""
     with Path(path).open("rb") as file:
         for number in count(1):
             line = file.readline(LONGEST_LINE)
@@ -128,7 +128,7 @@ def lines_of(path: str) -> Iterator[AuditLine | Problem]:
 
 
 def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
-    """The record in a line, or why it is none."""
+    """The record in a line, or the reason why there is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -140,7 +140,7 @@ def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
 
 
 def is_peer(told: list[Any]) -> bool:
-    """Whether these are a process, a user and a group, of which the last two may be unknown."""
+    """Whether these are a process, a user and a group; the last two may be unknown."""
     return (
         len(told) == 3
         and type(told[0]) is int
@@ -149,7 +149,7 @@ def is_peer(told: list[Any]) -> bool:
 
 
 def flaw_of(record: dict[str, Any]) -> str:
-    """What is wrong with a record; nothing if it is one."""
+    """The mistake in a record; empty if there is none."""
     for name, kinds in TYPES.items():
         if name not in record:
             return f"{name} is missing"

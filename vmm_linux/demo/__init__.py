@@ -15,6 +15,7 @@ from io import FileIO
 from pathlib import Path
 
 from vmm_linux import VMM
+from vmm_linux._core.values import counted
 from vmm_linux._tools import machine
 from vmm_linux._tools.text import human, printable
 from vmm_linux.demo import mdl_steps, steps
@@ -54,7 +55,8 @@ def read_through(path: str, file: FileIO) -> Subject:
     check_room(size)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if file.tell() != size:
-        raise UnfitFileError(f"has a size of {size} bytes, but {file.tell()} could be read")
+        size_in_words = counted(size, "byte")
+        raise UnfitFileError(f"has a size of {size_in_words}, but {file.tell()} could be read")
     return Subject(path, size, sha256)
 
 

@@ -1,4 +1,4 @@
-"""The sysctls, limits and switches that this package feels, and what to say of them."""
+"""The sysctls, limits and switches that affect the package, with advice."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["Setting", "settings"]
 
 UNLIMITED = "unlimited"
-#: What Linux comes with.
+#: The default of Linux.
 USUAL_MAPPINGS = 65530
-#: Where programs with many buffers come to their end.
+#: Fewer descriptors than this are few for programs with many buffers.
 FEW_DESCRIPTORS = 4096
-#: Of the commit limit, what is little when it is left.
+#: Less than this part of the commit limit is little headroom.
 LITTLE = 10
 CAP_IPC_LOCK = 14
 THP = "/sys/kernel/mm/transparent_hugepage"
@@ -30,15 +30,15 @@ Value = int | str | None
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as it is now, for this process.
+    """One setting with its present value for this process.
 
     Attributes:
         name: the sysctl's, the limit's or the file's.
         value: bytes or a count; ``"unlimited"``; the word chosen; None where this kernel does not
-            have it, or does not tell.
+            have it or report it.
         ceiling: of a limit, what the process itself may raise it to.
-        source: the file or the call that told.
-        advice: what this value means here and what to do; None where there is nothing to say.
+        source: the file or the call that reports it.
+        advice: what this value means here and what to do; None if there is none.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Setting:
 
 
 def settings() -> tuple[Setting, ...]:
-    """Every setting that matters, as the kernel tells it now."""
+    """Every setting that matters, with its present value."""
     return (*sysctls(), *commit_charge(), *limits(), *switches(), *cgroup_memory())
 
 
@@ -57,7 +57,7 @@ def settings() -> tuple[Setting, ...]:
 
 
 def sysctls() -> Iterator[Setting]:
-    """Those of /proc/sys, each a number."""
+    """The numeric settings of /proc/sys."""
     for name, advise in SYSCTLS.items():
         path = "/proc/sys/" + name.replace(".", "/")
         value = number(path)
@@ -120,7 +120,7 @@ SYSCTLS: dict[str, Callable[[int | None], str | None]] = {
 
 
 def commit_charge() -> Iterator[Setting]:
-    """What can be committed on this machine, and what is."""
+    """The commit limit of this machine, and its use."""
     told = text_of("/proc/meminfo")
     limit, used = figure(told, "CommitLimit"), figure(told, "Committed_AS")
     strict = number("/proc/sys/vm/overcommit_memory") == 2
@@ -189,7 +189,7 @@ LIMITS: dict[str, Callable[[int], str | None]] = {
 
 
 def may_lock_all() -> bool:
-    """Whether RLIMIT_MEMLOCK does not bind this process (CAP_IPC_LOCK)."""
+    """Whether this process may lock beyond RLIMIT_MEMLOCK (CAP_IPC_LOCK)."""
     for line in (text_of("/proc/self/status") or "").splitlines():
         label, _, value = line.partition(":")
         if label == "CapEff":
@@ -230,7 +230,7 @@ def chosen(text: str | None) -> str | None:
 
 
 def cgroup_memory() -> Iterator[Setting]:
-    """The tightest limit above this process, and what its cgroup uses."""
+    """The tightest limit above this process, and its cgroup's usage."""
     group = memory_group()
     if group is None:
         yield Setting("cgroup memory limit", None, None, "/proc/self/cgroup", None)
@@ -240,7 +240,7 @@ def cgroup_memory() -> Iterator[Setting]:
 
 
 def settings_of(group: Group) -> Iterator[Setting]:
-    """The same of a given group: those above it bind it too."""
+    """The same for a given group; the limits of those above it hold too."""
     above = levels(group)
     folder = above[0]
     found = [

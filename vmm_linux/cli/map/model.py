@@ -1,7 +1,7 @@
-"""The mappings of a process as people think of them: heap, stacks, libraries and so on.
+"""The mappings of a process in groups: heap, stacks, libraries and so on.
 
-What is told of each is how many addresses it takes (reserved), how many of them may be accessed
-(committed), and how much memory lies there now (resident), in bytes.
+Each has its size (reserved), how much of it may be accessed (committed), and how much memory it has
+now (resident), in bytes.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from vmm_linux.states import PageKind, PageState
 
 __all__ = ["GROUPS", "Group", "MapEntry", "Picture", "name_of", "size_of", "take"]
 
-#: The groups and what people call them.
+#: The groups and their titles.
 GROUPS = {
     "ours": "Regions of vmm_linux",
     "heap": "Heap",
@@ -33,15 +33,15 @@ GROUPS = {
     "kernel": "The kernel's own",
 }
 
-#: What the kernel puts into every process.
+#: The kernel's own mappings in every process.
 OF_THE_KERNEL = re.compile(r"\[(vdso|vvar.*|vsyscall|uprobes|vectors|sigpage)\]")
-#: What the memory of regions is called by the kernel, where it gives names.
+#: The name of regions' memory, where the kernel has names.
 OF_A_REGION = "[anon:vmm_linux region]"
-#: Stacks that have a name: the first thread's, and where a program names those of others.
+#: Stacks with a name: the first thread's, and others that a program names.
 NAMED_STACK = re.compile(r"\[stack(:\d+)?\]|\[anon:.*stack.*\]", re.IGNORECASE)
-#: Names of heaps: the program's own, and those of allocators that name what they take.
+#: Names of heaps: the program's own, and those of allocators that name their memory.
 NAMED_HEAP = re.compile(r"\[heap\]|\[anon:.*malloc.*\]", re.IGNORECASE)
-#: The smallest and the largest guard below a thread's stack, in pages: what C libraries make.
+#: The smallest and the largest guard below a thread's stack in C libraries, in pages.
 LARGEST_GUARD = 1 << 20
 
 
@@ -54,7 +54,7 @@ class MapEntry:
         group: a key of ``GROUPS``.
         reserved: bytes of addresses.
         committed: how many of them may be accessed.
-        resident: how many have memory now.
+        resident: how many of them have memory now.
         pss: its share of that memory, where processes share it; of a part of a mapping in
             proportion to what of it is resident.
         swapped: how many are in swap.
@@ -70,7 +70,7 @@ class MapEntry:
 
     @property
     def weight(self) -> tuple[int, int, int]:
-        """What sorts the biggest first when it is reversed."""
+        """The key that orders entries by size."""
         return self.resident, self.committed, self.reserved
 
 
@@ -83,7 +83,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Its title."""
         return GROUPS[self.key]
 
     @property
@@ -103,16 +103,16 @@ class Group:
 
     @property
     def pss(self) -> int:
-        """Bytes of memory, what is shared divided by those who share it."""
+        """Bytes of memory; shared memory is divided by the number of its processes."""
         return sum(entry.pss for entry in self.entries)
 
     @property
     def weight(self) -> tuple[int, int, int]:
-        """What sorts the biggest first when it is reversed."""
+        """The key that orders groups by size."""
         return self.resident, self.committed, self.reserved
 
     def by_name(self) -> list[tuple[str, "Group"]]:
-        """The entries of one name together, the biggest first."""
+        """The entries in groups of one name, the biggest first."""
         names: dict[str, Group] = {}
         for entry in self.entries:
             names.setdefault(name_of(entry.mapping), Group(self.key)).entries.append(entry)
@@ -143,7 +143,7 @@ class Picture:
 
     @property
     def groups(self) -> list[Group]:
-        """The groups that there are, the biggest first."""
+        """The groups, the biggest first."""
         found: dict[str, Group] = {}
         for entry in self.entries:
             found.setdefault(entry.group, Group(entry.group)).entries.append(entry)
@@ -156,7 +156,7 @@ class Picture:
 
 
 def take(pid: int | None) -> Picture:
-    """Look at a process: None for this one.
+    """Take the picture of a process: None for this one.
 
     Errors: those of ``inspect.snapshot``.
     """
@@ -177,10 +177,10 @@ def take(pid: int | None) -> Picture:
 
 
 def words_of(pid: int) -> tuple[str, str]:
-    """Name and command line of a process, empty where they cannot be read."""
+    """Name and command line of a process, empty where they are unreadable."""
     process = process_of(pid)
     words = b""
-    # Of a thread that has ended, the first one too, there is nothing to be read.
+    # An ended thread, the first one too, has no data.
     with contextlib.suppress(OSError):
         for tid in threads_of(process) if process is not None else ():
             words = words or Path(f"/proc/{pid}/task/{tid}/cmdline").read_bytes()
@@ -225,14 +225,14 @@ def group_of(mapping: Mapping, programs: set[str | None], stacks: set[int]) -> s
 
 
 def is_file(mapping: Mapping) -> bool:
-    """Whether it shows a file: shared anonymous memory has an inode too, and can have a name."""
+    """Whether it maps a file. Shared anonymous memory has an inode too, and can have a name."""
     return mapping.inode != 0 and not (mapping.pathname or "").startswith("[anon_shmem:")
 
 
 def is_read_only_file(mapping: Mapping) -> bool:
-    """Whether it shows a file that keeps its name and cannot be written through this mapping.
+    """Whether it maps an undeleted file that cannot be written through this mapping.
 
-    Mapped shared or private, that is the same: pages of the file, which whoever reads it shares.
+    A shared and a private mapping are the same then: pages of the file, which all readers share.
     """
     may_write = "mw" in (mapping.vm_flags or ()) or mapping.permissions[1] == "w"
     name = mapping.pathname or ""
@@ -240,11 +240,11 @@ def is_read_only_file(mapping: Mapping) -> bool:
 
 
 def thread_stacks(mappings: Iterable[Mapping]) -> set[int]:
-    """Where the stacks of threads begin, and the guards below them.
+    """The starts of threads' stacks, and of the guards below them.
 
-    The kernel does not name them. They are told by what C libraries make: a small private mapping
-    without access, and right above it one to read and write that is not to have huge pages (as
-    MAP_STACK asks for since Linux 6.7).
+    The kernel does not name them. They are recognized by the form that C libraries give them: a
+    small private mapping without access, and right above it a readable and writable one without
+    huge pages (which MAP_STACK requests since Linux 6.7).
     """
     found = set()
     for below, above in pairwise(mappings):
@@ -280,7 +280,7 @@ def entry_of(mapping: Mapping, group: str, pid: int | None) -> MapEntry:
 
 
 def counted(mapping: Mapping, pid: int | None) -> tuple[int, int]:
-    """Bytes present and swapped, counted page by page: smaps tells of whole mappings alone."""
+    """Bytes present and swapped, counted page by page: smaps has only whole mappings."""
     present = swapped = 0
     for run in inspect.pages(mapping.start, mapping.end - mapping.start, pid):
         if run.flags & PageFlags.SWAPPED:
@@ -291,7 +291,7 @@ def counted(mapping: Mapping, pid: int | None) -> tuple[int, int]:
 
 
 def is_committed(mapping: Mapping) -> bool:
-    """Whether pages may be accessed: as the ledger says of ours, else by the permissions."""
+    """Whether pages may be accessed: by the ledger for ours, else by the permissions."""
     region = mapping.region
     if region is not None:
         return region.state is PageState.COMMITTED and region.kind is not PageKind.GUARD
@@ -307,7 +307,7 @@ def size_of(mapping: Mapping) -> int:
 
 
 def name_of(mapping: Mapping) -> str:
-    """What a mapping is called, in characters that can be shown."""
+    """The name of a mapping, in printable characters."""
     region = mapping.region
     if region is not None:
         kind = region.kind.name.title() if region.kind is not PageKind.MDL else "MDL"

@@ -1,4 +1,4 @@
-"""The picture of an address space on a terminal, and what changed in it, in lines of text."""
+"""The picture of an address space and its changes, in lines of text."""
 
 import math
 import sys
@@ -11,13 +11,13 @@ from vmm_linux.inspect import Difference, Mapping
 
 __all__ = ["Line", "Screen", "change_lines", "picture_lines", "region_lines"]
 
-#: The names that a group shows below its bar.
+#: The number of names below the bar of a group.
 NAMES_SHOWN = 3
-#: The changes that are told, at most.
+#: The most changes that are shown.
 CHANGES_SHOWN = 12
-#: Columns of a size with its unit, and of the four of a line.
+#: Columns of a size with its unit, and of the four sizes of a line.
 FIGURE, FIGURES = 10, 40
-#: A figure of smaps that changes whenever somebody looks tells nothing.
+#: A figure of smaps that changes with every reading has no meaning.
 TELLING = ("rss", "pss", "swap", "private_dirty", "locked")
 
 COLOURS = {
@@ -33,13 +33,13 @@ COLOURS = {
 
 
 class Line(NamedTuple):
-    """Texts of a line, each with its style as rich has it."""
+    """Texts of a line, each with a style of rich."""
 
     pieces: tuple[tuple[str, str], ...]
 
     @property
     def text(self) -> str:
-        """Without styles."""
+        """The line without styles."""
         return "".join(text for text, _ in self.pieces).rstrip()
 
 
@@ -49,7 +49,7 @@ def line(*pieces: tuple[str, str] | str) -> Line:
 
 
 class Screen(NamedTuple):
-    """What there is to draw on.
+    """The properties of the terminal.
 
     Attributes:
         width: columns, of which the last stays empty.
@@ -61,7 +61,7 @@ class Screen(NamedTuple):
 
     @classmethod
     def of(cls, width: int, encoding: str) -> "Screen":
-        """For so many columns and an encoding, which may have no shades."""
+        """A screen of so many columns and an encoding, which may have no shades."""
         try:
             "█▓░".encode(encoding)
         except (UnicodeEncodeError, LookupError):
@@ -110,7 +110,7 @@ def picture_lines(picture: Picture, screen: Screen) -> list[Line]:
 
 
 def heading(picture: Picture, screen: Screen) -> list[Line]:
-    """Whose memory it is, and the heads of the columns."""
+    """The process, and the heads of the columns."""
     count = len(picture.entries)
     title = f"{picture.title}, {count} mapping{'s' if count != 1 else ''}"
     lines = [line((clipped(title, screen.width - 1), "bold"))]
@@ -164,7 +164,7 @@ def bar_of(group: Group, screen: Screen, smallest: int, largest: int) -> list[st
 
 
 def length(size: int, smallest: int, largest: int, room: int) -> int:
-    """How many columns a size takes: one at least, if it is not 0."""
+    """The columns of a size: at least one if it is not 0."""
     if size == 0:
         return 0
     steps = math.log2(max(2, largest / smallest)) + 1
@@ -177,7 +177,7 @@ def figures(*sizes: int) -> str:
 
 
 def clipped(text: str, room: int) -> str:
-    """A text that fits: what is left out is in its middle, for names differ at their ends."""
+    """A text that fits, cut in its middle: names differ at their ends."""
     if len(text) <= room:
         return text
     head = max(0, room // 3 - 1)
@@ -185,7 +185,7 @@ def clipped(text: str, room: int) -> str:
 
 
 def fitted(text: str, room: int) -> str:
-    """A text in just so many columns."""
+    """A text in exactly so many columns."""
     return clipped(text, room).ljust(room)
 
 
@@ -220,7 +220,7 @@ def region_line(entry: MapEntry, wide: int) -> Line:
 
 
 def change_lines(difference: Difference, shown: int | None = CHANGES_SHOWN) -> list[Line]:
-    """What appeared, went and changed, the most of it first; all of it if ``shown`` is None."""
+    """The changes, the biggest first; all of them if ``shown`` is None."""
     found = [
         *((size_of(mapping), appeared(mapping)) for mapping in difference.appeared),
         *((size_of(mapping), went(mapping)) for mapping in difference.went),
@@ -234,22 +234,22 @@ def change_lines(difference: Difference, shown: int | None = CHANGES_SHOWN) -> l
 
 
 def place(mapping: Mapping) -> str:
-    """Where a mapping lies and what it is called."""
+    """The address and the name of a mapping."""
     return f"{mapping.start:x}-{mapping.end:x} {mapping.permissions}  {name_of(mapping)}"
 
 
 def appeared(mapping: Mapping) -> Line:
-    """A mapping that was not there before."""
+    """A new mapping."""
     return line(("+ ", "bold green"), f"{human(size_of(mapping)):>{FIGURE}}  {place(mapping)}")
 
 
 def went(mapping: Mapping) -> Line:
-    """A mapping that is not there any more."""
+    """A mapping that is gone."""
     return line(("- ", "bold red"), f"{human(size_of(mapping)):>{FIGURE}}  {place(mapping)}")
 
 
 def changed(difference: Difference) -> Iterable[tuple[int, Line]]:
-    """What is another in mappings that stayed, with how much of it changed."""
+    """The changes in mappings that stayed, with their sizes."""
     for change in difference.changed:
         figures = {
             name: change.figures[name] for name in TELLING if change.figures.get(name)
@@ -275,7 +275,7 @@ def changed(difference: Difference) -> Iterable[tuple[int, Line]]:
 
 
 def plain_writer() -> Callable[[Sequence[Line]], None]:
-    """What prints lines without styles."""
+    """The function that prints lines without styles."""
 
     def write(lines: Sequence[Line]) -> None:
         sys.stdout.write("".join(f"{told.text}\n" for told in lines))
