@@ -1,4 +1,4 @@
-"""What fork() copies, and when the rest is copied."""
+"""The copies that fork() makes, and the later ones."""
 
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -45,15 +45,15 @@ EXPLANATION = """
 """
 
 MIB = 1 << 20
-#: Guards keep the kernel from making the region one mapping with its neighbours.
+#: Guards keep the kernel from merging the region with its neighbours.
 FLAGS = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-#: Of an entry of a page table.
+#: Bytes of a page-table entry.
 ENTRY = 8
 FIGURES = {"PSS": "pss", "private dirty": "private_dirty", "shared dirty": "shared_dirty"}
 
 
 def measure(run: Run) -> None:
-    """Fork with touched memory, and have the child write to more and more of it."""
+    """Fork with touched memory, and let the child write to more and more of it."""
     size = run.fitting(run.choose(quick=16 * MIB, full=256 * MIB), times=2)
     with small_pages(), run.vmm.region(size, FLAGS) as region:
         region.commit()
@@ -86,7 +86,7 @@ def fork_with_more(run: Run, region: Region) -> None:
         tables = region.size // (run.page // ENTRY * run.page)
         need(tables >= 4, "pages are so large that a table or two hold all entries")
         first, *_, last = table.column("page tables of the child")
-        # The two at the ends may hold entries of neighbours, and have been there before.
+        # The two at the ends may hold entries of neighbours, and so existed before.
         expected = at_least((tables - 2) * run.page)
         run.physical("fork() copies the page table", last - first, expected, "B")
 
@@ -112,7 +112,7 @@ def page_tables_after_fork(run: Run) -> int:
 
 
 def write_after_fork(run: Run, region: Region) -> None:
-    """Write in the child, in the parent, and look at both after each step."""
+    """Write in the child and in the parent, and record both after each step."""
     offsets = list(range(0, region.size, run.page))
     run.random.shuffle(offsets)
     pages = len(offsets) // run.choose(quick=4, full=8)
@@ -149,7 +149,7 @@ def write_after_fork(run: Run, region: Region) -> None:
 
 
 def write_on_request(connection: Connection, region: Region) -> None:
-    """Be the child: write where it is told to, and answer what that cost."""
+    """In the child: write on request, and answer with the cost."""
     while True:
         connection.send(written(region, connection.recv()))
 

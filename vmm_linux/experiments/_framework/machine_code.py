@@ -1,4 +1,4 @@
-"""A few instructions of the machine's own, for what must not be measured through an interpreter."""
+"""Runs a few instructions of the processor, where the interpreter would disturb a measurement."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ __all__ = ["machine_code"]
 
 
 def machine_code(vmm: VMM, codes: dict[str, str]) -> Region:
-    """Memory that can be executed, with a function in it.
+    """Make executable memory with a function in it.
 
     Args:
-        vmm: where the memory comes from.
-        codes: the function as hexadecimal digits, for each machine by the name that ``uname -m``
-            gives it.
+        vmm: the VMM of the memory.
+        codes: the function in hexadecimal digits, by the machine's name in ``uname -m``.
 
     Returns:
-        A ``Region``; the function begins at its base, and lasts as long as it.
+        A ``Region`` with the function at its base.
 
     Errors:
-        NotObservable: there is no code for this machine, or it must not be executed.
+        NotObservable: there is no code for this machine, or executing is forbidden.
     """
     machine = os.uname().machine
     need(

@@ -1,4 +1,4 @@
-"""All results as one page of HTML that needs nothing else, not even a script."""
+"""All results as one self-contained page of HTML without scripts."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def page_of(results: Sequence[Result], machine: dict[str, Any]) -> bytes:
     """The page.
 
     Args:
-        results: what it shows, in this order.
-        machine: ``facts`` by name, and what ``vmm-linux doctor`` tells.
+        results: the results, in the page's order.
+        machine: ``facts`` by name, and the report of ``vmm-linux doctor``.
     """
     page = (
         resources.files("vmm_linux.experiments._framework").joinpath("page.html").read_text("utf-8")
@@ -80,7 +80,7 @@ def section_of(result: Result) -> str:
 
 
 def class_of(claim: Claim) -> str:
-    """How the outcome looks."""
+    """The CSS class of the outcome."""
     return CLASSES[claim.outcome]
 
 
@@ -109,7 +109,7 @@ def drawn(
 
 
 def machine_section(machine: dict[str, Any]) -> str:
-    """The machine's facts, and what the doctor says of it."""
+    """The machine's facts, and the doctor's report."""
     facts = "".join(
         f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(shown(value, unit_of(name)))}</dd>"
         for name, value in machine["facts"].items()

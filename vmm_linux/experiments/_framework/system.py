@@ -1,4 +1,4 @@
-"""What several experiments need of the system: the C library, other users, the kernel's figures."""
+"""The system for experiments: the C library, other users, the kernel's figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "told",
 ]
 
-#: Whose number has no privileges anywhere.
+#: A user without privileges anywhere.
 NOBODY = 65534
 PR_SET_DUMPABLE = 4
 #: The functions of the C library that are called here and return a long; all others an int.
@@ -53,7 +53,7 @@ def libc(function: str, *arguments: int) -> int:
 
 
 def errno_of(refusal: OSError | VmmError) -> str:
-    """The name of what the kernel answered, as "ENOMEM"; "?" if it was not the kernel's answer."""
+    """The name of the kernel's errno, as "ENOMEM"; "?" if the error is not the kernel's."""
     return errno.errorcode.get(refusal.errno or 0, "?")
 
 
@@ -61,13 +61,13 @@ def errno_of(refusal: OSError | VmmError) -> str:
 
 
 def become(user: int) -> None:
-    """In a child, be this user from now on, as a program that this user started would be.
+    """In a child, become this user, like a program that the user starts.
 
     Args:
         user: the number of the user, and of its group.
 
     Errors:
-        OSError: only root can, and not everywhere.
+        OSError: only root is permitted, and not everywhere.
     """
     if user == os.geteuid():
         return
@@ -75,7 +75,7 @@ def become(user: int) -> None:
     os.setgroups([])
     os.setgid(user)
     os.setuid(user)
-    # Another user takes both away: that others of this user may look, and to die with the parent.
+    # A change of user resets both: inspection by the same user, and the end with the parent.
     libc("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
     die_with_parent(parent)
 
