@@ -427,8 +427,8 @@ def check_eventfd(method: str, fd: int) -> None:
         raise InvalidArgument(method, f"descriptor {fd} is no eventfd")
     try:
         # Kernels before 6.7 do not report semaphores; clear() takes 1 from those, not all.
-        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as told:  # noqa: PTH123
-            is_semaphore = b"eventfd-semaphore: 1" in told.read()
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:  # noqa: PTH123
+            is_semaphore = b"eventfd-semaphore: 1" in file.read()
         if is_semaphore:
             raise InvalidArgument(method, f"descriptor {fd} is an eventfd with EFD_SEMAPHORE")
     except FileNotFoundError:

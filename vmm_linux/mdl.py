@@ -227,7 +227,7 @@ class Mdl:
     def array(
         self,
         shape: SupportsIndex | Sequence[SupportsIndex],
-        dtype: Any = "float64",  # noqa: ANN401  whatever numpy.dtype takes
+        dtype: Any = "float64",  # noqa: ANN401  any argument of numpy.dtype
         offset: SupportsIndex = 0,
         writable: bool | None = None,
     ) -> np.ndarray[Any, Any]:

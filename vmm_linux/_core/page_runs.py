@@ -39,7 +39,7 @@ class PageFlags(IntFlag):
     SHARED = 0x4
     """Its memory is a file's, or shared anonymous memory."""
     EXCLUSIVE = 0x8
-    """Nobody else maps its memory. Told where it is asked for."""
+    """No other process maps its memory. Reported on request."""
     HUGE = 0x10
     """Part of a huge page."""
     GUARD = 0x20

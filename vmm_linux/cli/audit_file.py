@@ -89,10 +89,10 @@ def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[AuditLine],
             else:
                 problems.append(found)
     ended = {key_of(entry) for entry in entries if entry.record["event"] == "end"}
-    told = [
+    calls = [
         entry for entry in entries if entry.record["event"] == "end" or key_of(entry) not in ended
     ]
-    return sorted(told, key=lambda entry: entry.moment), problems
+    return sorted(calls, key=lambda entry: entry.moment), problems
 
 
 def key_of(entry: AuditLine) -> tuple[int, int, int]:
@@ -139,12 +139,12 @@ def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
     return (None, reason) if reason else (record, "")
 
 
-def is_peer(told: list[Any]) -> bool:
+def is_peer(peer: list[Any]) -> bool:
     """Whether these are a process, a user and a group; the last two may be unknown."""
     return (
-        len(told) == 3
-        and type(told[0]) is int
-        and all(each is None or type(each) is int for each in told[1:])
+        len(peer) == 3
+        and type(peer[0]) is int
+        and all(each is None or type(each) is int for each in peer[1:])
     )
 
 

@@ -50,7 +50,7 @@ READY = b"ready"
 GO_ON = b"go on"
 """What the first process sends when it has seen what both pay for the buffer."""
 LONGEST = 1 << 20
-"""Bytes of the longest packet that tells of a step."""
+"""Bytes of the longest packet with a step."""
 PROGRAM = f"import sys; from {__name__} import main; sys.exit(main(*sys.argv[1:]))"
 """This module as a program. With ``-m`` it would be loaded twice: the package has it already."""
 TYPES = {

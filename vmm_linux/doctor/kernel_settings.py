@@ -121,8 +121,8 @@ SYSCTLS: dict[str, Callable[[int | None], str | None]] = {
 
 def commit_charge() -> Iterator[Setting]:
     """The commit limit of this machine, and its use."""
-    told = text_of("/proc/meminfo")
-    limit, used = figure(told, "CommitLimit"), figure(told, "Committed_AS")
+    text = text_of("/proc/meminfo")
+    limit, used = figure(text, "CommitLimit"), figure(text, "Committed_AS")
     strict = number("/proc/sys/vm/overcommit_memory") == 2
     advice = None
     if strict and limit and used is not None and (limit - used) * LITTLE < limit:

@@ -62,7 +62,7 @@ HOPS = {
 Hops = Callable[[int, int, int], int]
 SMALL, HUGE = "small pages", "huge pages"
 #: The kernel's data about a cache.
-TOLD = ("type", "level", "size")
+CACHE_FILES = ("type", "level", "size")
 
 
 def measure(run: Run) -> None:
@@ -200,7 +200,7 @@ def cache_sizes() -> dict[int, int]:
     found = {}
     for folder in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
         with contextlib.suppress(OSError):  # some machines report less
-            kind, level, size = ((folder / name).read_text().strip() for name in TOLD)
+            kind, level, size = ((folder / name).read_text().strip() for name in CACHE_FILES)
             if kind in {"Data", "Unified"}:
                 found[int(level)] = int(size.removesuffix("K")) << 10  # in the form "48K"
     return found

@@ -126,8 +126,8 @@ def when_interrupted(costs: list[Cost]) -> list[Cost]:
 
 def middle(costs: list[Cost]) -> Cost:
     """The medians."""
-    told = [cost.interrupts for cost in costs if cost.interrupts is not None]
-    return Cost(median(cost.microseconds for cost in costs), median(told) if told else None)
+    counted = [cost.interrupts for cost in costs if cost.interrupts is not None]
+    return Cost(median(cost.microseconds for cost in costs), median(counted) if counted else None)
 
 
 def shootdowns() -> int | None:

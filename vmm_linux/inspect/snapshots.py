@@ -93,10 +93,10 @@ class Snapshot(Sequence[Mapping]):
                 "Snapshot.total", f"figure is {describe(figure)}; expected a name as 'rss'"
             )
         figure = name
-        told = [whole.figures[figure] for whole in self.wholes() if figure in whole.figures]
-        if not told and figure not in NAMES:
+        sizes = [whole.figures[figure] for whole in self.wholes() if figure in whole.figures]
+        if not sizes and figure not in NAMES:
             raise InvalidArgument("Snapshot.total", self._no_figure(figure))
-        return sum(told)
+        return sum(sizes)
 
     def _no_figure(self, figure: str) -> str:
         """The error for an unknown name of a figure, with the nearest known one."""

@@ -237,11 +237,11 @@ def news(before: Picture, after: Picture, regions: bool) -> list[Line]:
     since = (
         f"{after.taken:%H:%M:%S}Z, since {before.taken:%H:%M:%S}Z: {totals or 'no more, no less'}"
     )
-    told = [Line(((since, "bold"),)), *changes]
+    found = [Line(((since, "bold"),)), *changes]
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        return told
+        return found
     sys.stdout.write("\x1b[H\x1b[2J")
-    return [*lines_of(after, regions), Line((("", ""),)), *told]
+    return [*lines_of(after, regions), Line((("", ""),)), *found]
 
 
 def snapshot_of(picture: Picture) -> inspect.Snapshot:

@@ -227,7 +227,7 @@ def change_lines(difference: Difference, shown: int | None = CHANGES_SHOWN) -> l
         *changed(difference),
     ]
     found.sort(key=lambda item: -item[0])
-    lines = [told for _, told in (found if shown is None else found[:shown])]
+    lines = [line for _, line in (found if shown is None else found[:shown])]
     if len(found) > len(lines):
         lines.append(line((f"  and {len(found) - len(lines)} more", "dim")))
     return lines
@@ -278,7 +278,7 @@ def plain_writer() -> Callable[[Sequence[Line]], None]:
     """The function that prints lines without styles."""
 
     def write(lines: Sequence[Line]) -> None:
-        sys.stdout.write("".join(f"{told.text}\n" for told in lines))
+        sys.stdout.write("".join(f"{line.text}\n" for line in lines))
         sys.stdout.flush()
 
     return write

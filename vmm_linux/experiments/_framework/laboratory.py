@@ -231,10 +231,10 @@ def lines_until(stream: IO[bytes], seconds: float) -> Iterator[dict[str, Any]]:
 
 def end_of(process: subprocess.Popen[bytes]) -> str:
     """The end of a process, without reaping it. A process that closed its pipe is ending."""
-    told = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    if told is None or told.si_code == os.CLD_EXITED:
-        return f"with exit code {told.si_status if told else '?'}"
-    return f"by {signal.Signals(told.si_status).name}"
+    end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    if end is None or end.si_code == os.CLD_EXITED:
+        return f"with exit code {end.si_status if end else '?'}"
+    return f"by {signal.Signals(end.si_status).name}"
 
 
 def tail_of(log: IO[bytes]) -> str:

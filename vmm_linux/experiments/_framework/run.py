@@ -249,7 +249,7 @@ class Child:
         """Send it an object that pickles."""
         self.connection.send(value)
 
-    def receive(self) -> Any:  # noqa: ANN401 (whatever it sends)
+    def receive(self) -> Any:  # noqa: ANN401 (any type)
         """Receive its next object; EOFError if it ended without one.
 
         What it found not to be observable is not observable for this process.
@@ -344,7 +344,7 @@ def resident(va: int, size: int, pid: int | None = None) -> int:
         pid: the process, None for this one.
 
     Errors:
-        NotObservable: the kernel does not tell.
+        NotObservable: the kernel does not report them.
     """
     need(
         state(Feature.PAGEMAP) == "present" or state(Feature.PAGEMAP_SCAN) == "present",

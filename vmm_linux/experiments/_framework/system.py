@@ -91,7 +91,7 @@ def status(figure: str, pid: int | None = None) -> int:
         pid: the process, None for this one.
 
     Errors:
-        NotObservable: the kernel does not tell it.
+        NotObservable: the kernel does not report it.
     """
     return told(f"/proc/{pid or 'self'}/status", figure)
 
@@ -102,14 +102,14 @@ def meminfo(figure: str) -> int:
 
 
 def told(file: str, figure: str) -> int:
-    """What stands behind a name in a file of the kernel's; kB are told in bytes.
+    """A labelled number in a kernel file; kB become bytes.
 
     Args:
-        file: where, as "/proc/self/io".
-        figure: the name.
+        file: the path, as "/proc/self/io".
+        figure: the label.
 
     Errors:
-        NotObservable: the kernel does not tell it.
+        NotObservable: the kernel does not report it.
     """
     value = kernel_files.figure(Path(file).read_text(encoding="utf-8", errors="replace"), figure)
     if value is None:
@@ -118,14 +118,14 @@ def told(file: str, figure: str) -> int:
 
 
 def sysctl(name: str, otherwise: int | None = None) -> int:
-    """A number that the administrator sets, as the command of this name tells it.
+    """A setting of the administrator, as sysctl(8) prints it.
 
     Args:
         name: as "vm.max_map_count".
-        otherwise: what holds where this kernel has no such setting.
+        otherwise: the value for a kernel without the setting.
 
     Errors:
-        NotObservable: it has none, and nothing is said to hold then.
+        NotObservable: the kernel has no such setting, and ``otherwise`` is None.
     """
     try:
         return int(Path("/proc/sys", *name.split(".")).read_text(encoding="utf-8"))
@@ -136,6 +136,6 @@ def sysctl(name: str, otherwise: int | None = None) -> int:
 
 
 def mappings() -> int:
-    """The entries in the kernel's list of this process's mappings."""
+    """The number of entries in the kernel's list of this process's mappings."""
     with Path("/proc/self/maps").open("rb") as lines:
         return sum(1 for _ in lines)

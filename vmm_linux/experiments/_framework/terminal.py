@@ -102,7 +102,7 @@ def terminal_width() -> int:
 def progress_of(name: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show progress where standard error is a terminal and rich is installed."""
     try:
-        from rich.console import Console  # noqa: PLC0415 (nobody else needs it)
+        from rich.console import Console  # noqa: PLC0415 (needed only here)
         from rich.progress import Progress  # noqa: PLC0415 (as above)
     except ModuleNotFoundError:
         yield ignore_progress
