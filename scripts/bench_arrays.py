@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
     from bench_harness import Stage
 
-#: Elements of 8 bytes of an array of 64 MiB.
 ELEMENTS: Final = 8 << 20
+"""Elements of 8 bytes of an array of 64 MiB."""
 ARRAY_SIZE: Final = 8 * ELEMENTS
 SUM: Final = struct.Struct("d")
 READY: Final = f"{US}, made in a buffer"
 SHARED_READY: Final = "SharedMemory, made in one"
 ALIVE: Final = 10_000
-#: The number of SharedMemory objects, which take two descriptors each.
 NAMED_ALIVE: Final = ALIVE // 2
-#: Descriptors that so many and the rest of the process take.
+"""The number of SharedMemory objects, which take two descriptors each."""
 DESCRIPTORS: Final = ALIVE + 200
+"""Descriptors that so many and the rest of the process take."""
 
 
 # ---- an array of 64 MiB -------------------------------------------------------------------------

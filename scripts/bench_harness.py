@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 SOURCE: Final = Path(__file__).resolve().with_name("bench_baseline.c")
 US: Final = "vmm_linux"
 FORK: Final = get_context("fork")
-#: Seconds that a child may take to end after its socket is closed.
 PATIENCE: Final = 10
-#: Nanoseconds of a turn: less than a time slice of a busy system.
+"""Seconds that a child may take to end after its socket is closed."""
 TURN: Final = 2_000_000
-#: Even what is measured rarely gets so many rounds, if that many were asked for.
+"""Nanoseconds of a turn: less than a time slice of a busy system."""
 FEWEST_ROUNDS: Final = 3
+"""Even what is measured rarely gets so many rounds, if that many were asked for."""
 
 
 class CannotMeasureError(Exception):
@@ -86,8 +86,8 @@ class Target:
     limit: float
     ours: str
     other: str | None
-    #: Whether the ratio is how many times faster ours is than the other: at least the limit.
     speedup: bool = False
+    """Whether the ratio is how many times faster ours is than the other: at least the limit."""
 
     def value(self, figures: Mapping[str, float]) -> float:
         """What to compare with the limit, of one round."""
@@ -127,10 +127,10 @@ def faster(limit: float, other: str, *, ours: str = US) -> Target:
 class Contestant:
     """One way to do a benchmark's work."""
 
-    #: Does the work so many times: the nanoseconds that took, or another sum.
     measure: Callable[[int], float]
-    #: How often the work is done in a turn; None: as often as fits into one.
+    """Does the work so many times: the nanoseconds that took, or another sum."""
     count: int | None = None
+    """How often the work is done in a turn; None: as often as fits into one."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,12 @@ class Benchmark:
     title: str
     targets: Sequence[Target]
     prepare: Callable[[Stage], dict[str, Contestant]]
-    #: Of what ``Contestant.measure`` returns for one piece of work.
     unit: str
-    #: How many times fewer rounds this gets than others, because a turn takes so long.
+    """Of what ``Contestant.measure`` returns for one piece of work."""
     rarely: int
-    #: Whether children have another CPU than their parent.
+    """How many times fewer rounds this gets than others, because a turn takes so long."""
     apart: bool
+    """Whether children have another CPU than their parent."""
 
 
 BENCHMARKS: Final[dict[str, Benchmark]] = {}
@@ -182,8 +182,8 @@ class Stage(contextlib.ExitStack):
         super().__init__()
         self.baseline = baseline
         self.cpu_of_children = cpu_of_children
-        #: Contestants that cannot take part, with the reasons.
         self.left_out: dict[str, str] = {}
+        """Contestants that cannot take part, with the reasons."""
 
     def vmm(self) -> VMM:
         """An open VMM."""
@@ -248,8 +248,8 @@ class Outcome:
 
     benchmark: Benchmark
     left_out: dict[str, str]
-    #: Of each round: the cost of one piece of work for each contestant.
     rounds: list[dict[str, float]] = field(default_factory=list)
+    """Of each round: the cost of one piece of work for each contestant."""
 
     def figures(self, contestant: str) -> Spread:
         """The costs of one piece of work for a contestant."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 MORE: Final = 10_000
 GIBIBYTE: Final = 1 << 30
-#: Written to and left alone in turns.
 STRETCH: Final = 1 << 20
+"""Written to and left alone in turns."""
 
 
 def again(work: Callable[[], object]) -> Contestant:

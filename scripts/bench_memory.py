@@ -23,15 +23,15 @@ SIZE: Final = 16 * PAGE
 READ: Final = VmmFlags.READ
 READ_WRITE: Final = VmmFlags.READ | VmmFlags.WRITE
 RESERVED: Final = VmmFlags.RESERVE | READ_WRITE
-#: What is written to touch 16 pages: a byte each.
 TOUCH: Final = b"\1" * 16
-#: The most isolated commits that mprotect can do: below half of the usual vm.max_map_count.
+"""What is written to touch 16 pages: a byte each."""
 ISLANDS: Final = 30_000
+"""The most isolated commits that mprotect can do: below half of the usual vm.max_map_count."""
 MILLION: Final = 1_000_000
-#: What one page of page-table entries covers.
 CHUNK: Final = PAGE // 8 * PAGE
-#: The least islands of a chunk, and runs of a VMM, for which guards are used.
+"""What one page of page-table entries covers."""
 NEVER: Final = (1 << 40, 1 << 40)
+"""The least islands of a chunk, and runs of a VMM, for which guards are used."""
 AT_ONCE: Final = (0, 0)
 OWN_RULE: Final = ()
 

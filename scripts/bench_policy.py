@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 SIZE: Final = 16 * PAGE
 RESERVED: Final = VmmFlags.RESERVE | VmmFlags.READ | VmmFlags.WRITE
-#: Ready rules, bounds, and rules of which the last one decides.
 TYPICAL: Final = """
 default = "deny"
 ready = ["W^X", "no executable MDL", "no transfer to other users"]
@@ -39,6 +38,7 @@ any_flags = ["HUGE", "LOCKED", "SHAREABLE"]
 [[rule]]
 allow = "*"
 """
+"""Ready rules, bounds, and rules of which the last one decides."""
 
 
 def pairs_of(vmm: VMM) -> Callable[[int], None]:

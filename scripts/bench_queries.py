@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from bench_harness import Baseline, Stage
 
-#: Below the usual vm.max_map_count of 65,530.
 MANY: Final = 60_000
+"""Below the usual vm.max_map_count of 65,530."""
 SOME: Final = 1_000
 AMONG_MANY: Final = f", {MANY:,} mappings"
 

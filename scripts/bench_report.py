@@ -6,6 +6,8 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
+from vmm_linux._core.values import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -66,12 +68,14 @@ def left_out(outcomes: Sequence[Outcome]) -> dict[str, str]:
 def notes(report: dict[str, Any]) -> list[str]:
     """The notes below the tables."""
     machine = report["machine"]
-    where = f"{machine['cpu'] or machine['architecture']}, {machine['cpus']} CPUs"
+    where = f"{machine['cpu'] or machine['architecture']}, {counted(machine['cpus'], 'CPU')}"
     system = f"Linux {machine['kernel']}; Python {report['python']}"
     lines = [
-        "Medians of rounds in which each contestant had a turn; ratios within a round, with "
-        "quartiles.",
-        f"{where}; {system}; {report['rounds']} rounds.",
+        (
+            "Medians of rounds in which each contestant had a turn; ratios within a round, with "
+            "quartiles."
+        ),
+        f"{where}; {system}; {counted(report['rounds'], 'round')}.",
     ]
     if report["left_out"]:
         missing = ", ".join(f"{name} ({why})" for name, why in sorted(report["left_out"].items()))

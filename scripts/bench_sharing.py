@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 BULK: Final = 256 << 20
-#: The first byte of every page of the bulk.
 MARKS: Final = b"\1" * (BULK // PAGE)
-#: Bytes in a pipe: the usual fs.pipe-max-size.
+"""The first byte of every page of the bulk."""
 PIPE: Final = 1 << 20
+"""Bytes in a pipe: the usual fs.pipe-max-size."""
 NUMBER: Final = b"8 bytes."
 RIGHT: Final = b"\1"
 HELD: Final = f"{US}, held by both"

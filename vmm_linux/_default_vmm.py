@@ -15,7 +15,7 @@ __all__ = ["default_vmm"]
 MODULE = "vmm_linux.vmm"
 """The class's module, loaded with the package. It imports ``Mdl``, which imports this module."""
 DEFAULT: dict[str, VMM] = {}
-"""It, under ``"vmm"``, once there is one."""
+"""The default VMM under ``"vmm"``, once there is one."""
 
 # A forked child makes its own: the inherited one belongs to the inherited objects.
 os.register_at_fork(after_in_child=DEFAULT.clear)

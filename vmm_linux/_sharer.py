@@ -364,7 +364,7 @@ def same_user(control: list[tuple[int, int, bytes]]) -> bool:
 
 
 HERE: dict[str, Sharer] = {"sharer": Sharer()}
-"""This process's own, under ``"sharer"``."""
+"""This process's sharer, under ``"sharer"``."""
 
 
 def share(fd: int) -> Ticket:

@@ -33,7 +33,7 @@ class Retcode(IntEnum):
     NO_CAPABILITY = 7
     """The handle's rights do not cover the call."""
     SECURITY_DISALLOW = 8
-    """The policy said no."""
+    """The policy denied the call."""
     HANDLE_REVOKED = 9
     """The handle was revoked."""
     BUSY = 10

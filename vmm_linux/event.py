@@ -50,9 +50,9 @@ MAGIC: Final = b"VMME"
 VERSION: Final = 1
 COUNTER_SIZE: Final = 8
 EVENTFD: Final = "anon_inode:[eventfd]"
-"""What the kernel calls an eventfd. The name of a file begins with a slash."""
+"""The kernel's name of an eventfd. The name of a file begins with a slash."""
 LONGEST_POLL: Final = 86_400_000
-"""Milliseconds of one poll(2), which knows no more than 24 days; longer waits take several."""
+"""Milliseconds of one poll(2), at most 24 days; longer waits take several."""
 
 
 class Event:

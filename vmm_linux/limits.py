@@ -23,7 +23,7 @@ FIGURES = (
     "mdl_mappings",
     "handles",
 )
-"""The limited counts, in the order of ``Figure`` in ``memory.pxd``."""
+"""The limited counts, in the order of the core's enum (``memory.pxd``)."""
 
 NO_BOUND = 2**64 - 1
 """The number that stands for None in the core."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Region"]
 
 NOT_FREED = (VmmError, MemoryError)
-"""What ``VMM.free`` raises when it has done nothing."""
+"""The errors of a ``VMM.free`` that has done nothing."""
 
 
 @final

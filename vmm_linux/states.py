@@ -9,7 +9,7 @@ class PageState(IntEnum):
     """The state of the page at an address."""
 
     FREE = 0
-    """Nothing is there."""
+    """Nothing is mapped."""
     RESERVED = 1
     """The address is taken, without memory: any access faults."""
     COMMITTED = 2

@@ -21,7 +21,7 @@ __all__ = ["VMM"]
 
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 RESERVE = int(VmmFlags.RESERVE)
-"""As a plain int: an ``IntFlag`` makes a flag of a negative number, which is none."""
+"""A plain int: an ``IntFlag`` would turn a negative number into a flag."""
 
 
 class VMM(endpoint.VMM):

@@ -14,10 +14,10 @@ import os
 __all__ = ["known_gid", "known_uid"]
 
 NO_ID = 2**32 - 1
-"""What stands for no id at all; so there are as many."""
+"""The number that stands for no id, and so the number of ids."""
 USUAL_OVERFLOW = 65534
 MOST_OVERFLOW = 65535
-"""The highest that a placeholder can be set to, as it has to fit old programs' 16 bits."""
+"""The highest placeholder: it has to fit into 16 bits for old programs."""
 LONGEST_MAP = 1 << 16
 """Bytes; a map has 340 lines at most, of three numbers each."""
 

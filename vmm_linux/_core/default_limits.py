@@ -29,7 +29,7 @@ MOST_HANDLES = 1 << 18
 MOST_MDLS = 1 << 16
 
 GROUPS: list[memory_group.Group] = []
-"""The memory cgroup of this process, once it was found."""
+"""The memory cgroup of this process, once it is known."""
 
 
 def bounds() -> tuple[int | None, ...]:

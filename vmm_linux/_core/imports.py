@@ -30,7 +30,7 @@ if sys.warnoptions:
 __all__ = ["loaded", "needed"]
 
 INTERRUPTED: set[str] = set()
-"""Modules that other threads were importing when this process, or one above it, was forked."""
+"""Modules that other threads were importing at the fork of this process or an ancestor."""
 
 
 def look_for_interrupted() -> None:

@@ -47,10 +47,9 @@ def are_figures(value: object) -> bool:
     )
 
 
-#: The classes of numbers: JSON's, and the package's enumerations.
 NUMBERS = (int, VmmFlags, PageState, PageKind)
+"""The classes of numbers: JSON's, and the package's enumerations."""
 NUMBER = "a whole number from 0 to 2^64 - 1"
-#: The parts of ``Mapping.as_dict``: a check of each, and the expected value in words.
 OF_A_MAPPING: Parts = {
     **dict.fromkeys(("start", "end", "offset", "inode"), (is_number, NUMBER)),
     "permissions": (lambda value: is_text(value, "[r-][w-][x-][sp]"), "permissions as 'rw-p'"),
@@ -64,7 +63,7 @@ OF_A_MAPPING: Parts = {
     "region": (lambda value: value is None or type(value) is dict, "a dict or None"),
     "whole": (lambda value: value is None or type(value) is dict, "a dict or None"),
 }
-#: The parts of its region.
+"""The parts of ``Mapping.as_dict``: a check of each, and the expected value in words."""
 OF_A_REGION: Parts = {
     **dict.fromkeys(("base", "size"), (is_number, NUMBER)),
     **dict.fromkeys(("flags", "protection"), (are_vmm_flags, "a number of VmmFlags")),
@@ -72,6 +71,7 @@ OF_A_REGION: Parts = {
     "kind": (lambda value: is_number(value) and value in list(PageKind), "a number of PageKind"),
     "sid": (lambda value: value is None or is_number(value), f"{NUMBER}, or None"),
 }
+"""The parts of its region."""
 
 
 def check_told(values: object, *, is_whole: bool = False) -> None:

@@ -8,17 +8,15 @@ from vmm_linux._core.kernel_files import lines_of, number, text_of
 
 __all__ = ["NO_LIMIT", "Group", "files", "levels", "memory_group", "room"]
 
-#: A memory cgroup of version 1 without a limit reports the kernel's largest count of pages.
 NO_LIMIT = 1 << 62
-#: In memory.stat: the cache that the kernel drops before it kills a process. Version 1 reports it
-#: for the group alone, and by these names for the group with those below it.
+"""A memory cgroup of version 1 without a limit reports the kernel's largest count of pages."""
 CACHE = {
     "v1": ("total_inactive_file", "total_active_file"),
     "v2": ("inactive_file", "active_file"),
 }
+"""In memory.stat: the cache that the kernel drops before it kills a process. Version 1 reports it
+for the group alone, and by these names for the group with those below it."""
 
-#: The files of a level: limit and use of memory, limit and use of swap, statistics. Version 1
-#: counts memory and swap together in the second pair.
 FILES = {
     "v1": (
         "memory.limit_in_bytes",
@@ -35,6 +33,8 @@ FILES = {
         "memory.stat",
     ),
 }
+"""The files of a level: limit and use of memory, limit and use of swap, statistics. Version 1
+counts memory and swap together in the second pair."""
 
 
 class Group:

@@ -24,7 +24,7 @@ OLD_NAMES: dict[str, tuple[str, dict[str, str]]] = {
     "vmm_linux._smaps_record": ("vmm_linux._core.procfs", {"_restore": "restore_record"}),
     "vmm_linux._trials": ("vmm_linux.doctor", {}),
 }
-"""The module that each is now, and what is called otherwise in it."""
+"""The present module of each, and the names that differ in it."""
 
 
 class OldModule(ModuleType):

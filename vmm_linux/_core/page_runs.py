@@ -34,8 +34,8 @@ class PageFlags(IntFlag):
     PRESENT = 0x1
     """Has memory, in the process's page table."""
     SWAPPED = 0x2
-    """Its contents are in swap. What the kernel only notes about a page without memory looks like
-    this too: userfaultfd(2)'s protection, and on Linux 6.13 and 6.14 a guard."""
+    """Its contents are in swap. Markers of a page without memory look like this too:
+    userfaultfd(2)'s protection, and on Linux 6.13 and 6.14 a guard."""
     SHARED = 0x4
     """Its memory is a file's, or shared anonymous memory."""
     EXCLUSIVE = 0x8
@@ -58,4 +58,4 @@ class PageRun(NamedTuple):
     end: int
     """The first address after them."""
     flags: PageFlags
-    """What is known of each."""
+    """The known properties of each page."""

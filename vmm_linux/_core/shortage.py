@@ -33,13 +33,13 @@ NAMES = {
     errno.EFAULT: "the memory is not there any more: something outside this package unmapped or "
     "protected it",
 }
-"""What an errno that has one meaning here means."""
+"""The reason of each errno that has only one."""
 
 SPARE = 5
-"""So far from vm.max_map_count mremap(2) refuses already, which is the most that a call wants."""
+"""mremap(2) refuses this far below vm.max_map_count, the most that a call needs."""
 
 COUNTED = {"RLIMIT_AS": "VmSize", "RLIMIT_DATA": "VmData"}
-"""The figure of /proc/self/status that a limit bounds."""
+"""The count in /proc/self/status that each limit is for."""
 
 
 def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> tuple[Retcode, str]:

@@ -34,7 +34,7 @@ __all__ = [
 LONGEST_TEXT = 40
 """Characters of a value that are shown."""
 LONGEST_LINE = 400
-"""Characters that are shown of what is text already."""
+"""Characters that are shown of a text."""
 MOST_BITS = 64
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 __all__ = ["write_whole"]
 
 
-#: Last parts of a name that name no file.
 NO_FILES = {"", ".", ".."}
+"""Last parts of a name that name no file."""
 
 
 def write_whole(contents: Mapping[str, bytes]) -> None:

@@ -37,7 +37,7 @@ WORDS: Final = {
     "handle_fileno": "left as {fd}",
     "handle_from_fd": "came as a descriptor",
 }
-"""What a method does to a buffer."""
+"""The effect of each method on a buffer."""
 BILLION: Final = 1_000_000_000
 
 

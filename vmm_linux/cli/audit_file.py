@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["AuditLine", "Problem", "read"]
 
 LONGEST_LINE: Final = 4 << 20
-"""Bytes; a policy's names, which are the longest there is, come out of a file of 1 MiB."""
+"""Bytes; the longest parts are a policy's names, from a file of at most 1 MiB."""
 NUMBER: Final = (int,)
 NUMBER_OR_NONE: Final = (int, type(None))
 TEXT_OR_NONE: Final = (str, type(None))
@@ -38,9 +38,9 @@ TYPES: Final = {
     "origin_sid": NUMBER_OR_NONE,
     "peer": (list, type(None)),
 }
-"""What a line has, and of which kind each is."""
-#: These count at their begin; all others at their end.
+"""The members of a line, and their types."""
 LEAVING: Final = frozenset(("send_handle", "handle_fileno"))
+"""These count at their begin; all others at their end."""
 
 
 class AuditLine(NamedTuple):

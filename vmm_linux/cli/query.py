@@ -16,8 +16,8 @@ from vmm_linux.inspect import Mapping, PageFlags
 
 __all__ = ["main"]
 
-#: The end of the address range: numbers from here on are no addresses.
 END_OF_ADDRESSES = 1 << 64
+"""The end of the address range: numbers from here on are no addresses."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -136,6 +136,6 @@ def lines_of(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
-#: Numbers that are shown elsewhere, and figures that are no sizes.
 NO_FIGURES = {"start", "end", "offset", "inode", "deleted"}
+"""Numbers that are shown elsewhere, and figures that are no sizes."""
 PLAIN = {"thp_eligible", "protection_key"}

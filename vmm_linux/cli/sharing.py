@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 COLUMNS = ("memory", "size", "taken", "seals", "process", "holds", "maps")
-#: The most unreadable processes that are named.
 NAMED = 20
+"""The most unreadable processes that are named."""
 
 
 def main(arguments: Sequence[str]) -> int:

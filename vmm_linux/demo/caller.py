@@ -102,7 +102,7 @@ class Caller:
     vmm: VMM
     before: Footprint
     step: Step = field(init=False)
-    """The step that is being made."""
+    """The present step."""
 
     def call(self, name: str, **arguments: object) -> Any:  # noqa: ANN401 (the method's result)
         """Begin a step with a call of a method, and return its result."""

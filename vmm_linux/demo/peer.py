@@ -46,13 +46,13 @@ from vmm_linux.demo.report import Step
 __all__ = ["GO_ON", "LEAVE", "READY", "USE", "Other", "unpacked"]
 
 READY = b"ready"
-"""What this process sends when it has begun."""
+"""This process sends it at its start."""
 GO_ON = b"go on"
-"""What the first process sends when it has seen what both pay for the buffer."""
+"""The first process sends it after reading the cost of the buffer for both."""
 LONGEST = 1 << 20
 """Bytes of the longest packet with a step."""
 PROGRAM = f"import sys; from {__name__} import main; sys.exit(main(*sys.argv[1:]))"
-"""This module as a program. With ``-m`` it would be loaded twice: the package has it already."""
+"""This module as a program. ``-m`` would load it twice: the package loads it already."""
 TYPES = {
     "handle": Handle,
     "flags": VmmFlags,
@@ -61,7 +61,7 @@ TYPES = {
     "require": Seal,
     "path": str,
 }
-"""Types of arguments that are no plain numbers."""
+"""Types of arguments other than plain numbers."""
 
 
 # ---- between the two processes ------------------------------------------------------------------
@@ -132,11 +132,11 @@ class Peer(Caller):
     handles: dict[str, Handle] = field(default_factory=dict)
     """Received: ``file``, ``window`` and ``board``."""
     va: int = 0
-    """Where FILE's buffer is mapped."""
+    """The address of FILE's buffer."""
     window: int = 0
-    """Where its clone is mapped."""
+    """The address of its clone."""
     board: int = 0
-    """Where the page to write to is mapped."""
+    """The address of the page to write to."""
 
     def receive(self, name: str, require: Seal) -> dict[str, str]:
         """Begin a step with a received handle: the mode of each new descriptor of memory."""

@@ -175,11 +175,11 @@ class Json:
 
 # ---- words and figures --------------------------------------------------------------------------
 
-#: Room for the call, in columns: for all of them, and for all but the longest, whose short
-#: return code leaves it the rest.
 WIDE, NARROW = 51, 38
-#: Room for the return code.
+"""Room for the call, in columns: for all of them, and for all but the longest, whose short return
+code leaves it the rest."""
 OUTCOME = 20
+"""Room for the return code."""
 
 
 def headlines(subject: Subject, machine: Machine) -> list[str]:

@@ -37,14 +37,14 @@ class Run(Caller):
 
     subject: Subject
     at_end: ExitStack
-    """Ends what the steps begin, however they end."""
+    """Ends the steps' resources in every case."""
     base: int = 0
     handles: dict[str, Handle] = field(default_factory=dict)
     """Of the MDL buffers: ``file``, ``window`` and ``board``."""
     other: Other = field(init=False)
     """The other process."""
     board: int = 0
-    """Where the buffer ``board`` is mapped."""
+    """The address of the buffer ``board``."""
 
     @property
     def need(self) -> int:

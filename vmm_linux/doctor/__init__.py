@@ -134,7 +134,7 @@ FEATURES: dict[Feature, tuple[str | None, str]] = {
         "other tools show the memory of regions without a name; this package knows it all the same",
     ),
 }
-"""For each feature, the Linux that brought it, and what the package does without it."""
+"""For each feature, the Linux that brought it, and the package's replacement for it."""
 
 
 def diagnose() -> Diagnosis:
@@ -253,7 +253,7 @@ def advice(diagnosis: Diagnosis) -> list[tuple[str, str]]:
 
 
 BYTES = ("Commit", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_DATA", "cgroup")
-"""How the names of settings begin that are in bytes."""
+"""Prefixes of the names of settings in bytes."""
 
 
 def written(name: str, value: int | str | None, missing: str) -> str:

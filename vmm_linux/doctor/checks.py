@@ -149,4 +149,4 @@ TRIALS = (
         "descriptors",
     ),
 )
-"""What is tried, in this order."""
+"""The trials, in order."""

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["Setting", "settings"]
 
 UNLIMITED = "unlimited"
-#: The default of Linux.
 USUAL_MAPPINGS = 65530
-#: Fewer descriptors than this are few for programs with many buffers.
+"""The default of Linux."""
 FEW_DESCRIPTORS = 4096
-#: Less than this part of the commit limit is little headroom.
+"""Fewer descriptors than this are few for programs with many buffers."""
 LITTLE = 10
+"""Less than this part of the commit limit is little headroom."""
 CAP_IPC_LOCK = 14
 THP = "/sys/kernel/mm/transparent_hugepage"
 
@@ -218,7 +218,7 @@ SWITCHES = {
         "deny": "MDL and SHAREABLE memory gets no huge pages; 'advise' gives them to HUGE",
     },
 }
-"""For each file, what to say of a word."""
+"""For each file, the advice for a word in it."""
 
 
 def chosen(text: str | None) -> str | None:

@@ -50,7 +50,6 @@ EXPLANATION = """
 KIB, MIB = 1 << 10, 1 << 20
 LINE = 64
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT
-#: ``hops(base, offset, count)``: follow a chain of offsets, so often.
 HOPS = {
     "x86_64": "488b3437"  # again: mov rsi, [rdi + rsi]
     "48ffca 75f7"  # dec rdx; jnz again
@@ -59,10 +58,11 @@ HOPS = {
     "420400f1 c1ffff54"  # subs x2, x2, 1; b.ne again
     "e00301aa c0035fd6",  # mov x0, x1; ret
 }
+"""``hops(base, offset, count)``: follow a chain of offsets, so often."""
 Hops = Callable[[int, int, int], int]
 SMALL, HUGE = "small pages", "huge pages"
-#: The kernel's data about a cache.
 CACHE_FILES = ("type", "level", "size")
+"""The kernel's data about a cache."""
 
 
 def measure(run: Run) -> None:

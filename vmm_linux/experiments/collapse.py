@@ -39,8 +39,8 @@ EXPLANATION = """
 MIB = 1 << 20
 MADV_COLLAPSE = 25
 FLAGS = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.HUGE
-#: Seconds to wait for khugepaged.
 PATIENCE = 40
+"""Seconds to wait for khugepaged."""
 
 
 def measure(run: Run) -> None:

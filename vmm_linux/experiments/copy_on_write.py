@@ -45,10 +45,10 @@ EXPLANATION = """
 """
 
 MIB = 1 << 20
-#: Guards keep the kernel from merging the region with its neighbours.
 FLAGS = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-#: Bytes of a page-table entry.
+"""Guards keep the kernel from merging the region with its neighbours."""
 ENTRY = 8
+"""Bytes of a page-table entry."""
 FIGURES = {"PSS": "pss", "private dirty": "private_dirty", "shared dirty": "shared_dirty"}
 
 

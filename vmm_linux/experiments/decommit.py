@@ -40,8 +40,8 @@ EXPLANATION = """
 
 MIB = 1 << 20
 MADV_COLD = 20
-#: Below malloc's threshold for a mapping of its own.
 SMALL = 32 << 10
+"""Below malloc's threshold for a mapping of its own."""
 
 
 class Held(NamedTuple):

@@ -41,10 +41,9 @@ EXPLANATION = """
 COMMITTED = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT
 LOW, HIGH = VmmFlags.LOW_GUARD, VmmFlags.HIGH_GUARD
 STACK = 256 << 10
-#: Words that a function pushes onto a stack of that size, and the number beyond its end.
 BEYOND = 1024
+"""Words that a function pushes onto a stack of that size, and the number beyond its end."""
 WORDS = STACK // 8 + BEYOND
-#: A function that pushes so many words of all ones, and returns.
 PUSH = {
     "x86_64": "4889e0"  # mov rax, rsp
     "6aff"  # again: push -1
@@ -55,6 +54,7 @@ PUSH = {
     "000800f1 ccffff54"  # subs x0, x0, 2; b.gt again
     "3f010091 c0035fd6",  # mov sp, x9; ret
 }
+"""A function that pushes so many words of all ones, and returns."""
 
 
 def measure(run: Run) -> None:

@@ -48,8 +48,8 @@ PAGES: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "small": small_pages,
     "huge": contextlib.nullcontext,
 }
-#: The interpreter itself may touch new pages meanwhile.
 ONCE = between(1, 1.5)
+"""The interpreter itself may touch new pages meanwhile."""
 
 
 def measure(run: Run) -> None:

@@ -222,7 +222,6 @@ def spawn(run: Run, size: int) -> Answer:
 
 NO_MEMORY = "OUT_OF_MEMORY"
 NOT_TRIED = ""
-#: The requests, and the expected results in the modes 0, 1 and 2.
 REQUESTS: dict[str, tuple[Callable[[Run, int], Answer], str, str, str]] = {
     "Reserve": (reserve, "OK", "OK", "OK"),
     "Commit, at once": (commit, NO_MEMORY, "OK", NO_MEMORY),
@@ -234,6 +233,7 @@ REQUESTS: dict[str, tuple[Callable[[Run, int], Answer], str, str, str]] = {
     "fork(), in several mappings": (fork_several, "OK", "OK", NOT_TRIED),
     "posix_spawn(), all in one mapping": (spawn, "OK", "OK", NOT_TRIED),
 }
+"""The requests, and the expected results in the modes 0, 1 and 2."""
 MODES = (0, 1, 2)
 
 

@@ -40,12 +40,12 @@ EXPLANATION = """
 """
 
 MIB = 1 << 20
-#: Here and in a folder for each size, ``shmem_enabled`` sets huge pages of shared memory.
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
-#: The default of bytes that a kernel maps around a page that is read.
+"""Here and in a folder for each size, ``shmem_enabled`` sets huge pages of shared memory."""
 FAULT_AROUND = 64 << 10
-#: Pages to touch in every order: a gigabyte of addresses where they are far apart.
+"""The default of bytes that a kernel maps around a page that is read."""
 COUNT = 512
+"""Pages to touch in every order: a gigabyte of addresses where they are far apart."""
 
 
 class Touched(NamedTuple):
@@ -124,8 +124,8 @@ def private(run: Run) -> None:
         run.timing("Far apart it takes longer", ratio, at_least(1.25), "times")
 
 
-#: The interpreter itself may touch new pages meanwhile.
 ONCE = between(1, 1.05)
+"""The interpreter itself may touch new pages meanwhile."""
 PER_PAGE = "faults a page"
 
 

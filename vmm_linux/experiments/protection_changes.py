@@ -50,8 +50,8 @@ EXPLANATION = """
 
 READ, WRITE = VmmFlags.READ, VmmFlags.WRITE
 PAGES = 64
-#: Interrupts a page: fewer are caused by other processes.
 FEW = 0.2
+"""Interrupts a page: fewer are caused by other processes."""
 NOBODY, PROCESSES = "nobody", "processes"
 
 Company = dict[str, contextlib.AbstractContextManager[object]]

@@ -57,8 +57,8 @@ MADV_REMOVE, MREMAP_MAYMOVE = 9, 1
 SYS_PIDFD_GETFD = 438
 F_SEAL_FUTURE_WRITE = 0x10
 
-#: The senders and the attackers. Only root can become another user.
 USERS = {"same user": (NOBODY, NOBODY), "another user": (NOBODY - 1, NOBODY), "root": (NOBODY, 0)}
+"""The senders and the attackers. Only root can become another user."""
 
 
 class State(NamedTuple):
@@ -136,10 +136,10 @@ def write_to_file_of(pid: int, va: int) -> None:
         os.pwrite(memory.fileno(), MARK, va)
 
 
-#: The outcomes of an attack that are no errno.
 CHANGED, UNCHANGED = "changed", "unchanged"
-#: The errors of sandboxes, security modules and hidepid.
+"""The outcomes of an attack that are no errno."""
 FORBIDDEN = {"EPERM", "EACCES", "ENOENT", "ENOSYS"}
+"""The errors of sandboxes, security modules and hidepid."""
 
 
 class Attack(NamedTuple):
@@ -272,8 +272,8 @@ def outcomes(run: Run, state: State, sender: int, attacker: int) -> dict[str, st
 
 # ---- outcomes -----------------------------------------------------------------------------------
 
-#: The outcome of every attack, by state and by attacker.
 Found = dict[tuple[str, str], dict[str, str]]
+"""The outcome of every attack, by state and by attacker."""
 
 
 def measure(run: Run) -> None:

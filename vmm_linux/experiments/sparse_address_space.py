@@ -33,8 +33,8 @@ EXPLANATION = """
     each other.
 """
 
-#: Pages of tables that this process may need meanwhile for other reasons.
 SLACK = 8
+"""Pages of tables that this process may need meanwhile for other reasons."""
 STEPS = ("reserved", "touched", "decommitted", "freed")
 
 

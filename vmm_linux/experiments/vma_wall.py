@@ -44,8 +44,8 @@ EXPLANATION = """
 
 SYSCTL = "vm.max_map_count"
 RESERVED = VmmFlags.RESERVE | VmmFlags.READ | VmmFlags.WRITE
-#: How often the mappings are counted on the way to the limit.
 LOOKS = 15
+"""How often the mappings are counted on the way to the limit."""
 
 
 class Climb(NamedTuple):

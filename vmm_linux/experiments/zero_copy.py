@@ -63,10 +63,10 @@ class Ends(NamedTuple):
         os.close(self.pipe)
 
 
-#: Prepares a sender's side, and returns a function that sends a message with a number.
 Sender = Callable[[VMM, int, Ends], Callable[[int], None]]
-#: Prepares a receiver's side, and returns a function that receives a message and answers.
+"""Prepares a sender's side, and returns a function that sends a message with a number."""
 Receiver = Callable[[VMM, int, Ends], Callable[[], None]]
+"""Prepares a receiver's side, and returns a function that receives a message and answers."""
 
 
 class Cost(NamedTuple):

@@ -97,7 +97,7 @@ for _public in (
     _public.__module__ = __name__  # the name in tracebacks and pickles
 
 SLICE = 1 << 30
-"""Bytes whose pages are looked at one by one before signals are looked for."""
+"""Bytes whose pages are read one by one between two checks for signals."""
 
 
 # ---- questions ----------------------------------------------------------------------------------

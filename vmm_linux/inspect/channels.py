@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["find"]
 
-#: The errors for a process that no longer exists.
 GONE = (ResourceNotFound, ProcessLookupError, FileNotFoundError)
+"""The errors for a process that no longer exists."""
 SEALS = {
     0x1: "F_SEAL_SEAL",
     0x2: "F_SEAL_SHRINK",
@@ -139,7 +139,7 @@ def collect(
 ) -> bool:
     """Add a process's ends: whether it existed to the end.
 
-    Raises:
+    Errors:
         PermissionError: it is unreadable.
     """
     tids = threads_of(process)

@@ -41,21 +41,21 @@ __all__ = [
 ]
 
 PROC = Path("/proc")
-#: In /proc/PID/stat: a thread of the kernel.
 PF_KTHREAD = 0x00200000
+"""In /proc/PID/stat: a thread of the kernel."""
 F_GET_SEALS = 1034
 MFD_HUGETLB, MFD_HUGE_SHIFT = 0x4, 26
-#: File systems whose files are memory and nothing else.
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
-#: File systems that answer by themselves, without a server that could block.
+"""File systems whose files are memory and nothing else."""
 OWN_FILESYSTEMS = frozenset({*IN_MEMORY, "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
+"""File systems that answer by themselves, without a server that could block."""
 DELETED = " (deleted)"
-#: Stands for a path of more than a page of characters, which the kernel does not report.
 TOO_LONG = "/..."
-#: In /proc/PID/mountinfo: a byte that would end a field.
+"""Stands for a path of more than a page of characters, which the kernel does not report."""
 OCTAL = re.compile(rb"\\([0-7]{3})")
-#: Of open(2): a descriptor that is only a name of the file.
+"""In /proc/PID/mountinfo: a byte that would end a field."""
 NO_ACCESS = os.O_PATH
+"""Of open(2): a descriptor that is only a name of the file."""
 
 
 class Process(NamedTuple):
@@ -222,7 +222,7 @@ def descriptors_of(process: Process, tids: list[int], mounts: dict[int, Mount]) 
     the same number and path as before is the same, except for memory without a path: two memfds
     can have one name.
 
-    Raises:
+    Errors:
         PermissionError: the kernel forbids it.
     """
     found: dict[tuple[int, str, str, int], Descriptor] = {}

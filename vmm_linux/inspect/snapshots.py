@@ -110,13 +110,13 @@ class Change(NamedTuple):
     """A mapping that is in both snapshots and differs."""
 
     before: Mapping
-    """How it was."""
+    """The earlier record."""
     after: Mapping
-    """How it is."""
+    """The later record."""
     grown: int
-    """Bytes by which it is longer; below 0 where it shrank."""
+    """The growth in bytes; negative if it shrank."""
     figures: dict[str, int]
-    """By how much each figure changed, in bytes; those that did not are left out."""
+    """The change of each figure in bytes; unchanged ones are left out."""
 
 
 @dataclass(frozen=True, slots=True)

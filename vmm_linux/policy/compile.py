@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 LONGEST_NAME: Final = 100
-"""Of characters that may be meant for one of the names that there are."""
+"""The most characters of a name for which a suggestion is searched."""
 MOST: Final = 2**64 - 1
 MOST_ID: Final = 2**32 - 2
 ANSWERS: Final = ("allow", "deny")
 EVERY: Final = "*"
 DECIDED: Final = {method.name: method for method in METHODS if method.name != "close"}
-"""The methods that can be denied. Closing is none: it only gives back."""
+"""The methods that can be denied: all but ``close``, which only gives back."""
 ORDER: Final = {method.name: number for number, method in enumerate(METHODS)}
 """The methods' numbers, by name."""
 ABOUT: Final = {
@@ -45,7 +45,7 @@ ABOUT: Final = {
     "peer_gid": "peer",
     "other_user": "peer",
 }
-"""What a condition is about, by its key."""
+"""The property in a condition, by its key."""
 
 
 class Mask(NamedTuple):

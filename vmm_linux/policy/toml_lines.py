@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["SyntaxProblem", "line_of", "parse"]
 
 MOST_EFFORT = 400_000
-"""Lines that are parsed at most, again and again, to find one: some seconds."""
+"""The most lines that are parsed, counted each time, to find one: some seconds."""
 
 
 class SyntaxProblem(ValueError):  # noqa: N818  a finding, as in errors.py

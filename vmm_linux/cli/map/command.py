@@ -29,8 +29,8 @@ from vmm_linux.cli.map.plot import plotted
 __all__ = ["main", "process_id"]
 
 STANDARD_OUTPUT = "-"
-#: The default of seconds between two snapshots.
 PAUSE = 2.0
+"""The default of seconds between two snapshots."""
 LONGEST_PAUSE = 86400.0
 
 MIB = 1 << 20

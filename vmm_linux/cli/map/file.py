@@ -20,7 +20,6 @@ __all__ = ["Saved", "UnfitMapError", "as_csv", "as_json", "load", "record_of"]
 
 FORMAT = "vmm-linux map"
 VERSION = 1
-#: The parts of a record that are no figures.
 FIXED = (
     "start",
     "end",
@@ -37,6 +36,7 @@ FIXED = (
     "committed",
     "resident",
 )
+"""The parts of a record that are no figures."""
 END_OF_ADDRESSES = 1 << 64
 
 T = TypeVar("T")

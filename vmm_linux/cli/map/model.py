@@ -21,7 +21,6 @@ from vmm_linux.states import PageKind, PageState
 
 __all__ = ["GROUPS", "Group", "MapEntry", "Picture", "name_of", "size_of", "take"]
 
-#: The groups and their titles.
 GROUPS = {
     "ours": "Regions of vmm_linux",
     "heap": "Heap",
@@ -32,17 +31,18 @@ GROUPS = {
     "shared": "Shared",
     "kernel": "The kernel's own",
 }
+"""The groups and their titles."""
 
-#: The kernel's own mappings in every process.
 OF_THE_KERNEL = re.compile(r"\[(vdso|vvar.*|vsyscall|uprobes|vectors|sigpage)\]")
-#: The name of regions' memory, where the kernel has names.
+"""The kernel's own mappings in every process."""
 OF_A_REGION = "[anon:vmm_linux region]"
-#: Stacks with a name: the first thread's, and others that a program names.
+"""The name of regions' memory, where the kernel has names."""
 NAMED_STACK = re.compile(r"\[stack(:\d+)?\]|\[anon:.*stack.*\]", re.IGNORECASE)
-#: Names of heaps: the program's own, and those of allocators that name their memory.
+"""Stacks with a name: the first thread's, and others that a program names."""
 NAMED_HEAP = re.compile(r"\[heap\]|\[anon:.*malloc.*\]", re.IGNORECASE)
-#: The smallest and the largest guard below a thread's stack in C libraries, in pages.
+"""Names of heaps: the program's own, and those of allocators that name their memory."""
 LARGEST_GUARD = 1 << 20
+"""The smallest and the largest guard below a thread's stack in C libraries, in pages."""
 
 
 @dataclass

@@ -15,19 +15,19 @@ from vmm_linux.inspect import Mapping, PageFlags
 
 __all__ = ["page_of"]
 
-#: The most that is read page by page, in bytes: of memory where the kernel skips empty addresses
-#: (PAGEMAP_SCAN skips terabytes in microseconds), else of addresses.
 LOOKED_AT_MOST = 64 << 30
-#: Addresses in the first scan, in bytes; a scan that finds little doubles the next one.
+"""The most that is read page by page, in bytes: of memory where the kernel skips empty addresses
+(PAGEMAP_SCAN skips terabytes in microseconds), else of addresses."""
 PIECE = 1 << 30
+"""Addresses in the first scan, in bytes; a scan that finds little doubles the next one."""
 LITTLE = 1000
-#: Runs of like pages in the page, at most.
 RUNS_AT_MOST = 200_000
+"""Runs of like pages in the page, at most."""
 
-#: The bits of the page's own flags.
 PRESENT, SWAPPED, SHARED, HUGE, GUARD = (1 << bit for bit in range(5))
-#: Figures that are no sizes.
+"""The bits of the page's own flags."""
 NO_SIZES = ("thp_eligible", "protection_key")
+"""Figures that are no sizes."""
 
 Runs = list[tuple[int, int, int]]
 

@@ -11,14 +11,14 @@ from vmm_linux.inspect import Difference, Mapping
 
 __all__ = ["Line", "Screen", "change_lines", "picture_lines", "region_lines"]
 
-#: The number of names below the bar of a group.
 NAMES_SHOWN = 3
-#: The most changes that are shown.
+"""The number of names below the bar of a group."""
 CHANGES_SHOWN = 12
-#: Columns of a size with its unit, and of the four sizes of a line.
+"""The most changes that are shown."""
 FIGURE, FIGURES = 10, 40
-#: A figure of smaps that changes with every reading has no meaning.
+"""Columns of a size with its unit, and of the four sizes of a line."""
 TELLING = ("rss", "pss", "swap", "private_dirty", "locked")
+"""A figure of smaps that changes with every reading has no meaning."""
 
 COLOURS = {
     "ours": "bright_magenta",

@@ -44,10 +44,11 @@ STANDARD_OUTPUT = "-"
 MOST_RUNS = 1000
 LARGEST_SEED = (1 << 32) - 1
 MIB = 1 << 20
-#: The least memory that every experiment can use.
 LEAST_MEMORY = 64 * MIB
-#: The default of the memory that an experiment touches: at most this part of the available memory.
+"""The least memory that every experiment can use."""
 USUAL_MEMORY = 1024 * MIB
+"""The default of the memory that an experiment touches: at most this part of the available
+memory."""
 USUAL_PART = 4
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Order", "Result", "carry_out"]
 
-#: Seconds that one run may take.
 QUICK_DEADLINE = 60.0
+"""Seconds that one run may take."""
 DEADLINE = 600.0
-#: The number of last lines of a run's standard error that are shown.
 LAST_LINES = 30
+"""The number of last lines of a run's standard error that are shown."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["figure_of", "inline", "picture_of"]
 
-#: Colours that colour-blind readers can distinguish, on white and on black.
 COLOURS = ("#2f6fde", "#d9480f", "#2b9a3e", "#a03fc4", "#b08900", "#0b8ba3")
+"""Colours that colour-blind readers can distinguish, on white and on black."""
 MARKERS = "os^Dv*"
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
-#: Ink and grid of an inline picture, which the page's own colours replace.
 INK, GRID = "#010203", "#040506"
+"""Ink and grid of an inline picture, which the page's own colours replace."""
 
 
 def picture_of(plot: Plot, kind: str) -> bytes:

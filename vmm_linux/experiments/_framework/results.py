@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 Value = int | float | str | bool | None
-"""What a cell holds; None where nothing could be measured."""
+"""A cell's value; None where nothing could be measured."""
 Number = int | float
 
 
@@ -181,9 +181,9 @@ class Kind(StrEnum):
     """The basis of a claim."""
 
     PHYSICAL = "physical"
-    """The kernel's own figures: it must hold."""
+    """The kernel's own figures: the claim must hold."""
     TIMING = "timing"
-    """A clock: it may disagree."""
+    """A clock: the claim may fail."""
 
 
 class Outcome(StrEnum):

@@ -55,8 +55,8 @@ __all__ = [
     "touch",
 ]
 
-#: The errors that make an experiment or a part of it not observable.
 REFUSALS = (NotObservable, QuotaExceeded, OutOfMemory)
+"""The errors that make an experiment or a part of it not observable."""
 PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 
 Item = TypeVar("Item")

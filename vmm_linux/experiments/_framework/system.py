@@ -27,11 +27,11 @@ __all__ = [
     "told",
 ]
 
-#: A user without privileges anywhere.
 NOBODY = 65534
+"""A user without privileges anywhere."""
 PR_SET_DUMPABLE = 4
-#: The functions of the C library that are called here and return a long; all others an int.
 RETURN_LONG = {"mmap", "mremap", "process_vm_writev", "shmat", "syscall"}
+"""The functions of the C library that are called here and return a long; all others an int."""
 
 
 def libc(function: str, *arguments: int) -> int:
@@ -118,7 +118,7 @@ def told(file: str, figure: str) -> int:
 
 
 def sysctl(name: str, otherwise: int | None = None) -> int:
-    """A setting of the administrator, as sysctl(8) prints it.
+    """A setting of the administrator, as printed by the command of the same name.
 
     Args:
         name: as "vm.max_map_count".

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["progress_of", "show", "show_list"]
 
 WIDEST = 100
-#: Blanks of a drawn table for each column.
 PADDING = 3
+"""Blanks of a drawn table for each column."""
 
 
 def show_list(experiments: Sequence[Experiment]) -> None:

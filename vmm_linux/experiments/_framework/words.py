@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CLAIM_COLUMNS", "cells_of", "claim_cells", "headings_of", "shown", "verdict"]
 
-#: Stands for a missing value.
 NOTHING = "-"
+"""Stands for a missing value."""
 CLAIM_COLUMNS = ("prediction", "measured", "expected", "outcome")
 
 

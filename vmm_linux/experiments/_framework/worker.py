@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "measured"]
 
-#: Bytes for the interpreter, its threads and its modules, beside the measured memory.
 OWN = 1 << 30
-#: Seconds between two reports of progress, which so cost little.
+"""Bytes for the interpreter, its threads and its modules, beside the measured memory."""
 PAUSE = 0.05
+"""Seconds between two reports of progress, which so cost little."""
 
 
 def main() -> None:
