@@ -162,22 +162,7 @@ class InternalError(VmmError, RuntimeError):
 
 
 EXCEPTIONS: dict[Retcode, type[VmmError]] = {
-    subclass.rc: subclass
-    for subclass in (
-        InvalidArgument,
-        ResourceNotFound,
-        InvalidOperation,
-        AlreadyExists,
-        OutOfMemory,
-        QuotaExceeded,
-        NoCapability,
-        SecurityDisallow,
-        HandleRevoked,
-        Busy,
-        Unimplemented,
-        Fail,
-        InternalError,
-    )
+    subclass.rc: subclass for subclass in VmmError.__subclasses__()
 }
 """The exception of every return code but OK."""
 

@@ -44,7 +44,7 @@ def bounds() -> tuple[int | None, ...]:
 
 def room_for_memory(available: int, group: memory_group.Group | None) -> int:
     """Bytes available now: the machine's, or the cgroup's headroom if that is less."""
-    return available if group is None else min(available, memory_group.room(group))
+    return available if group is None else min(available, memory_group.headroom(group))
 
 
 def bounds_for(memory: int) -> tuple[int | None, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["figure", "lines_of", "number", "text_of"]
+__all__ = ["lines_of", "number", "text_of", "value_of"]
 
 
 def text_of(path: str) -> str | None:
@@ -29,7 +29,7 @@ def number(path: str) -> int | None:
         return None
 
 
-def figure(text: str | None, label: str) -> int | None:
+def value_of(text: str | None, label: str) -> int | None:
     """A labelled number in text like /proc/meminfo or /proc/PID/status, or None if there is none.
 
     Args:

@@ -6,7 +6,7 @@ import os
 
 from vmm_linux._core.kernel_files import lines_of, number, text_of
 
-__all__ = ["NO_LIMIT", "Group", "files", "levels", "memory_group", "room"]
+__all__ = ["NO_LIMIT", "Group", "files", "headroom", "levels", "memory_group"]
 
 NO_LIMIT = 1 << 62
 """A memory cgroup of version 1 without a limit reports the kernel's largest count of pages."""
@@ -108,12 +108,12 @@ def files(group: Group) -> list[tuple[bytes, ...]]:
     return [tuple(os.fsencode(f"{folder}/{name}") for name in names) for folder in levels(group)]
 
 
-def room(group: Group) -> int:
+def headroom(group: Group) -> int:
     """Bytes that the group and each one above it can still take before the kernel kills."""
-    return min(room_at(group, folder) for folder in levels(group))
+    return min(headroom_at(group, folder) for folder in levels(group))
 
 
-def room_at(group: Group, folder: str) -> int:
+def headroom_at(group: Group, folder: str) -> int:
     """The headroom of one level in bytes; ``NO_LIMIT`` where it has no limit."""
     limit = number(f"{folder}/{group.limit}")
     used = number(f"{folder}/{group.usage}")

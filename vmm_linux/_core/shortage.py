@@ -11,7 +11,7 @@ import os
 import resource
 
 from vmm_linux._core import kernel
-from vmm_linux._core.kernel_files import figure
+from vmm_linux._core.kernel_files import value_of
 from vmm_linux.errors import Retcode
 
 TYPE_CHECKING = False
@@ -64,7 +64,7 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
         )
     for name in limits:
         bound = resource.getrlimit(getattr(resource, name))[0]
-        use = figure(status, COUNTED[name]) or 0
+        use = value_of(status, COUNTED[name]) or 0
         if bound != resource.RLIM_INFINITY and use + size > bound:
             return Retcode.QUOTA_EXCEEDED, (
                 f"{size} bytes more than the {use} in use would pass {name}, {bound} bytes; "

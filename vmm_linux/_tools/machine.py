@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vmm_linux._core.kernel_files import figure, text_of
+from vmm_linux._core.kernel_files import text_of, value_of
 
 __all__ = ["Memory", "memory"]
 
@@ -26,7 +26,7 @@ def memory() -> Memory:
         import psutil  # noqa: PLC0415 (needed only here)
     except ImportError:
         text = text_of("/proc/meminfo")
-        total, available, free = (figure(text, label) or 0 for label in LABELS)
+        total, available, free = (value_of(text, label) or 0 for label in LABELS)
         return Memory(total, available, free)
     now = psutil.virtual_memory()
     return Memory(now.total, now.available, psutil.swap_memory().free)

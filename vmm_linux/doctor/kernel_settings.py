@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_linux._core.kernel import Feature, available
-from vmm_linux._core.kernel_files import figure, number, text_of
+from vmm_linux._core.kernel_files import number, text_of, value_of
 from vmm_linux._core.memory_group import NO_LIMIT, Group, levels, memory_group
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ SYSCTLS: dict[str, Callable[[int | None], str | None]] = {
 def commit_charge() -> Iterator[Setting]:
     """The commit limit of this machine, and its use."""
     text = text_of("/proc/meminfo")
-    limit, used = figure(text, "CommitLimit"), figure(text, "Committed_AS")
+    limit, used = value_of(text, "CommitLimit"), value_of(text, "Committed_AS")
     strict = number("/proc/sys/vm/overcommit_memory") == 2
     advice = None
     if strict and limit and used is not None and (limit - used) * LITTLE < limit:

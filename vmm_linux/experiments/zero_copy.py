@@ -153,14 +153,14 @@ def answer(sock: socket.socket, view: memoryview) -> None:
     sock.send(seen[:1] if seen.count(seen[0]) == len(seen) else b"?")
 
 
-def room(size: int) -> int:
+def in_pages(size: int) -> int:
     """A size rounded up to pages, in bytes."""
     return -(-size // PAGE) * PAGE
 
 
 def private(vmm: VMM, size: int) -> memoryview:
     """Private memory of a process."""
-    region = vmm.region(room(size))
+    region = vmm.region(in_pages(size))
     region.commit()
     return region.view(0, size)
 
@@ -196,7 +196,7 @@ def out_of_a_pipe(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
 
 def into_a_held_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[int], None]:
     """Make each message in one buffer, and send a byte when it is ready."""
-    mdl = vmm.mdl(room(size))
+    mdl = vmm.mdl(in_pages(size))
     view = mdl.map().view(0, size)
     vmm.send_handle(ends.sock, mdl.handle, Rights.MAP_READ)
 
@@ -222,7 +222,7 @@ def into_a_fresh_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[int], None
     """Make a buffer for each message, and send its handle."""
 
     def send(number: int) -> None:
-        with vmm.mdl(room(size)) as mdl, mdl.map() as region:
+        with vmm.mdl(in_pages(size)) as mdl, mdl.map() as region:
             fill(region.view(0, size), number)
             vmm.send_handle(ends.sock, mdl.handle, Rights.MAP_READ)
 

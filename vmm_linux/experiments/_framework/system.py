@@ -111,7 +111,7 @@ def told(file: str, figure: str) -> int:
     Errors:
         NotObservable: the kernel does not report it.
     """
-    value = kernel_files.figure(Path(file).read_text(encoding="utf-8", errors="replace"), figure)
+    value = kernel_files.value_of(Path(file).read_text(encoding="utf-8", errors="replace"), figure)
     if value is None:
         raise NotObservable(f"this kernel does not tell {figure}")
     return value
