@@ -31,8 +31,8 @@ MILLION: Final = 1_000_000
 CHUNK: Final = PAGE // 8 * PAGE
 """What one page of page-table entries covers."""
 NEVER: Final = (1 << 40, 1 << 40)
-"""The least islands of a chunk, and runs of a VMM, for which guards are used."""
 AT_ONCE: Final = (0, 0)
+"""Rules for guards: the least islands of a chunk, and the least runs of a VMM, with guards."""
 OWN_RULE: Final = ()
 
 PROT_NONE: Final = 0

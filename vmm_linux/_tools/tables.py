@@ -1,14 +1,10 @@
 """Prints tables: drawn on a terminal where rich is installed, in plain columns elsewhere."""
 
-from __future__ import annotations
-
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from vmm_linux._tools.text import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = ["Table", "choose_printer", "print_line"]
 

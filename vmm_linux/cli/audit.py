@@ -1,22 +1,16 @@
 """``vmm-linux audit trace``: a buffer's way through processes, from their audit files."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import human, printable
-from vmm_linux.cli.audit_file import read
+from vmm_linux.cli.audit_file import AuditLine, read
 from vmm_linux.flags import Rights, Seal, VmmFlags
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vmm_linux.cli.audit_file import AuditLine
 
 __all__ = ["main"]
 

@@ -1,16 +1,12 @@
 """Reads audit files without trust: records, and lines that are none."""
 
-from __future__ import annotations
-
 import json
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from vmm_linux._core.endpoint import START
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 __all__ = ["AuditLine", "Problem", "read"]
 

@@ -1,23 +1,16 @@
 """``vmm-linux sharing``: the memory that processes of this machine share."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from vmm_linux import VmmError
 from vmm_linux._core.values import counted
 from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import human, printable
-from vmm_linux.inspect import sharing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from vmm_linux.inspect import Channel, Holder, Mapper, Sharing
+from vmm_linux.inspect import Channel, Holder, Mapper, Sharing, sharing
 
 __all__ = ["main"]
 

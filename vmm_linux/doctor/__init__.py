@@ -4,13 +4,12 @@
 anew, for this process; it changes nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from vmm_linux._core import kernel
 from vmm_linux._core.kernel import Feature
@@ -18,10 +17,6 @@ from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import human
 from vmm_linux.doctor.checks import TRIALS, Check, attempt
 from vmm_linux.doctor.kernel_settings import Setting, settings
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Literal
 
 __all__ = ["Check", "Diagnosis", "FeatureReport", "Machine", "Setting", "diagnose", "main"]
 

@@ -1,17 +1,13 @@
 """Tries each need of the package, on a page or two of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm_linux import VMM, PageState, Rights, Seal, VmmError, VmmFlags
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["TRIALS", "Check", "Trial", "attempt"]
 

@@ -1,17 +1,12 @@
 """The sysctls, limits and switches that affect the package, with advice."""
 
-from __future__ import annotations
-
 import resource
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vmm_linux._core.kernel import Feature, available
 from vmm_linux._core.kernel_files import number, text_of, value_of
 from vmm_linux._core.memory_group import NO_LIMIT, Group, levels, memory_group
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 __all__ = ["Setting", "settings"]
 
@@ -21,7 +16,7 @@ USUAL_MAPPINGS = 65530
 FEW_DESCRIPTORS = 4096
 """Fewer descriptors than this are few for programs with many buffers."""
 LITTLE = 10
-"""Less than this part of the commit limit is little headroom."""
+"""Headroom below the commit limit divided by this is little."""
 CAP_IPC_LOCK = 14
 THP = "/sys/kernel/mm/transparent_hugepage"
 

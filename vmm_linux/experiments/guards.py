@@ -42,8 +42,9 @@ COMMITTED = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT
 LOW, HIGH = VmmFlags.LOW_GUARD, VmmFlags.HIGH_GUARD
 STACK = 256 << 10
 BEYOND = 1024
-"""Words that a function pushes onto a stack of that size, and the number beyond its end."""
+"""Words that a function pushes beyond the end of its stack."""
 WORDS = STACK // 8 + BEYOND
+"""Words that it pushes in all."""
 PUSH = {
     "x86_64": "4889e0"  # mov rax, rsp
     "6aff"  # again: push -1

@@ -8,9 +8,8 @@ them ``VmmError``: ``NoSuchProcess``, ``ProcessExited``, ``ZombieProcess``, ``Ke
 ``AccessDenied``, ``UnreadableText``; wrong arguments are ``INVALID_ARGUMENT``.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import SupportsIndex
 
 from vmm_linux._core.inspect import (
     Mapping,
@@ -38,10 +37,6 @@ from vmm_linux.inspect.errors import (
 )
 from vmm_linux.inspect.reading import asked_of, mappings_of, process_asked, refused, without_memory
 from vmm_linux.inspect.snapshots import Change, Difference, Snapshot, diff
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import SupportsIndex
 
 __all__ = [
     "AccessDenied",

@@ -5,16 +5,16 @@ is closed. The processes neither cooperate nor notice: mappings and descriptors 
 ``/proc``, and no page is touched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import stat
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from vmm_linux._core.inspect import Mapping
 from vmm_linux.errors import InvalidOperation, ResourceNotFound
 from vmm_linux.inspect.channel import Channel, Holder, Kind, Mapper, Sharing, Unread
 from vmm_linux.inspect.processes import (
@@ -34,11 +34,6 @@ from vmm_linux.inspect.processes import (
     processes,
     threads_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from vmm_linux._core.inspect import Mapping
 
 __all__ = ["find"]
 

@@ -5,21 +5,17 @@ kind without opening it: opening a pipe or a device changes something, and a fil
 file system could block for ever.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm_linux._core.credentials import known_uid
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = [
     "DELETED",

@@ -1,21 +1,15 @@
 """Snapshots of the mappings of a process, and their differences."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import NamedTuple, SupportsIndex, overload
 
 from vmm_linux._core.inspect import Mapping
 from vmm_linux._core.procfs import NAMES
 from vmm_linux._core.values import counted, describe, exact_text, index, is_a, quoted
 from vmm_linux.errors import InvalidArgument, VmmError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import SupportsIndex
 
 __all__ = ["Change", "Difference", "Snapshot", "diff"]
 

@@ -10,11 +10,10 @@ unchanged. Native code and ``ctypes`` in the same process can bypass it, and so 
 replaces functions of this package, or takes a buffer's descriptor out of ``/proc/self/fd``.
 """
 
-from __future__ import annotations
-
 import os
 import stat
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, Self
 
 from vmm_linux._core.endpoint import Question, RuleTable
 from vmm_linux._core.values import exact_text, quoted, shown
@@ -30,9 +29,6 @@ from vmm_linux.policy.compile import (
     suggestion,
 )
 from vmm_linux.policy.rule import KEYS, READY, FlawError, PolicyError, Rule
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["READY", "Policy", "PolicyError", "Question", "Rule"]
 

@@ -1,21 +1,16 @@
 """Compiles rules into numbers for the core, and checks them."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from enum import IntFlag
+from typing import Any, Final, NamedTuple
 
 from vmm_linux._core.endpoint import METHODS, Kind, first_hidden
+from vmm_linux._core.endpoint import MethodInfo as Method
 from vmm_linux._core.values import exact_text, is_a, kind_of, quoted, shown
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.policy.rule import BITS, KEYS, READY, FlawError, Rule
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from enum import IntFlag
-
-    from vmm_linux._core.endpoint import MethodInfo as Method
 
 __all__ = [
     "check_reachable",

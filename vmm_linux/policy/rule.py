@@ -1,16 +1,12 @@
 """The parts of a policy: rules, the ready rules, and the error for a wrong one."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from vmm_linux._core.values import one_line
 from vmm_linux.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 __all__ = ["BITS", "KEYS", "READY", "FlawError", "PolicyError", "Rule"]
 

@@ -4,14 +4,10 @@ The parser itself finds a value: it begins in the last line of the shortest text
 line, that has it. A text that is cut inside a value does not parse, and is made a line longer.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["SyntaxProblem", "line_of", "parse"]
 

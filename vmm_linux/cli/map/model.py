@@ -42,7 +42,7 @@ NAMED_STACK = re.compile(r"\[stack(:\d+)?\]|\[anon:.*stack.*\]", re.IGNORECASE)
 NAMED_HEAP = re.compile(r"\[heap\]|\[anon:.*malloc.*\]", re.IGNORECASE)
 """Names of heaps: the program's own, and those of allocators that name their memory."""
 LARGEST_GUARD = 1 << 20
-"""The smallest and the largest guard below a thread's stack in C libraries, in pages."""
+"""The largest guard below a thread's stack in C libraries, in bytes."""
 
 
 @dataclass

@@ -15,10 +15,10 @@ NAMES_SHOWN = 3
 """The number of names below the bar of a group."""
 CHANGES_SHOWN = 12
 """The most changes that are shown."""
-FIGURE, FIGURES = 10, 40
+SIZE_WIDTH, SIZES_WIDTH = 10, 40
 """Columns of a size with its unit, and of the four sizes of a line."""
-TELLING = ("rss", "pss", "swap", "private_dirty", "locked")
-"""A figure of smaps that changes with every reading has no meaning."""
+SHOWN_FIGURES = ("rss", "pss", "swap", "private_dirty", "locked")
+"""The figures whose changes are shown. Others change with every reading."""
 
 COLOURS = {
     "ours": "bright_magenta",
@@ -71,12 +71,12 @@ class Screen(NamedTuple):
     @property
     def bar(self) -> int:
         """Columns of a bar."""
-        return max(8, min(60, (self.width - FIGURES) // 3))
+        return max(8, min(60, (self.width - SIZES_WIDTH) // 3))
 
     @property
     def name(self) -> int:
         """Columns of a name."""
-        return self.width - FIGURES - self.bar - 2
+        return self.width - SIZES_WIDTH - self.bar - 2
 
 
 # ---- the picture --------------------------------------------------------------------------------
@@ -116,7 +116,9 @@ def heading(picture: Picture, screen: Screen) -> list[Line]:
     lines = [line((clipped(title, screen.width - 1), "bold"))]
     if picture.command:
         lines.append(line((clipped(escaped(picture.command), screen.width - 1), "dim")))
-    heads = "".join(f"{head:>{FIGURE}}" for head in ("reserved", "committed", "resident", "pss"))
+    heads = "".join(
+        f"{head:>{SIZE_WIDTH}}" for head in ("reserved", "committed", "resident", "pss")
+    )
     return [*lines, line((" " * (screen.name + screen.bar + 2) + heads, "dim"))]
 
 
@@ -173,7 +175,7 @@ def length(size: int, smallest: int, largest: int, room: int) -> int:
 
 def figures(*sizes: int) -> str:
     """Sizes in columns."""
-    return "".join(f"{human(size) if size else '-':>{FIGURE}}" for size in sizes)
+    return "".join(f"{human(size) if size else '-':>{SIZE_WIDTH}}" for size in sizes)
 
 
 def clipped(text: str, room: int) -> str:
@@ -196,7 +198,7 @@ def region_lines(picture: Picture, screen: Screen) -> list[Line]:
     """Every mapping in a line of its own, lowest address first."""
     wide = max((len(f"{entry.mapping.end:x}") for entry in picture.entries), default=12)
     heads = f"{'start':>{wide}} {'end':>{wide}} perm" + "".join(
-        f"{head:>{FIGURE}}" for head in ("size", "resident", "pss", "swap")
+        f"{head:>{SIZE_WIDTH}}" for head in ("size", "resident", "pss", "swap")
     )
     lines = [*heading(picture, screen)[:-1], line((heads + "  name", "dim"))]
     lines += [region_line(entry, wide) for entry in picture.entries]
@@ -240,19 +242,19 @@ def place(mapping: Mapping) -> str:
 
 def appeared(mapping: Mapping) -> Line:
     """A new mapping."""
-    return line(("+ ", "bold green"), f"{human(size_of(mapping)):>{FIGURE}}  {place(mapping)}")
+    return line(("+ ", "bold green"), f"{human(size_of(mapping)):>{SIZE_WIDTH}}  {place(mapping)}")
 
 
 def went(mapping: Mapping) -> Line:
     """A mapping that is gone."""
-    return line(("- ", "bold red"), f"{human(size_of(mapping)):>{FIGURE}}  {place(mapping)}")
+    return line(("- ", "bold red"), f"{human(size_of(mapping)):>{SIZE_WIDTH}}  {place(mapping)}")
 
 
 def changed(difference: Difference) -> Iterable[tuple[int, Line]]:
     """The changes in mappings that stayed, with their sizes."""
     for change in difference.changed:
         figures = {
-            name: change.figures[name] for name in TELLING if change.figures.get(name)
+            name: change.figures[name] for name in SHOWN_FIGURES if change.figures.get(name)
         } or change.figures
         grown = {"size": change.grown} if change.grown else {}
         said = [

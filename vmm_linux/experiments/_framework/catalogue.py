@@ -1,19 +1,13 @@
 """The list of experiments: the modules of ``experiments`` without a leading underscore."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vmm_linux import experiments
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from vmm_linux.experiments import Run
+from vmm_linux.experiments import Run
 
 __all__ = ["Experiment", "UnfitError", "catalogue", "chosen"]
 

@@ -1,17 +1,16 @@
 """``vmm-linux experiment``: experiments on how this machine treats memory."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmm_linux._core.default_limits import room_for_memory
 from vmm_linux._core.kernel import available_without_swap as available_memory
@@ -34,9 +33,6 @@ from vmm_linux.experiments._framework.laboratory import Order, Result, carry_out
 from vmm_linux.experiments._framework.page import page_of
 from vmm_linux.experiments._framework.terminal import progress_of, show, show_list
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
 __all__ = ["main"]
 
 PROGRAM = "vmm-linux experiment"
@@ -47,9 +43,9 @@ MIB = 1 << 20
 LEAST_MEMORY = 64 * MIB
 """The least memory that every experiment can use."""
 USUAL_MEMORY = 1024 * MIB
-"""The default of the memory that an experiment touches: at most this part of the available
-memory."""
+"""The most bytes that an experiment touches by default."""
 USUAL_PART = 4
+"""By default an experiment touches at most the available memory divided by this."""
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 

@@ -1,25 +1,19 @@
 """Results as files: JSON, CSV, PNG and SVG, and checks of their places."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import io
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmm_linux._tools.atomic_write import is_special
+from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.plots import picture_of
-from vmm_linux.experiments._framework.results import Expected
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from vmm_linux.experiments._framework.laboratory import Result
-    from vmm_linux.experiments._framework.results import Claim, Table, Value
+from vmm_linux.experiments._framework.results import Claim, Expected, Table, Value
 
 CLAIM_COLUMNS = (
     "experiment",

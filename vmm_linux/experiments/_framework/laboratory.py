@@ -1,7 +1,5 @@
 """Runs experiments, each in a process of its own, and merges their findings."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -10,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
 import vmm_linux
 from vmm_linux import experiments
+from vmm_linux.experiments._framework.catalogue import Experiment
 from vmm_linux.experiments._framework.results import (
     Claim,
     Findings,
@@ -25,17 +25,12 @@ from vmm_linux.experiments._framework.results import (
     merged,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import IO
-
-    from vmm_linux.experiments._framework.catalogue import Experiment
-
 __all__ = ["Order", "Result", "carry_out"]
 
 QUICK_DEADLINE = 60.0
-"""Seconds that one run may take."""
+"""Seconds that a quick run may take."""
 DEADLINE = 600.0
+"""Seconds that any other run may take."""
 LAST_LINES = 30
 """The number of last lines of a run's standard error that are shown."""
 

@@ -1,17 +1,11 @@
 """Runs a few instructions of the processor, where the interpreter would disturb a measurement."""
 
-from __future__ import annotations
-
 import os
 import sys
-from typing import TYPE_CHECKING
 
-from vmm_linux import VmmError, VmmFlags
+from vmm_linux import VMM, Region, VmmError, VmmFlags
 from vmm_linux._core.kernel import page_size
 from vmm_linux.experiments._framework.results import need
-
-if TYPE_CHECKING:
-    from vmm_linux import VMM, Region
 
 __all__ = ["machine_code"]
 

@@ -1,11 +1,11 @@
 """All results as one self-contained page of HTML without scripts."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.plots import inline
 from vmm_linux.experiments._framework.results import Claim, Outcome
 from vmm_linux.experiments._framework.words import (
@@ -16,11 +16,6 @@ from vmm_linux.experiments._framework.words import (
     shown,
     verdict,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from vmm_linux.experiments._framework.laboratory import Result
 
 __all__ = ["page_of"]
 

@@ -1,19 +1,14 @@
 """The system for experiments: the C library, other users, the kernel's figures."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from vmm_linux import VmmError
 from vmm_linux._core import kernel_files
 from vmm_linux._tools.children import die_with_parent
 from vmm_linux.experiments._framework.results import NotObservable
-
-if TYPE_CHECKING:
-    from vmm_linux import VmmError
 
 __all__ = [
     "NOBODY",

@@ -1,15 +1,15 @@
 """Shows experiments on a terminal or in a pipe."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
 from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import printable
+from vmm_linux.experiments._framework.catalogue import Experiment
+from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.run import ignore_progress
 from vmm_linux.experiments._framework.words import (
     CLAIM_COLUMNS,
@@ -18,12 +18,6 @@ from vmm_linux.experiments._framework.words import (
     headings_of,
     verdict,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from vmm_linux.experiments._framework.catalogue import Experiment
-    from vmm_linux.experiments._framework.laboratory import Result
 
 __all__ = ["progress_of", "show", "show_list"]
 

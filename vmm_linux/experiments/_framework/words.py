@@ -1,14 +1,8 @@
 """Results in words, for all outputs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from vmm_linux._tools.text import human
+from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.results import Claim, Expected, Kind, Outcome, Table, Value
-
-if TYPE_CHECKING:
-    from vmm_linux.experiments._framework.laboratory import Result
 
 __all__ = ["CLAIM_COLUMNS", "cells_of", "claim_cells", "headings_of", "shown", "verdict"]
 

@@ -4,8 +4,6 @@ Its standard input is the parent's order, one JSON object. It answers on a pipe,
 line: ``progress`` any number of times, then ``findings`` or ``problem``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -14,16 +12,13 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
 from vmm_linux import VMM, experiments
 from vmm_linux._tools.children import die_with_parent, name_process
 from vmm_linux.experiments import Run
 from vmm_linux.experiments._framework.catalogue import chosen
 from vmm_linux.experiments._framework.run import REFUSALS
-
-if TYPE_CHECKING:
-    from typing import TextIO
 
 __all__ = ["main", "measured"]
 
