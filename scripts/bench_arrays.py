@@ -1,4 +1,4 @@
-"""Benchmarks of buffers as programs use them: arrays handed over, many handles, many buffers."""
+"""Benchmarks of buffers in use: arrays handed over, many handles, many buffers."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
     from bench_harness import Stage
 
-#: Elements of 8 bytes of an array of 64 MiB.
 ELEMENTS: Final = 8 << 20
+"""Elements of 8 bytes of an array of 64 MiB."""
 ARRAY_SIZE: Final = 8 * ELEMENTS
 SUM: Final = struct.Struct("d")
 READY: Final = f"{US}, made in a buffer"
 SHARED_READY: Final = "SharedMemory, made in one"
 ALIVE: Final = 10_000
-#: Of SharedMemory, which takes two descriptors each.
 NAMED_ALIVE: Final = ALIVE // 2
-#: Descriptors that so many and the rest of the process take.
+"""The number of SharedMemory objects, which take two descriptors each."""
 DESCRIPTORS: Final = ALIVE + 200
+"""Descriptors that so many and the rest of the process take."""
 
 
 # ---- an array of 64 MiB -------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def expect_sum(sock: socket, expected: float) -> None:
 
 
 def serve_arrays(sock: socket) -> None:
-    """Sum up each array that comes as an MDL buffer."""
+    """Sum up each array that arrives as an MDL buffer."""
     with VMM() as vmm:
         while True:
             try:
@@ -70,7 +70,7 @@ def serve_arrays(sock: socket) -> None:
 
 
 def serve_named_arrays(sock: socket) -> None:
-    """Sum up each array that comes as the name of a SharedMemory."""
+    """Sum up each array that arrives as the name of a SharedMemory."""
     import numpy as np  # noqa: PLC0415  not every benchmark needs it
 
     while name := sock.recv(64):
@@ -81,15 +81,15 @@ def serve_named_arrays(sock: socket) -> None:
 
 
 def serve_queued_arrays(sock: socket, queue: Queue[Any]) -> None:
-    """Sum up each array that comes through a queue."""
+    """Sum up each array that arrives through a queue."""
     while sock.recv(1):
         sock.send(SUM.pack(queue.get().sum()))
 
 
 def by_buffer(stage: Stage, array: Any) -> dict[str, Contestant]:  # noqa: ANN401  NumPy's
-    """The array copied into a buffer, and one that lies there already.
+    """The array copied into a buffer, and one that is there already.
 
-    How fast memory is read depends on where it happens to lie: it is other memory in every turn.
+    The speed of reading depends on the memory's place: every turn uses other memory.
     """
     vmm = stage.vmm()
     sock = stage.child(serve_arrays)
@@ -116,7 +116,7 @@ def by_buffer(stage: Stage, array: Any) -> dict[str, Contestant]:  # noqa: ANN40
 
 
 def by_shared_memory(stage: Stage, array: Any) -> dict[str, Contestant]:  # noqa: ANN401
-    """The array copied into a SharedMemory, and one that lies there already."""
+    """The array copied into a SharedMemory, and one that is there already."""
     import numpy as np  # noqa: PLC0415
 
     resource_tracker.ensure_running()
@@ -216,7 +216,7 @@ def hand_over_array(stage: Stage) -> dict[str, Contestant]:
 
 
 def serve_many(sock: socket, take: Callable[[socket], object]) -> None:
-    """Take as many as each question announces, and say when they are all here."""
+    """Receive as many as each question announces, and answer after the last one."""
     while question := sock.recv(8):
         for _ in range(int.from_bytes(question, "little")):
             take(sock)
@@ -230,7 +230,7 @@ def serve_many_handles(sock: socket) -> None:
 
 
 def serve_many_descriptors(sock: socket) -> None:
-    """Receive bare descriptors, of which nobody asks what they are, and close them."""
+    """Receive bare descriptors without any check, and close them."""
     serve_many(sock, lambda sock: os.close(recv_fds(sock, 1, 1)[1][0]))
 
 
@@ -268,7 +268,7 @@ def handles_in_a_row(stage: Stage) -> dict[str, Contestant]:
 
 
 def allow_descriptors(stage: Stage) -> None:
-    """Raise the number of descriptors for as long as the benchmark takes."""
+    """Raise the limit of descriptors during the benchmark."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS:
         raise CannotMeasureError(f"RLIMIT_NOFILE: {DESCRIPTORS} are needed, {hard} allowed")

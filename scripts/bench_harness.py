@@ -1,4 +1,4 @@
-"""What a benchmark of scripts/bench is, how it is measured, and what comes out.
+"""The benchmarks of scripts/bench: their form, their measurement, and their results.
 
 A benchmark is a function that prepares and returns its contestants; ``benchmark`` enters it in the
 list, with its targets. In every round each contestant has one turn, so that a machine whose speed
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 SOURCE: Final = Path(__file__).resolve().with_name("bench_baseline.c")
 US: Final = "vmm_linux"
 FORK: Final = get_context("fork")
-#: How long a child may take to end when nobody talks to it any more, in seconds.
 PATIENCE: Final = 10
-#: Nanoseconds of a turn: less than what a busy system lets a process run for.
+"""Seconds that a child may take to end after its socket is closed."""
 TURN: Final = 2_000_000
-#: Even what is measured rarely gets so many rounds, if that many were asked for.
+"""Nanoseconds of a turn: less than a time slice of a busy system."""
 FEWEST_ROUNDS: Final = 3
+"""Even what is measured rarely gets so many rounds, if that many were asked for."""
 
 
 class CannotMeasureError(Exception):
-    """Nothing can be measured here, and why."""
+    """Nothing can be measured here; the text has the reason."""
 
 
 # ---- the C baseline -----------------------------------------------------------------------------
@@ -81,13 +81,13 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound that this package has set itself, on a ratio or on a figure."""
+    """A target of this package, for a ratio or a number."""
 
     limit: float
     ours: str
     other: str | None
-    #: Whether the ratio is how many times faster ours is than the other: at least the limit.
     speedup: bool = False
+    """Whether the ratio is how many times faster ours is than the other: at least the limit."""
 
     def value(self, figures: Mapping[str, float]) -> float:
         """What to compare with the limit, of one round."""
@@ -111,7 +111,7 @@ class Target:
 
 
 def at_most(limit: float, other: str | None = "C", *, ours: str = US) -> Target:
-    """Ours takes at most so many times as long as the other; without another: is no more."""
+    """Ours takes at most so many times as long as the other; without another: at most so much."""
     return Target(limit, ours, other)
 
 
@@ -127,26 +127,26 @@ def faster(limit: float, other: str, *, ours: str = US) -> Target:
 class Contestant:
     """One way to do a benchmark's work."""
 
-    #: Does the work so many times: the nanoseconds that took, or another sum.
     measure: Callable[[int], float]
-    #: How often the work is done in a turn; None: as often as fits into one.
+    """Does the work so many times: the nanoseconds that took, or another sum."""
     count: int | None = None
+    """How often the work is done in a turn; None: as often as fits into one."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Work that is done in several ways, and what is wanted of it."""
+    """Work that is done in several ways, with its targets."""
 
     name: str
     title: str
     targets: Sequence[Target]
     prepare: Callable[[Stage], dict[str, Contestant]]
-    #: Of what ``Contestant.measure`` returns for one piece of work.
     unit: str
-    #: How many times fewer rounds this gets than others, because a turn takes so long.
+    """Of what ``Contestant.measure`` returns for one piece of work."""
     rarely: int
-    #: Whether children have another CPU than their parent.
+    """How many times fewer rounds this gets than others, because a turn takes so long."""
     apart: bool
+    """Whether children have another CPU than their parent."""
 
 
 BENCHMARKS: Final[dict[str, Benchmark]] = {}
@@ -165,7 +165,7 @@ def benchmark(
 
 
 def loop(work: Callable[[int], object]) -> Contestant:
-    """A contestant that has nothing to do outside of its loop."""
+    """A contestant with all its work in a loop."""
 
     def measure(count: int) -> float:
         start = perf_counter_ns()
@@ -176,25 +176,25 @@ def loop(work: Callable[[int], object]) -> Contestant:
 
 
 class Stage(contextlib.ExitStack):
-    """What a benchmark prepares on; all of it is taken down at the end."""
+    """The resources of a benchmark, all released at the end."""
 
     def __init__(self, baseline: Baseline, cpu_of_children: int) -> None:
         super().__init__()
         self.baseline = baseline
         self.cpu_of_children = cpu_of_children
-        #: Contestants that cannot take part, and why.
         self.left_out: dict[str, str] = {}
+        """Contestants that cannot take part, with the reasons."""
 
     def vmm(self) -> VMM:
         """An open VMM."""
         return self.enter_context(VMM())
 
     def in_c(self, function: str, *arguments: int, count: int | None = None) -> Contestant:
-        """The contestant that a function of the baseline is."""
+        """A function of the baseline as a contestant."""
         return Contestant(lambda times: self.baseline.call(function, times, *arguments), count)
 
     def peer(self, module: str) -> ModuleType | None:
-        """A module that need not be there; without it the peer is named as left out."""
+        """An optional module; without it the peer is reported as left out."""
         try:
             return importlib.import_module(module)
         except ImportError:
@@ -222,7 +222,7 @@ def live_as_child(
     serve: Callable[..., object],
     *arguments: object,
 ) -> None:
-    """The life of a child, which ends with its parent's at the latest."""
+    """The work of a child, which ends with its parent at the latest."""
     stage.baseline.call("die_with_parent", parent)
     os.sched_setaffinity(0, {stage.cpu_of_children})
     ours.close()
@@ -230,7 +230,7 @@ def live_as_child(
 
 
 def end_child(ours: socket, process: ForkProcess) -> None:
-    """Let a child see that nobody talks to it any more, and wait for its end."""
+    """Close the socket of a child, and wait for its end."""
     ours.close()
     process.join(PATIENCE)
     if process.is_alive():
@@ -244,19 +244,19 @@ def end_child(ours: socket, process: ForkProcess) -> None:
 
 @dataclass
 class Outcome:
-    """What was measured of one benchmark."""
+    """The measurements of one benchmark."""
 
     benchmark: Benchmark
     left_out: dict[str, str]
-    #: Of each round: what one piece of work took each contestant.
     rounds: list[dict[str, float]] = field(default_factory=list)
+    """Of each round: the cost of one piece of work for each contestant."""
 
     def figures(self, contestant: str) -> Spread:
-        """What one piece of work took a contestant."""
+        """The costs of one piece of work for a contestant."""
         return Spread.of([figures[contestant] for figures in self.rounds])
 
     def ratio(self, target: Target) -> Spread | None:
-        """What a target is about; None where one of its contestants was left out."""
+        """The ratio of a target; None where one of its contestants was left out."""
         if not {target.ours, target.other} - {None} <= self.rounds[0].keys():
             return None
         return Spread.of([target.value(figures) for figures in self.rounds])
@@ -293,7 +293,7 @@ def run(entry: Benchmark, baseline: Baseline, rounds: int) -> Outcome:
                 stage.left_out[name] = str(problem)
         outcome = Outcome(entry, stage.left_out)
         for number in range(max(min(FEWEST_ROUNDS, rounds), rounds // entry.rarely)):
-            # There and back again: nobody always comes after the same one.
+            # Forwards and backwards: no contestant always follows the same one.
             order = list(counts) if number % 2 == 0 else list(reversed(counts))
             taken = {name: contestants[name].measure(counts[name]) for name in order}
             outcome.rounds.append({name: taken[name] / counts[name] for name in counts})
@@ -301,7 +301,7 @@ def run(entry: Benchmark, baseline: Baseline, rounds: int) -> Outcome:
 
 
 def warm_up(contestant: Contestant) -> int:
-    """Let a contestant do its work untimed: how often it does it in a turn."""
+    """Run a contestant untimed, and return the repetitions of its work in a turn."""
     contestant.measure(contestant.count or 1)
     if contestant.count is not None:
         return contestant.count
@@ -327,12 +327,12 @@ def undisturbed() -> Generator[None]:
 
 
 def peer_is_gone() -> NoReturn:
-    """A child that should answer does not."""
+    """The error of a child that does not answer."""
     raise CannotMeasureError("a child process ended too early")
 
 
 def facts_about(machine: os.uname_result) -> dict[str, Any]:
-    """What figures depend on."""
+    """The facts that results depend on."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Benchmarks of looking at memory: all mappings, one of them, pages."""
+"""Benchmarks of inspection: all mappings, one of them, pages."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 MORE: Final = 10_000
 GIBIBYTE: Final = 1 << 30
-#: Written to and left alone in turns.
 STRETCH: Final = 1 << 20
+"""Written to and left alone in turns."""
 
 
 def again(work: Callable[[], object]) -> Contestant:
-    """A contestant that does the same over and over."""
+    """A contestant that repeats one call."""
 
     def repeat(count: int) -> None:
         for _ in range(count):
@@ -36,7 +36,7 @@ def again(work: Callable[[], object]) -> Contestant:
 
 
 def snapshots_of(stage: Stage, mappings: int) -> dict[str, Contestant]:
-    """C reads smaps to its end and looks at none of it."""
+    """C reads smaps to its end without parsing it."""
     stage.enter_context(mappings_up_to(mappings, stage.baseline))
 
     def look_at_all() -> int:
@@ -55,7 +55,7 @@ def snapshots_of(stage: Stage, mappings: int) -> dict[str, Contestant]:
 
 @benchmark(f"snapshot(), {SOME:,} mappings", at_most(1.35), faster(6, "psutil"), rarely=3)
 def snapshot_of_some(stage: Stage) -> dict[str, Contestant]:
-    """With what psutil's ``memory_maps(grouped=False)`` tells, and more."""
+    """With the data of psutil's ``memory_maps(grouped=False)``, and more."""
     return snapshots_of(stage, SOME)
 
 
@@ -67,7 +67,7 @@ def snapshot_of_more(stage: Stage) -> dict[str, Contestant]:
 
 @benchmark(f"maps(), {SOME:,} mappings", at_most(1.5))
 def maps_of_some(stage: Stage) -> dict[str, Contestant]:
-    """C reads maps to its end and looks at none of it."""
+    """C reads maps to its end without parsing it."""
     stage.enter_context(mappings_up_to(SOME, stage.baseline))
     return {
         "C": stage.in_c("read_maps"),
@@ -119,7 +119,7 @@ def pages_of_gibibyte(stage: Stage) -> dict[str, Contestant]:
     rarely=200,
 )
 def memory_of_snapshot(stage: Stage) -> dict[str, Contestant]:
-    """The most that was resident while they were read, less what is when they are there."""
+    """The peak of resident memory during the reading, less the resident memory afterwards."""
 
     def measure(read: Callable[[], object]) -> float:
         with mappings_up_to(MANY, stage.baseline):

@@ -23,16 +23,16 @@ SIZE: Final = 16 * PAGE
 READ: Final = VmmFlags.READ
 READ_WRITE: Final = VmmFlags.READ | VmmFlags.WRITE
 RESERVED: Final = VmmFlags.RESERVE | READ_WRITE
-#: What is written to touch 16 pages: a byte each.
 TOUCH: Final = b"\1" * 16
-#: As many isolated commits as mprotect can do: below half of the usual vm.max_map_count.
+"""What is written to touch 16 pages: a byte each."""
 ISLANDS: Final = 30_000
+"""The most isolated commits that mprotect can do: below half of the usual vm.max_map_count."""
 MILLION: Final = 1_000_000
-#: What one page of page-table entries covers.
 CHUNK: Final = PAGE // 8 * PAGE
-#: From how many islands of a chunk, and runs of a VMM, on guards are taken.
+"""What one page of page-table entries covers."""
 NEVER: Final = (1 << 40, 1 << 40)
 AT_ONCE: Final = (0, 0)
+"""Rules for guards: the least islands of a chunk, and the least runs of a VMM, with guards."""
 OWN_RULE: Final = ()
 
 PROT_NONE: Final = 0
@@ -68,7 +68,7 @@ def reserve(stage: Stage) -> int:
 
 @benchmark("allocate + free, 64 KiB", at_most(1.25), faster(1, "mmap.mmap"))
 def allocate_free(stage: Stage) -> dict[str, Contestant]:
-    """A region reserved and freed again; mmap.mmap cannot reserve, and makes usable memory."""
+    """A region reserved and freed again; mmap.mmap cannot reserve, and commits memory."""
     vmm = stage.vmm()
     allocate, free = vmm.allocate, vmm.free
     map_it, unmap = LIBC.mmap, LIBC.munmap
@@ -126,7 +126,7 @@ def protect_pair(stage: Stage) -> dict[str, Contestant]:
 
 @benchmark("commit + touch 16 pages + decommit", at_most(1.1), faster(1, "ctypes"))
 def commit_touch_decommit(stage: Stage) -> dict[str, Contestant]:
-    """Reserved pages become usable, are written to, and go back."""
+    """Reserved pages are committed, written, and decommitted."""
     vmm = stage.vmm()
     va = vmm.allocate(0, 3 * SIZE, RESERVED) + SIZE
     commit, decommit = vmm.commit, vmm.decommit
@@ -183,7 +183,7 @@ def commit_one_by_one(vmm: VMM, islands: range) -> float:
 
 
 def commit_at_once(vmm: VMM, islands: range) -> float:
-    """One call with a list that is there already: the nanoseconds."""
+    """One call with a prepared list: the nanoseconds."""
     ranges = [(va, PAGE) for va in islands]
     start = perf_counter_ns()
     vmm.commit_ranges(ranges)
@@ -197,7 +197,7 @@ def commit_at_once(vmm: VMM, islands: range) -> float:
     rarely=40,
 )
 def alternate_commits(stage: Stage) -> dict[str, Contestant]:
-    """C commits by mprotect, as often as the kernel lets it."""
+    """C commits by mprotect, as often as the kernel allows."""
     one_by_one = in_fresh_region(commit_one_by_one)
     return {
         "C": stage.in_c("isolated_commits", count=ISLANDS),

@@ -1,4 +1,4 @@
-"""Benchmarks of a policy and an audit: what they cost a call."""
+"""Benchmarks of a policy and an audit: their cost for a call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 SIZE: Final = 16 * PAGE
 RESERVED: Final = VmmFlags.RESERVE | VmmFlags.READ | VmmFlags.WRITE
-#: Ready rules, bounds, and rules of which the last one answers.
 TYPICAL: Final = """
 default = "deny"
 ready = ["W^X", "no executable MDL", "no transfer to other users"]
@@ -39,6 +38,7 @@ any_flags = ["HUGE", "LOCKED", "SHAREABLE"]
 [[rule]]
 allow = "*"
 """
+"""Ready rules, bounds, and rules of which the last one decides."""
 
 
 def pairs_of(vmm: VMM) -> Callable[[int], None]:
@@ -53,7 +53,7 @@ def pairs_of(vmm: VMM) -> Callable[[int], None]:
 
 
 def difference(work: Callable[[int], None], without: Callable[[int], None]) -> Contestant:
-    """What a call takes longer in the one than in the other, of which each makes two."""
+    """The difference of a call's time between two pairs of calls."""
 
     def measure(count: int) -> float:
         start = perf_counter_ns()
@@ -84,7 +84,7 @@ CALLABLE: Final = f"{US}, a policy in Python"
     at_most(5000, None, ours=CALLABLE),
 )
 def policy(stage: Stage) -> dict[str, Contestant]:
-    """What a call takes longer under a policy; and the two calls without one."""
+    """The additional time of a call with a policy; and the two calls without one."""
     folder = stage.enter_context(tempfile.TemporaryDirectory())
     without = pairs_of(stage.vmm())
 
@@ -111,7 +111,7 @@ TWICE: Final = f"{US}, a file, two lines a call"
     at_most(20_000, None, ours=TWICE),
 )
 def audit(stage: Stage) -> dict[str, Contestant]:
-    """What a call takes longer that is written down."""
+    """The additional time of a call with an audit."""
     folder = stage.enter_context(tempfile.TemporaryDirectory())
     without = pairs_of(stage.vmm())
 

@@ -1,4 +1,4 @@
-"""Benchmarks of questions about one's own memory, with few mappings and with many."""
+"""Benchmarks of queries of a process's own memory, with few mappings and with many."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
     from bench_harness import Baseline, Stage
 
-#: Below the usual vm.max_map_count of 65,530.
 MANY: Final = 60_000
+"""Below the usual vm.max_map_count of 65,530."""
 SOME: Final = 1_000
 AMONG_MANY: Final = f", {MANY:,} mappings"
 
 
 @contextlib.contextmanager
 def mappings_up_to(total: int, baseline: Baseline) -> Generator[None]:
-    """Make this process have so many mappings, below all that it has."""
+    """Give this process so many mappings, below all that it has."""
     count = (total - number_of_mappings()) // 2
     base = baseline.call("make_islands", count) & (1 << 64) - 1
     if base == (1 << 64) - 1:
@@ -108,7 +108,7 @@ def among_few_and_many(stage: Stage, va: int, ours: Contestant) -> dict[str, Con
     rarely=20,
 )
 def query_page(stage: Stage) -> dict[str, Contestant]:
-    """C asks PROCMAP_QUERY, and nothing else."""
+    """C calls only PROCMAP_QUERY."""
     va, query = committed_page(stage)
 
     def ours(count: int) -> None:
@@ -120,7 +120,7 @@ def query_page(stage: Stage) -> dict[str, Contestant]:
 
 @benchmark(f"query(va), above {SOME:,} mappings", at_most(1.15))
 def query_record(stage: Stage) -> dict[str, Contestant]:
-    """C reads smaps up to the end of the mapping's record; psutil cannot but read all of it."""
+    """C reads smaps up to the end of the mapping's record; psutil reads all of it."""
     va, query = committed_page(stage)
     stage.enter_context(mappings_up_to(SOME, stage.baseline))
 

@@ -1,10 +1,12 @@
-"""What scripts/bench tells: a table for people, a document for programs."""
+"""The output of scripts/bench: a table for people, a document for programs."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
+
+from vmm_linux._core.values import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ SCALES = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
 
 
 def amount(value: float, unit: str) -> str:
-    """A figure in the unit that suits its size."""
+    """A value in the unit that suits its size."""
     if unit != "ns":
         return f"{value:,.0f} {unit}".rstrip()
     scale, name = next((pair for pair in SCALES if value >= pair[0]), SCALES[-1])
@@ -47,7 +49,7 @@ def target_rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, str, st
 
 
 def time_rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str]]:
-    """A line for each benchmark: what a piece of its work took everybody."""
+    """A line for each benchmark: the time of a piece of its work for each contestant."""
     for outcome in outcomes:
         unit = outcome.benchmark.unit
         yield (
@@ -59,18 +61,21 @@ def time_rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str]]:
 
 
 def left_out(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Who could not take part, and why."""
+    """The contestants that could not take part, with the reasons."""
     return {name: why for outcome in outcomes for name, why in outcome.left_out.items()}
 
 
 def notes(report: dict[str, Any]) -> list[str]:
-    """What stands below the tables."""
+    """The notes below the tables."""
     machine = report["machine"]
-    where = f"{machine['cpu'] or machine['architecture']}, {machine['cpus']} CPUs"
+    where = f"{machine['cpu'] or machine['architecture']}, {counted(machine['cpus'], 'CPU')}"
     system = f"Linux {machine['kernel']}; Python {report['python']}"
     lines = [
-        "Medians of rounds in which everybody had a turn; ratios within a round, with quartiles.",
-        f"{where}; {system}; {report['rounds']} rounds.",
+        (
+            "Medians of rounds in which each contestant had a turn; ratios within a round, with "
+            "quartiles."
+        ),
+        f"{where}; {system}; {counted(report['rounds'], 'round')}.",
     ]
     if report["left_out"]:
         missing = ", ".join(f"{name} ({why})" for name, why in sorted(report["left_out"].items()))
@@ -88,7 +93,7 @@ def show(outcomes: Sequence[Outcome], report: dict[str, Any]) -> None:
 
 
 def show_markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table as the README has it."""
+    """A table in the README's form."""
     for cells in [head, ["---"] * len(head), *rows]:
         print(f"| {' | '.join(cells)} |")
     print()
@@ -129,7 +134,7 @@ def document(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def target_document(outcome: Outcome, target: Target) -> dict[str, Any]:
-    """A target, what was measured, and whether that meets it; None where nothing was."""
+    """A target with its measurement and its verdict; None without a measurement."""
     spread = outcome.ratio(target)
     return {
         "text": str(target),

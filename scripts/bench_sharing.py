@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 BULK: Final = 256 << 20
-#: The first byte of every page of the bulk.
 MARKS: Final = b"\1" * (BULK // PAGE)
-#: Bytes in a pipe: the usual fs.pipe-max-size.
+"""The first byte of every page of the bulk."""
 PIPE: Final = 1 << 20
+"""Bytes in a pipe: the usual fs.pipe-max-size."""
 NUMBER: Final = b"8 bytes."
 RIGHT: Final = b"\1"
 HELD: Final = f"{US}, held by both"
@@ -41,13 +41,13 @@ def ask(sock: socket, question: bytes = b"?") -> bytes:
 
 
 def answer_questions(sock: socket, work: Callable[[], bytes]) -> None:
-    """Do the work whenever the parent asks for it."""
+    """Do the work for each question of the parent."""
     while sock.recv(1):
         sock.send(work())
 
 
 def expect(answer: bytes, expected: bytes) -> None:
-    """The child has read what was written."""
+    """Check that the child has read the written bytes."""
     if answer != expected:
         peer_is_gone()
 
@@ -108,7 +108,7 @@ def mdl_cycle(stage: Stage) -> dict[str, Contestant]:
 
 
 def serve_handles(sock: socket) -> None:
-    """Map each buffer that comes, answer with its first bytes, and end it."""
+    """Map each received buffer, answer with its first bytes, and end it."""
     with VMM() as vmm:
         while True:
             try:
@@ -122,7 +122,7 @@ def serve_handles(sock: socket) -> None:
 
 
 def serve_held(sock: socket) -> None:
-    """Map the one buffer that comes; answer with its first bytes whenever asked."""
+    """Map the one received buffer; answer each question with its first bytes."""
     with VMM() as vmm:
         handle = vmm.recv_handle(sock)
         va = vmm.mdl_map(handle, 0, SIZE, 0, READ)
@@ -131,7 +131,7 @@ def serve_held(sock: socket) -> None:
 
 
 def serve_descriptors(sock: socket) -> None:
-    """As ``serve_handles``, with what Python has, and without a look at what comes."""
+    """As ``serve_handles``, with Python's own calls, and without checks."""
     while True:
         descriptors = recv_fds(sock, 64, 1)[1]
         if not descriptors:
@@ -142,7 +142,7 @@ def serve_descriptors(sock: socket) -> None:
 
 
 def serve_names(sock: socket) -> None:
-    """Attach each SharedMemory whose name comes, and answer with its first bytes."""
+    """Attach each SharedMemory by its received name, and answer with its first bytes."""
     while name := sock.recv(64):
         shared = SharedMemory(name.decode())
         sock.send(bytes(bytes_of(shared)[: len(NUMBER)]))
@@ -202,7 +202,7 @@ def ask_in_c_about_held(stage: Stage) -> Contestant:
 
 
 def hand_over_descriptor(stage: Stage) -> Callable[[int], None]:
-    """As ``hand_over_fresh``, with what Python has."""
+    """As ``hand_over_fresh``, with Python's own calls."""
     sock = stage.child(serve_descriptors)
 
     def by_os(count: int) -> None:
@@ -219,7 +219,7 @@ def hand_over_descriptor(stage: Stage) -> Callable[[int], None]:
 
 def hand_over_name(stage: Stage) -> Callable[[int], None]:
     """As ``hand_over_fresh``, with SharedMemory."""
-    resource_tracker.ensure_running()  # the child is to have the same one
+    resource_tracker.ensure_running()  # the child must have the same one
     sock = stage.child(serve_names)
 
     def by_name(count: int) -> None:
@@ -241,7 +241,7 @@ def hand_over_name(stage: Stage) -> Callable[[int], None]:
 def hand_over(stage: Stage) -> dict[str, Contestant]:
     """A fresh buffer each time, but for the one that both hold.
 
-    Parent and child are on one CPU: what it takes to wake another one up would hide the rest.
+    Parent and child are on one CPU: waking another one would hide the rest.
     """
     in_c = stage.child(lambda sock: stage.baseline.call("serve", sock.fileno(), 0))
     return {
@@ -263,7 +263,7 @@ def read_every_page(memory: memoryview) -> bytes:
 
 
 def serve_bulk_handles(sock: socket) -> None:
-    """Map each buffer that comes, read every page, and end it."""
+    """Map each received buffer, read every page, and end it."""
     with VMM() as vmm:
         while True:
             try:
@@ -280,7 +280,7 @@ def serve_bulk_handles(sock: socket) -> None:
 
 
 def serve_bulk_held(sock: socket) -> None:
-    """Map the one buffer that comes; read every page whenever asked."""
+    """Map the one received buffer; read every page for each question."""
     with VMM() as vmm:
         va = vmm.mdl_map(vmm.recv_handle(sock), 0, BULK, 0, READ)
         with vmm.view(va, BULK) as view:
@@ -342,7 +342,7 @@ def bulk_by_handle(stage: Stage, vmm: VMM, handle: Handle) -> dict[str, Contesta
 
 
 def descriptor_of(vmm: VMM, handle: Handle) -> int:
-    """The memory of a buffer, as a receiver that is no VMM gets it."""
+    """The memory of a buffer, as a receiver without a VMM gets it."""
     sending, receiving = socketpair()
     with sending, receiving:
         vmm.send_handle(sending, handle)
@@ -350,7 +350,7 @@ def descriptor_of(vmm: VMM, handle: Handle) -> int:
 
 
 def bulk_in_c(stage: Stage, vmm: VMM, handle: Handle) -> dict[str, Contestant]:
-    """The same memory by the baseline: how fast it is read depends on where it happens to lie."""
+    """The same memory by the baseline: the speed of reading depends on the memory's place."""
     sent = stage.child(lambda sock: stage.baseline.call("serve", sock.fileno(), 0))
     held = stage.child(lambda sock: stage.baseline.call("serve", sock.fileno(), 1))
     fd = descriptor_of(vmm, handle)
@@ -419,7 +419,7 @@ def bulk_by_queue(stage: Stage, view: memoryview) -> Contestant:
     apart=True,
 )
 def bulk(stage: Stage) -> dict[str, Contestant]:
-    """A buffer that has its memory already. Parent and child each have a CPU of their own."""
+    """A buffer with all its memory. Parent and child each have a CPU of their own."""
     vmm, handle, view = populated(stage)
     # The queue comes last: it starts a thread, and children are forked before it.
     return {

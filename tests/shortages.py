@@ -68,7 +68,7 @@ from faults import (
 )
 from kernel_oracle import PAGE
 from vmm_linux import VMM, Event, Handle, Limits, Mdl, Retcode, Rights, Seal, inspect
-from vmm_linux._default_vmm import unwatched_vmm
+from vmm_linux._default_vmm import vmm_without_warning
 from vmm_linux.audit import Audit
 from vmm_linux.errors import OutOfMemory, SecurityDisallow, VmmError
 from vmm_linux.policy import Policy
@@ -497,7 +497,7 @@ OBJECTS = [
     ),
     Scenario("repr of an Mdl", an_mdl, shown, ""),
     Scenario("end of an Mdl", an_mdl, left, ""),
-    Scenario("VMM", nothing, lambda _: unwatched_vmm(), ""),
+    Scenario("VMM", nothing, lambda _: vmm_without_warning(), ""),
 ]
 EVENTS = [
     Scenario("Event", nothing, lambda _: Event(), ""),

@@ -34,7 +34,7 @@ from vmm_linux.experiments._framework.results import (
     findings_from,
     merged,
 )
-from vmm_linux.experiments._framework.run import nobody_watches
+from vmm_linux.experiments._framework.run import ignore_progress
 from vmm_linux.experiments._framework.words import claim_cells
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ QUICK = Order(quick=True, seed=1, repeat=1, memory=512 * MIB)
 def result_of(name: str) -> Result:
     """What came of an experiment, which is run once for all tests."""
     (experiment,) = chosen([name])
-    return carry_out(experiment, QUICK, nobody_watches)
+    return carry_out(experiment, QUICK, ignore_progress)
 
 
 # ---- every experiment ----------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     def added(body: str, order: Order = QUICK) -> Result:
         (tmp_path / "just_added.py").write_text(EXPERIMENT + textwrap.indent(body, "    "))
         (experiment,) = chosen(["just-added"])
-        return carry_out(experiment, order, nobody_watches)
+        return carry_out(experiment, order, ignore_progress)
 
     yield added
     sys.modules.pop("vmm_linux.experiments.just_added", None)

@@ -1,9 +1,9 @@
-"""NumPy arrays over MDL buffers. NumPy is imported here, when the first array is asked for."""
+"""NumPy arrays over MDL buffers. NumPy is imported here, for the first array."""
 
 from __future__ import annotations
 
 from vmm_linux._core import imports, kernel
-from vmm_linux._core.values import describe, index, is_a, one_line
+from vmm_linux._core.values import counted, describe, index, is_a, one_line
 from vmm_linux.errors import InvalidArgument, Unimplemented
 from vmm_linux.flags import VmmFlags
 
@@ -52,7 +52,8 @@ def array(
     if not 0 <= start <= whole or size > whole - start:
         raise InvalidArgument(
             "array",
-            f"shape {shown(lengths)} of {kind.itemsize} bytes each at offset {start} is not inside "
+            f"shape {shown(lengths)} of {counted(kind.itemsize, 'byte')} each at offset {start} "
+            "is not inside "
             f"the buffer of {whole} bytes",
         )
     if start % kind.alignment:
@@ -108,7 +109,7 @@ def checked_shape(shape: object) -> tuple[int, ...]:
 
 
 def items_of(shape: object) -> Iterable[object]:
-    """The lengths in a shape, which may be one length alone, whatever a subclass makes of them."""
+    """The lengths in a shape, which may be a single length; methods of subclasses do not run."""
     if is_a(shape, tuple):
         return tuple.__iter__(shape)
     return list.__iter__(shape) if is_a(shape, list) else (shape,)
@@ -120,7 +121,7 @@ def shown(lengths: tuple[int, ...]) -> str:
 
 
 def protection(writable: object) -> VmmFlags | None:
-    """The protection of a mapping that is to be writable, is not to be, or where it can be."""
+    """The protection of a mapping; ``writable`` None: writable where that is possible."""
     if writable is None:
         return None
     if not is_a(writable, bool):

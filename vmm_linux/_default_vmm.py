@@ -1,4 +1,4 @@
-"""The default VMM: of buffers that came without one, unpickled for example."""
+"""The default VMM, for buffers that come without one, such as unpickled ones."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ __all__ = ["default_vmm"]
 MODULE = "vmm_linux.vmm"
 """The class's module, loaded with the package. It imports ``Mdl``, which imports this module."""
 DEFAULT: dict[str, VMM] = {}
-"""It, under ``"vmm"``, once there is one."""
+"""The default VMM under ``"vmm"``, once there is one."""
 
-# A child of fork makes one for itself: what it inherited belongs to the objects that it inherited.
+# A forked child makes its own: the inherited one belongs to the inherited objects.
 os.register_at_fork(after_in_child=DEFAULT.clear)
 
 
 def default_vmm() -> VMM:
-    """This process's default VMM, made when first asked for.
+    """This process's default VMM, made at first use, and anew after it is closed.
 
-    It does not warn when it is never closed. When it was closed, there is another one.
+    It does not warn if it is never closed.
     """
     vmm = DEFAULT.get("vmm")
     if vmm is not None and not vmm.closed:
         return vmm
     if vmm is not None:
         DEFAULT.pop("vmm", None)
-    # Of threads that come at once, all get the same.
-    return DEFAULT.setdefault("vmm", unwatched_vmm())
+    # Concurrent threads all get the same one.
+    return DEFAULT.setdefault("vmm", vmm_without_warning())
 
 
-def unwatched_vmm() -> VMM:
-    """A VMM of which nobody is warned: no user has it, who could close it."""
+def vmm_without_warning() -> VMM:
+    """A VMM that does not warn when it is dropped: no user has it and could close it."""
     vmm: VMM = imports.needed("VMM", MODULE).VMM()
-    vmm._warned = True  # noqa: SLF001  the package's own
+    vmm._warned = True  # noqa: SLF001
     return vmm

@@ -1,10 +1,10 @@
 """Handles on their way through ``multiprocessing``.
 
-What is pickled is one descriptor, whatever the handle has: of a socket in which the handle's
-message lies, as ``send_handle`` put it there. A process that is being started inherits it, one that
-runs fetches it (``_sharer``). The receiver's checks are those of ``recv_handle``.
+A pickle carries one descriptor for any handle: of a socket that holds the handle's message, as
+``send_handle`` wrote it. A process that is being started inherits the descriptor, a running one
+fetches it (``_sharer``). The receiver's checks are those of ``recv_handle``.
 
-Nothing here imports ``multiprocessing``: whoever pickles with it has loaded it.
+Nothing here imports ``multiprocessing``: a program that pickles with it has loaded it.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ if TYPE_CHECKING:
             """The descriptor, in the process where it arrived."""
 
     class Closable(Protocol):
-        """What is pickled."""
+        """The object that is pickled."""
 
         @property
         def closed(self) -> bool:
-            """Whether somebody closed it."""
+            """Whether it is closed."""
 
 
 __all__ = [
@@ -70,21 +70,21 @@ __all__ = [
 
 REDUCTION = "multiprocessing.reduction"
 ENABLED: set[type] = set()
-"""Classes that ``multiprocessing``'s pickler was told of."""
+"""Classes that ``multiprocessing``'s pickler knows."""
 REFUSAL = refuse_copies(
     "they go to other processes through multiprocessing alone (Process, Queue, Pipe, pools), "
     "which can carry descriptors; elsewhere use send_handle, or fileno"
 )
 """The ``__reduce__`` of an ``Mdl``, for every other pickler."""
 PARKED: set[weakref.finalize[[], Any]] = set()
-"""Ends of sockets that processes which are being started are to inherit."""
+"""Ends of sockets for processes that are being started."""
 
 
-# ---- whose pickler it is ------------------------------------------------------------------------
+# ---- picklers -----------------------------------------------------------------------------------
 
 
 def enable(kind: type, reduce: Callable[[Any], object]) -> None:
-    """Tell ``multiprocessing``'s pickler of a class, if it is loaded by now.
+    """Register a class with ``multiprocessing``'s pickler, if that is loaded.
 
     If it is loaded later, ``__reduce_ex__`` knows it by its frame.
     """
@@ -99,7 +99,7 @@ def enable(kind: type, reduce: Callable[[Any], object]) -> None:
 def is_multiprocessing(frame: FrameType) -> bool:
     """Whether a frame that called ``__reduce_ex__`` is ``multiprocessing``'s.
 
-    Picklers have no frame: it is that of whoever called the pickler.
+    A pickler has no frame of its own: the frame is its caller's.
     """
     reduction = sys.modules.get(REDUCTION)
     return reduction is not None and frame.f_globals is vars(reduction)
@@ -109,24 +109,24 @@ def is_multiprocessing(frame: FrameType) -> bool:
 
 
 def reduced(thing: Closable, reduce: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
-    """What a pickle has of something; an error, where nobody but the receiver would hear of it.
+    """The contents of a pickle; an error instead, where only the receiver could get an exception.
 
-    ``Queue.put`` leaves the pickling to a thread of the queue's. What is raised there is printed,
-    the item is lost, and its receiver would wait for ever.
+    ``Queue.put`` pickles in a thread of the queue. An exception there is printed, the item is
+    lost, and its receiver would wait for ever.
     """
     try:
         return reduce()
     except (VmmError, MemoryError) as problem:
         if not feeds_a_queue(sys._getframe()):  # noqa: SLF001  there is no other way to know
             raise
-        return fail, (as_told(thing, problem),)
+        return fail, (for_the_receiver(thing, problem),)
 
 
 def feeds_a_queue(frame: FrameType | None) -> bool:
-    """Whether this happens in the thread of a ``multiprocessing.Queue`` that prints its errors.
+    """Whether this runs in the thread of a ``multiprocessing.Queue`` that prints its errors.
 
-    A class that does otherwise with them, as the one of ``concurrent.futures`` which hands them to
-    a future, gets them as exceptions.
+    A queue that handles errors itself, as the one of ``concurrent.futures`` that passes them to a
+    future, gets them as exceptions.
     """
     queue: Any = getattr(sys.modules.get("multiprocessing.queues"), "Queue", None)
     feed = getattr(getattr(queue, "_feed", None), "__code__", None)
@@ -137,8 +137,8 @@ def feeds_a_queue(frame: FrameType | None) -> bool:
     return False
 
 
-def as_told(thing: Closable, problem: VmmError | MemoryError) -> VmmError:
-    """An error in words for the receiver, who did not see what was done to the thing."""
+def for_the_receiver(thing: Closable, problem: VmmError | MemoryError) -> VmmError:
+    """An error in words for the receiver, which does not know what happened to the object."""
     kind = type(thing).__name__
     if thing.closed:
         return ResourceNotFound(
@@ -153,12 +153,12 @@ def as_told(thing: Closable, problem: VmmError | MemoryError) -> VmmError:
 
 
 def fail(problem: VmmError) -> NoReturn:
-    """Raise, where a pickle is loaded, what was raised where it was made."""
+    """Raise, where a pickle is loaded, the exception of the place where it was made."""
     raise problem
 
 
 def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:
-    """A handle as something that ``multiprocessing`` can pickle.
+    """A handle in a form that ``multiprocessing`` can pickle.
 
     Returns:
         The descriptor on its way, and the inode number of the socket behind it.
@@ -180,7 +180,7 @@ def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:
 
 
 def refused(method: str, problem: OSError) -> VmmError:
-    """The exception for what the kernel refused."""
+    """The exception for a refusal of the kernel."""
     code = problem.errno or 0
     if code in {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS}:
         return QuotaExceeded(method, NO_DESCRIPTOR_LEFT, code)
@@ -188,11 +188,11 @@ def refused(method: str, problem: OSError) -> VmmError:
 
 
 def carry(descriptor: int) -> Sent:
-    """Send a descriptor with a pickle. The caller may close it then.
+    """Send a descriptor with a pickle. The caller may close it afterwards.
 
     Errors:
         QUOTA_EXCEEDED: RLIMIT_NOFILE; too many descriptors wait to be fetched.
-        OUT_OF_MEMORY: no thread can be started that hands it out.
+        OUT_OF_MEMORY: no thread can be started to serve it.
     """
     context: Any = sys.modules.get("multiprocessing.context")
     popen: Any = None if context is None else context.get_spawning_popen()
@@ -205,9 +205,9 @@ def carry(descriptor: int) -> Sent:
 
 
 def inherited(descriptor: int, popen: Any) -> Sent:  # noqa: ANN401  of several classes
-    """Have a process that is being started inherit a descriptor from here.
+    """Let a process that is being started inherit a descriptor.
 
-    It must stay open until then, and nobody tells when that was.
+    It must stay open until then, which this process cannot observe.
     """
     for parked in list(PARKED):
         starting = parked.peek()
@@ -226,9 +226,9 @@ def inherited(descriptor: int, popen: Any) -> Sent:  # noqa: ANN401  of several 
 
 
 class Missing:
-    """What a pool gets in place of what did not arrive: each use of it raises why.
+    """Stands in a pool for an object that did not arrive: each use of it raises the reason.
 
-    Nobody would hear of an exception there (see ``loads_for_a_pool``).
+    An exception at loading would be lost there (see ``loads_for_a_pool``).
     """
 
     __slots__ = ("problem",)
@@ -246,7 +246,7 @@ class Missing:
         raise self.problem
 
     def __exit__(self, *exception: object) -> None:
-        """Be something that ``with`` takes."""
+        """Be usable in ``with``."""
 
     def __repr__(self) -> str:
         return f"<did not arrive: {self.problem}>"
@@ -256,7 +256,7 @@ class Missing:
 
 
 def delivered(load: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """What a pickle brings; something that raises when it is used, where a pool would end by it."""
+    """The object of a pickle; in a pool, which an error would end, one that raises at its use."""
     try:
         return load()
     except (VmmError, MemoryError) as problem:
@@ -266,10 +266,10 @@ def delivered(load: Callable[[], Any]) -> Any:  # noqa: ANN401
 
 
 def loads_for_a_pool(frame: FrameType | None) -> bool:
-    """Whether a worker of ``multiprocessing.Pool`` takes its task here, or the pool a result.
+    """Whether a worker of ``multiprocessing.Pool`` loads its task here, or the pool a result.
 
-    What is raised there ends the worker, whose task is lost, or the thread that takes the results;
-    who asked for them waits for ever.
+    An exception ends the worker, and its task is lost, or the thread that takes the results, and
+    the caller waits for ever.
     """
     pool: Any = sys.modules.get("multiprocessing.pool")
     if pool is None:
@@ -289,7 +289,7 @@ def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
     """The handle that came, in the default VMM.
 
     Errors:
-        RESOURCE_NOT_FOUND: its descriptor is not there, or was used up.
+        RESOURCE_NOT_FOUND: its descriptor does not exist, or is used up.
         QUOTA_EXCEEDED: RLIMIT_NOFILE.
         Others as of ``recv_handle``.
     """
@@ -314,7 +314,7 @@ def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
 
 
 def arrived(sent: Sent) -> int:
-    """The number of the descriptor that came. It may name something else by now."""
+    """The number of the descriptor that came. It may name another file by now."""
     try:
         return sent.detach()
     except VmmError:
@@ -326,7 +326,7 @@ def arrived(sent: Sent) -> int:
 
 
 def gone() -> VmmError:
-    """The exception for a number that names something else: it is not this package's to close."""
+    """The exception for a number that names another file, which stays open."""
     return ResourceNotFound("unpickle", GONE)
 
 

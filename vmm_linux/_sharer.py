@@ -1,16 +1,16 @@
-"""Descriptors that wait here until the processes that they were sent to come for them.
+"""Descriptors that wait in this process until their receivers fetch them.
 
-What travels inside a pickle is a ``Ticket``: the name of a socket of this process, and 32 random
-bytes. The receiver sends the first half of these to that socket, and gets the descriptor with the
-second half. So this process hands a descriptor to nobody but who has the pickle, and of its own
-user; and the receiver takes one from nobody but who made the ticket. A ticket is good for once.
+A pickle carries a ``Ticket``: the name of a socket of this process, and 32 random bytes. The
+receiver sends the first half of these to that socket, and gets the descriptor with the second half.
+So only a process of the same user that has the pickle gets the descriptor, and the receiver accepts
+one only from the process that made the ticket. A ticket works once.
 
-The socket's name is an abstract one, which needs no directory and vanishes with the process. One
-socket for datagrams serves all: nobody who connects takes a descriptor here, or makes others wait.
-A daemon thread answers, started with the first descriptor.
+The socket has an abstract name, which needs no directory and ends with the process. One datagram
+socket serves all: a client takes no descriptor here, and makes no other client wait. A daemon
+thread answers; it starts with the first descriptor.
 
-What was not fetched is bounded in number, and closed when the process ends. A process that ends
-by itself waits for a while until all was fetched.
+The number of waiting descriptors is limited, and they are closed when the process ends. A process
+that ends by itself waits for a while until all are fetched.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import time
 from vmm_linux._core import imports, kernel
 from vmm_linux._core.kernel import Descriptor, duplicate
 from vmm_linux._core.typed import NamedTuple
+from vmm_linux._core.values import counted
 from vmm_linux.errors import OutOfMemory, QuotaExceeded, ResourceNotFound
 
 TYPE_CHECKING = False
@@ -40,13 +41,13 @@ __all__ = ["GONE", "NO_DESCRIPTOR_LEFT", "Ticket", "prepare", "share", "stop"]
 MOST_WAITING: Final = 512
 """Descriptors that wait here at most; half of RLIMIT_NOFILE where that is less."""
 AT_EXIT: Final = 10.0
-"""Seconds that an ending process waits at most, until what it sent was fetched."""
+"""Seconds that an ending process waits at most until its receivers have fetched all."""
 PATIENCE: Final = 30.0
-"""Seconds after which a sender that lives and does not answer is given up."""
+"""Seconds after which a receiver gives up on a live sender that does not answer."""
 PROBE: Final = 0.2
-"""Seconds between two looks whether the sender is still there."""
+"""Seconds between two checks whether the sender still exists."""
 AFTER_QUEUES: Final = -10
-"""Priority at exit: when the threads of queues, at -5, have sent what was put into them."""
+"""Priority at exit: after the threads of queues, at -5, which still send their items."""
 HALF: Final = 16
 """Bytes of each half of a ticket's secret."""
 CREDENTIALS: Final = struct.Struct("iII")
@@ -60,14 +61,14 @@ GONE: Final = (
 
 
 class Ticket(NamedTuple):
-    """What a receiver needs to fetch a descriptor. Whoever has it can fetch it."""
+    """Lets its owner fetch a descriptor, once."""
 
     address: bytes
     request: bytes
     proof: bytes
 
     def detach(self) -> int:
-        """Fetch the descriptor, which is the caller's then.
+        """Fetch the descriptor, which the caller then owns.
 
         Errors:
             RESOURCE_NOT_FOUND: it was fetched before; its sender ended, or does not answer.
@@ -75,7 +76,7 @@ class Ticket(NamedTuple):
         """
         try:
             with new_socket("unpickle") as sock:
-                sock.bind(b"")  # the kernel gives it a name, to which the answer goes
+                sock.bind(b"")  # the kernel gives it a name for the answer
                 sock.connect(self.address)
                 sock.settimeout(PROBE)
                 return self._fetch(sock)
@@ -85,7 +86,7 @@ class Ticket(NamedTuple):
             raise ResourceNotFound("unpickle", f"{GONE} ({problem})", problem.errno) from None
 
     def _fetch(self, sock: socket.socket) -> int:
-        """Ask, and wait for the answer as long as there is somebody to give it."""
+        """Ask, and wait for the answer as long as the sender exists."""
         asked = False
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
@@ -97,11 +98,11 @@ class Ticket(NamedTuple):
             except TimeoutError:
                 pass
             try:
-                # Who is asked keeps the connection; a name that nobody has is refused.
+                # An unknown name is refused; the sender keeps the connection.
                 sock.connect(self.address)
             except OSError as problem:
                 sock.settimeout(0)
-                try:  # the last that it did was to answer
+                try:  # its last act was the answer
                     return self._taken(sock)
                 except BlockingIOError:
                     pass
@@ -139,7 +140,7 @@ class Sharer:
         self.finalizer: Any = None
 
     def share(self, fd: int) -> Ticket:
-        """Have a duplicate of a descriptor wait for who comes with the ticket."""
+        """Let a duplicate of a descriptor wait for the process that has the ticket."""
         secret = os.urandom(2 * HALF)
         request, proof = secret[:HALF], secret[HALF:]
         with self.changed:
@@ -178,7 +179,7 @@ class Sharer:
                 thread.start()
                 self.thread = thread
             except RuntimeError as problem:
-                if not is_ending():  # else the end itself answers, and does nothing else any more
+                if not is_ending():  # else the exit hook itself answers
                     raise OutOfMemory(
                         "pickle", f"no thread can be started to hand the descriptor out: {problem}"
                     ) from None
@@ -189,18 +190,18 @@ class Sharer:
         return sock
 
     def _serve(self, sock: socket.socket, kept: Descriptor) -> None:
-        """Answer until the socket is shut down, or closed by somebody else."""
+        """Answer until the socket is shut down, or closed by the program."""
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while self.kept is kept and kept.is_open:
             self._serve_one(sock, kept)
 
     def _serve_one(self, sock: socket.socket, kept: Descriptor) -> None:
-        """Answer to who comes next."""
+        """Answer the next request."""
         try:
             request, control, _, address = sock.recvmsg(2 * HALF, PASS_CREDENTIALS)
-            if not address:  # nobody whom an answer could reach
+            if not address:  # no answer could reach its sender
                 return
-            if not kept.is_open:  # the program took the number while this waited
+            if not kept.is_open:  # the program took the number during the wait
                 return
             if same_user(control):
                 self._answer(sock, request, address)
@@ -210,7 +211,7 @@ class Sharer:
             pass
 
     def _answer(self, sock: socket.socket, request: bytes, address: str | bytes) -> None:
-        """Give a descriptor to who has its ticket, or say that there is none."""
+        """Send the ticket's descriptor, or an answer without one."""
         with self.changed:
             found = self.waiting.pop(request, None)
             self.changed.notify_all()
@@ -220,10 +221,10 @@ class Sharer:
                     if kept.is_open:
                         rights = struct.pack("i", kept.number)
                         control = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
-                        # Whose ticket it is waits for one answer, and has room for one.
+                        # The ticket's owner waits for one answer, and has room for one.
                         sock.sendmsg([proof], control, _socket.MSG_DONTWAIT, address)
                         return
-                except OSError:  # it is gone, or too many descriptors are on their way
+                except OSError:  # it ended, or too many descriptors are in flight
                     pass
                 finally:
                     kept.close()
@@ -232,33 +233,33 @@ class Sharer:
     # ---- the end ------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Have the end of the process wait, once multiprocessing is loaded, which says when."""
+        """Make the process wait at its end, which multiprocessing reports once it is loaded."""
         if self.finalizer is not None:
             return
         util: Any = imports.loaded("multiprocessing.util")
         if util is None or is_ending():
             return
-        # A child of multiprocessing's forgets what is to be done at the end, and then asks anew.
+        # A child of multiprocessing forgets its exit hooks, and then runs this anew.
         util.register_after_fork(self, Sharer._prepare_again)
         self._prepare_again()
 
     def _prepare_again(self) -> None:
-        """As ``prepare``, in a process that has forgotten."""
+        """As ``prepare``, in a process that lost its exit hooks."""
         util = sys.modules["multiprocessing.util"]
         self.finalizer = util.Finalize(None, finish, exitpriority=AFTER_QUEUES)
 
     def finish(self) -> None:
-        """Wait until all was fetched, but not for ever; then stop, and say what was lost."""
+        """Wait for a limited time until all is fetched; then stop, and report what is lost."""
         try:
             self._wait(AT_EXIT)
         finally:
             self._give_up()
 
     def _hold_the_end(self) -> None:
-        """Have a process whose end has begun wait for what its other threads still send.
+        """Make an ending process wait for the items that its other threads still send.
 
-        ``multiprocessing`` ends a process first, and then waits for its threads: this is one more.
-        Where that is over too, or no thread can be started, ``finish`` waits.
+        ``multiprocessing`` ends a process first, and then waits for its threads: this adds one.
+        After that, or where no thread can be started, ``finish`` waits.
         """
 
         def hold() -> None:
@@ -272,16 +273,17 @@ class Sharer:
             pass
 
     def _give_up(self) -> None:
-        """Stop, and say what was lost."""
+        """Stop, and report what is lost."""
         left = self.stop()
         if left and sys.stderr is not None:
             sys.stderr.write(
-                f"vmm_linux: process {os.getpid()} ends and closes {left} descriptors of buffers "
-                f"or events, which it sent and nobody fetched within {AT_EXIT:g} seconds\n"
+                f"vmm_linux: process {os.getpid()} ends and closes {counted(left, 'descriptor')} "
+                "of buffers or events, which it sent and nobody fetched within "
+                f"{AT_EXIT:g} seconds\n"
             )
 
     def _wait(self, seconds: float) -> None:
-        """Wait until all was fetched, for so long at most."""
+        """Wait until all is fetched, for so many seconds at most."""
         sock, kept = self.sock, self.kept
         if sock is None or kept is None:
             return
@@ -295,7 +297,7 @@ class Sharer:
             self._serve_one(sock, kept)
 
     def stop(self) -> int:
-        """Close all that waits, and end the thread. Returns how many were not fetched."""
+        """Close all waiting descriptors, and end the thread; returns how many there were."""
         with self.changed:
             sock, kept, thread = self.sock, self.kept, self.thread
             self.sock = self.kept = self.thread = None
@@ -315,7 +317,7 @@ class Sharer:
         return len(left)
 
     def forget(self) -> None:
-        """Close what a child of fork inherited: it is the parent's to hand out."""
+        """In a forked child, close the inherited descriptors, which only the parent sends."""
         for each, _ in list(self.waiting.values()):
             each.close()
         self.waiting.clear()
@@ -325,7 +327,7 @@ class Sharer:
 
 
 def new_socket(method: str) -> socket.socket:
-    """A socket for datagrams. Its module is loaded where multiprocessing is."""
+    """A datagram socket. Its module is loaded where multiprocessing is."""
     made: socket.socket = imports.needed(method, "socket").socket(
         _socket.AF_UNIX, _socket.SOCK_DGRAM
     )
@@ -333,7 +335,7 @@ def new_socket(method: str) -> socket.socket:
 
 
 def is_ending() -> bool:
-    """Whether multiprocessing has begun to end this process, and takes nothing in any more."""
+    """Whether multiprocessing has begun to end this process, and accepts nothing more."""
     util: Any = imports.loaded("multiprocessing.util")
     return util is not None and bool(util.is_exiting())
 
@@ -345,10 +347,10 @@ def let_go(sock: socket.socket, kept: Descriptor) -> None:
 
 
 def same_user(control: list[tuple[int, int, bytes]]) -> bool:
-    """Whether the kernel says that a message is of this process's user.
+    """Whether a message is of this process's user, by the kernel's credentials.
 
-    Strangers have this user's number too where that is the kernel's placeholder for those it does
-    not map; then the ticket alone decides.
+    Where this user has the kernel's placeholder for unmapped users, others have the same number;
+    then the ticket alone decides.
     """
     for level, kind, data in control:
         if (
@@ -362,13 +364,13 @@ def same_user(control: list[tuple[int, int, bytes]]) -> bool:
 
 
 HERE: dict[str, Sharer] = {"sharer": Sharer()}
-"""This process's own, under ``"sharer"``."""
+"""This process's sharer, under ``"sharer"``."""
 
 
 def share(fd: int) -> Ticket:
     """A ticket with which another process of this user fetches this descriptor, once.
 
-    The caller may close his own. Fails wholly, with nothing left open.
+    The caller may close its own. A failure leaves nothing open.
 
     Errors:
         QUOTA_EXCEEDED: too many wait already; RLIMIT_NOFILE.
@@ -378,7 +380,7 @@ def share(fd: int) -> Ticket:
 
 
 def prepare() -> None:
-    """Have this process's end wait for receivers: as early as it is known that it may have any."""
+    """Make this process's end wait for receivers, as soon as it may have any."""
     HERE["sharer"].prepare()
 
 
@@ -388,12 +390,12 @@ def finish() -> None:
 
 
 def stop() -> int:
-    """Close all that waits. Returns how many descriptors that were. For tests."""
+    """Close all waiting descriptors, for tests; returns how many there were."""
     return HERE["sharer"].stop()
 
 
 def in_child() -> None:
-    """Begin anew in a child of fork: no lock and no thread of the parent's is there."""
+    """Begin anew in a forked child, which has neither locks nor threads of its parent."""
     inherited = HERE["sharer"]
     HERE["sharer"] = Sharer()
     inherited.forget()
@@ -404,7 +406,7 @@ os.register_at_fork(after_in_child=in_child)
 
 
 @atexit.register
-def finish_if_nobody_else_does() -> None:
+def finish_at_exit() -> None:
     """The end of a process that loaded multiprocessing so late that only its end sends anything.
 
     Such a process imported this package first, so that this comes after multiprocessing's end.

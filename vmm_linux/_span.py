@@ -1,4 +1,4 @@
-"""Parts of something that has a size: what callers may pass for them."""
+"""Checks of an offset and a size inside a region or a buffer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ __all__ = ["inside"]
 
 
 def inside(method: str, offset: object, size: object, whole: int, name: str) -> tuple[int, int]:
-    """A part as an offset and at least one byte, checked.
+    """The checked offset and size, at least one byte, of a part.
 
     Args:
-        method: that was called.
-        offset: of the part's first byte.
-        size: its bytes, or None for all from the offset on.
-        whole: bytes that there are.
-        name: of what has them.
+        method: the method that was called.
+        offset: of the part's first byte, in bytes.
+        size: in bytes, or None for all from the offset on.
+        whole: bytes of the region or buffer.
+        name: what it is called.
+
+    Errors:
+        INVALID_ARGUMENT: no integers, or not inside.
     """
     start = index(method, "offset", offset)
     if not 0 <= start < whole:

@@ -1,6 +1,6 @@
-"""Waiting in asyncio: for a socket that handles go through, for an event.
+"""Waits in asyncio: for a socket that carries handles, and for an event.
 
-asyncio is not imported here: where a loop of it runs, it is loaded.
+This module does not import asyncio: where one of its loops runs, it is loaded.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ async def repeat(
     attempt: Callable[[], Outcome],
     ready: Callable[[str, int], Awaitable[None]],
 ) -> Outcome:
-    """Try, and as long as the socket would block, wait for it and try again.
+    """Try; as long as the socket would block, wait for it and try again.
 
     An attempt is one call without a pause. So a task that is cancelled has either not begun or
     is done, and no message is half received.
@@ -77,7 +77,7 @@ async def repeat(
 
 
 def check_not_blocking(method: str, sock: object) -> None:
-    """Whether a socket is one for event loops. Whether it is one at all is seen elsewhere."""
+    """Refuse a socket that blocks. The call itself refuses what is no socket."""
     if is_a(sock, _socket.socket) and sock.gettimeout() != 0:
         raise InvalidArgument(
             method, "sock blocks, which would stop the event loop: sock.setblocking(False)"
@@ -115,8 +115,8 @@ async def watch(
 ) -> None:
     """Wait until the event loop finds a descriptor ready.
 
-    The loop is given a duplicate. It knows one reader and one writer a descriptor, and a second
-    one takes the place of the first, which then waits for ever: another task's, or the user's own.
+    The loop gets a duplicate. It has one reader and one writer a descriptor, and a second one
+    replaces the first, which then waits for ever: another task's, or the user's.
     """
     watched = duplicate(method, fd)
     number = watched.number
@@ -130,14 +130,14 @@ async def watch(
         try:
             await woken
         finally:
-            if watched.is_open:  # else the loop may watch a file of the program's by this number
+            if watched.is_open:  # else another file may have this number now
                 remove(number)
     finally:
         watched.close()
 
 
 def wake(woken: asyncio.Future[None]) -> None:
-    """Let the task go on that waits for this."""
+    """Wake the task that waits for this."""
     if not woken.done():
         woken.set_result(None)
 

@@ -1,4 +1,4 @@
-"""The endpoint by its makers' names and in their shape."""
+"""The endpoint with the names and the shape of the reference."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Endpoint"]
 
 
 class Endpoint:
-    """One ``VMM`` as the reference has it: methods return their out parameters and a return code.
+    """One ``VMM`` in the reference's form: methods return their out parameters and a return code.
 
-    They never raise for anything that a caller passes, whatever its code raises; a failed call's
-    out values are 0, ``None`` or ``INVALID_HANDLE``. What ends a program or a task is no error, and
-    passes through: ``KeyboardInterrupt``, ``SystemExit``, and all that is no ``Exception``.
+    They never raise for any argument, even if the argument's own code raises; a failed call's out
+    values are 0, ``None`` or ``INVALID_HANDLE``. Exceptions that end a program or a task pass
+    through: ``KeyboardInterrupt``, ``SystemExit``, and every other that is no ``Exception``.
     """
 
     __slots__ = ("_vmm",)
@@ -49,7 +49,7 @@ class Endpoint:
         return outcome(self._vmm.free, None, va, size)[1]
 
     def Query(self, va: object) -> tuple[PageInfo | None, Retcode]:
-        """Tell about a page: ``(info, rc)``. See ``VMM.query``."""
+        """Describe a page: ``(info, rc)``. See ``VMM.query``."""
         return outcome(self._vmm.query, None, va)
 
     def MdlCreate(self, size: object, prot: object) -> tuple[int, Retcode]:
@@ -61,7 +61,7 @@ class Endpoint:
         return outcome(self._vmm.mdl_create_from_vm, INVALID_HANDLE, va, size, flags)
 
     def MdlGetSize(self, handle: object) -> tuple[int, Retcode]:
-        """Tell a buffer's size: ``(size, rc)``. See ``VMM.mdl_get_size``."""
+        """Return a buffer's size in bytes: ``(size, rc)``. See ``VMM.mdl_get_size``."""
         return outcome(self._vmm.mdl_get_size, 0, handle)
 
     def MdlMap(

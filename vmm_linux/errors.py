@@ -1,4 +1,4 @@
-"""Return codes, the exceptions that carry them, and what the kernel's errno means as one."""
+"""Return codes, the exceptions that carry them, and the return code of each errno."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Retcode(IntEnum):
     NO_CAPABILITY = 7
     """The handle's rights do not cover the call."""
     SECURITY_DISALLOW = 8
-    """The policy said no."""
+    """The policy denied the call."""
     HANDLE_REVOKED = 9
     """The handle was revoked."""
     BUSY = 10
@@ -95,9 +95,9 @@ class InvalidOperation(VmmError, RuntimeError):
 
 
 class NotCopyable(InvalidOperation, TypeError):
-    """A copy or a pickle of something that there is one of, and no way to make another out of it.
+    """An object that exists once, and can be neither copied nor pickled.
 
-    Whoever copies what he is given, as Python's own library does, catches ``TypeError``.
+    Code that copies any object, as Python's own library does, catches ``TypeError``.
     """
 
 
@@ -162,22 +162,7 @@ class InternalError(VmmError, RuntimeError):
 
 
 EXCEPTIONS: dict[Retcode, type[VmmError]] = {
-    subclass.rc: subclass
-    for subclass in (
-        InvalidArgument,
-        ResourceNotFound,
-        InvalidOperation,
-        AlreadyExists,
-        OutOfMemory,
-        QuotaExceeded,
-        NoCapability,
-        SecurityDisallow,
-        HandleRevoked,
-        Busy,
-        Unimplemented,
-        Fail,
-        InternalError,
-    )
+    subclass.rc: subclass for subclass in VmmError.__subclasses__()
 }
 """The exception of every return code but OK."""
 
@@ -193,27 +178,27 @@ RETCODES: dict[int, Retcode] = {
     _errno.ENOSYS: Retcode.UNIMPLEMENTED,
     _errno.EOPNOTSUPP: Retcode.UNIMPLEMENTED,
 }
-"""The kernel's error number as a return code; whatever is not here is FAIL."""
+"""The return code of each errno; all others are FAIL."""
 
 
 def error(
     rc: Retcode, method: str, message: str, errno: int | None = None, completed: int = 0
 ) -> VmmError:
-    """The exception that tells of ``rc``, ready to be raised."""
+    """The exception of ``rc``, ready to be raised."""
     return EXCEPTIONS[rc](method, message, errno, completed)
 
 
 def refuse_copies(reason: str) -> Callable[[object], NoReturn]:
     """A ``__reduce__`` for a class whose objects are neither copied nor pickled.
 
-    ``copy`` and every protocol of ``pickle`` come to it. (``__reduce_ex__`` alone would leave
-    ``object.__reduce_ex__``, which makes a copy of whatever has no ``__reduce__`` of its own.)
+    ``copy`` and every protocol of ``pickle`` call it. (``__reduce_ex__`` alone would leave
+    ``object.__reduce_ex__``, which copies any object without a ``__reduce__``.)
 
     Args:
         reason: why not, and what to do instead.
 
-    Errors:
-        INVALID_OPERATION (``NotCopyable``, which is a ``TypeError`` too), always.
+    Returns:
+        A function that always raises ``NotCopyable``, INVALID_OPERATION and a ``TypeError`` too.
     """
 
     def refuse(self: object) -> NoReturn:

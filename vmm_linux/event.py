@@ -1,4 +1,4 @@
-"""Events: one process wakes others, as shared memory alone does not.
+"""Events, by which one process wakes others.
 
 On the wire an event is one message, little-endian, 8 bytes, with its descriptor in one SCM_RIGHTS
 control message:
@@ -25,7 +25,7 @@ import time
 from vmm_linux import _pickling, aio
 from vmm_linux._core import endpoint, kernel
 from vmm_linux._core.kernel import Descriptor
-from vmm_linux._core.values import describe, index, is_a
+from vmm_linux._core.values import counted, describe, index, is_a
 from vmm_linux.errors import (
     RETCODES,
     Fail,
@@ -50,33 +50,33 @@ MAGIC: Final = b"VMME"
 VERSION: Final = 1
 COUNTER_SIZE: Final = 8
 EVENTFD: Final = "anon_inode:[eventfd]"
-"""What the kernel calls an eventfd. The name of a file begins with a slash."""
+"""The kernel's name of an eventfd. The name of a file begins with a slash."""
 LONGEST_POLL: Final = 86_400_000
-"""Milliseconds of one poll(2), which knows no more than 24 days; longer waits take several."""
+"""Milliseconds of one poll(2), at most 24 days; longer waits take several."""
 
 
 class Event:
     """A ``threading.Event`` that threads, tasks and processes share: an eventfd.
 
-    It goes to other processes over Unix sockets (``send``, ``recv``) and through multiprocessing
-    (arguments of a ``Process``, ``Queue``, ``Pipe``, ``Pool``). All that have it share one state.
-    ``Queue.put`` pickles later, in a thread: what was closed before that arrives as an error that
-    ``get`` raises.
+    It travels to other processes over Unix sockets (``send``, ``recv``) and multiprocessing
+    (arguments of a ``Process``, ``Queue``, ``Pipe``, ``Pool``). All its owners share one state.
+    ``Queue.put`` pickles later, in a thread: an event that is closed before that arrives as an
+    error that ``get`` raises.
     It is always close-on-exec. ``select``, ``selectors`` and event loops take it: it is readable
     while it is set.
 
     A context manager: leaving it closes it. One that is dropped is closed. Methods may be called
     from any thread. A closed event raises INVALID_OPERATION.
 
-    Nobody can make a method of this process wait by what he does to an event that he shares, but
-    for ``wait``. One gap is Linux's: ``set`` looks whether the kernel would let it wait, and then
-    writes; a peer who makes the kernel's counter full, and the event blocking, just in between,
-    makes it wait until somebody clears the event. And a peer can make it lost to all who share it
-    (see ``kernel.Descriptor``).
+    A peer that shares the event cannot make any method here wait, except ``wait``. Linux leaves
+    one gap: ``set`` checks that the kernel would not block it, and then writes; a peer that fills
+    the kernel's counter and makes the event blocking just in between makes ``set`` wait until the
+    event is cleared. A peer can also make the event lost to all who share it (see
+    ``kernel.Descriptor``).
 
     Errors:
         QUOTA_EXCEEDED: RLIMIT_NOFILE.
-        OUT_OF_MEMORY: the system has no file left.
+        OUT_OF_MEMORY: the system has no free file left.
 
     Source: eventfd(2).
     """
@@ -104,7 +104,7 @@ class Event:
         """An event of an eventfd that is open in this process, such as an inherited one.
 
         Args:
-            fd: its descriptor, which stays the caller's. This takes a duplicate.
+            fd: its descriptor, which stays the caller's; the event has a duplicate.
 
         Errors:
             INVALID_ARGUMENT: no descriptor, not open, no eventfd, one with EFD_SEMAPHORE.
@@ -116,7 +116,7 @@ class Event:
         number = index(method, "fd", fd)
         if not 0 <= number <= endpoint.MOST_FD:
             raise InvalidArgument(method, f"descriptor {number} is not open: no such number")
-        # The duplicate is looked at, so that what was checked is what is used.
+        # The duplicate is checked, because the duplicate is used.
         try:
             descriptor = kernel.duplicate(number)
         except OSError as problem:
@@ -128,9 +128,9 @@ class Event:
 
     @classmethod
     def recv(cls, sock: socket.socket) -> Self:
-        """Receive an event that another process sent, trusting nothing that it says.
+        """Receive an event that another process sent, without trust in its message.
 
-        Reads one message and nothing after it. A message that is refused is used up, and its
+        Reads one message and nothing after it. A refused message is consumed, and its
         descriptors are closed. Timeouts and non-blocking sockets behave as in
         ``socket.recvmsg``, whose exceptions pass through.
 
@@ -157,16 +157,16 @@ class Event:
 
     @classmethod
     def _of(cls, descriptor: Descriptor) -> Self:
-        """An event of an eventfd, whatever a peer or multiprocessing did to its flags."""
+        """An event of an eventfd, with any flags that a peer or multiprocessing set."""
         os.set_inheritable(descriptor.number, False)
         keep_from_blocking(descriptor.number)
         event = cls.__new__(cls)
-        event._descriptor = descriptor  # noqa: SLF001  its own
+        event._descriptor = descriptor  # noqa: SLF001
         _pickling.enable(cls, reduce)
         return event
 
     def _open(self, method: str) -> tuple[Descriptor, int]:
-        """The descriptor, which a caller holds as long as it uses its number; and that number."""
+        """The descriptor, which a caller keeps while it uses the number, and the number."""
         descriptor = self._descriptor
         if descriptor is None:
             raise InvalidOperation(f"Event.{method}", "the event is closed")
@@ -176,9 +176,9 @@ class Event:
             raise lost(f"Event.{method}") from None
 
     def set(self) -> None:
-        """Set it, and wake all who wait.
+        """Set it, and wake all waiters.
 
-        Each time is counted for ``clear``. The count ends at 2**64 - 2; to set it then is no error.
+        Each call counts for ``clear``. The count ends at 2**64 - 2; another call is no error.
 
         Source: write(2), eventfd(2).
         """
@@ -186,13 +186,13 @@ class Event:
         if not ready("Event.set", number, select.POLLOUT, 0):
             return  # the counter is full
         keep_from_blocking(number)
-        try:  # noqa: SIM105  leaving a ``with`` takes memory, and the event is set by then
+        try:  # noqa: SIM105  leaving a ``with`` takes memory, after the event is set
             os.eventfd_write(number, 1)
         except BlockingIOError:  # it became full just now
             pass
 
     def is_set(self) -> bool:
-        """Whether it was set since it was cleared last.
+        """Whether it was set since it was last cleared.
 
         Source: poll(2).
         """
@@ -202,12 +202,12 @@ class Event:
     def clear(self) -> int:
         """Make it unset.
 
-        One step for the kernel: to have been set is either counted in what this returns, or the
-        event is set again. So whoever clears an event, and then does all the work there is, misses
-        none.
+        This is one step for the kernel: each ``set`` either counts in the result, or leaves the
+        event set again. A program that clears the event, and then does all pending work, misses
+        nothing.
 
         Returns:
-            How often it was set since it was cleared last, by whomever; 0 if it was not set.
+            How often it was set since it was last cleared; 0 if it was not set.
 
         Source: preadv2(2) RWF_NOWAIT, eventfd(2).
         """
@@ -226,11 +226,11 @@ class Event:
         try:
             return int.from_bytes(counter, sys.byteorder)
         except MemoryError:
-            os.write(number, counter)  # back: nobody is told how often it was set
+            os.write(number, counter)  # put it back: the caller does not get the count
             raise
 
     def wait(self, timeout: SupportsFloat | SupportsIndex | None = None) -> bool:
-        """Wait until it is set. That does not clear it. Other threads run meanwhile.
+        """Wait until it is set. This does not clear it. Other threads run meanwhile.
 
         ``close`` does not end a wait that has begun.
 
@@ -257,9 +257,9 @@ class Event:
                 return False
 
     async def wait_async(self) -> bool:
-        """Wait until it is set, and let other tasks of asyncio run. That does not clear it.
+        """Wait until it is set, and let other tasks of asyncio run. This does not clear it.
 
-        Any number of tasks may wait. A timeout is ``asyncio.timeout``'s business.
+        Any number of tasks may wait. For a timeout, use ``asyncio.timeout``.
 
         Returns:
             True.
@@ -279,7 +279,7 @@ class Event:
         return True
 
     def send(self, sock: socket.socket) -> None:
-        """Send it to another process, which gets it by ``Event.recv``. This one stays as it is.
+        """Send it to another process, which gets it by ``Event.recv``. This one is unchanged.
 
         One message; a stream carries other data before and after it. Timeouts and non-blocking
         sockets behave as in ``socket.sendmsg``, whose exceptions pass through.
@@ -308,7 +308,7 @@ class Event:
         return self._open("fileno")[1]
 
     def close(self) -> None:
-        """Let go of it. Whoever else has it keeps it. A second call does nothing."""
+        """Close it here. Other owners keep it. A second call does nothing."""
         self._descriptor = None
 
     @property
@@ -333,14 +333,14 @@ class Event:
         return text
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:  # noqa: ANN401
-        """Only multiprocessing's own pickler has a way for descriptors."""
+        """Only multiprocessing's own pickler can carry descriptors."""
         if _pickling.is_multiprocessing(sys._getframe(1)):  # noqa: SLF001
             return reduce(self)
         return self.__reduce__()
 
 
 def ready(method: str, fd: int, asked: int, milliseconds: float) -> bool:
-    """Whether a descriptor is ready for what is asked within that time."""
+    """Whether a descriptor has these poll events within that time."""
     poll = select.poll()
     poll.register(fd, asked)
     found = poll.poll(milliseconds)
@@ -350,7 +350,7 @@ def ready(method: str, fd: int, asked: int, milliseconds: float) -> bool:
 
 
 def lost(method: str) -> VmmError:
-    """The exception for a descriptor that is not this package's any more."""
+    """The exception for a number that no longer names this package's descriptor."""
     return InvalidOperation(
         method,
         "the program closed the event's descriptor, or put another file under its number "
@@ -359,13 +359,13 @@ def lost(method: str) -> VmmError:
 
 
 def keep_from_blocking(fd: int) -> None:
-    """Set O_NONBLOCK, which is shared with everybody who has the event, and theirs to change."""
+    """Set O_NONBLOCK, which all owners of the event share and can change."""
     if os.get_blocking(fd):
         os.set_blocking(fd, False)
 
 
 def clear_by_read(fd: int) -> int:
-    """Take the counter where the kernel has no RWF_NOWAIT for eventfds (before Linux 5.8)."""
+    """Read the counter where the kernel has no RWF_NOWAIT for eventfds (before Linux 5.8)."""
     keep_from_blocking(fd)
     try:
         return os.eventfd_read(fd) if ready("Event.clear", fd, select.POLLIN, 0) else 0
@@ -380,7 +380,7 @@ def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
         # Not float() alone, which reads text too.
         is_number = hasattr(type(timeout), "__float__") or hasattr(type(timeout), "__index__")
         number = float(timeout) if is_number and not is_a(timeout, bool) else None
-    except Exception as problem:  # noqa: BLE001  what turns it into a float may raise anything
+    except Exception as problem:  # noqa: BLE001  the conversion may raise anything
         number, cause = None, problem
     if number is None:
         raise InvalidArgument(
@@ -393,9 +393,10 @@ def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
 
 
 def check_message(method: str, sock: socket.socket, message: bytes, count: int, flags: int) -> None:
-    """Whether a message is ``Event.send``'s, with its one descriptor."""
+    """Refuse a message that is not ``Event.send``'s, with its one descriptor."""
     if len(message) != MESSAGE.size or flags & _socket.MSG_TRUNC:
-        raise bad(method, f"{len(message)} bytes, not the {MESSAGE.size} of an event's message")
+        size = counted(len(message), "byte")
+        raise bad(method, f"{size}, not the {MESSAGE.size} of an event's message")
     magic, version, announced = MESSAGE.unpack(message)
     if magic != MAGIC:
         raise bad(method, "not an event's message")
@@ -406,26 +407,28 @@ def check_message(method: str, sock: socket.socket, message: bytes, count: int, 
     if flags & _socket.MSG_CTRUNC and announced == count == 1:
         raise bad(
             method,
-            "1 descriptors are announced, and 1 or more came; if that is all that was sent, "
+            "1 descriptor is announced, and 1 or more came; if that is all that was sent, "
             "control data of the socket took the room: switch off SO_INQ",
         )
     if flags & _socket.MSG_CTRUNC or not announced == count == 1:
-        raise bad(method, f"{announced} descriptors are announced, and {count} or more came")
+        are = "is" if announced == 1 else "are"
+        announced = counted(announced, "descriptor")
+        raise bad(method, f"{announced} {are} announced, and {count} or more came")
 
 
 def bad(method: str, why: str) -> VmmError:
-    """The exception for a message that is none of ``Event.send``'s."""
+    """The exception for a message that is not ``Event.send``'s."""
     return InvalidArgument(method, f"bad message: {why}")
 
 
 def check_eventfd(method: str, fd: int) -> None:
-    """Whether a descriptor is an eventfd that counts as events do, by the kernel's word."""
+    """Refuse a descriptor that the kernel does not report as an eventfd of the right kind."""
     if not is_eventfd(fd):
         raise InvalidArgument(method, f"descriptor {fd} is no eventfd")
     try:
-        # Kernels before 6.7 do not tell of semaphores; clear() takes 1 from those, not all.
-        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as told:  # noqa: PTH123
-            is_semaphore = b"eventfd-semaphore: 1" in told.read()
+        # Kernels before 6.7 do not report semaphores; clear() takes 1 from those, not all.
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:  # noqa: PTH123
+            is_semaphore = b"eventfd-semaphore: 1" in file.read()
         if is_semaphore:
             raise InvalidArgument(method, f"descriptor {fd} is an eventfd with EFD_SEMAPHORE")
     except FileNotFoundError:
@@ -435,24 +438,23 @@ def check_eventfd(method: str, fd: int) -> None:
 
 
 def is_eventfd(fd: int) -> bool:
-    """Whether a descriptor is open, and an eventfd, by the kernel's word."""
+    """Whether the kernel reports the descriptor as an open eventfd."""
     try:
-        # Plain strings: for want of memory for a path object, Python raises something else than
-        # MemoryError.
+        # Plain strings: without memory for a path object, Python raises no MemoryError.
         return os.readlink(f"/proc/self/fd/{fd}") == EVENTFD  # noqa: PTH115
     except FileNotFoundError:
         return False
 
 
 def refused(method: str, code: int) -> VmmError:
-    """The exception for what the kernel refused with this errno."""
+    """The exception for a refusal of the kernel with this errno."""
     rc = RETCODES.get(code, Retcode.FAIL)
     advice = "; raise RLIMIT_NOFILE (ulimit -n) or close some" if code == errno.EMFILE else ""
     return error(rc, method, f"{os.strerror(code)}{advice}", code)
 
 
 def reduce(event: Event) -> tuple[Any, ...]:
-    """What multiprocessing sends of an event."""
+    """The contents of multiprocessing's pickle of an event."""
 
     def send() -> tuple[Any, ...]:
         _held, number = event._open("__reduce__")  # noqa: SLF001
@@ -462,7 +464,7 @@ def reduce(event: Event) -> tuple[Any, ...]:
 
 
 def restore(kind: type[Event], sent: _pickling.Sent) -> Any:  # noqa: ANN401
-    """The event that multiprocessing brought."""
+    """The event of multiprocessing's pickle."""
 
     def load() -> Event:
         number = _pickling.arrived(sent)

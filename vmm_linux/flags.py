@@ -1,7 +1,7 @@
 """The flags of the endpoint, the rights of a handle, the seals of an MDL buffer.
 
-The flags are those of KasperskyOS's ``vmm/flags.h`` without ``VMM_FLAG_``, and a few of our own.
-The numbers are this package's own and never change.
+The flags are those of KasperskyOS's ``vmm/flags.h`` without ``VMM_FLAG_``, and a few of the
+package's own. The package chose the numbers, which never change.
 """
 
 from enum import IntFlag
@@ -10,7 +10,7 @@ __all__ = ["Rights", "Seal", "VmmFlags"]
 
 
 class VmmFlags(IntFlag):
-    """What a region is to be and which access its pages give.
+    """The kind of a region, and the access to its pages.
 
     The legal protections are none, ``READ``, ``READ|WRITE``, ``READ|EXECUTE`` and
     ``READ|WRITE|EXECUTE``; write or execute without read is not among them.
@@ -59,7 +59,7 @@ class VmmFlags(IntFlag):
 
 
 class Rights(IntFlag):
-    """What a handle of an MDL buffer allows: the permissions mask in bits 32-47 of its value."""
+    """The rights of an MDL buffer's handle: the permissions mask in bits 32-47 of its value."""
 
     TRANSFER = 0x1
     """Send it to another process."""
@@ -76,7 +76,7 @@ class Rights(IntFlag):
 
 
 class Seal(IntFlag):
-    """What nobody can do to an MDL buffer any more. A seal is never lifted."""
+    """The changes to an MDL buffer that are impossible from now on. A seal is never lifted."""
 
     PUBLISH = 0x1
     """No new writer: writable mappings that exist go on, and no more are made (fcntl(2)

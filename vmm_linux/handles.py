@@ -1,4 +1,4 @@
-"""Handles of MDL buffers: what they look like from Python."""
+"""Handles of MDL buffers, and the information about them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INVALID_HANDLE: Final = 2**64 - 1
 
 
 class Handle(int):
-    """Names an MDL buffer in one VMM. Only the VMM's table gives it a meaning, not its bits."""
+    """Names an MDL buffer in one VMM. The VMM's table gives it a meaning, not its bits."""
 
     __slots__ = ()
 
@@ -40,7 +40,7 @@ class Handle(int):
 
 
 class HandleInfo:
-    """What ``VMM.handle_info`` tells. Immutable."""
+    """The result of ``VMM.handle_info``. Immutable."""
 
     __slots__ = ("_origin_sid", "_rights", "_seals", "_sid", "_size")
 
@@ -57,17 +57,17 @@ class HandleInfo:
 
     @property
     def rights(self) -> Rights:
-        """What the handle allows."""
+        """The rights of the handle."""
         return self._rights
 
     @property
     def size(self) -> int:
-        """Bytes of the buffer."""
+        """The size of the buffer in bytes."""
         return self._size
 
     @property
     def seals(self) -> Seal:
-        """What the memory is sealed with."""
+        """The seals of the memory."""
         return self._seals
 
     @property

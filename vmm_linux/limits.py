@@ -1,4 +1,4 @@
-"""Bounds of one VMM, and what it uses of them."""
+"""The limits of one VMM, and its usage."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ FIGURES = (
     "mdl_mappings",
     "handles",
 )
-"""What is bounded, in the order of ``Figure`` in ``endpoint.pxd``."""
+"""The limited counts, in the order of the core's enum (``memory.pxd``)."""
 
 NO_BOUND = 2**64 - 1
-"""What stands for None where there are only numbers."""
+"""The number that stands for None in the core."""
 
 INSIDE = (
     ("committed", "reserved", "committed pages are reserved too"),
     ("regions", "mappings", "each region counts at least one mapping"),
     ("mdl_mappings", "regions", "each mapping of a buffer is a region"),
 )
-"""A figure that can never pass another one, and why."""
+"""A count that can never exceed another one, and the reason."""
 
 
 class Limits:
-    """The most that a VMM may have of each figure; None, as where nothing is said, is no bound.
+    """The most that a VMM may have of each kind; None, the default, is no bound.
 
     Immutable and comparable; ``replace`` makes another one. Sizes are bytes.
 
     Attributes:
-        regions: what Allocate and MdlMap made; a Free in the middle of one makes two of it.
-        reserved: all addresses taken, those of guards and mapped buffers included.
-        committed: committed pages that are no buffer's, those of SHAREABLE regions included.
+        regions: made by Allocate and MdlMap; a Free in the middle of one makes two of it.
+        reserved: all addresses in use, those of guards and mapped buffers included.
+        committed: committed pages outside buffers, those of SHAREABLE regions included.
         locked: committed pages in LOCKED regions and mappings, and the whole memory of buffers
-            made with LOCKED. What is both counts twice.
+            made with LOCKED. Pages that are both count twice.
         mappings: runs of pages that are alike in region, state, protection and memory, one for
             each end of a view inside such a run, one for each guard, and one for each further
             segment that is mapped. A run is at most one mapping of the kernel, which merges runs
@@ -54,12 +54,12 @@ class Limits:
             apart that were written before they became alike, or are pinned in part:
             ``vm.max_map_count`` holds there.) Cutting a run counts before neighbours are joined,
             as in the kernel.
-        mdls: MDL buffers, clones too, as long as a handle, a mapping or a clone keeps them. Who
-            receives a clone receives its origin with it.
-        mdl_bytes: sizes of these but for clones, whether the memory was touched or not. A buffer
-            received twice counts twice.
-        mdl_mappings: regions that MdlMap made.
-        handles: those not closed, revoked ones included.
+        mdls: MDL buffers, clones too, as long as a handle, a mapping or a clone keeps them. A
+            receiver of a clone receives its origin with it.
+        mdl_bytes: sizes of these except clones, of untouched memory too. A buffer received twice
+            counts twice.
+        mdl_mappings: regions made by MdlMap.
+        handles: handles that are not closed, revoked ones included.
     """
 
     __slots__ = FIGURES
@@ -87,13 +87,13 @@ class Limits:
         mdl_mappings: SupportsIndex | None = None,
         handles: SupportsIndex | None = None,
     ) -> None:
-        """Bound what is named.
+        """Set the bounds that are named.
 
         Errors:
             INVALID_ARGUMENT: a bound that is no integer, negative, or above 2**64 - 2; one
                 that can never be reached because another one, which includes it, is lower.
         """
-        if hasattr(self, FIGURES[-1]):  # which is set last
+        if hasattr(self, FIGURES[-1]):  # set last
             raise InvalidOperation("Limits", "Limits cannot be changed; make others with replace()")
         given = (
             regions,
@@ -113,14 +113,14 @@ class Limits:
 
     @classmethod
     def unlimited(cls) -> Self:
-        """No bound at all: the kernel's own remain."""
+        """Limits without any bound: only the kernel's remain."""
         return cls()
 
     def replace(self, **changes: SupportsIndex | None) -> Self:
-        """The same with other bounds for the figures named.
+        """The same limits with other bounds for these names.
 
         Errors:
-            INVALID_ARGUMENT: as of ``Limits``; a figure that there is not.
+            INVALID_ARGUMENT: as of ``Limits``; an unknown name.
         """
         for name in changes:
             if name not in FIGURES:
@@ -160,7 +160,7 @@ def _remake(
     kind: type[Limits],
     values: dict[str, SupportsIndex | None],
 ) -> Limits:
-    """What a pickle holds."""
+    """Make the limits of a pickle."""
     return kind(**values)
 
 
@@ -177,7 +177,7 @@ def _bound(name: str, value: SupportsIndex | None) -> int | None:
 
 
 def _check_pair(limits: Limits, inner: str, outer: str, reason: str) -> None:
-    """Refuse two bounds of which the first can never be reached."""
+    """Refuse two bounds if the first can never be reached."""
     low, high = getattr(limits, inner), getattr(limits, outer)
     if low is not None and high is not None and low > high:
         raise InvalidArgument(
@@ -188,16 +188,16 @@ def _check_pair(limits: Limits, inner: str, outer: str, reason: str) -> None:
 
 
 class Use(NamedTuple):
-    """One figure of a VMM."""
+    """One usage count of a VMM."""
 
     used: int
-    """What there is now."""
+    """The present count."""
     bound: int | None
-    """The most that there may be; None is no bound. It can be less than what there is."""
+    """The highest count allowed; None is no bound. It can be below the present count."""
 
 
 class Usage(NamedTuple):
-    """Every figure of a VMM at one moment; ``Limits`` says what each one counts."""
+    """The usage counts of a VMM at one moment; ``Limits`` defines each."""
 
     regions: Use
     reserved: Use

@@ -1,4 +1,4 @@
-"""``Mdl``: a handle of an MDL buffer as an object, with what one does with it."""
+"""``Mdl``: a handle of an MDL buffer as an object."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ __all__ = ["Mdl"]
 
 @final
 class Mdl:
-    """An MDL buffer: memory without a name, shared with whoever gets a handle of it.
+    """An MDL buffer: memory without a name, shared by the owners of its handles.
 
-    ``VMM.mdl`` makes one; ``from_bytes``, ``from_fd`` and unpickling too, in a VMM of the package's
-    own where none is given. Dropping the object, or leaving its ``with``, closes its handle;
-    mappings, arrays, clones, and what other processes have, live on.
+    ``VMM.mdl`` makes one; ``from_bytes``, ``from_fd`` and unpickling too, in the default VMM if
+    none is given. Dropping the object, or leaving its ``with``, closes its handle; mappings,
+    arrays, clones, and other processes' handles and mappings, live on.
 
-    It goes to other processes as it is, by ``multiprocessing``: as an argument of a ``Process``,
-    through a ``Queue``, a ``Pipe``, a pool. The other side gets an ``Mdl`` with the same rights.
-    The memory is not copied and has no name that could be left behind. ``Queue.put`` pickles later,
-    in a thread: what was closed before that arrives as an error that ``get`` raises.
+    ``multiprocessing`` carries it unchanged: as an argument of a ``Process``, through a ``Queue``,
+    a ``Pipe``, a pool. The other side gets an ``Mdl`` with the same rights. The memory is not
+    copied and has no name that could be left behind. ``Queue.put`` pickles later, in a thread: a
+    buffer that is closed before that arrives as an error that ``get`` raises.
 
     The errors are those of the ``VMM``'s method named with each; on a closed ``Mdl`` they are
     RESOURCE_NOT_FOUND.
@@ -50,14 +50,14 @@ class Mdl:
     __reduce__ = _pickling.REFUSAL
 
     def __init__(self, vmm: VMM, handle: Handle) -> None:
-        """Take charge of a handle.
+        """Own a handle.
 
         Args:
-            vmm: whose handle it is.
+            vmm: the VMM of the handle.
             handle: closed with this object.
 
         Errors:
-            INVALID_OPERATION: this object has charge of a handle already.
+            INVALID_OPERATION: this object owns a handle already.
         """
         if hasattr(self, "_handle"):
             raise InvalidOperation("Mdl", "an Mdl does not change; make another one")
@@ -70,18 +70,18 @@ class Mdl:
     def _made(cls, vmm: VMM, make: Callable[..., Handle], *arguments: object) -> Self:
         """An Mdl of the handle that a method of ``vmm`` makes.
 
-        The object is there before the handle, so that this has an owner from birth: no shortage
-        of memory can come in between.
+        The object exists before the handle, which so has an owner from the start: no shortage of
+        memory can come between them.
         """
         mdl = cls.__new__(cls)
-        mdl._begin(vmm)  # noqa: SLF001  its own, as what follows
+        mdl._begin(vmm)  # noqa: SLF001
         mdl._handle = make(*arguments)  # noqa: SLF001
         mdl._closed = False  # noqa: SLF001
         _pickling.enable(Mdl, _reduce)
         return mdl
 
     def _begin(self, vmm: VMM) -> None:
-        """Be one that is closed, or has no handle yet."""
+        """Begin without a handle, as a closed one."""
         self._closed = True
         self._vmm = vmm
         self._descriptor: dict[str, Descriptor] = {}
@@ -115,7 +115,7 @@ class Mdl:
         *,
         vmm: VMM | None = None,
     ) -> Self:
-        """Make a buffer of a descriptor that came from somebody, trusting nothing.
+        """Make a buffer of a foreign descriptor, without trust in it.
 
         Args:
             fd: descriptor of a memfd, as ``fileno`` gives; it stays the caller's.
@@ -129,7 +129,7 @@ class Mdl:
         vmm = given_or_default("handle_from_fd", vmm)
         return cls._made(vmm, vmm.handle_from_fd, fd, require, max_size)
 
-    # ---- what it is ---------------------------------------------------------------------------
+    # ---- properties ---------------------------------------------------------------------------
 
     @property
     def vmm(self) -> VMM:
@@ -143,17 +143,17 @@ class Mdl:
 
     @property
     def size(self) -> int:
-        """Bytes of the buffer (``VMM.mdl_get_size``)."""
+        """The size of the buffer in bytes (``VMM.mdl_get_size``)."""
         return self._vmm.mdl_get_size(self._handle)
 
     @property
     def rights(self) -> Rights:
-        """What the handle allows (``VMM.handle_info``)."""
+        """The rights of the handle (``VMM.handle_info``)."""
         return self._vmm.handle_info(self._handle).rights
 
     @property
     def seals(self) -> Seal:
-        """What the memory is sealed with (``VMM.handle_info``)."""
+        """The seals of the memory (``VMM.handle_info``)."""
         return self._vmm.handle_info(self._handle).seals
 
     @property
@@ -180,7 +180,7 @@ class Mdl:
         seals = f", sealed {info.seals.name}" if info.seals else ""
         return f"<Mdl of {info.size} bytes: {info.rights.name or 'no rights'}{seals}>"
 
-    # ---- what one does with it ----------------------------------------------------------------
+    # ---- use ----------------------------------------------------------------------------------
 
     def map(
         self,
@@ -208,7 +208,7 @@ class Mdl:
         try:
             return self._mapped(start, size, hint, most)
         except NoCapability:
-            # A seal that the buffer as a whole does not have: of some segments, or just put on.
+            # A seal that the whole buffer does not report: of some segments, or put on just now.
             if VmmFlags.WRITE not in most:
                 raise
             return self._mapped(start, size, hint, VmmFlags.READ)
@@ -258,7 +258,7 @@ class Mdl:
     ) -> np.ndarray[Any, Any]:
         """A NumPy array over the buffer, without a copy.
 
-        Its memory stays as long as the array, or anything made of it, whatever is closed.
+        Its memory stays as long as the array, or anything made of it, even if all else is closed.
 
         Args:
             shape: numbers of elements, each at least 1: a tuple or a list, or one number.
@@ -290,26 +290,26 @@ class Mdl:
         return Mdl._made(self._vmm, self._vmm.handle_copy, self._handle, rights)
 
     def publish(self) -> None:
-        """Let nobody new write: who has a writable mapping goes on. See ``VMM.mdl_seal``."""
+        """Forbid new writers; writable mappings that exist go on. See ``VMM.mdl_seal``."""
         self._vmm.mdl_seal(self._handle, Seal.PUBLISH)
 
     def freeze(self) -> None:
-        """Let nobody write any more. See ``VMM.mdl_seal``.
+        """Forbid all writes from now on. See ``VMM.mdl_seal``.
 
         Errors:
-            BUSY: while something can still write; drop writable regions and arrays first.
+            BUSY: while anything can still write; drop writable regions and arrays first.
         """
         self._vmm.mdl_seal(self._handle, Seal.FREEZE)
 
     def fileno(self) -> int:
         """A descriptor of the buffer's memory, for ``Popen(pass_fds=...)``.
 
-        It belongs to this object, which closes it. Where the program closed it, there is another.
+        It belongs to this object, which closes it. If the program closed it, this makes another.
         See ``VMM.handle_fileno``.
         """
         kept = self._descriptor.get("fd")
         if kept is not None:
-            # One that was made before is no way around the handle's end.
+            # An earlier one must not outlast the handle.
             self._vmm.mdl_get_size(self._handle)
             if kept.is_open:
                 return kept.number
@@ -317,7 +317,7 @@ class Mdl:
         made = Descriptor()
         made.take(self._vmm.handle_fileno(self._handle))
         number = made.number
-        # Of threads that come at once, all get the same.
+        # Concurrent threads all get the same one.
         kept = self._descriptor.setdefault("fd", made)
         return number if kept is made else kept.number
 
@@ -327,7 +327,7 @@ class Mdl:
             if not self.closed:
                 self._closed = True
                 self._vmm.handle_close(self._handle)
-        except MemoryError:  # nothing was done
+        except MemoryError:  # nothing happened
             self._closed = False
             raise
         finally:
@@ -342,7 +342,7 @@ class Mdl:
         self.close()
 
     def __del__(self) -> None:
-        # Nobody is there to be told. At the interpreter's end this module may lack its names.
+        # No caller could catch an error. At interpreter exit this module may lack its names.
         try:  # noqa: SIM105
             self.close()
         except Exception:  # noqa: BLE001, S110
@@ -355,7 +355,7 @@ class Mdl:
 
 
 def given_or_default(method: str, vmm: VMM | None) -> VMM:
-    """The VMM that a caller gave, or the default one."""
+    """The caller's VMM, or the default one."""
     if vmm is None:
         return default_vmm()
     if not is_a(vmm, VMM):
@@ -369,7 +369,7 @@ def _reduce(mdl: Mdl) -> tuple[Any, ...]:
 
 
 def _received(sent: _pickling.Sent, inode: int) -> Any:  # noqa: ANN401
-    """The Mdl that came."""
+    """The Mdl of a pickle."""
 
     def load() -> Mdl:
         vmm, handle = _pickling.unpack(sent, inode)

@@ -1,4 +1,4 @@
-"""``Region``: one region of memory as an object with a length, a buffer and an end."""
+"""``Region``: one region of memory as an object with a length and a buffer."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
 __all__ = ["Region"]
 
 NOT_FREED = (VmmError, MemoryError)
-"""What ``VMM.free`` raises when it has done nothing."""
+"""The errors of a ``VMM.free`` that has done nothing."""
 
 
 @final
 class Region(Exporter):
-    """A region of memory, which is freed when this object is dropped or its ``with`` is left.
+    """A region of memory, freed when this object is dropped or its ``with`` is left.
 
-    Leaving it while something made of it is alive is BUSY, as ``free`` is; dropping it is not.
+    Leaving the ``with`` while something made of the region is alive is BUSY, as ``free`` is;
+    dropping the object is not.
 
     ``VMM.region`` and ``Mdl.map`` make them. Offsets count in bytes from ``base``; they and sizes
     are page multiples where those of the ``VMM`` method of that name are. The errors are that
-    method's, and INVALID_ARGUMENT for what is not inside the region, RESOURCE_NOT_FOUND once it is
-    freed. Free it here, not with ``VMM.free``, which this object does not hear of.
+    method's, and INVALID_ARGUMENT for a part outside the region, RESOURCE_NOT_FOUND once it is
+    freed. Free it here, not with ``VMM.free``, which this object does not notice.
 
     A buffer of bytes: ``memoryview(region)``, ``numpy.asarray(region)``. It is read-only unless
     every page is writable, pins the pages, and keeps the region from being freed until everything
-    made of it is gone (``numpy.ndarray(buffer=...)``, which keeps the object alone, is to be given
+    made of it is gone (``numpy.ndarray(buffer=...)``, which keeps the object alone, needs
     a memoryview of it). All pages must be committed. In a forked child a private region is a copy,
     and dropping it frees the child's alone.
     """
@@ -50,29 +51,29 @@ class Region(Exporter):
     )
 
     def __init__(self, vmm: VMM, base: int, size: int) -> None:
-        """Take charge of a region that ``vmm`` made.
+        """Own a region that ``vmm`` made.
 
         Args:
-            vmm: its maker.
-            base: address of its first byte.
-            size: its bytes, all of them.
+            vmm: the VMM that made it.
+            base: the address of its first byte.
+            size: its whole size in bytes.
 
         Errors:
-            INVALID_OPERATION: this object has charge of a region already.
+            INVALID_OPERATION: this object owns a region already.
         """
         if hasattr(self, "_sizes"):
             raise InvalidOperation("Region", "a Region does not change; make another one")
         self._vmm = vmm
         self._base = base
-        # One size or none: who takes it out, which is one step, is the only one to free.
+        # One size or none: the thread that takes it out, in one step, frees.
         self._sizes = [size]
 
     @classmethod
     def _made(cls, vmm: VMM, size: int, make: Callable[..., int], *arguments: object) -> Self:
         """A region that a method of ``vmm`` makes, of this size.
 
-        The object is there before the region, so that this has an owner from birth: no shortage
-        of memory can come in between.
+        The object exists before the region, which so has an owner from the start: no shortage of
+        memory can come between them.
         """
         region = cls(vmm, 0, size)
         sizes, region._sizes = region._sizes, []
@@ -105,9 +106,9 @@ class Region(Exporter):
         return self.size
 
     def __repr__(self) -> str:
-        return f"<Region at 0x{self._base:x}, {self._tell()}>"
+        return f"<Region at 0x{self._base:x}, {self._described()}>"
 
-    def _tell(self) -> str:
+    def _described(self) -> str:
         """Size, state and protection in words."""
         size = self.size
         if size == 0:
@@ -128,8 +129,8 @@ class Region(Exporter):
             self.free()
 
     def __del__(self) -> None:
-        # Nobody is there to be told: what cannot be freed now goes with its VMM. At the
-        # interpreter's end this module may have lost its names already.
+        # No caller could catch an error: the region is freed with its VMM. At interpreter exit
+        # this module may lack its names.
         try:
             if not self.freed:
                 self.free()
@@ -175,7 +176,7 @@ class Region(Exporter):
         self._vmm.protect(*self._inside("protect", offset, size), flags)
 
     def query(self, offset: SupportsIndex = 0, smaps: bool = True) -> PageInfo:
-        """Tell about the page at an offset. See ``VMM.query``.
+        """Describe the page at an offset. See ``VMM.query``.
 
         Args:
             offset: of any byte.
@@ -189,7 +190,7 @@ class Region(Exporter):
         size: SupportsIndex | None = None,
         writable: bool | None = None,
     ) -> memoryview:
-        """Look at committed memory as it is. See ``VMM.view``.
+        """View committed memory itself. See ``VMM.view``.
 
         Args:
             offset: of the first byte.
@@ -197,7 +198,7 @@ class Region(Exporter):
             writable: True, False, or None for writable where every page is.
 
         Returns:
-            A memoryview, which keeps the region from being freed too.
+            A memoryview, which also keeps the region from being freed.
         """
         return held(self, self._vmm.view(*self._inside("view", offset, size), writable))
 
@@ -214,7 +215,7 @@ class Region(Exporter):
         """Copy bytes in, with the kernel's checks. See ``VMM.write``.
 
         Args:
-            data: a contiguous buffer, at least one byte and none beyond the region.
+            data: a contiguous buffer of at least one byte that fits into the region.
             offset: of the first byte.
 
         Returns:
@@ -223,20 +224,20 @@ class Region(Exporter):
         return self._vmm.write(self._inside("write", offset, None)[0], data)
 
     def free(self, offset: SupportsIndex = 0) -> None:
-        """Give addresses and memory back: all of them, or all from an offset on.
+        """Give addresses and memory back: all, or all from an offset on.
 
-        What lies before the offset stays, and is the region from then on. Pages at the start or in
-        the middle are no matter for one object: ``VMM.free`` does it for regions without one.
+        The part before the offset stays, and is the region from then on. Pages at the start or in
+        the middle cannot be freed here: ``VMM.free`` does it for regions without an object.
 
         Args:
-            offset: of the first page that goes, bytes.
+            offset: of the first page to free, in bytes.
 
         Errors:
             As ``VMM.free``: BUSY while something holds the memory.
         """
         self._inside("free", 0, None)
-        # Before the call: neither an interrupt nor another thread must have this object free the
-        # addresses once more, when somebody else has them.
+        # Before the call: neither an interrupt nor another thread may make this object free the
+        # addresses again, when they belong to another region.
         try:
             size = self._sizes.pop()
         except IndexError:
@@ -266,7 +267,7 @@ class Region(Exporter):
         self, dtype: DtypeOf[Scalar], copy: bool | None = None
     ) -> np.ndarray[Any, np.dtype[Scalar]]: ...
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """What NumPy asks for when it got no buffer, whose error it does not show: raises that."""
+        """Raise the error of a missing buffer, which NumPy hides before it calls this."""
         numpy: Any = imports.needed("__array__", "numpy")
         view = memoryview(self)
         return numpy.array(view, dtype) if copy else numpy.asarray(view, dtype)

@@ -6,10 +6,10 @@ __all__ = ["PageKind", "PageState"]
 
 
 class PageState(IntEnum):
-    """What an address is good for."""
+    """The state of the page at an address."""
 
     FREE = 0
-    """Nothing is there."""
+    """Nothing is mapped."""
     RESERVED = 1
     """The address is taken, without memory: any access faults."""
     COMMITTED = 2
@@ -17,10 +17,10 @@ class PageState(IntEnum):
 
 
 class PageKind(IntEnum):
-    """Whose page it is."""
+    """The origin of a page."""
 
     FREE = 0
-    """Nobody's."""
+    """Not mapped."""
     PRIVATE = 1
     """Of a region that ``allocate`` made."""
     MDL = 2

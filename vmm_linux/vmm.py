@@ -1,4 +1,4 @@
-"""``VMM`` as users get it: the endpoint, and the comfort that is built upon it."""
+"""``VMM`` as users get it: the endpoint, and the conveniences built on it."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ __all__ = ["VMM"]
 
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 RESERVE = int(VmmFlags.RESERVE)
-"""As a plain int: an ``IntFlag`` makes a flag of a negative number, which is none."""
+"""A plain int: an ``IntFlag`` would turn a negative number into a flag."""
 
 
 class VMM(endpoint.VMM):
-    """One client of the endpoint: it sees, changes and frees only what it made itself.
+    """One client of the endpoint: it sees, changes and frees only its own regions and buffers.
 
     A context manager: leaving it closes it. A VMM that is dropped, or still open when the
     interpreter exits, warns (``ResourceWarning``) and says where it was made.
 
     Every method raises a subclass of ``VmmError``, with the return code in ``.rc``, and then has
-    changed nothing, but for what ``completed`` tells of ``write`` and ``mdl_seal``. On a closed VMM
-    every method but ``close`` and ``history`` is ``INVALID_OPERATION``. A VMM with a policy
+    changed nothing, except what ``completed`` reports of ``write`` and ``mdl_seal``. On a closed
+    VMM every method but ``close`` and ``history`` is ``INVALID_OPERATION``. A VMM with a policy
     (``vmm_linux.policy``) asks it before every method but ``close``, ``usage`` and ``history``,
-    each of which can be ``SECURITY_DISALLOW``. Integers are ``int`` and whatever has
-    ``__index__``, bools excepted; others are ``INVALID_ARGUMENT``. Methods may be called from any
+    each of which can be ``SECURITY_DISALLOW``. Integers are ``int`` and objects with
+    ``__index__``, except bools; others are ``INVALID_ARGUMENT``. Methods may be called from any
     thread.
 
-    ``VMM(limits=...)`` bounds what it may have; without, defaults end a runaway loop (``limits``).
+    ``VMM(limits=...)`` sets its limits; without it, defaults end a runaway loop (``limits``).
     """
 
     __slots__ = ()
 
     @property
     def endpoint(self) -> Endpoint:
-        """The reference's own face of this VMM: an ``Endpoint``."""
+        """This VMM in the reference's form: an ``Endpoint``."""
         return Endpoint(self)
 
     # ---- objects ------------------------------------------------------------------------------
@@ -53,11 +53,11 @@ class VMM(endpoint.VMM):
     def region(
         self, size: SupportsIndex, flags: SupportsIndex = READ_WRITE, addr: SupportsIndex = 0
     ) -> Region:
-        """Reserve a region of memory as an object, which frees it when it is dropped.
+        """Reserve a region of memory as an object, which frees the region when it is dropped.
 
         Args:
             size: bytes, a page multiple.
-            flags: ``VmmFlags`` as for ``allocate``; RESERVE need not be among them. COMMIT makes
+            flags: ``VmmFlags`` as for ``allocate``; RESERVE is optional. COMMIT makes
                 the pages usable at once.
             addr: preferred base address in bytes, a page multiple, or 0.
 
@@ -85,8 +85,8 @@ class VMM(endpoint.VMM):
             size: bytes, a page multiple.
             prot: ``VmmFlags``: the most that the handle allows, READ at least. With LOCKED the
                 buffer has all its memory on return.
-            segment_size: bytes of each memory file that the buffer is made of, a page multiple;
-                0 for a single one. A clone on their borders is all that its receiver can reach.
+            segment_size: bytes of each memory file of the buffer, a page multiple; 0 for a single
+                one. A receiver of a clone on their boundaries reaches only the clone.
 
         Returns:
             An ``Mdl``.
@@ -105,8 +105,8 @@ class VMM(endpoint.VMM):
     ) -> None:
         """Send a handle as ``send_handle`` does, and let other tasks run while the socket is full.
 
-        A task that is cancelled has sent all or nothing. Several tasks may wait on one socket; in
-        which order they go on is not said. End them before you close the socket.
+        A cancelled task has sent all or nothing. Several tasks may wait on one socket; their order
+        is not specified. End them before you close the socket.
 
         Args:
             sock: a connected AF_UNIX socket that does not block.
@@ -133,16 +133,16 @@ class VMM(endpoint.VMM):
     ) -> Handle:
         """Receive a handle as ``recv_handle`` does, and let other tasks run while none is there.
 
-        A task that is cancelled has received nothing: the message is there for the next one.
-        Several tasks may wait on one socket; which of them gets a message is not said. End them
-        before you close the socket.
+        A cancelled task has received nothing: the message stays for the next one. Several tasks may
+        wait on one socket; which of them gets a message is not specified. End them before you close
+        the socket.
 
         Args:
             sock: a connected AF_UNIX socket that does not block.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
-            peer_uid: the user that must be at the other end, or None. One whom this process's user
-                namespace does not map may be anybody, and is refused.
+            peer_uid: the user that must be at the other end, or None. A user that this process's
+                user namespace does not map is unknown, and refused.
 
         Returns:
             A ``Handle``.

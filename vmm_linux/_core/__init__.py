@@ -1,1 +1,1 @@
-"""The core: what the endpoint is made of. Nothing here is public."""
+"""The core: the layers below the public modules. Nothing here is public."""

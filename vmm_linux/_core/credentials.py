@@ -1,8 +1,8 @@
 """Users and groups as the kernel reports them, and whether they are known at all.
 
-In a user namespace that does not map everybody, the kernel reports whoever is not mapped by a
-placeholder, the overflow id, which a user of that namespace can have as a number too. Both look the
-same, so neither is known.
+A user namespace may map only some users. The kernel reports all others by a placeholder, the
+overflow id, which a user of the namespace can have as a number too. Both look the same, so neither
+is known.
 
 Source: user_namespaces(7), "Unmapped user and group IDs"; proc_sys_kernel(5) overflowuid.
 """
@@ -14,25 +14,25 @@ import os
 __all__ = ["known_gid", "known_uid"]
 
 NO_ID = 2**32 - 1
-"""What stands for no id at all; so there are as many."""
+"""The number that stands for no id, and so the number of ids."""
 USUAL_OVERFLOW = 65534
 MOST_OVERFLOW = 65535
-"""The highest that a placeholder can be set to, as it has to fit old programs' 16 bits."""
+"""The highest placeholder: it has to fit into 16 bits for old programs."""
 LONGEST_MAP = 1 << 16
 """Bytes; a map has 340 lines at most, of three numbers each."""
 
 
 def known_uid(uid: int) -> int | None:
-    """A user as the kernel reported it to this process; None where it may be anybody.
+    """A user as the kernel reported it to this process; None if it is unknown.
 
-    Nothing is kept from one question to the next: a process can enter another namespace, and the
-    map of a new one is written later. Files are read only for a number that may be the placeholder.
+    Nothing is cached: a process can enter another namespace, and the map of a new one is written
+    later. Files are read only for a number that may be the placeholder.
     """
     return _known(uid, "uid")
 
 
 def known_gid(gid: int) -> int | None:
-    """The same of a group."""
+    """A group as the kernel reported it to this process; None if it is unknown."""
     return _known(gid, "gid")
 
 
@@ -51,7 +51,7 @@ def _overflow(kind: str) -> int:
 
 
 def _all_mapped(kind: str) -> bool:
-    """Whether this namespace has a number for every id; one that cannot be asked has not."""
+    """Whether this namespace maps every id; False where that cannot be read."""
     try:
         lines = _contents(f"/proc/thread-self/{kind}_map").splitlines()
         return sum(int(line.split()[2]) for line in lines) >= NO_ID
@@ -60,7 +60,7 @@ def _all_mapped(kind: str) -> bool:
 
 
 def _contents(path: str) -> bytes:
-    """What is in a file. As bytes: a text's encoding can be a module that is not loaded yet."""
+    """A file's contents, in bytes: decoding text can need a module that is not loaded yet."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, LONGEST_MAP)

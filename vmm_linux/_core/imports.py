@@ -1,9 +1,9 @@
-"""Modules that are loaded when they are needed first, and why a forked child may not do that.
+"""Late imports, and why a forked child may not make them.
 
-A thread that imports a module holds a lock. A fork in that moment leaves the child with the lock
-and without the thread, and whoever imports that module there waits for ever. So public methods
-have no import statement of their own: the few that need a module which the package does not load
-with itself (NumPy, the policy and the audit of an environment that was changed later) ask here.
+A thread that imports a module holds a lock. A fork at that moment gives the child the lock but not
+the thread, so an import of that module in the child waits for ever. Public methods therefore have
+no import statements: the few that need a module which the package does not load itself (NumPy, the
+policy and the audit of an environment that changed later) use this module.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-# What Python itself imports to print a warning, in the moment when it prints one. Where it cannot
-# be read, Python prints without.
+# Python imports these to print a warning, when it prints one. Without them it prints less.
 if sys.warnoptions:
     try:
         import linecache  # noqa: F401
@@ -31,14 +30,14 @@ if sys.warnoptions:
 __all__ = ["loaded", "needed"]
 
 INTERRUPTED: set[str] = set()
-"""Modules that other threads were importing when this process, or one above it, was forked."""
+"""Modules that other threads were importing at the fork of this process or an ancestor."""
 
 
 def look_for_interrupted() -> None:
-    """Note which imports this child will never see the end of."""
+    """Note which imports never end in this child."""
     machinery: Any = sys.modules.get("_frozen_importlib")
     locks = getattr(machinery, "_module_locks", None)
-    if locks is None:  # an interpreter that keeps its locks elsewhere: any import may be one
+    if locks is None:  # an interpreter with its locks elsewhere: any import may be unfinished
         INTERRUPTED.add("unknown modules")
         return
     for name, reference in list(locks.items()):
@@ -51,7 +50,7 @@ os.register_at_fork(after_in_child=look_for_interrupted)
 
 
 def loaded(name: str) -> ModuleType | None:
-    """A module, if it is loaded to its end. Imports nothing, and waits for nothing."""
+    """A module, if it is completely loaded. Imports nothing, and never waits."""
     module = sys.modules.get(name)
     if getattr(getattr(module, "__spec__", None), "_initializing", False):
         return None
@@ -59,10 +58,10 @@ def loaded(name: str) -> ModuleType | None:
 
 
 def needed(method: str, name: str) -> ModuleType:
-    """A module, which is imported if it is not loaded yet.
+    """A module, imported if it is not loaded yet.
 
     Errors:
-        INVALID_OPERATION: this is a forked child, and importing could make it wait for ever.
+        INVALID_OPERATION: this is a forked child, where the import could wait for ever.
         ImportError: there is no such module.
     """
     module = loaded(name)

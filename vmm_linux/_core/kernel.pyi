@@ -252,7 +252,7 @@ def new_eventfd() -> Descriptor:
         OSError: no descriptor, or no file, is left.
     """
 
-def figure_in(text: str | None, label: str) -> int | None:
+def value_of(text: str | None, label: str) -> int | None:
     """A figure of a text as that of /proc/meminfo or /proc/PID/status, or None where it lacks.
 
     Args:

@@ -1,6 +1,6 @@
-"""What a dict of ``Mapping.as_dict`` has to be, before a mapping is made of it again.
+"""Checks of a dict of ``Mapping.as_dict``, before it becomes a mapping again.
 
-Everything in it is of a type that JSON has, not of a subclass, which could answer anything.
+Every value has exactly a type that JSON has: a subclass could answer anything.
 """
 
 import re
@@ -18,12 +18,12 @@ Parts = Mapping[str, tuple[Callable[[object], bool], str]]
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a whole number of 64 bits without a sign."""
+    """Whether it is an unsigned whole number of 64 bits."""
     return any(type(value) is kind for kind in NUMBERS) and 0 <= cast("int", value) < 1 << 64
 
 
 def is_text(value: object, form: str) -> bool:
-    """Whether it is a text of this form."""
+    """Whether it is a text that matches this pattern."""
     return type(value) is str and re.fullmatch(form, value) is not None
 
 
@@ -41,16 +41,15 @@ def are_vmm_flags(value: object) -> bool:
 
 
 def are_figures(value: object) -> bool:
-    """Whether these are figures by name."""
+    """Whether these are numbers by name."""
     return type(value) is dict and all(
         type(name) is str and is_number(figure) for name, figure in value.items()
     )
 
 
-#: The classes of numbers: JSON's, and this package's, whose members are numbers too.
 NUMBERS = (int, VmmFlags, PageState, PageKind)
+"""The classes of numbers: JSON's, and the package's enumerations."""
 NUMBER = "a whole number from 0 to 2^64 - 1"
-#: What ``Mapping.as_dict`` tells: what each part has to be, as a check and in words.
 OF_A_MAPPING: Parts = {
     **dict.fromkeys(("start", "end", "offset", "inode"), (is_number, NUMBER)),
     "permissions": (lambda value: is_text(value, "[r-][w-][x-][sp]"), "permissions as 'rw-p'"),
@@ -64,7 +63,7 @@ OF_A_MAPPING: Parts = {
     "region": (lambda value: value is None or type(value) is dict, "a dict or None"),
     "whole": (lambda value: value is None or type(value) is dict, "a dict or None"),
 }
-#: The same of its region.
+"""The parts of ``Mapping.as_dict``: a check of each, and the expected value in words."""
 OF_A_REGION: Parts = {
     **dict.fromkeys(("base", "size"), (is_number, NUMBER)),
     **dict.fromkeys(("flags", "protection"), (are_vmm_flags, "a number of VmmFlags")),
@@ -72,28 +71,29 @@ OF_A_REGION: Parts = {
     "kind": (lambda value: is_number(value) and value in list(PageKind), "a number of PageKind"),
     "sid": (lambda value: value is None or is_number(value), f"{NUMBER}, or None"),
 }
+"""The parts of its region."""
 
 
 def check_told(values: object, *, is_whole: bool = False) -> None:
-    """Refuse what is no dict of ``Mapping.as_dict``.
+    """Refuse a value that is no dict of ``Mapping.as_dict``.
 
     Args:
-        values: what was given.
-        is_whole: it is one that another was cut from, which is no part itself.
+        values: what the caller passed.
+        is_whole: it is the whole mapping of a part, and so no part itself.
     """
-    told = check_parts(values, OF_A_MAPPING, "")
-    if told["start"] > told["end"]:
-        raise refused(f"start {told['start']:#x} is above end {told['end']:#x}")
-    if told["region"] is not None:
-        check_parts(told["region"], OF_A_REGION, "region.")
-    if told["whole"] is not None:
+    parts = check_parts(values, OF_A_MAPPING, "")
+    if parts["start"] > parts["end"]:
+        raise refused(f"start {parts['start']:#x} is above end {parts['end']:#x}")
+    if parts["region"] is not None:
+        check_parts(parts["region"], OF_A_REGION, "region.")
+    if parts["whole"] is not None:
         if is_whole:
             raise refused("whole.whole is another mapping; expected None")
-        check_told(told["whole"], is_whole=True)
+        check_told(parts["whole"], is_whole=True)
 
 
 def check_parts(values: object, parts: Parts, where: str) -> dict[str, Any]:
-    """Refuse what is no dict with these parts; else it."""
+    """The value, if it is a dict with these parts; refused otherwise."""
     if type(values) is not dict:
         raise refused(f"it is {describe(values)}; expected a dict of as_dict()")
     for name, (fits, wanted) in parts.items():
@@ -105,5 +105,5 @@ def check_parts(values: object, parts: Parts, where: str) -> dict[str, Any]:
 
 
 def refused(problem: str) -> InvalidArgument:
-    """The error for what is no mapping."""
+    """The error for a value that is no mapping."""
     return InvalidArgument("Mapping.from_dict", problem)

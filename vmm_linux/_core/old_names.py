@@ -1,7 +1,7 @@
-"""The modules that pickles of version 0.1.0 name: what they are called now.
+"""The modules that pickles of version 0.1.0 name, under their present names.
 
-A pickle names the module and the function or class that makes its object. Modules that are gone
-are found under their old names here, each the first time that a pickle asks for it.
+A pickle names the module and the function or class that makes its object. Here a removed module
+stays available under its old name; it is loaded when a pickle first needs it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ OLD_NAMES: dict[str, tuple[str, dict[str, str]]] = {
     "vmm_linux._smaps_record": ("vmm_linux._core.procfs", {"_restore": "restore_record"}),
     "vmm_linux._trials": ("vmm_linux.doctor", {}),
 }
-"""The module that each is now, and what is called otherwise in it."""
+"""The present module of each, and the names that differ in it."""
 
 
 class OldModule(ModuleType):
     """A module under its old name."""
 
     def __getattr__(self, name: str) -> object:
-        """What is called so, or was."""
+        """The object of this name, present or old."""
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         module, names = OLD_NAMES[self.__name__]

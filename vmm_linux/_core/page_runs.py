@@ -1,4 +1,4 @@
-"""What ``vmm_linux.inspect`` tells of regions and of pages."""
+"""Records of ``vmm_linux.inspect`` for runs of pages."""
 
 from enum import IntFlag
 from typing import NamedTuple
@@ -10,7 +10,7 @@ __all__ = ["PageFlags", "PageRun", "RegionRun"]
 
 
 class RegionRun(NamedTuple):
-    """Pages of a region of this process that are alike: what a VMM made there, and meant."""
+    """Pages of a region of this process that are alike: what a VMM made there."""
 
     base: int
     """Start of the region."""
@@ -29,17 +29,17 @@ class RegionRun(NamedTuple):
 
 
 class PageFlags(IntFlag):
-    """What is known of pages. 0: not mapped, or mapped and without memory yet."""
+    """The known properties of pages. 0: not mapped, or mapped without memory so far."""
 
     PRESENT = 0x1
     """Has memory, in the process's page table."""
     SWAPPED = 0x2
-    """Its contents are in swap. What the kernel only notes about a page without memory looks like
-    this too: userfaultfd(2)'s protection, and on Linux 6.13 and 6.14 a guard."""
+    """Its contents are in swap. Markers of a page without memory look like this too:
+    userfaultfd(2)'s protection, and on Linux 6.13 and 6.14 a guard."""
     SHARED = 0x4
     """Its memory is a file's, or shared anonymous memory."""
     EXCLUSIVE = 0x8
-    """Nobody else maps its memory. Told where it is asked for."""
+    """No other process maps its memory. Reported on request."""
     HUGE = 0x10
     """Part of a huge page."""
     GUARD = 0x20
@@ -58,4 +58,4 @@ class PageRun(NamedTuple):
     end: int
     """The first address after them."""
     flags: PageFlags
-    """What is known of each."""
+    """The known properties of each page."""

@@ -1,7 +1,7 @@
-"""Which of its many causes an ENOMEM had, and what to do about it.
+"""Finds which of its many causes an ENOMEM had, and what to do about it.
 
-Looked up after the kernel refused, from the figures it decides by; so a cause that went away in
-between is told as the kernel's commit accounting, which has no figure of its own to compare.
+This reads, after the kernel refused, the numbers that it decides by. A cause that is gone by then
+is reported as the kernel's commit accounting, which has no number to compare.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import os
 
 from vmm_linux._core import kernel
-from vmm_linux._core.kernel import figure_in
+from vmm_linux._core.kernel import value_of
 from vmm_linux.errors import Retcode
 
 TYPE_CHECKING = False
@@ -32,13 +32,13 @@ NAMES = {
     errno.EFAULT: "the memory is not there any more: something outside this package unmapped or "
     "protected it",
 }
-"""What an errno that has one meaning here means."""
+"""The reason of each errno that has only one."""
 
 SPARE = 5
-"""So far from vm.max_map_count mremap(2) refuses already, which is the most that a call wants."""
+"""mremap(2) refuses this far below vm.max_map_count, the most that a call needs."""
 
 COUNTED = {"RLIMIT_AS": "VmSize", "RLIMIT_DATA": "VmData"}
-"""The figure of /proc/self/status that a limit bounds."""
+"""The count in /proc/self/status that each limit is for."""
 
 
 def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> tuple[Retcode, str]:
@@ -46,9 +46,9 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
 
     Args:
         va: the pages that the call was about, or None when it was to make new ones.
-        size: bytes wished.
-        limits: names of the limits of this process that had a say.
-        mappings: how many this process had when it was refused, or 0 if it has them still.
+        size: bytes requested.
+        limits: names of the limits of this process that apply.
+        mappings: how many this process had at the refusal, or 0 if it still has them.
     """
     try:
         mapped, now = _look_through(va or 0, va + size if va is not None else 0)
@@ -63,7 +63,7 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
         )
     for name in limits:
         bound = kernel.resource_limit(kernel.RESOURCES[name])
-        use = figure_in(status, COUNTED[name]) or 0
+        use = value_of(status, COUNTED[name]) or 0
         if use + size > bound:
             return Retcode.QUOTA_EXCEEDED, (
                 f"{size} bytes more than the {use} in use would pass {name}, {bound} bytes; "
@@ -88,7 +88,7 @@ def explain(va: int | None, size: int, limits: Sequence[str], mappings: int) -> 
 
 
 def explain_group(size: int) -> str:
-    """Why this process's memory cgroup has no room for so many bytes."""
+    """Why this process's memory cgroup has no room for so many bytes: a message."""
     tightest = kernel.tightest()
     if tightest is None:
         return f"the memory cgroup had no room for {size} bytes; its limit is gone by now"
@@ -101,7 +101,7 @@ def explain_group(size: int) -> str:
 
 
 def _contents(path: str) -> str:
-    """What is in a file of the kernel."""
+    """The contents of a kernel file."""
     with open(path, encoding="utf-8") as file:
         return file.read()
 

@@ -15,7 +15,7 @@ else:
         """Makes a named tuple of a class with annotations."""
 
         def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, object]) -> type:
-            """Make ``NamedTuple`` itself, and the tuples that are declared as its subclasses."""
+            """Make ``NamedTuple`` itself, and the tuples declared as its subclasses."""
             if not bases:
                 return super().__new__(cls, name, bases, body)
             made = namedtuple(name, body["__annotations__"], module=body["__module__"])  # noqa: PYI024
@@ -25,10 +25,10 @@ else:
             return made
 
     class NamedTuple(metaclass=Fields):
-        """The base that a class is declared with."""
+        """The base of a declared named tuple."""
 
     def final(kind: type) -> type:
-        """Mark a class that is to have no subclass."""
+        """Mark a class that has no subclasses."""
         kind.__final__ = True
         return kind
 

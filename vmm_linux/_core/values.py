@@ -1,9 +1,9 @@
-"""What a caller passed, recognised and described, whatever class it is of.
+"""Values that a caller passed: recognised and described, of any class.
 
-A wrong value may be hostile, or merely broken: ``repr``, ``format``, ``__class__``, ``__eq__`` and
-the attributes of its metaclass can raise, lie, or take for ever. None of them is run here. All that
-is asked of a value is ``__index__``, which makes a number of it, and that may raise any
-``Exception``. Words for a message are short, and one line.
+A wrong value may be hostile or broken: ``repr``, ``format``, ``__class__``, ``__eq__`` and the
+attributes of its metaclass can raise, lie, or take for ever. None of them runs here. Only
+``__index__`` runs, which makes a number of the value and may raise any ``Exception``. Words for a
+message are short, on one line.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Kind = TypeVar("Kind")
 
 __all__ = [
+    "counted",
     "describe",
     "exact_text",
     "index",
@@ -33,7 +34,7 @@ __all__ = [
 LONGEST_TEXT = 40
 """Characters of a value that are shown."""
 LONGEST_LINE = 400
-"""Characters that are shown of what is text already."""
+"""Characters that are shown of a text."""
 MOST_BITS = 64
 
 
@@ -42,7 +43,7 @@ _name_of = type.__dict__["__name__"].__get__
 
 
 def is_a(value: object, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Whether a value is of a class, by its type alone: ``__class__`` may say anything.
+    """Whether a value is of a class, by its type alone: ``__class__`` may be anything.
 
     Args:
         value: anything.
@@ -52,23 +53,23 @@ def is_a(value: object, kind: type[Kind]) -> TypeGuard[Kind]:
 
 
 def kind_of(value: object) -> str:
-    """What a value's class is called, whatever its metaclass says."""
+    """The name of a value's class, without its metaclass."""
     return one_line(_name_of(type(value)))
 
 
 def describe(value: object) -> str:
-    """A value of a wrong type in a message: its class, and its text if that is short and safe."""
+    """A value of a wrong type for a message: its class, and its text if that is short and safe."""
     text, kind = _text_of(value), kind_of(value)
     return f"{text} of type {kind}" if text else f"a {kind}"
 
 
 def shown(value: object) -> str:
-    """A value in a message that says of itself what was expected: its text, or else its class."""
+    """A value for a message that states what was expected: its text, or else its class."""
     return _text_of(value) or f"a {kind_of(value)}"
 
 
 def _text_of(value: object) -> str:
-    """The text of a number, of a string, or of None; nothing where it is long, or of others."""
+    """The text of a number, a string or None; empty for a long one, and for other values."""
     if value is None or value is True or value is False:
         return str(value)
     if is_a(value, int):
@@ -86,7 +87,7 @@ def _text_of(value: object) -> str:
 
 
 def written(number: int, form: str = "d") -> str:
-    """A number in a message: its digits, or its size where it is beyond 64 bits.
+    """A number for a message: its digits, or its size where it is beyond 64 bits.
 
     Args:
         number: of any size and any subclass of int.
@@ -100,13 +101,11 @@ def written(number: int, form: str = "d") -> str:
 
 
 def index(method: str, name: str, value: object, wanted: str = "an integer") -> int:
-    """The int, of exactly that class, that a value stands for: whatever has ``__index__``.
-
-    At most 64 bits beside the sign, which is more than anything here has.
+    """The plain int that a value with ``__index__`` stands for, of at most 64 bits and a sign.
 
     Args:
-        method: that was called.
-        name: of the argument.
+        method: the method that was called.
+        name: the argument's name.
         value: of any class.
         wanted: what is expected, in words.
 
@@ -129,17 +128,17 @@ def _plain(method: str, name: str, value: object, wanted: str) -> int:
         return int.__index__(operator.index(value))  # type: ignore[arg-type]
     except Exception as problem:
         if isinstance(problem, MemoryError) and is_a(value, int):
-            raise  # it is one: there is no memory for a plain one
+            raise  # it is an int, and there is no memory for a plain one
         raise InvalidArgument(method, f"{name} is {describe(value)}, not {wanted}") from problem
 
 
 def exact_text(value: object) -> str | None:
-    """A string of exactly that class; None of what is no string."""
+    """The plain string of a string; None for other values."""
     return str.__str__(value) if is_a(value, str) else None
 
 
 def one_line(text: str) -> str:
-    """Text that somebody chose, for a message: short, and without line ends and the like."""
+    """Foreign text for a message: short, and without line ends and other controls."""
     text = str.__str__(text)
     if len(text) > LONGEST_LINE:
         text = text[:LONGEST_LINE] + "..."
@@ -147,6 +146,11 @@ def one_line(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text that somebody chose, in quotes, for a message; a long one is cut."""
+    """Foreign text in quotes, for a message; a long one is cut."""
     text = str.__str__(text)
     return repr(text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + "...")
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun in a message: ``1 byte``, ``2 bytes``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

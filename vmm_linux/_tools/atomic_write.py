@@ -11,19 +11,19 @@ from pathlib import Path
 __all__ = ["write_whole"]
 
 
-#: Last parts of a name that name no file.
 NO_FILES = {"", ".", ".."}
+"""Last parts of a name that name no file."""
 
 
 def write_whole(contents: Mapping[str, bytes]) -> None:
-    """Write files: all of them are complete, or nothing has changed.
+    """Write files: all of them completely, or nothing changes.
 
-    Each content goes to a new file beside its place first, and takes the place when all are on
-    the disk. A device or a pipe has no place to take: it is written to last. What is a symbolic
-    link stays one.
+    Each content goes to a new file beside its place first, which replaces the old one when all are
+    on the disk. A device or a pipe cannot be replaced: it is written last. A symbolic link stays
+    one.
 
     Args:
-        contents: what is to be in the file of each name.
+        contents: the new contents of each file, by name.
 
     Errors:
         OSError of the first that cannot be written, with its name.
@@ -54,7 +54,7 @@ def write_whole(contents: Mapping[str, bytes]) -> None:
 
 
 def is_special(name: str) -> bool:
-    """Whether there is something that is neither a file nor a directory."""
+    """Whether the path names neither a file nor a directory, but exists."""
     try:
         mode = Path(name).stat().st_mode
     except OSError:
@@ -66,7 +66,7 @@ def written_beside(place: Path, name: str, content: bytes) -> str:
     """The name of a new file in the folder of ``place`` that holds the content."""
     if place.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-    if place.is_symlink():  # it leads to itself
+    if place.is_symlink():  # the link leads to itself
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
     with naming(name):
         number, temporary = tempfile.mkstemp(prefix=f".{place.name[:40]}.", dir=place.parent)
@@ -84,7 +84,7 @@ def written_beside(place: Path, name: str, content: bytes) -> str:
 
 @contextlib.contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Have an error name the file that was asked for, not the one beside it."""
+    """Make an error name the requested file, not the one beside it."""
     try:
         yield
     except OSError as error:
@@ -93,9 +93,9 @@ def naming(name: str) -> Iterator[None]:
 
 
 def mode_for(place: Path) -> int:
-    """The permissions of what is replaced, or those that a new file would get.
+    """The permissions of the replaced file, or those of a new one.
 
-    Not whose rights it ran with (set-user-ID): what is replaced may have been another user's.
+    Without set-user-ID: the replaced file may be another user's.
     """
     with contextlib.suppress(OSError):
         return place.stat().st_mode & 0o777

@@ -1,4 +1,4 @@
-"""Children of the tools: what they are called, and that none outlives its parent.
+"""Children of the tools: their names, and their end with their parent.
 
 By python-prctl where it is installed, else by prctl(2) itself.
 """
@@ -20,11 +20,11 @@ PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when its parent's thread ends.
+    """Make the kernel kill this process when its parent's thread ends.
 
     Args:
-        parent: the parent's process id, as the parent told it: this process ends now if that one
-            has ended already. None where nothing is lost then.
+        parent: the parent's process id, from the parent itself: this process ends now if that one
+            has ended already. None: it goes on then.
     """
     set_signal(signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
@@ -37,7 +37,7 @@ def outlive_parent() -> None:
 
 
 def set_signal(number: int) -> None:
-    """Say which signal this process gets when its parent's thread ends, 0 for none."""
+    """Set the signal that this process gets when its parent's thread ends, 0 for none."""
     if prctl is not None:
         prctl.set_pdeathsig(number)
     else:

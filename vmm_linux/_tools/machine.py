@@ -1,10 +1,10 @@
-"""How much memory the machine has."""
+"""The machine's memory."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from vmm_linux._core.kernel import figure_in, text_of
+from vmm_linux._core.kernel import text_of, value_of
 
 __all__ = ["Memory", "memory"]
 
@@ -13,7 +13,7 @@ LABELS = ("MemTotal", "MemAvailable", "SwapFree")
 
 
 class Memory(NamedTuple):
-    """Bytes."""
+    """The machine's memory in bytes."""
 
     total: int
     available: int
@@ -21,12 +21,12 @@ class Memory(NamedTuple):
 
 
 def memory() -> Memory:
-    """What there is now, as psutil tells it where it is installed, else as /proc/meminfo does."""
+    """The machine's memory now, from psutil where it is installed, else from /proc/meminfo."""
     try:
-        import psutil  # noqa: PLC0415 (nobody else needs it)
+        import psutil  # noqa: PLC0415 (needed only here)
     except ImportError:
-        told = text_of("/proc/meminfo")
-        total, available, free = (figure_in(told, label) or 0 for label in LABELS)
+        text = text_of("/proc/meminfo")
+        total, available, free = (value_of(text, label) or 0 for label in LABELS)
         return Memory(total, available, free)
     now = psutil.virtual_memory()
     return Memory(now.total, now.available, psutil.swap_memory().free)

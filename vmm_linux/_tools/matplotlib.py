@@ -1,4 +1,4 @@
-"""matplotlib, which need not be installed."""
+"""Access to matplotlib, which is optional."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ class NoMatplotlibError(Exception):
 
 
 def need_matplotlib(wanted: str) -> None:
-    """Complain now rather than when all is ready to be drawn.
+    """Check for matplotlib, before the work that leads to a drawing.
 
     Args:
-        wanted: what cannot be had without it, in the plural.
+        wanted: what needs it, in the plural.
 
     Errors:
         NoMatplotlibError: there is no matplotlib.
     """
     try:
-        import matplotlib.figure  # noqa: F401, PLC0415 (nobody else needs it)
+        import matplotlib.figure  # noqa: F401, PLC0415 (needed only here)
     except ModuleNotFoundError as error:
         raise NoMatplotlibError(
             f"{wanted} need matplotlib: pip install 'vmm-linux[plot]'"

@@ -1,14 +1,10 @@
-"""How a command prints a table: drawn on a terminal that has rich, plain columns elsewhere."""
-
-from __future__ import annotations
+"""Prints tables: drawn on a terminal where rich is installed, in plain columns elsewhere."""
 
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from vmm_linux._tools.text import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = ["Table", "choose_printer", "print_line"]
 
@@ -22,23 +18,23 @@ class Table(NamedTuple):
 
 
 def choose_printer() -> Callable[[Table], None]:
-    """What prints a table on this standard output."""
+    """The function that prints a table on this standard output."""
     if not sys.stdout.isatty():
         return print_plain
     try:
-        import rich.table  # noqa: F401, PLC0415 (nobody else needs it)
+        import rich.table  # noqa: F401, PLC0415 (needed only here)
     except ModuleNotFoundError:
         return print_plain
     return print_drawn
 
 
 def print_line(text: str = "") -> None:
-    """A line of text."""
+    """Print a line of text."""
     sys.stdout.write(text.rstrip() + "\n")
 
 
 def print_plain(table: Table) -> None:
-    """The table in columns as wide as they need, two blanks between them."""
+    """Print a table in columns as wide as they need, two blanks between them."""
     rows = [table.columns, *(tuple(map(shown, row)) for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print_line(table.title)
@@ -49,7 +45,7 @@ def print_plain(table: Table) -> None:
 
 
 def print_drawn(table: Table) -> None:
-    """The table as rich draws it, as wide as the terminal, long cells on several lines."""
+    """Print a table as rich draws it: as wide as the terminal, long cells on several lines."""
     import rich.box  # noqa: PLC0415 (as above)
     import rich.console  # noqa: PLC0415
     import rich.table  # noqa: PLC0415
@@ -66,5 +62,5 @@ def print_drawn(table: Table) -> None:
 
 
 def shown(cell: str) -> str:
-    """A cell without what a terminal would obey: names of files and processes can hold anything."""
+    """A cell without control characters: names of files and processes can hold anything."""
     return printable(cell) if cell else ""

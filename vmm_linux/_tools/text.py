@@ -1,4 +1,4 @@
-"""Byte counts and foreign texts in lines for people."""
+"""Byte counts and foreign texts in output for people."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def printable(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""A text without what a terminal obeys or cannot show: ``\n``, ``\x1b``, ``\xff``.
+    r"""A text without characters that a terminal obeys or cannot show: ``\n``, ``\x1b``, ``\xff``.
 
-    A backslash becomes two, so that what was there can be told. Bytes that are no UTF-8 are
-    shown as such.
+    A backslash becomes two, so that the result is unambiguous. Bytes that are no UTF-8 appear as
+    such.
     """
     return "".join(
         letter if letter.isprintable() and letter != "\\" else escape(letter) for letter in text

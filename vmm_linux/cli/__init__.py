@@ -1,7 +1,7 @@
 """The command line: ``vmm-linux COMMAND ...``.
 
-Every command is a module of its own with ``main(arguments) -> exit code``, imported only when it is
-run. Exit codes: 0 done, 1 it did not come out as it should, 2 it could not be tried.
+Every command is a module with ``main(arguments) -> exit code``, imported only when it runs. Exit
+codes: 0 success, 1 failure, 2 it could not be tried.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PIPE_CLOSED = 141
 
 
 class Command(NamedTuple):
-    """Where a command lies, and what it does in half a line."""
+    """A command's module, and its purpose in half a line."""
 
     module: str
     summary: str
@@ -43,10 +43,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that the arguments name: its exit code.
+    """Run the command that the arguments name, and return its exit code.
 
     Args:
-        arguments: without the program's name; those of this process if left out.
+        arguments: without the program's name; None for those of this process.
     """
     prepare_output()
     name = "vmm-linux"
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, VmmError) as error:
         return cannot_try(name, error)
     except SystemExit:
-        # argparse has printed the help, and does not look whether it arrived.
+        # argparse has printed the help, and does not check whether it arrived.
         try:
             sys.stdout.flush()
         except OSError as error:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def cannot_try(name: str, error: OSError | VmmError) -> int:
-    """Say in a line what was refused; but to have no reader any more is no error."""
+    """Print a refusal in a line, and return the exit code; a closed reader is no error."""
     drop_output()
     if isinstance(error, BrokenPipeError):
         return PIPE_CLOSED
@@ -80,7 +80,7 @@ def cannot_try(name: str, error: OSError | VmmError) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command line looks like up to the command; the rest is the command's own."""
+    """The parser of the command line up to the command; the command parses the rest."""
     width = max(map(len, COMMANDS))
     made = argparse.ArgumentParser(
         prog="vmm-linux",
@@ -94,14 +94,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     made.add_argument("command", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
     rest = made.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    rest.required = False  # or a missing COMMAND would be complained of with this beside it
+    rest.required = False  # else the error for a missing COMMAND would list this too
     return made
 
 
 def drop_output() -> None:
-    """Python flushes standard output once more at its end, which must not fail again."""
+    """Redirect standard output, which Python flushes at exit, so that this cannot fail again."""
     number = sys.stdout.fileno()
-    os.close(number)  # first: there may be no other descriptor to be had
+    os.close(number)  # first: there may be no other descriptor
     nowhere = os.open(os.devnull, os.O_WRONLY)
     if nowhere != number:
         os.dup2(nowhere, number)
@@ -109,14 +109,13 @@ def drop_output() -> None:
 
 
 def prepare_output() -> None:
-    """Print what an encoding lacks as an escape; print nowhere where there is nowhere to print."""
+    """Escape characters that the encoding lacks; without a standard output, print nowhere."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this process
+        if stream is None:  # closed by the parent process
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if hasattr(sys.stdout, "reconfigure"):
-        # Kept back until it is flushed, under PYTHONUNBUFFERED too: argparse takes no notice of a
-        # write that fails.
+        # Buffered until the flush, under PYTHONUNBUFFERED too: argparse ignores a failed write.
         sys.stdout.reconfigure(write_through=False)

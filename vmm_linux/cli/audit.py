@@ -1,22 +1,16 @@
-"""``vmm-linux audit trace``: a buffer's way through processes, out of their audit files."""
-
-from __future__ import annotations
+"""``vmm-linux audit trace``: a buffer's way through processes, from their audit files."""
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import human, printable
-from vmm_linux.cli.audit_file import read
+from vmm_linux.cli.audit_file import AuditLine, read
 from vmm_linux.flags import Rights, Seal, VmmFlags
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vmm_linux.cli.audit_file import Entry
 
 __all__ = ["main"]
 
@@ -37,7 +31,7 @@ WORDS: Final = {
     "handle_fileno": "left as {fd}",
     "handle_from_fd": "came as a descriptor",
 }
-"""What a method does to a buffer."""
+"""The effect of each method on a buffer."""
 BILLION: Final = 1_000_000_000
 
 
@@ -78,15 +72,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def number(text: str) -> int:
-    """A security id as people write it."""
+    """A security id in the form of the command line."""
     value = int(text, 0)
     if not 0 <= value < 2**64:
         raise ValueError(text)
     return value
 
 
-def show(found: Sequence[Entry], sid: int) -> None:
-    """A table, and how many calls there were."""
+def show(found: Sequence[AuditLine], sid: int) -> None:
+    """Print a table, and the number of calls."""
     if found:
         rows = [row_of(entry, sid) for entry in found]
         choose_printer()(Table(f"Buffer {sid:#x}", COLUMNS, rows))
@@ -94,8 +88,8 @@ def show(found: Sequence[Entry], sid: int) -> None:
     print_line(f"Calls: {len(found)}. Processes: {len(processes)}.")
 
 
-def row_of(entry: Entry, sid: int) -> tuple[str, ...]:
-    """A call in a row."""
+def row_of(entry: AuditLine, sid: int) -> tuple[str, ...]:
+    """The table row of a call."""
     record = entry.record
     try:
         seconds, rest = divmod(record["time"], BILLION)
@@ -106,15 +100,15 @@ def row_of(entry: Entry, sid: int) -> tuple[str, ...]:
 
 
 def outcome_of(record: dict[str, Any]) -> str:
-    """How a call ended, in a few words."""
+    """The outcome of a call, in a few words."""
     if record["event"] == "begin":
         return "began; how it ended is not written"
     rule = f" (rule: {record['rule']})" if record["decision"] == "deny" else ""
     return f"{record['rc'] or record['error']}{rule}"
 
 
-def what_of(entry: Entry, sid: int) -> str:
-    """What a call does to the buffer, in a few words."""
+def what_of(entry: AuditLine, sid: int) -> str:
+    """The effect of a call on the buffer, in a few words."""
     record = entry.record
     method = record["method"]
     if method == "mdl_clone":
@@ -133,14 +127,14 @@ def what_of(entry: Entry, sid: int) -> str:
 
 
 def peer_of(peer: list[int | None] | None) -> str:
-    """Who was at the other end of a socket."""
+    """The peer at the other end of a socket."""
     if peer is None:
         return "somebody"
     return f"pid {peer[0]} (uid {'unknown' if peer[1] is None else peer[1]})"
 
 
 def cloned(record: dict[str, Any], sid: int) -> str:
-    """A clone, from the side of the one buffer or of the other."""
+    """A clone, as seen from the clone or from its origin."""
     size = size_of(numbers_of(record), "length")
     if record["origin_sid"] is None:
         return f"cloned, {size}"
@@ -156,12 +150,12 @@ def numbers_of(record: dict[str, Any]) -> dict[str, int]:
 
 
 def size_of(arguments: dict[str, int], *known: str) -> str:
-    """The bytes of a call."""
+    """The size of a call in bytes."""
     return next((human(arguments[name]) for name in known if name in arguments), "size unknown")
 
 
 def names(kind: type[VmmFlags | Seal | Rights], value: int | None) -> str:
-    """Bits by their names, those that have none as a number."""
+    """Bits by their names, unnamed ones as a number."""
     if value is None or value < 0:
         return "?"
     known = value & int(~kind(0))

@@ -1,21 +1,17 @@
-"""Audit files, read with distrust: what each line says, and which lines say nothing."""
-
-from __future__ import annotations
+"""Reads audit files without trust: records, and lines that are none."""
 
 import json
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from vmm_linux._core.endpoint import START
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-__all__ = ["Entry", "Problem", "read"]
+__all__ = ["AuditLine", "Problem", "read"]
 
 LONGEST_LINE: Final = 4 << 20
-"""Bytes; a policy's names, which are the longest there is, come out of a file of 1 MiB."""
+"""Bytes; the longest parts are a policy's names, from a file of at most 1 MiB."""
 NUMBER: Final = (int,)
 NUMBER_OR_NONE: Final = (int, type(None))
 TEXT_OR_NONE: Final = (str, type(None))
@@ -38,13 +34,13 @@ TYPES: Final = {
     "origin_sid": NUMBER_OR_NONE,
     "peer": (list, type(None)),
 }
-"""What a line has, and of which kind each is."""
-#: A call is leaving when it begins, and has come when it ends.
+"""The members of a line, and their types."""
 LEAVING: Final = frozenset(("send_handle", "handle_fileno"))
+"""These count at their begin; all others at their end."""
 
 
-class Entry(NamedTuple):
-    """A line that says something: where it is, and what."""
+class AuditLine(NamedTuple):
+    """A line with a record: its place and contents."""
 
     file: str
     line: int
@@ -52,14 +48,14 @@ class Entry(NamedTuple):
 
     @property
     def moment(self) -> int:
-        """When it counts as having happened: what is sent is sent before it is received."""
+        """Its time for the order: sending is before receiving."""
         record = self.record
         leaving = record["method"] in LEAVING
         return int(record["time"] + (0 if leaving else record["duration"]))
 
 
 class Problem(NamedTuple):
-    """A line that says nothing, and whether its writer was merely killed while he wrote it."""
+    """A line without a record, and whether its writer was killed during the write."""
 
     file: str
     line: int
@@ -67,41 +63,41 @@ class Problem(NamedTuple):
     killed: bool
 
 
-def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[Entry], list[Problem]]:
-    """What the files say of calls, in the order of time.
+def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[AuditLine], list[Problem]]:
+    """The calls in the files, in the order of time.
 
-    A call whose end is written down is told once.
+    A call with its end in a file appears once.
 
     Args:
-        paths: of the files.
-        sid: the buffer that is asked about, itself or as an origin; None for all calls.
+        paths: the paths of the files.
+        sid: only calls with this buffer, itself or as an origin; None for all calls.
 
     Errors:
         OSError: a file cannot be read.
     """
-    entries: list[Entry] = []
+    entries: list[AuditLine] = []
     problems: list[Problem] = []
     for path in dict.fromkeys(paths):
         for found in lines_of(path):
-            if isinstance(found, Entry):
+            if isinstance(found, AuditLine):
                 if sid is None or sid in (found.record["sid"], found.record["origin_sid"]):
                     entries.append(found)
             else:
                 problems.append(found)
     ended = {key_of(entry) for entry in entries if entry.record["event"] == "end"}
-    told = [
+    calls = [
         entry for entry in entries if entry.record["event"] == "end" or key_of(entry) not in ended
     ]
-    return sorted(told, key=lambda entry: entry.moment), problems
+    return sorted(calls, key=lambda entry: entry.moment), problems
 
 
-def key_of(entry: Entry) -> tuple[int, int, int]:
-    """What the two lines of a call have in common with each other and with no other's."""
+def key_of(entry: AuditLine) -> tuple[int, int, int]:
+    """The key of a call, which its two lines share."""
     return entry.record["pid"], entry.record["call"], entry.record["time"]
 
 
-def lines_of(path: str) -> Iterator[Entry | Problem]:
-    """What each line of a file says."""
+def lines_of(path: str) -> Iterator[AuditLine | Problem]:
+    """The record or the problem of each line."""
     with Path(path).open("rb") as file:
         for number in count(1):
             line = file.readline(LONGEST_LINE)
@@ -124,11 +120,11 @@ def lines_of(path: str) -> Iterator[Entry | Problem]:
                 start = line.rfind(START.encode())
                 record = parsed(line[start:])[0] if start > 0 else None
             if record is not None:
-                yield Entry(path, number, record)
+                yield AuditLine(path, number, record)
 
 
 def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
-    """The record in a line, or why it is none."""
+    """The record in a line, or the reason why there is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -139,17 +135,17 @@ def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
     return (None, reason) if reason else (record, "")
 
 
-def is_peer(told: list[Any]) -> bool:
-    """Whether these are a process, a user and a group, of which the last two may be unknown."""
+def is_peer(peer: list[Any]) -> bool:
+    """Whether these are a process, a user and a group; the last two may be unknown."""
     return (
-        len(told) == 3
-        and type(told[0]) is int
-        and all(each is None or type(each) is int for each in told[1:])
+        len(peer) == 3
+        and type(peer[0]) is int
+        and all(each is None or type(each) is int for each in peer[1:])
     )
 
 
 def flaw_of(record: dict[str, Any]) -> str:
-    """What is wrong with a record; nothing if it is one."""
+    """The mistake in a record; empty if there is none."""
     for name, kinds in TYPES.items():
         if name not in record:
             return f"{name} is missing"

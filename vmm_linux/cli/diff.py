@@ -1,4 +1,4 @@
-"""``vmm-linux diff``: what changed between two maps that were saved as JSON."""
+"""``vmm-linux diff``: the changes between two maps that were saved as JSON."""
 
 import argparse
 import json
@@ -43,13 +43,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def heading(before: Saved, after: Saved) -> Line:
-    """What is compared."""
+    """The line about the two maps."""
     whose = f"PID {before.pid}" if before.pid == after.pid else f"PID {before.pid} and {after.pid}"
     return Line(((f"{whose}, {escaped(before.taken)} to {escaped(after.taken)}", "bold"),))
 
 
 def as_object(before: Saved, after: Saved, difference: inspect.Difference) -> dict[str, Any]:
-    """The difference as JSON has it, with whole records."""
+    """The difference for JSON, with whole records."""
     return {
         "before": {"pid": before.pid, "taken": before.taken},
         "after": {"pid": after.pid, "taken": after.taken},

@@ -1,4 +1,4 @@
-"""``vmm-linux query``: what lies at an address of a process."""
+"""``vmm-linux query``: the page and the mapping at an address of a process."""
 
 import argparse
 import json
@@ -16,12 +16,12 @@ from vmm_linux.inspect import Mapping, PageFlags
 
 __all__ = ["main"]
 
-#: The first address that no program has: what is above is no address at all.
 END_OF_ADDRESSES = 1 << 64
+"""The end of the address range: numbers from here on are no addresses."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command: 0 if it could be looked at, 2 if not."""
+    """Run the command: 0 if the process could be read, 2 if not."""
     parser = argparse.ArgumentParser(
         prog="vmm-linux query",
         usage="%(prog)s [-h] [--json] [PID] ADDRESS",
@@ -42,13 +42,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if pid is None:
             with demonstration():
-                answer = look(va, None)
+                answer = page_at(va, None)
         else:
-            answer = look(va, pid)
+            answer = page_at(va, pid)
     except VmmError as error:
         sys.stderr.write(f"vmm-linux query: {escaped(str(error))}\n")
         return 2
-    shown = json.dumps(answer, indent=1) if asked.json else "\n".join(told(answer))
+    shown = json.dumps(answer, indent=1) if asked.json else "\n".join(lines_of(answer))
     sys.stdout.write(shown + "\n")
     return 0
 
@@ -67,7 +67,7 @@ def address(text: str) -> int:
     return value
 
 
-def look(va: int, pid: int | None) -> dict[str, Any]:
+def page_at(va: int, pid: int | None) -> dict[str, Any]:
     """The page that includes an address, and its mapping with its whole record, or the hole."""
     page_size = os.sysconf("SC_PAGE_SIZE")
     page = va // page_size * page_size
@@ -87,7 +87,7 @@ def look(va: int, pid: int | None) -> dict[str, Any]:
         return answer
     answer["name"] = name_of(found)
     answer["mapping"] = record_of(found, None)
-    if found.end <= 1 << 63:  # above are the kernel's own pages, of which pagemap does not tell
+    if found.end <= 1 << 63:  # pagemap lacks the kernel's own pages, which are above
         flags = inspect.pages(page, page_size, pid, exclusive=True)[0].flags
         answer["page_flags"] = [
             flag.name.lower() for flag in PageFlags if flag in flags and flag.name
@@ -96,7 +96,7 @@ def look(va: int, pid: int | None) -> dict[str, Any]:
 
 
 def hole(mappings: Sequence[Mapping], va: int) -> dict[str, int]:
-    """The borders of what is free around an address."""
+    """The boundaries of the free range around an address."""
     return {
         "start": max((mapping.end for mapping in mappings if mapping.end <= va), default=0),
         "end": min(
@@ -105,7 +105,7 @@ def hole(mappings: Sequence[Mapping], va: int) -> dict[str, int]:
     }
 
 
-def told(answer: dict[str, Any]) -> list[str]:
+def lines_of(answer: dict[str, Any]) -> list[str]:
     """The answer in lines."""
     lines = [f"{answer['address']:#x} of PID {answer['pid']}"]
     if answer["hole"] is not None:
@@ -136,6 +136,6 @@ def told(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
-#: Numbers that are told elsewhere, and figures that are no sizes.
 NO_FIGURES = {"start", "end", "offset", "inode", "deleted"}
+"""Numbers that are shown elsewhere, and figures that are no sizes."""
 PLAIN = {"thp_eligible", "protection_key"}

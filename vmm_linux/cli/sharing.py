@@ -1,32 +1,26 @@
-"""``vmm-linux sharing``: who shares what with whom on this machine."""
-
-from __future__ import annotations
+"""``vmm-linux sharing``: the memory that processes of this machine share."""
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from vmm_linux import VmmError
+from vmm_linux._core.values import counted
 from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import human, printable
-from vmm_linux.inspect import sharing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from vmm_linux.inspect import Channel, Holder, Mapper, Sharing
+from vmm_linux.inspect import Channel, Holder, Mapper, Sharing, sharing
 
 __all__ = ["main"]
 
 COLUMNS = ("memory", "size", "taken", "seals", "process", "holds", "maps")
-#: So many processes are named that could not be read.
 NAMED = 20
+"""The most unreadable processes that are named."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command: 0 if it could be looked, 2 if not. What may not be read is said."""
+    """Run the command: 0 if it could look, 2 if not. Unreadable processes are named."""
     parser = argparse.ArgumentParser(
         prog="vmm-linux sharing",
         description="Find the memory that processes of this machine share: memfds, files of "
@@ -52,27 +46,28 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def as_object(found: Sharing) -> dict[str, object]:
-    """What was found, as JSON has it."""
+    """The channels for JSON."""
     channels = [{**asdict(each), "processes": each.processes} for each in found.channels]
     return {**asdict(found), "channels": channels}
 
 
 def show(found: Sharing) -> None:
-    """A table, and what it lacks."""
+    """Print a table, and the unreadable processes."""
     rows = [row for channel in found.channels for row in rows_of(channel)]
     if rows:
         choose_printer()(Table("Memory that processes share", COLUMNS, rows))
-    print_line(f"Channels: {len(found.channels)}, in {found.read} processes that were read.")
+    was = "was" if found.read == 1 else "were"
+    read = counted(found.read, "process", "processes")
+    print_line(f"Channels: {len(found.channels)}, in {read} that {was} read.")
     if found.unread:
         named = ", ".join(str(each.pid) for each in found.unread[:NAMED])
         more = ", ..." if len(found.unread) > NAMED else ""
-        print_line(
-            f"NOT to be read, and may have others: {len(found.unread)} processes ({named}{more})"
-        )
+        unread = counted(len(found.unread), "process", "processes")
+        print_line(f"NOT to be read, and may have others: {unread} ({named}{more})")
 
 
 def rows_of(channel: Channel) -> Iterator[tuple[str, ...]]:
-    """A row for each process, the first with what the channel is."""
+    """A row for each process, the first with the description of the channel."""
     about = (
         f"{channel.kind} {channel.name}{' (deleted)' if channel.deleted else ''}".rstrip()
         + f" [{channel.device} {channel.inode}]",
@@ -90,7 +85,7 @@ def rows_of(channel: Channel) -> Iterator[tuple[str, ...]]:
     unseen = channel.attached is not None and not channel.mappers
     if unseen or not ends:
         count = channel.attached or 0
-        yield (*about, "", "", f"attached {count} times" if unseen else "")
+        yield (*about, "", "", f"attached {counted(count, 'time')}" if unseen else "")
         about = ("", "", "", "")
     for pid, (name, holds, maps) in sorted(ends.items()):
         yield (*about, f"{pid} {name}", ", ".join(holds), ", ".join(maps))

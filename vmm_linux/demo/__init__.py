@@ -1,7 +1,7 @@
-"""The demonstration: a real file in real memory, with the kernel's own figures beside each step.
+"""The demonstration: a real file in real memory, with the kernel's figures beside each step.
 
 The steps are in ``steps.py`` and ``mdl_steps.py``, those of the other process in
-``peer.py``. The first that does not hold is the last.
+``peer.py``. The first step that fails is the last.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from io import FileIO
 from pathlib import Path
 
 from vmm_linux import VMM
+from vmm_linux._core.values import counted
 from vmm_linux._tools import machine
 from vmm_linux._tools.text import human, printable
 from vmm_linux.demo import mdl_steps, steps
@@ -29,11 +30,11 @@ __all__ = ["main"]
 
 
 class UnfitFileError(Exception):
-    """FILE cannot be shown; the message goes on where its name ends."""
+    """FILE cannot be used; the message continues after its name."""
 
 
 def examine(path: str) -> Subject:
-    """Read FILE through, without keeping it."""
+    """Read FILE once, without keeping it."""
     if not path:  # to pathlib this is the working directory
         raise UnfitFileError("is no name of a file")
     try:
@@ -54,12 +55,13 @@ def read_through(path: str, file: FileIO) -> Subject:
     check_room(size)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if file.tell() != size:
-        raise UnfitFileError(f"has a size of {size} bytes, but {file.tell()} could be read")
+        size_in_words = counted(size, "byte")
+        raise UnfitFileError(f"has a size of {size_in_words}, but {file.tell()} could be read")
     return Subject(path, size, sha256)
 
 
 def has_changed(subject: Subject) -> bool:
-    """Whether FILE holds something else by now."""
+    """Whether FILE has changed."""
     try:
         return examine(subject.file) != subject
     except UnfitFileError:
@@ -67,12 +69,12 @@ def has_changed(subject: Subject) -> bool:
 
 
 def this_machine() -> Machine:
-    """What this machine has now."""
+    """The present memory of this machine."""
     return Machine(*machine.memory())
 
 
 def check_room(size: int) -> None:
-    """Refuse what the machine cannot hold now: FILE, and its copy on the way into an MDL buffer."""
+    """Refuse a FILE that does not fit into memory twice: it is copied into an MDL buffer."""
     here = this_machine()
     room = min((here.available + here.swap_free) // 2, RESERVATION)
     if size > room:
@@ -83,15 +85,15 @@ def check_room(size: int) -> None:
 
 
 def carry_out(subject: Subject, report: Report) -> bool:
-    """Make the steps: whether all were made and held."""
+    """Make the steps: whether all succeeded."""
     report.begin(subject, this_machine())
     ok = True
-    before = Footprint.look()
+    before = Footprint.take()
     with VMM() as vmm, contextlib.ExitStack() as at_end:
         run = Run(vmm, before, subject, at_end)
         for step in made(run, (*steps.STEPS, *mdl_steps.STEPS)):
             if not step.ok:
-                tell_what_failed(step)
+                report_failures(step)
             if not step.ok and has_changed(subject):
                 raise UnfitFileError("changed while it was read")
             report.show(step)
@@ -100,20 +102,20 @@ def carry_out(subject: Subject, report: Report) -> bool:
     return ok
 
 
-def tell_what_failed(step: Step) -> None:
-    """Say which check of a step did not hold."""
+def report_failures(step: Step) -> None:
+    """Print the failed checks of a step."""
     for check, held in step.checks.items():
         if not held:
             complain(f"{step.method}: not so: {check}")
 
 
 def complain(message: str) -> None:
-    """A line on standard error."""
+    """Print a line on standard error."""
     sys.stderr.write(f"vmm-linux demo: {message}\n")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command: 0 if every check held, 1 if one did not, 2 if FILE is not fit."""
+    """Run the command: 0 if every check held, 1 if one failed, 2 if FILE cannot be used."""
     parser = argparse.ArgumentParser(
         prog="vmm-linux demo",
         description="Reserve 64 GiB, read FILE into just the memory that it needs, give half of it "
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def choose(as_json: bool) -> Report:
-    """Where the steps go."""
+    """The report for these options."""
     if as_json:
         return Json()
     if not sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""What every step of the demonstration works with, in both of its processes."""
+"""The tools of every step of the demonstration, in both of its processes."""
 
 import contextlib
 import ctypes
@@ -43,16 +43,16 @@ MODES = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 class Footprint(NamedTuple):
     """Mappings and descriptors of this process at one moment.
 
-    Not among the mappings: the stack, and what looks like memory of Python's own objects, which
-    come and go (private, anonymous, readable and writable).
+    The mappings exclude the stack, and memory that may be of Python's own objects, which come and
+    go (private, anonymous, readable and writable).
     """
 
     mappings: frozenset[str]
     descriptors: frozenset[str]
 
     @classmethod
-    def look(cls) -> "Footprint":
-        """Ask the kernel."""
+    def take(cls) -> "Footprint":
+        """Read the mappings and descriptors now."""
         lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
         return cls(
             frozenset(line for line in lines if is_lasting(line)),
@@ -61,14 +61,14 @@ class Footprint(NamedTuple):
 
 
 def is_lasting(line: str) -> bool:
-    """Whether a line of ``/proc/self/maps`` tells of neither the stack nor Python's objects."""
+    """Whether a line of ``/proc/self/maps`` is neither the stack nor Python's objects."""
     _, permissions, _, _, _, *name = line.split(maxsplit=5)
     anonymous = not name or name[0].startswith(("[heap]", "[anon"))
     return name != ["[stack]"] and not (anonymous and permissions == "rw-p")
 
 
 def descriptors() -> dict[int, str]:
-    """The descriptors of this process, with what each is open on."""
+    """The descriptors of this process, with the file of each."""
     found = {}
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the one that lists them
@@ -77,7 +77,7 @@ def descriptors() -> dict[int, str]:
 
 
 def memory_files() -> dict[int, os.stat_result]:
-    """This process's descriptors of MDL buffers' memory, with what fstat(2) says."""
+    """This process's descriptors of MDL buffers' memory, with their fstat(2) data."""
     return {
         number: os.fstat(number)
         for number, name in descriptors().items()
@@ -86,7 +86,7 @@ def memory_files() -> dict[int, os.stat_result]:
 
 
 def modes(descriptor: int) -> tuple[str, bool]:
-    """How a descriptor is open, and whether exec(2) closes it: what the kernel says of it."""
+    """The access of a descriptor, and whether exec(2) closes it, from the kernel."""
     for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "flags":
@@ -97,15 +97,15 @@ def modes(descriptor: int) -> tuple[str, bool]:
 
 @dataclass
 class Caller:
-    """One process of the demonstration: what it calls, and the step that it is at."""
+    """One process of the demonstration: its VMM, and its present step."""
 
     vmm: VMM
     before: Footprint
     step: Step = field(init=False)
-    """The step that is being made."""
+    """The present step."""
 
-    def call(self, name: str, **arguments: object) -> Any:  # noqa: ANN401 (what the method does)
-        """Begin a step with a call of a method: what the method returned."""
+    def call(self, name: str, **arguments: object) -> Any:  # noqa: ANN401 (the method's result)
+        """Begin a step with a call of a method, and return its result."""
         self.step = Step(name, arguments)
         try:
             value = getattr(self.vmm, python_name(name))(*arguments.values())
@@ -117,7 +117,7 @@ class Caller:
 
 
 def python_name(name: str) -> str:
-    """The method of ``VMM`` that the reference calls so: ``MdlCreateFromVm``."""
+    """The ``VMM`` method for a name of the reference, as ``MdlCreateFromVm``."""
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
@@ -125,7 +125,7 @@ Player = TypeVar("Player", bound=Caller)
 
 
 def made(caller: Player, steps: Iterable[Callable[[Player], None]]) -> Iterator[Step]:
-    """Make the steps one by one. The first that does not hold is the last."""
+    """Make the steps one by one. The first that fails is the last."""
     for make in steps:
         try:
             make(caller)
@@ -138,7 +138,7 @@ def made(caller: Player, steps: Iterable[Callable[[Player], None]]) -> Iterator[
             return
 
 
-# ---- the kernel's word --------------------------------------------------------------------------
+# ---- the kernel's data --------------------------------------------------------------------------
 
 
 def described(info: PageInfo) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def described(info: PageInfo) -> dict[str, Any]:
 
 
 def ask(caller: Caller, va: int) -> dict[str, Any]:
-    """What the kernel says of a page's mapping now: kept in the step."""
+    """The kernel's present data about a page's mapping, kept in the step."""
     kernel = described(caller.vmm.query(va))
     caller.step.kernel = kernel
     caller.step.facts = [kernel["state"]]
@@ -176,9 +176,9 @@ def is_half(part: int, whole: int) -> bool:
 
 
 def exit_code_of_child(touch: Callable[[], object]) -> int:
-    """How a child ends that does this, without asking anybody: what a C pointer does.
+    """The exit code of a child that does this without any check, like a C pointer.
 
-    Minus the signal that killed it, or 0. Nothing else leaves the child.
+    Minus the signal that killed it, or 0. The child has no other output.
     """
     child = os.fork()
     if child == 0:
@@ -194,14 +194,14 @@ def exit_code_of_child(touch: Callable[[], object]) -> int:
 
 
 def signal_name(code: int) -> str | None:
-    """The name of the signal that a child died of, None if it did not."""
+    """The name of the signal that ended a child, None if none did."""
     return signal.Signals(-code).name if code < 0 else None
 
 
 def close(caller: Caller) -> None:
-    """The process's mappings and descriptors are the ones that it began with."""
+    """The process's mappings and descriptors are again those of its start."""
     caller.call("close")
-    after = Footprint.look()
+    after = Footprint.take()
     for name, had, has in zip(Footprint._fields, caller.before, after, strict=True):
         caller.step.kernel[name] = len(has)
         caller.step.kernel[f"{name}_changed"] = sorted(had ^ has)
@@ -213,10 +213,10 @@ def close(caller: Caller) -> None:
 
 
 def raw_read(va: int) -> None:
-    """Read the byte at an address, whatever is there."""
+    """Read the byte at an address without any check."""
     ctypes.string_at(va, 1)
 
 
 def raw_write(va: int) -> None:
-    """Write to the byte at an address, whatever is there."""
+    """Write to the byte at an address without any check."""
     ctypes.memset(va, 0xFF, 1)

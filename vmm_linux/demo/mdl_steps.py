@@ -26,7 +26,7 @@ READ_ONLY = Rights.MAP_READ | Rights.GET_SID
 
 
 def share(run: Run) -> None:
-    """FILE's pages become a buffer where they lie, each with the protection that it had."""
+    """FILE's pages become a buffer in place, each with its protection unchanged."""
     flags = VmmFlags.READ | VmmFlags.WRITE
     run.handles["file"] = run.call("MdlCreateFromVm", va=run.base, size=run.need, flags=flags)
     kernel = ask(run, run.base)
@@ -41,7 +41,7 @@ def share(run: Run) -> None:
 
 
 def publish(run: Run) -> None:
-    """Who can write goes on; nobody else ever will, whatever descriptor he has."""
+    """Present writers go on; a new writer is impossible, with any descriptor."""
     handle = run.handles["file"]
     run.call("mdl_seal", handle=handle, seals=Seal.PUBLISH)
     seals = fcntl.fcntl(descriptor(run, run.base, "O_RDWR"), fcntl.F_GET_SEALS)
@@ -64,7 +64,7 @@ def maps_no_more(run: Run) -> bool:
 
 
 def descriptor(run: Run, va: int, mode: str) -> int:
-    """The descriptor of the memory mapped at an address that is open so."""
+    """The descriptor, open in this mode, of the memory mapped at an address."""
     inode = described(run.vmm.query(va))["inode"]
     (found,) = (
         number
@@ -102,7 +102,7 @@ def clone(run: Run) -> None:
 
 
 def make_board(run: Run) -> None:
-    """A buffer of one page, for an answer. It takes no memory before somebody writes."""
+    """A buffer of one page, for an answer. It takes no memory before the first write."""
     before = memory_files()
     run.handles["board"] = run.call("MdlCreate", size=PAGE, prot=VmmFlags.READ | VmmFlags.WRITE)
     made = [file for number, file in memory_files().items() if number not in before]
@@ -122,7 +122,7 @@ def map_board(run: Run) -> None:
 
 
 def start(run: Run) -> None:
-    """The other process, which has nothing of this one's memory."""
+    """Start the other process, which has none of this one's memory."""
     run.step = Step("start", {})
     run.other = peer.Other(run.at_end, run.subject.size, run.subject.sha256)
     run.step.checks["it is ready"] = run.other.packet() == peer.READY
@@ -135,17 +135,17 @@ def start(run: Run) -> None:
 
 
 def send_file(run: Run) -> None:
-    """To be read and no more. This process keeps its own handle."""
+    """Send FILE, read-only. This process keeps its own handle."""
     send(run, "file", READ_ONLY, run.base)
 
 
 def send_window(run: Run) -> None:
-    """To be read and no more."""
+    """Send the window, read-only."""
     send(run, "window", READ_ONLY, run.base)
 
 
 def send_board(run: Run) -> None:
-    """To be written too."""
+    """Send the board, writable."""
     send(run, "board", READ_ONLY | Rights.MAP_WRITE, run.board)
 
 
@@ -161,7 +161,7 @@ def send(run: Run, name: str, rights: Rights, va: int) -> None:
 
 
 def hear(run: Run) -> None:
-    """The next step of the other process."""
+    """Receive the next step of the other process."""
     run.step = Step("peer", {})
     run.step = peer.unpacked(run.other.packet())
 
@@ -179,7 +179,7 @@ def share_cost(run: Run) -> None:
 
 
 def read_answer(run: Run) -> None:
-    """What the other process found is on the board."""
+    """The other process's result is on the board."""
     digest = run.call("read", va=run.board, size=len(bytes.fromhex(run.subject.sha256))).hex()
     run.step.kernel["sha256"] = digest
     run.step.facts = [f"SHA-256 {digest[:8]}...", f"FILE's {run.subject.sha256[:8]}..."]
@@ -187,7 +187,7 @@ def read_answer(run: Run) -> None:
 
 
 def go_on(run: Run) -> None:
-    """The first step of the other process after this one has seen enough."""
+    """Let the other process make its first step after this one's check."""
     run.other.sock.send(peer.GO_ON)
     hear(run)
 

@@ -1,8 +1,7 @@
 """The demonstration's other process: a program of its own at the far end of a socket.
 
-It gets handles, maps what they name, tries what they do not allow, and tells its steps on the same
-socket, a packet of JSON each. It shares nothing else with the process that started it, and dies
-with it.
+It gets handles, maps their buffers, tries what they forbid, and reports its steps on the same
+socket, a packet of JSON each. It shares nothing else with its parent process, and ends with it.
 """
 
 import ctypes
@@ -47,13 +46,13 @@ from vmm_linux.demo.report import Step
 __all__ = ["GO_ON", "LEAVE", "READY", "USE", "Other", "unpacked"]
 
 READY = b"ready"
-"""What this process sends when it has begun."""
+"""This process sends it at its start."""
 GO_ON = b"go on"
-"""What the first process sends when it has seen what both pay for the buffer."""
+"""The first process sends it after reading the cost of the buffer for both."""
 LONGEST = 1 << 20
-"""Bytes of the longest packet that tells of a step."""
+"""Bytes of the longest packet with a step."""
 PROGRAM = f"import sys; from {__name__} import main; sys.exit(main(*sys.argv[1:]))"
-"""This module as a program. With ``-m`` it would be loaded twice: the package has it already."""
+"""This module as a program. ``-m`` would load it twice: the package loads it already."""
 TYPES = {
     "handle": Handle,
     "flags": VmmFlags,
@@ -62,7 +61,7 @@ TYPES = {
     "require": Seal,
     "path": str,
 }
-"""Types of arguments that are no plain numbers."""
+"""Types of arguments other than plain numbers."""
 
 
 # ---- between the two processes ------------------------------------------------------------------
@@ -72,7 +71,7 @@ class Other:
     """This program run as a process of its own, and the socket to it."""
 
     def __init__(self, at_end: ExitStack, size: int, sha256: str) -> None:
-        """Start it. It gets the socket, and what FILE's bytes must turn out to be."""
+        """Start it with the socket and FILE's expected hash."""
         package = Path(__file__).resolve().parents[2]
         path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
         self.sock, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -83,19 +82,19 @@ class Other:
                 stdin=its.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
-                process_group=0,  # an interrupt from the terminal is this process's affair
+                process_group=0,  # this process handles an interrupt from the terminal
             )
         at_end.callback(self.abandon)
 
     def packet(self) -> bytes:
-        """What it sends next."""
+        """Receive its next packet."""
         packet = self.sock.recv(LONGEST)
         if not packet:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         return packet
 
     def end(self) -> int:
-        """Hang up, and wait for its end: its exit code."""
+        """Close the socket, and wait for its end: its exit code."""
         self.sock.close()
         return self.process.wait()
 
@@ -133,14 +132,14 @@ class Peer(Caller):
     handles: dict[str, Handle] = field(default_factory=dict)
     """Received: ``file``, ``window`` and ``board``."""
     va: int = 0
-    """Where FILE's buffer is mapped."""
+    """The address of FILE's buffer."""
     window: int = 0
-    """Where its clone is mapped."""
+    """The address of its clone."""
     board: int = 0
-    """Where the page to write to is mapped."""
+    """The address of the page to write to."""
 
     def receive(self, name: str, require: Seal) -> dict[str, str]:
-        """Begin a step with a handle received: how each new descriptor of memory is open."""
+        """Begin a step with a received handle: the mode of each new descriptor of memory."""
         before = memory_files()
         demands = {"require": require, "max_size": RESERVATION, "peer_uid": known_uid(os.geteuid())}
         self.handles[name] = self.call("recv_handle", sock=self.sock, **demands)
@@ -157,7 +156,7 @@ class Peer(Caller):
         return names
 
     def map(self, name: str, prot: VmmFlags) -> int:
-        """Begin a step with a whole buffer mapped: where."""
+        """Begin a step with a mapped buffer: its address."""
         handle = self.handles[name]
         length = self.vmm.mdl_get_size(handle)
         va: int = self.call("MdlMap", handle=handle, offset=0, length=length, hint=0, prot=prot)
@@ -168,7 +167,7 @@ class Peer(Caller):
 
 
 def receive_file(peer: Peer) -> None:
-    """FILE's buffer, only if the kernel says that nobody will ever get it writable."""
+    """FILE's buffer, only if its seal forbids new writers."""
     names = peer.receive("file", Seal.PUBLISH)
     rights = peer.handles["file"].rights
     peer.step.checks["the descriptor is read-only"] = [*names.values()] == ["O_RDONLY"]
@@ -193,13 +192,13 @@ def receive_board(peer: Peer) -> None:
 
 
 def map_file(peer: Peer) -> None:
-    """All of FILE's buffer. It costs nothing until it is touched."""
+    """All of FILE's buffer. It takes no memory until it is touched."""
     peer.va = peer.map("file", VmmFlags.READ)
     peer.step.checks["it takes no memory yet"] = peer.step.kernel["rss"] == 0
 
 
 def verify(peer: Peer) -> None:
-    """The bytes are hashed where they are."""
+    """The bytes are hashed in place."""
     digest = hashlib.sha256()
     with peer.call("view", va=peer.va, size=peer.size) as view:
         for start in range(0, peer.size, CHUNK):
@@ -231,7 +230,7 @@ def protect_refused(peer: Peer) -> None:
 
 
 def write_kills(peer: Peer) -> None:
-    """A child that writes all the same dies of it."""
+    """A child that writes anyway is killed."""
     peer.step = Step("poke", {"va": peer.va})
     before = peer.vmm.read(peer.va, 1)
     code = exit_code_of_child(functools.partial(raw_write, peer.va))
@@ -244,7 +243,7 @@ def write_kills(peer: Peer) -> None:
 
 
 def reopening_is_no_use(peer: Peer) -> None:
-    """The same user may open the memory anew for writing, but the seal is on the memory."""
+    """The same user may reopen the memory for writing, but the seal is on the memory."""
     inode = described(peer.vmm.query(peer.va))["inode"]
     number = min(number for number, file in memory_files().items() if file.st_ino == inode)
     path = f"/proc/self/fd/{number}"
@@ -266,7 +265,7 @@ def reopening_is_no_use(peer: Peer) -> None:
 
 
 def error_of(call: Callable[[], object]) -> str | None:
-    """The name of the error that a system call ends with, None if it is done."""
+    """The name of a system call's error, None if it succeeds."""
     try:
         call()
     except OSError as error:
@@ -298,7 +297,7 @@ def map_board(peer: Peer) -> None:
 
 
 def answer(peer: Peer) -> None:
-    """The hash goes where the first process will read it."""
+    """The hash goes to the page that the first process reads."""
     digest = bytes.fromhex(peer.sha256)
     written = peer.call("write", va=peer.board, data=digest)
     peer.step.arguments = {"va": peer.board, "size": len(digest)}
@@ -306,8 +305,8 @@ def answer(peer: Peer) -> None:
     peer.step.checks["all of it is written"] = written == len(digest)
 
 
-def tell_cost(peer: Peer) -> None:
-    """What FILE's buffer costs this process while the other one has it too."""
+def report_cost(peer: Peer) -> None:
+    """The cost of FILE's buffer for this process while the other one has it too."""
     peer.call("Query", va=peer.va)
     kernel = ask(peer, peer.va)
     peer.step.facts = [f"Pss {human(kernel['pss'])}", f"Rss {human(kernel['rss'])}"]
@@ -318,7 +317,7 @@ def tell_cost(peer: Peer) -> None:
 
 
 def free_file(peer: Peer) -> None:
-    """When the first process has seen what both pay."""
+    """After the first process has read the cost of both."""
     if peer.sock.recv(len(GO_ON)) != GO_ON:
         raise ConnectionResetError
     free(peer, peer.va, peer.vmm.query(peer.va).size)
@@ -344,7 +343,7 @@ USE = (
     free_window,
     map_board,
     answer,
-    tell_cost,
+    report_cost,
 )
 LEAVE = (free_file, close)
 """After ``GO_ON``."""
@@ -359,7 +358,7 @@ def main(parent: str, size: str, sha256: str) -> int:
     name_process("vmm-demo-peer")
     ok = True
     with socket.socket(fileno=0) as sock:
-        before = Footprint.look()
+        before = Footprint.take()
         sock.send(READY)
         with VMM() as vmm:
             peer = Peer(vmm, before, sock, int(size), sha256)

@@ -1,4 +1,4 @@
-"""How a demonstration tells what it does: lines on a terminal, plain lines, or one JSON object."""
+"""Reports of the demonstration: lines on a terminal, plain lines, or one JSON object."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass
 class Subject:
-    """The file that is shown, as it was read without this package. ``size`` is in bytes."""
+    """The file, as read without this package. ``size`` is in bytes."""
 
     file: str
     size: int
@@ -34,7 +34,7 @@ class Subject:
 
 @dataclass
 class Machine:
-    """What the machine has, in bytes."""
+    """The machine's memory in bytes."""
 
     memory: int
     available: int
@@ -43,16 +43,16 @@ class Machine:
 
 @dataclass
 class Step:
-    """A call, how it ended, what the kernel said then, and what had to hold.
+    """A call with its outcome, the kernel's data, and the checks.
 
     Attributes:
-        method: the reference's name, or the Python name of what the reference does not have.
+        method: the reference's name, or the Python name where the reference has none.
         arguments: by name; addresses are called ``addr``, ``hint`` or ``va``, byte counts
             ``size``, ``max_size``, ``length`` or ``offset``.
-        rc: how it ended; None for what is no call of the endpoint.
-        kernel: what the kernel said, by its own names in snake case, figures in bytes.
-        facts: the same in a few words, the most important first.
-        checks: every statement that had to hold, and whether it did.
+        rc: its outcome; None for a step without a call of the endpoint.
+        kernel: the kernel's data, by its own names in snake case, figures in bytes.
+        facts: these in a few words, the most important first.
+        checks: every required statement, and whether it holds.
     """
 
     method: str
@@ -64,12 +64,12 @@ class Step:
 
     @property
     def ok(self) -> bool:
-        """Whether everything held."""
+        """Whether every check held."""
         return all(self.checks.values())
 
 
 class Report(Protocol):
-    """Where steps go as they are made."""
+    """Receives the steps as they are made."""
 
     def begin(self, subject: Subject, machine: Machine) -> None:
         """Before the first step."""
@@ -78,19 +78,19 @@ class Report(Protocol):
         """After each step."""
 
     def end(self, ok: bool) -> None:
-        """After the last one; ``ok``: whether all were made and held."""
+        """After the last one; ``ok``: whether all succeeded."""
 
 
 class Plain:
     """One line a step, for pipes and for terminals without rich."""
 
     def begin(self, subject: Subject, machine: Machine) -> None:
-        """What is shown, and where."""
+        """Show the file and the machine."""
         for line in headlines(subject, machine):
             self.write(line)
 
     def show(self, step: Step) -> None:
-        """The step in columns."""
+        """Show the step in columns."""
         mark = "ok" if step.ok else "FAILED"
         call, outcome = columns_of(step, WIDE)
         self.write(f"{mark:<6}  {call}{outcome}{', '.join(step.facts)}")
@@ -101,7 +101,7 @@ class Plain:
 
     @staticmethod
     def write(line: str) -> None:
-        """A line at once, so that whoever reads sees how far it is."""
+        """Print a line at once, so that a reader sees the progress."""
         sys.stdout.write(line.rstrip() + "\n")
         sys.stdout.flush()
 
@@ -110,18 +110,18 @@ class Terminal:
     """One coloured line a step, on a terminal of 80 columns or more. Needs rich."""
 
     def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415 (nobody else needs it)
+        from rich.console import Console  # noqa: PLC0415 (needed only here)
 
         self.console = Console(highlight=False, soft_wrap=True)
         self.marks = "✓✗" if self.console.encoding.startswith("utf") else "+-"
 
     def begin(self, subject: Subject, machine: Machine) -> None:
-        """What is shown, and where."""
+        """Show the file and the machine."""
         for line in headlines(subject, machine):
             self.write((line, "bold"))
 
     def show(self, step: Step) -> None:
-        """The step in columns, with as many facts as there is room for."""
+        """Show the step in columns, with as many facts as fit."""
         columns = self.console.width
         call, outcome = columns_of(step, WIDE if columns >= 100 else NARROW)
         room = columns - len(f"+ {call}{outcome}") - 1  # the last column stays empty
@@ -141,14 +141,14 @@ class Terminal:
         self.write((verdict(ok), "bold green" if ok else "bold red"))
 
     def write(self, *pieces: tuple[str, str]) -> None:
-        """A line of texts, each with its style."""
+        """Print a line of texts, each with its style."""
         from rich.text import Text  # noqa: PLC0415 (as above)
 
         self.console.print(Text.assemble(*pieces))
 
 
 class Json:
-    """One JSON object, when all is over."""
+    """One JSON object, at the end."""
 
     def begin(self, subject: Subject, machine: Machine) -> None:
         """The object's first members."""
@@ -175,15 +175,15 @@ class Json:
 
 # ---- words and figures --------------------------------------------------------------------------
 
-#: Room for the call, in columns: for all of them, and for all but the longest, whose short
-#: return code leaves it the rest.
 WIDE, NARROW = 51, 38
-#: Room for the return code.
+"""Room for the call, in columns: for all of them, and for all but the longest, whose short return
+code leaves it the rest."""
 OUTCOME = 20
+"""Room for the return code."""
 
 
 def headlines(subject: Subject, machine: Machine) -> list[str]:
-    """What is shown, and where, in lines of less than 80 columns (but for a long name)."""
+    """The file and the machine, in lines of less than 80 columns (but for a long name)."""
     memory, available, swap = map(human, (machine.memory, machine.available, machine.swap_free))
     return [
         f"FILE     {printable(subject.file)}, {human(subject.size)}",
@@ -193,24 +193,24 @@ def headlines(subject: Subject, machine: Machine) -> list[str]:
 
 
 def verdict(ok: bool) -> str:
-    """How it ended in one line."""
+    """The outcome in one line."""
     return "Every check held." if ok else "FAILED: see the last step."
 
 
 def simple(value: object) -> int | str:
-    """An argument as JSON has it."""
+    """An argument for JSON."""
     if isinstance(value, IntFlag):
         return value.name or "0"
     return value if isinstance(value, int) else repr(value)
 
 
 def call_of(step: Step) -> str:
-    """The call as one would write it, but shorter."""
+    """The call as in a program, but shorter."""
     texts = [shown(name, value) for name, value in step.arguments.items()]
     return f"{step.method}({', '.join(texts)})"
 
 
-def shown(name: str, value: Any) -> str:  # noqa: ANN401 (whatever a method takes)
+def shown(name: str, value: Any) -> str:  # noqa: ANN401 (any argument of a method)
     """An argument in a line."""
     if isinstance(value, Handle):
         return f"#{value.number}"

@@ -1,6 +1,6 @@
 """The demonstration's first half: memory of one process (see ``vmm_linux.demo``).
 
-A step is a function over one ``Run``: it makes a call, asks the kernel, and says what has to hold.
+A step is a function over one ``Run``: it makes a call, reads the kernel's data, and checks them.
 To add a step, write it and name it in ``STEPS``.
 """
 
@@ -33,18 +33,18 @@ __all__ = ["STEPS", "Run", "free", "verify"]
 
 @dataclass
 class Run(Caller):
-    """One demonstration. FILE lies at ``base``; both halves of it are whole pages."""
+    """One demonstration. FILE is at ``base``; both its halves are whole pages."""
 
     subject: Subject
     at_end: ExitStack
-    """Ends what the steps begin, however they end."""
+    """Ends the steps' resources in every case."""
     base: int = 0
     handles: dict[str, Handle] = field(default_factory=dict)
     """Of the MDL buffers: ``file``, ``window`` and ``board``."""
     other: Other = field(init=False)
     """The other process."""
     board: int = 0
-    """Where the buffer ``board`` is mapped."""
+    """The address of the buffer ``board``."""
 
     @property
     def need(self) -> int:
@@ -53,7 +53,7 @@ class Run(Caller):
 
     @property
     def first_half(self) -> tuple[int, int]:
-        """Address and size of the pages made read-only. An only page is both halves."""
+        """Address and size of the pages made read-only. A single page is both halves."""
         return self.base, max(self.need // PAGE // 2, 1) * PAGE
 
     @property
@@ -92,7 +92,7 @@ def reserve(run: Run) -> None:
 
 
 def commit(run: Run) -> None:
-    """Just the pages that FILE needs. They are charged and take no memory yet."""
+    """Exactly the pages that FILE needs. They are charged, but take no memory yet."""
     run.call("Commit", va=run.base, size=run.need, flags=0)
     kernel = ask(run, run.base)
     run.step.checks = {
@@ -124,7 +124,7 @@ def read_part(run: Run, va: int, size: int) -> None:
 
 
 def verify(run: Run) -> None:
-    """The bytes are copied out again and hashed. What FILE leaves of its last page is zeros."""
+    """The bytes are copied out again and hashed. The rest of FILE's last page is zeros."""
     digest, left, piece = hashlib.sha256(), run.subject.size, b""
     for va in range(run.base, run.base + run.need, CHUNK):
         piece = run.call("read", va=va, size=min(CHUNK, run.base + run.need - va))
@@ -141,7 +141,7 @@ def verify(run: Run) -> None:
 
 
 def cost(run: Run) -> None:
-    """What it costs: every page that FILE needs, and no other."""
+    """The cost: every page that FILE needs, and no other."""
     info = run.call("Query", va=run.base)
     kernel = ask(run, run.base)
     run.step.checks = {
@@ -169,7 +169,7 @@ def give_back(run: Run) -> None:
 
 
 def touch(run: Run) -> None:
-    """A child that reads the last page given back dies of it."""
+    """A child that reads the last page given back is killed."""
     va = run.base + run.need - PAGE
     run.step = Step("touch", {"va": va})
     code = exit_code_of_child(functools.partial(raw_read, va))
@@ -180,7 +180,7 @@ def touch(run: Run) -> None:
 
 
 def commit_again(run: Run) -> None:
-    """The second half: nothing of what was there comes back."""
+    """The second half: its old contents are gone."""
     va, size = run.second_half
     run.call("Commit", va=va, size=size, flags=0)
     kernel = ask(run, va)
@@ -198,7 +198,7 @@ def read_in_again(run: Run) -> None:
 
 
 def make_read_only(run: Run) -> None:
-    """The first half; the kernel keeps to it from now on."""
+    """The first half, which the kernel protects from now on."""
     va, size = run.first_half
     run.call("Protect", va=va, size=size, flags=VmmFlags.READ)
     kernel = ask(run, va)
@@ -209,7 +209,7 @@ def make_read_only(run: Run) -> None:
 
 
 def write_refused(run: Run) -> None:
-    """A write over there is an error, and changes nothing."""
+    """A write there is an error, and changes nothing."""
     before = run.vmm.read(run.base, 1)
     with contextlib.suppress(VmmError):
         run.call("write", va=run.base, data=bytes([before[0] ^ 0xFF]))

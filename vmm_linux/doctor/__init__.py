@@ -1,16 +1,15 @@
-"""What this kernel and these limits give to this package, and what to do about what they do not.
+"""The doctor: what this kernel and these limits offer to the package, with advice.
 
-``vmm-linux doctor`` for people, ``diagnose()`` for programs. Everything is tried or read when
-asked, for this process; nothing is changed.
+``vmm-linux doctor`` is for people, ``diagnose()`` for programs. Each run tries and reads everything
+anew, for this process; it changes nothing.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from vmm_linux._core import kernel
 from vmm_linux._core.kernel import Feature
@@ -19,14 +18,10 @@ from vmm_linux._tools.text import human
 from vmm_linux.doctor.checks import TRIALS, Check, attempt
 from vmm_linux.doctor.kernel_settings import Setting, settings
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Literal
-
 __all__ = ["Check", "Diagnosis", "FeatureReport", "Machine", "Setting", "diagnose", "main"]
 
 for _public in (Check, Setting):
-    _public.__module__ = __name__  # as pickles name it
+    _public.__module__ = __name__  # the name in pickles
 
 
 @dataclass(frozen=True)
@@ -52,14 +47,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class FeatureReport:
-    """Something that not every kernel has.
+    """An optional feature of kernels.
 
     Attributes:
-        name: of the ``Feature``.
+        name: the name of the ``Feature``.
         state: ``"present"``; ``"absent"``; ``"switched off"`` by VMM_LINUX_WITHOUT; ``"unknown"``
             where a shortage kept it from being tried (it counts as absent then).
         since: the Linux that brought it, None where a version says nothing.
-        without: what the package does where it is not present.
+        without: what the package does without it.
     """
 
     name: str
@@ -70,12 +65,12 @@ class FeatureReport:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """The doctor's findings.
 
     Attributes:
         machine: the kernel and its sizes.
-        checks: what the package needs, each tried.
-        features: what it can do without.
+        checks: the package's needs, each tried.
+        features: optional features of the kernel.
         settings: sysctls, limits and switches, with advice.
     """
 
@@ -134,20 +129,20 @@ FEATURES: dict[Feature, tuple[str | None, str]] = {
         "other tools show the memory of regions without a name; this package knows it all the same",
     ),
 }
-"""For each feature, the Linux that brought it, and what the package does without it."""
+"""For each feature, the Linux that brought it, and the package's replacement for it."""
 
 
 def diagnose() -> Diagnosis:
-    """What this kernel and these limits give to this process.
+    """Find what this kernel and these limits offer to this process.
 
     Each need is tried on a page or two, each feature as the package itself tries it, each setting
     read. Nothing is changed and nothing left behind. A need that fails is an answer.
 
     Returns:
-        The ``Diagnosis``; ``ok`` tells whether the package can do its work.
+        The ``Diagnosis``; ``ok`` is whether the package can do its work.
 
     Errors:
-        None of its own.
+        None.
     """
     return Diagnosis(look_at_machine(), tuple(map(attempt, TRIALS)), look_at_features(), settings())
 
@@ -166,7 +161,7 @@ def look_at_machine() -> Machine:
 
 
 def look_at_features() -> tuple[FeatureReport, ...]:
-    """Every feature, as this process has it."""
+    """Every feature, as it is in this process."""
     return tuple(
         FeatureReport(feature.name, kernel.state(feature), *FEATURES[feature])
         for feature in Feature
@@ -195,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def show(diagnosis: Diagnosis) -> None:
-    """All of it as tables, the advice last but for the verdict."""
+    """Print everything as tables, then the advice and the verdict."""
     machine, show_table = diagnosis.machine, choose_printer()
     huge = f"huge ones of {human(machine.huge_page)}" if machine.huge_page else "no huge ones"
     print_line(f"Linux {machine.kernel}, {machine.architecture}")
@@ -247,17 +242,17 @@ def show(diagnosis: Diagnosis) -> None:
 
 
 def advice(diagnosis: Diagnosis) -> list[tuple[str, str]]:
-    """What there is to say, the needs first."""
+    """The advice, on needs first."""
     checks = [(each.name, each.advice) for each in diagnosis.checks if each.advice]
     return checks + [(each.name, each.advice) for each in diagnosis.settings if each.advice]
 
 
 BYTES = ("Commit", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_DATA", "cgroup")
-"""How the names of settings begin that are in bytes."""
+"""Prefixes of the names of settings in bytes."""
 
 
 def written(name: str, value: int | str | None, missing: str) -> str:
-    """A setting's value for people."""
+    """The value of a setting for people."""
     if isinstance(value, int) and name.startswith(BYTES):
         return human(value)
     return missing if value is None else str(value)

@@ -1,17 +1,13 @@
-"""What the package needs to do its work, really tried, each on a page or two of its own."""
-
-from __future__ import annotations
+"""Tries each need of the package, on a page or two of its own."""
 
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm_linux import VMM, PageState, Rights, Seal, VmmError, VmmFlags
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["TRIALS", "Check", "Trial", "attempt"]
 
@@ -21,13 +17,13 @@ READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 
 @dataclass(frozen=True)
 class Check:
-    """What was tried and how it came out.
+    """One need, and the result of the trial.
 
     Attributes:
-        name: what was tried.
-        ok: whether it did what it has to do.
-        problem: what happened instead; None where nothing did.
-        advice: what would make it so; None where it is so.
+        name: the need.
+        ok: whether it works.
+        problem: what happened instead; None if it works.
+        advice: how to make it work; None if it works.
     """
 
     name: str
@@ -37,11 +33,11 @@ class Check:
 
 
 class UnexpectedError(Exception):
-    """A call that succeeded, and did something else."""
+    """A call succeeded, but with a wrong result."""
 
 
 class Trial(NamedTuple):
-    """What can be tried: what it shows, how, and what it takes."""
+    """A trial: its name, its function, and the advice for a failure."""
 
     name: str
     carry_out: Callable[[VMM], None]
@@ -49,7 +45,7 @@ class Trial(NamedTuple):
 
 
 def attempt(trial: Trial) -> Check:
-    """Try it on a VMM of its own, which leaves nothing behind. Never raises for a kernel's no."""
+    """Try it on a VMM of its own, which leaves nothing behind. A refusal does not raise."""
     try:
         with VMM() as vmm:
             trial.carry_out(vmm)
@@ -59,7 +55,7 @@ def attempt(trial: Trial) -> Check:
 
 
 def expect(what: str, found: object, wanted: object) -> None:
-    """Raise if something is not as it has to be."""
+    """Raise unless the condition holds."""
     if found != wanted:
         raise UnexpectedError(f"{what}: {found!r}, where {wanted!r} was expected")
 
@@ -149,4 +145,4 @@ TRIALS = (
         "descriptors",
     ),
 )
-"""What is tried, in this order."""
+"""The trials, in order."""

@@ -1,34 +1,29 @@
-"""The sysctls, limits and switches that this package feels, and what to say of them."""
-
-from __future__ import annotations
+"""The sysctls, limits and switches that affect the package, with advice."""
 
 import resource
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vmm_linux._core.kernel import (
     NO_LIMIT,
     Feature,
     MemoryCgroup,
     available,
-    figure_in,
     memory_cgroup,
     number_in,
     text_of,
+    value_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 __all__ = ["Setting", "settings"]
 
 UNLIMITED = "unlimited"
-#: What Linux comes with.
 USUAL_MAPPINGS = 65530
-#: Where programs with many buffers come to their end.
+"""The default of Linux."""
 FEW_DESCRIPTORS = 4096
-#: Of the commit limit, what is little when it is left.
+"""Fewer descriptors than this are few for programs with many buffers."""
 LITTLE = 10
+"""Headroom below the commit limit divided by this is little."""
 CAP_IPC_LOCK = 14
 THP = "/sys/kernel/mm/transparent_hugepage"
 
@@ -37,15 +32,15 @@ Value = int | str | None
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as it is now, for this process.
+    """One setting with its present value for this process.
 
     Attributes:
         name: the sysctl's, the limit's or the file's.
         value: bytes or a count; ``"unlimited"``; the word chosen; None where this kernel does not
-            have it, or does not tell.
+            have it or report it.
         ceiling: of a limit, what the process itself may raise it to.
-        source: the file or the call that told.
-        advice: what this value means here and what to do; None where there is nothing to say.
+        source: the file or the call that reports it.
+        advice: what this value means here and what to do; None if there is none.
     """
 
     name: str
@@ -56,7 +51,7 @@ class Setting:
 
 
 def settings() -> tuple[Setting, ...]:
-    """Every setting that matters, as the kernel tells it now."""
+    """Every setting that matters, with its present value."""
     return (*sysctls(), *commit_charge(), *limits(), *switches(), *cgroup_memory())
 
 
@@ -64,7 +59,7 @@ def settings() -> tuple[Setting, ...]:
 
 
 def sysctls() -> Iterator[Setting]:
-    """Those of /proc/sys, each a number."""
+    """The numeric settings of /proc/sys."""
     for name, advise in SYSCTLS.items():
         path = "/proc/sys/" + name.replace(".", "/")
         value = number_in(path)
@@ -127,9 +122,9 @@ SYSCTLS: dict[str, Callable[[int | None], str | None]] = {
 
 
 def commit_charge() -> Iterator[Setting]:
-    """What can be committed on this machine, and what is."""
+    """The commit limit of this machine, and its use."""
     text = text_of("/proc/meminfo")
-    limit, used = figure_in(text, "CommitLimit"), figure_in(text, "Committed_AS")
+    limit, used = value_of(text, "CommitLimit"), value_of(text, "Committed_AS")
     strict = number_in("/proc/sys/vm/overcommit_memory") == 2
     advice = None
     if strict and limit and used is not None and (limit - used) * LITTLE < limit:
@@ -196,7 +191,7 @@ LIMITS: dict[str, Callable[[int], str | None]] = {
 
 
 def may_lock_all() -> bool:
-    """Whether RLIMIT_MEMLOCK does not bind this process (CAP_IPC_LOCK)."""
+    """Whether this process may lock beyond RLIMIT_MEMLOCK (CAP_IPC_LOCK)."""
     for line in (text_of("/proc/self/status") or "").splitlines():
         label, _, value = line.partition(":")
         if label == "CapEff":
@@ -225,7 +220,7 @@ SWITCHES = {
         "deny": "MDL and SHAREABLE memory gets no huge pages; 'advise' gives them to HUGE",
     },
 }
-"""For each file, what to say of a word."""
+"""For each file, the advice for a word in it."""
 
 
 def chosen(text: str | None) -> str | None:
@@ -237,7 +232,7 @@ def chosen(text: str | None) -> str | None:
 
 
 def cgroup_memory() -> Iterator[Setting]:
-    """The tightest limit above this process, and what its cgroup uses."""
+    """The tightest limit above this process, and its cgroup's usage."""
     cgroup = memory_cgroup()
     if cgroup is None:
         yield Setting("cgroup memory limit", None, None, "/proc/self/cgroup", None)
@@ -247,7 +242,7 @@ def cgroup_memory() -> Iterator[Setting]:
 
 
 def settings_of(cgroup: MemoryCgroup) -> Iterator[Setting]:
-    """The same of a given cgroup: those above it bind it too."""
+    """The same for a given cgroup; the limits of those above it hold too."""
     files = [f"{folder}/{cgroup.limit}" for folder in cgroup.levels]
     found = [(value, file) for file in files if (value := number_in(file)) is not None]
     value, file = min(found, default=(NO_LIMIT, files[0]), key=lambda pair: pair[0])

@@ -1,11 +1,11 @@
 """The laboratory: experiments on how this machine treats memory.
 
 ``vmm-linux experiment`` lists and runs them. Each asks a question, predicts the answer, measures
-it here, and says what held.
+it on this machine, and reports which predictions held.
 
 How to add an experiment
 ------------------------
-Put one file into this folder; nothing else is to be changed. The file's name is the experiment's
+Put one file into this folder; nothing else changes. The file's name is the experiment's
 (``page_faults.py`` is ``page-faults``); the framework is in ``_framework``.
 It has a number, four texts and one function::
 
@@ -29,21 +29,22 @@ It has a number, four texts and one function::
         table.add(size // run.page, faults, seconds * 1e6)
         run.physical("Each page faults once", faults, at_least(size // run.page))
 
-* Memory is made with ``run.vmm`` (a ``VMM``), by its public methods. Other mechanisms, where
-  they are what is compared, by the standard library.
-* ``run.physical`` states what the kernel's own figures must say: one that does not hold is a
-  failure. ``run.timing`` states what a clock should say: it may disagree.
+* Make memory with ``run.vmm`` (a ``VMM``), by its public methods, and other mechanisms that are
+  compared with the standard library.
+* ``run.physical`` states a fact about the kernel's figures: one that does not hold is a
+  failure. ``run.timing`` states the expected time, which may differ.
 * What a machine cannot show is no failure: ``need(condition, "why not")`` leaves the experiment,
   or the part that ``with run.part("name")`` surrounds. So does a ``VMM`` that is out of memory, or
   meets a limit of the user's.
 * ``run.steps(sequence)`` goes through a sequence and shows progress. ``run.random`` is seeded.
-  ``run.memory`` is what may be touched in all, in bytes, and ``run.fitting(size)`` keeps within it.
-  ``run.child(function, ...)`` forks: what the child finds not to be observable is not.
-* ``libc("madvise", ...)`` is a system call that fails with its errno; ``become`` has a child be
+  ``run.memory`` is the memory that may be touched in all, in bytes, and ``run.fitting(size)`` keeps
+  within it. ``run.child(function, ...)`` forks: what is not observable in the child is not
+  observable in the parent.
+* ``libc("madvise", ...)`` is a system call that fails with its errno; ``become`` makes a child
   another user; ``status``, ``meminfo``, ``told`` and ``figures`` are the kernel's figures, and
-  ``sysctl`` is what the administrator set.
-* What must not be measured through an interpreter is done by a few instructions of the machine's
-  own: ``machine_code``.
+  ``sysctl`` is the administrator's setting.
+* ``machine_code`` runs a few instructions of the processor, where the interpreter would disturb the
+  measurement.
 * Where pages or faults are counted, ``with small_pages()`` keeps huge ones away.
 * Each experiment has a process of its own, which ends after a time and with its parent. With
   ``run.quick`` it should take no more than two seconds.

@@ -1,4 +1,4 @@
-"""What a read costs, by how much memory is read in turn: caches, and the TLB."""
+"""The cost of a read, by the amount of memory that is read in turn: caches, and the TLB."""
 
 import contextlib
 import ctypes
@@ -50,7 +50,6 @@ EXPLANATION = """
 KIB, MIB = 1 << 10, 1 << 20
 LINE = 64
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT
-#: ``hops(base, offset, count)``: go from a place to the one that it names, so often.
 HOPS = {
     "x86_64": "488b3437"  # again: mov rsi, [rdi + rsi]
     "48ffca 75f7"  # dec rdx; jnz again
@@ -59,15 +58,16 @@ HOPS = {
     "420400f1 c1ffff54"  # subs x2, x2, 1; b.ne again
     "e00301aa c0035fd6",  # mov x0, x1; ret
 }
+"""``hops(base, offset, count)``: follow a chain of offsets, so often."""
 Hops = Callable[[int, int, int], int]
 SMALL, HUGE = "small pages", "huge pages"
-#: What the kernel tells of a cache.
-TOLD = ("type", "level", "size")
+CACHE_FILES = ("type", "level", "size")
+"""The kernel's data about a cache."""
 
 
 def measure(run: Run) -> None:
-    """Read through ever more memory, in small pages and in huge ones."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the caches are that core's
+    """Read more and more memory, in small pages and in huge ones."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # caches belong to a core
     most = run.fitting(run.choose(quick=64 * MIB, full=512 * MIB), times=2.5)
     sizes = [size for n in range(40) if 16 * KIB <= (size := 1 << n) <= most]
     code = machine_code(run.vmm, HOPS)
@@ -93,7 +93,7 @@ def memory_in(run: Run, kind: str, size: int) -> Region:
         need(huge >= size * 9 // 10, "the kernel gave too few of them (see vmm-linux doctor)")
     else:
         region = run.vmm.region(size, READ_WRITE)
-        # Where it would give huge pages to all; a kernel without them refuses, which is as well.
+        # For a setting that gives huge pages to all; a kernel without them may refuse.
         with contextlib.suppress(OSError):
             libc("madvise", region.base, size, mmap.MADV_NOHUGEPAGE)
         touch(region)
@@ -115,7 +115,7 @@ def times_in(
             before = minor_faults()
             for _ in range(tries):
                 begin = time.perf_counter_ns()
-                place = hops(region.base, place, count)  # goes on where the last ones ended
+                place = hops(region.base, place, count)  # continues where the last ones ended
                 took.append((time.perf_counter_ns() - begin) / count)
             faults += minor_faults() - before
             times[kind].append(min(took))
@@ -131,10 +131,10 @@ def times_in(
 
 
 def link(run: Run, region: Region, size: int) -> None:
-    """Have each line of the first so many bytes name the next one, all of them in one round.
+    """Link the cache lines of the first so many bytes into one ring.
 
-    The order is that of a linear congruential generator, which goes through all numbers below a
-    power of two before any comes again, and has no pattern that a processor would see.
+    The order is that of a linear congruential generator, which visits all numbers below a power of
+    two before it repeats one, without a pattern that a processor would recognize.
     """
     factor, start = run.random.randrange(size) // 8 * 8 + 5, run.random.randrange(size) | 1
     lines = size // LINE
@@ -165,7 +165,7 @@ def show(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
 
 
 def claim(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
-    """Compare with what the kernel tells of the caches."""
+    """Compare with the kernel's data about the caches."""
     small = times[SMALL]
     best = dict(zip(sizes, times.get(HUGE, small), strict=True))  # without the TLB's part
     table = run.table(
@@ -175,7 +175,7 @@ def claim(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
         Column("within", "ns"),
         Column("beyond", "ns"),
     )
-    caches = told_caches()
+    caches = cache_sizes()
     for level in (1, 2, 3):
         with run.part(f"The cache of level {level}"):
             need(level in caches, "the kernel tells of none")
@@ -194,13 +194,13 @@ def claim(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
         run.timing(statement, small[-1] / times[HUGE][-1], at_least(1.2), "times")
 
 
-def told_caches() -> dict[int, int]:
+def cache_sizes() -> dict[int, int]:
     """The caches for data of the core that this runs on: level and bytes."""
     (core,) = os.sched_getaffinity(0)
     found = {}
     for folder in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
-        with contextlib.suppress(OSError):  # not every machine tells all
-            kind, level, size = ((folder / name).read_text().strip() for name in TOLD)
+        with contextlib.suppress(OSError):  # some machines report less
+            kind, level, size = ((folder / name).read_text().strip() for name in CACHE_FILES)
             if kind in {"Data", "Unified"}:
-                found[int(level)] = int(size.removesuffix("K")) << 10  # it is as "48K"
+                found[int(level)] = int(size.removesuffix("K")) << 10  # in the form "48K"
     return found

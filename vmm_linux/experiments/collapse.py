@@ -1,4 +1,4 @@
-"""Huge pages made later, of small ones: now, or whenever the kernel comes by."""
+"""Huge pages made later, of small ones: at once, or by the kernel's thread."""
 
 import time
 from collections.abc import Iterator
@@ -39,12 +39,12 @@ EXPLANATION = """
 MIB = 1 << 20
 MADV_COLLAPSE = 25
 FLAGS = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.HUGE
-#: Seconds to wait for khugepaged.
 PATIENCE = 40
+"""Seconds to wait for khugepaged."""
 
 
 def measure(run: Run) -> None:
-    """Collapse memory now; wait until it is collapsed."""
+    """Collapse memory at once; then wait until the kernel's thread collapses some."""
     run.need_huge_pages()
     run.need_memory(4 * run.huge_page)
     count = min(run.memory // run.huge_page, run.choose(quick=8, full=64))
@@ -57,7 +57,7 @@ def measure(run: Run) -> None:
 
 @contextmanager
 def in_small_pages(run: Run, size: int) -> Iterator[Region]:
-    """Memory that may have huge pages, and was touched while it could not; every page differs."""
+    """Memory that may have huge pages, touched while it could not; every page differs."""
     with run.vmm.region(size, FLAGS) as region:
         region.commit()
         with small_pages(), region.view() as view:
@@ -68,7 +68,7 @@ def in_small_pages(run: Run, size: int) -> Iterator[Region]:
 
 
 def at_once(run: Run, count: int) -> None:
-    """Have the kernel make huge pages of small ones while this process waits."""
+    """Make the kernel collapse small pages while this process waits."""
     size = count * run.huge_page
     title = f"{size // MIB} MiB in huge pages"
     table = run.table(title, Column("way"), Column("in huge pages", "B"), Column("time", "µs"))

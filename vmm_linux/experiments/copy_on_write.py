@@ -1,4 +1,4 @@
-"""What fork() copies, and when the rest is copied."""
+"""The copies that fork() makes, and the later ones."""
 
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -45,15 +45,15 @@ EXPLANATION = """
 """
 
 MIB = 1 << 20
-#: Guards keep the kernel from making the region one mapping with its neighbours.
 FLAGS = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-#: Of an entry of a page table.
+"""Guards keep the kernel from merging the region with its neighbours."""
 ENTRY = 8
+"""Bytes of a page-table entry."""
 FIGURES = {"PSS": "pss", "private dirty": "private_dirty", "shared dirty": "shared_dirty"}
 
 
 def measure(run: Run) -> None:
-    """Fork with touched memory, and have the child write to more and more of it."""
+    """Fork with touched memory, and let the child write to more and more of it."""
     size = run.fitting(run.choose(quick=16 * MIB, full=256 * MIB), times=2)
     with small_pages(), run.vmm.region(size, FLAGS) as region:
         region.commit()
@@ -86,7 +86,7 @@ def fork_with_more(run: Run, region: Region) -> None:
         tables = region.size // (run.page // ENTRY * run.page)
         need(tables >= 4, "pages are so large that a table or two hold all entries")
         first, *_, last = table.column("page tables of the child")
-        # The two at the ends may hold entries of neighbours, and have been there before.
+        # The two at the ends may hold entries of neighbours, and so existed before.
         expected = at_least((tables - 2) * run.page)
         run.physical("fork() copies the page table", last - first, expected, "B")
 
@@ -112,7 +112,7 @@ def page_tables_after_fork(run: Run) -> int:
 
 
 def write_after_fork(run: Run, region: Region) -> None:
-    """Write in the child, in the parent, and look at both after each step."""
+    """Write in the child and in the parent, and record both after each step."""
     offsets = list(range(0, region.size, run.page))
     run.random.shuffle(offsets)
     pages = len(offsets) // run.choose(quick=4, full=8)
@@ -126,7 +126,7 @@ def write_after_fork(run: Run, region: Region) -> None:
         Column("time of a page", "µs"),
     )
 
-    def look(step: str, child: Child | None = None, cost: Sequence[float] = ()) -> None:
+    def record(step: str, child: Child | None = None, cost: Sequence[float] = ()) -> None:
         its: Sequence[int | None] = [None] * len(FIGURES)
         if child:
             its = figures(region.base, FIGURES.values(), child.pid)
@@ -134,22 +134,22 @@ def write_after_fork(run: Run, region: Region) -> None:
         faults, seconds = cost or (None, None)
         table.add(step, *its, *ours, faults, seconds and seconds / pages * 1e6)
 
-    look("before fork()")
-    with run.child(write_as_told, region) as child:
-        look("after fork()", child)
+    record("before fork()")
+    with run.child(write_on_request, region) as child:
+        record("after fork()", child)
         for number, part in enumerate(run.steps(parts, "writing"), 1):
             child.send(part)
-            look(f"child wrote {100 * number / len(parts):g} %", child, child.receive())
+            record(f"child wrote {100 * number / len(parts):g} %", child, child.receive())
         changed = sum(byte != 1 for byte in region.view()[:: run.page])
-        look("parent wrote to a part", child, written(region, parts[-1]))
+        record("parent wrote to a part", child, written(region, parts[-1]))
         child.send(parts[-1])
-        look("child wrote there again", child, child.receive())
-    look("child ended")
+        record("child wrote there again", child, child.receive())
+    record("child ended")
     claim(run, table, region.size, len(parts), changed)
 
 
-def write_as_told(connection: Connection, region: Region) -> None:
-    """Be the child: write where it is told to, and answer what that cost."""
+def write_on_request(connection: Connection, region: Region) -> None:
+    """In the child: write on request, and answer with the cost."""
     while True:
         connection.send(written(region, connection.recv()))
 

@@ -1,4 +1,4 @@
-"""Ways to give memory back, and what is really given back."""
+"""Ways to give memory back, and how much each really gives back."""
 
 import contextlib
 import ctypes
@@ -40,8 +40,8 @@ EXPLANATION = """
 
 MIB = 1 << 20
 MADV_COLD = 20
-#: Below malloc's threshold for mappings of their own.
 SMALL = 32 << 10
+"""Below malloc's threshold for a mapping of its own."""
 
 
 class Held(NamedTuple):
@@ -56,7 +56,7 @@ Way = Callable[[Run, int], contextlib.AbstractContextManager[Held]]
 
 
 def measure(run: Run) -> None:
-    """Touch the same amount of memory each way, give it back, and look."""
+    """Touch the same amount of memory each way, give it back, and measure."""
     size = run.choose(quick=16 * MIB, full=128 * MIB)
     run.need_memory(size)
     table = run.table(
@@ -84,26 +84,26 @@ def measure(run: Run) -> None:
 
 
 def words(byte: int) -> str:
-    """What became of the ones that were written."""
+    """The contents afterwards, in words."""
     return "as before" if byte else "zeros"
 
 
 @contextlib.contextmanager
 def decommit(run: Run, size: int) -> Iterator[Held]:
-    """The package's own call."""
+    """Memory for the package's own call."""
     with run.vmm.region(size) as region:
         region.commit()
         touch(region)
 
-        def look() -> str:
+        def contents() -> str:
             region.commit(0, run.page)
             return words(region.read(0, 1)[0])
 
-        yield Held(lambda: resident(region.base, size), region.decommit, look)
+        yield Held(lambda: resident(region.base, size), region.decommit, contents)
 
 
 def advised(advice: int) -> Way:
-    """An ordinary mapping, of which the kernel is told something."""
+    """An ordinary mapping for an madvise(2) call."""
 
     @contextlib.contextmanager
     def held(run: Run, size: int) -> Iterator[Held]:
@@ -149,13 +149,13 @@ def allocated(block: int, *, trim: bool = False) -> Way:
         yield Held(lambda: rss() - beginning, give_back, lambda: "undefined")
         give_back()
         libc.free(last)
-        libc.malloc_trim(0)  # what was kept must not serve the next way
+        libc.malloc_trim(0)  # kept memory must not serve the next way
 
     return held
 
 
 def rss() -> int:
-    """What the kernel says of the whole process: nobody knows where malloc's memory lies."""
+    """The resident bytes of the whole process: the place of malloc's memory is unknown."""
     return inspect.rollup().figures["rss"]
 
 

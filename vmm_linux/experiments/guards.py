@@ -1,4 +1,4 @@
-"""Guard pages: a stack that overflows into one, and what they cost."""
+"""Guard pages: a stack that overflows into one, and their cost."""
 
 import ctypes
 from multiprocessing.connection import Connection
@@ -41,10 +41,10 @@ EXPLANATION = """
 COMMITTED = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.COMMIT
 LOW, HIGH = VmmFlags.LOW_GUARD, VmmFlags.HIGH_GUARD
 STACK = 256 << 10
-#: Words that a function puts onto a stack of that size, and those beyond its end among them.
 BEYOND = 1024
+"""Words that a function pushes beyond the end of its stack."""
 WORDS = STACK // 8 + BEYOND
-#: A function that puts so many words, of ones alone, onto its stack, and returns.
+"""Words that it pushes in all."""
 PUSH = {
     "x86_64": "4889e0"  # mov rax, rsp
     "6aff"  # again: push -1
@@ -55,10 +55,11 @@ PUSH = {
     "000800f1 ccffff54"  # subs x0, x0, 2; b.gt again
     "3f010091 c0035fd6",  # mov sp, x9; ret
 }
+"""A function that pushes so many words of all ones, and returns."""
 
 
 def measure(run: Run) -> None:
-    """Let stacks overflow, and count what guards take."""
+    """Let stacks overflow, and measure the cost of guards."""
     with run.part("A stack that overflows"):
         overflows(run)
     with run.part("What guards cost"):
@@ -69,7 +70,7 @@ def measure(run: Run) -> None:
 
 
 class Overflow(NamedTuple):
-    """What became of a process whose thread needed too much stack."""
+    """The end of a process whose thread needed too much stack."""
 
     ended: str
     unused: int
@@ -98,7 +99,7 @@ def overflows(run: Run) -> None:
 
 
 def overflow(run: Run, code: Region, guard: VmmFlags) -> Overflow:
-    """Overflow a stack in a process of its own, with memory below it that we share and can see."""
+    """Overflow a stack in a process of its own, with shared memory below it for a check."""
     gap = run.page if guard else 0
     with run.vmm.region(2 * STACK + gap) as room:
         base = room.base
@@ -135,7 +136,7 @@ def run_on(connection: Connection, stack: Region, code: Region) -> None:
 
 
 class Cost(NamedTuple):
-    """Of regions that are committed and touched, all together: bytes, mappings, seconds."""
+    """The cost of committed and touched regions together: bytes, mappings, seconds."""
 
     addresses: int
     promised: int
@@ -149,7 +150,7 @@ def costs(run: Run) -> None:
     """Make many small regions, without guards and with."""
     size = 4 * run.page
     count = min(run.choose(quick=200, full=4000), run.memory // size)
-    cost_of(run, count, size, LOW)  # so that the interpreter itself need not grow any more
+    cost_of(run, count, size, LOW)  # so that the interpreter itself does not grow later
     guards = {"none": VmmFlags(0), "below": LOW, "below and above": LOW | HIGH}
     table = run.table(
         f"{count} regions of {size >> 10} KiB, touched",
@@ -180,7 +181,7 @@ def costs(run: Run) -> None:
 
 
 def cost_of(run: Run, count: int, size: int, flags: VmmFlags) -> Cost:
-    """What regions with these flags take."""
+    """The cost of regions with these flags."""
     regions: list[Region] = []
 
     def make() -> None:

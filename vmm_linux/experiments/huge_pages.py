@@ -1,4 +1,4 @@
-"""Transparent huge pages at first touch: what they save, what they cost, where they fit."""
+"""Transparent huge pages at first touch: savings, cost, alignment."""
 
 import contextlib
 from collections.abc import Callable
@@ -48,8 +48,8 @@ PAGES: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "small": small_pages,
     "huge": contextlib.nullcontext,
 }
-#: The interpreter itself may touch something new meanwhile.
 ONCE = between(1, 1.5)
+"""The interpreter itself may touch new pages meanwhile."""
 
 
 def measure(run: Run) -> None:
@@ -67,14 +67,14 @@ def measure(run: Run) -> None:
 
 
 def setting() -> str:
-    """Who gets huge pages on this machine, in the kernel's words."""
+    """The machine's setting for huge pages, in the kernel's words."""
     with contextlib.suppress(OSError):
         return SETTING.read_text(encoding="utf-8").strip()
     return "not readable"
 
 
 def at_first_touch(run: Run, count: int) -> None:
-    """Touch all of some memory and read it; touch a byte of each huge page of some more."""
+    """Touch and read all of some memory; touch one byte per huge page of other memory."""
     size = count * run.huge_page
     few = f"resident for {count} bytes"
     table = run.table(
@@ -120,7 +120,7 @@ def touched(run: Run, size: int) -> tuple[float, ...]:
         faults = minor_faults()
         touching = timed(touch, region)
         faults = minor_faults() - faults
-        # Not the same place in every page: those would all be in the same few sets of the cache.
+        # Different offsets in pages: equal ones would use the same few sets of the cache.
         with region.view() as view:
             reading = min(timed(bytes, view[:: run.page + 64]) for _ in range(15))
         return faults, in_huge_pages(region.base), touching * 1e6, reading * 1e6
@@ -135,7 +135,7 @@ def sparse(run: Run, size: int) -> int:
 
 
 def alignment(run: Run) -> None:
-    """Memory of the size of two huge pages, from a border of huge pages on and from others."""
+    """Memory of two huge pages' size, aligned to huge pages and not."""
     size = 2 * run.huge_page
     table = run.table(
         f"{size // MIB} MiB, at some distance from a border of huge pages",

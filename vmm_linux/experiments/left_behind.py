@@ -1,4 +1,4 @@
-"""What a process that is killed leaves behind."""
+"""The memory that a killed process leaves behind."""
 
 import contextlib
 import ctypes
@@ -49,12 +49,12 @@ EXPLANATION = """
 """
 
 MIB = 1 << 20
-SHM = Path("/dev/shm")  # noqa: S108 (it is what is measured)
+SHM = Path("/dev/shm")  # noqa: S108 (the subject of the measurement)
 IPC_CREAT, IPC_EXCL, IPC_RMID = 0o1000, 0o2000, 0
 
 
 class Means(NamedTuple):
-    """What a way to make memory may need: a file's name, a segment's key, somebody to send to."""
+    """The means of a way to make memory: a file's name, a segment's key, a receiver."""
 
     file: Path
     key: int
@@ -62,7 +62,7 @@ class Means(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What kind of memory was made, its number among its kind, and what keeps it."""
+    """The memory that was made: its kind, its number, and the object that keeps it."""
 
     kind: Kind
     number: int
@@ -70,7 +70,7 @@ class Made(NamedTuple):
 
 
 class Way(NamedTuple):
-    """A way to make memory that can be shared, and how much of it kill -9 should leave."""
+    """A way to make shareable memory, and how much of it should outlive kill -9."""
 
     make: Callable[[int, Means], Made]
     left: int
@@ -80,14 +80,14 @@ MOMENTS = ("alive", "after kill -9", "cleaned up")
 
 
 class Looks(NamedTuple):
-    """What was found at each moment: bytes by way, and what the machine had more than before."""
+    """The findings at each moment: bytes by way, and the machine's growth."""
 
     found: list[dict[str, int]]
     growth: list[int]
 
 
 def measure(run: Run) -> None:
-    """Make memory in each way in a process of its own, kill them all, and look."""
+    """Make memory in each way in a process of its own, kill them all, and measure."""
     wished = run.choose(quick=8 * MIB, full=16 * MIB)  # containers have 64 MiB in /dev/shm
     size = run.fitting(wished, times=len(WAYS))
     need(SHM.is_dir(), "there is no /dev/shm")
@@ -105,12 +105,12 @@ def measure(run: Run) -> None:
 def make_kill_and_look(
     run: Run, size: int, means: dict[str, Means], sock: socket.socket, clean: Callable[[], None]
 ) -> Looks:
-    """All at once, for each look goes through all processes of the machine."""
+    """Kill all at once, because each measurement reads all processes of the machine."""
     before, looks = meminfo("Shmem"), Looks([], [])
     places: dict[str, Made] = {}
     victims = []
 
-    def look() -> None:
+    def record() -> None:
         looks.found.append(sizes_of(places))
         looks.growth.append(meminfo("Shmem") - before)
 
@@ -122,18 +122,18 @@ def make_kill_and_look(
                 places[way] = victims[-1].receive()
         if HELD in places:
             holder.receive()
-        look()
+        record()
         for victim in victims:
             victim.kill()
-        look()
+        record()
         holder.kill()
         clean()
-        look()
+        record()
     return looks
 
 
 def tabulate(run: Run, size: int, looks: Looks) -> None:
-    """Show what was found."""
+    """Show the findings."""
     columns = [Column(moment, "B") for moment in MOMENTS]
     table = run.table(f"{size // MIB} MiB each", Column("way"), *columns)
     plot = run.plot("Shared memory of a process that is killed", Axis("way"), Axis("memory", "B"))
@@ -161,7 +161,7 @@ def claim(run: Run, size: int, looks: Looks) -> None:
 
 
 def sizes_of(places: dict[str, Made]) -> dict[str, int]:
-    """The bytes that there are of each, whoever has them."""
+    """The present bytes of each, in any process."""
     channels = {(each.kind, each.inode): each for each in sharing(all=True).channels}
     there = {way: channels.get((made.kind, made.number)) for way, made in places.items()}
     return {way: (channel.resident or 0) if channel else 0 for way, channel in there.items()}
@@ -171,7 +171,7 @@ def sizes_of(places: dict[str, Made]) -> dict[str, int]:
 
 
 def live_on(connection: Connection, way: str, size: int, means: Means) -> None:
-    """Be killed: make memory, say which, and wait for the end."""
+    """In the process to be killed: make memory, report it, and wait."""
     try:
         made = WAYS[way].make(size, means)
     except OSError as refusal:
@@ -181,7 +181,7 @@ def live_on(connection: Connection, way: str, size: int, means: Means) -> None:
 
 
 def hold(connection: Connection, sock: socket.socket) -> None:
-    """Be another process that has a buffer."""
+    """In another process: hold a buffer."""
     with VMM() as vmm:
         vmm.recv_handle(sock)
         connection.send("has it")
@@ -190,7 +190,7 @@ def hold(connection: Connection, sock: socket.socket) -> None:
 
 @contextlib.contextmanager
 def cleaner(run: Run, means: Sequence[Means]) -> Iterator[Callable[[], None]]:
-    """Have a process remove what has a name when it is told to, or when this one was killed."""
+    """Start a process that removes all names on request, or after this one is killed."""
     with run.child(clean_up, means) as child:
         child.receive()
 
@@ -206,8 +206,8 @@ def cleaner(run: Run, means: Sequence[Means]) -> Iterator[Callable[[], None]]:
 
 
 def clean_up(connection: Connection, means: Sequence[Means]) -> None:
-    """Remove every name, as soon as this process is told to or is the last one of all."""
-    # Neither with its parent nor with its group: there would be nobody left to do it.
+    """Remove every name, on request or when this is the last process."""
+    # It must outlive its parent and its group, to clean up after them.
     outlive_parent()
     os.setpgid(0, 0)
     connection.send("ready")
@@ -235,7 +235,7 @@ def buffer(size: int, means: Means) -> Made:
 
 
 def held_buffer(size: int, means: Means) -> Made:
-    """The same, which another process has too."""
+    """An MDL buffer, mapped, which another process has too."""
     mdl = VMM().mdl(size)
     touch(mdl.map())
     mdl.vmm.send_handle(means.sock, mdl.handle)
@@ -250,7 +250,7 @@ def file(size: int, means: Means) -> Made:
 
 
 def unlinked_file(size: int, means: Means) -> Made:
-    """The same without its name."""
+    """A file in /dev/shm, mapped, without its name."""
     made = file(size, means)
     means.file.unlink()
     return made
@@ -264,7 +264,7 @@ def segment(size: int, means: Means) -> Made:
 
 
 def removed_segment(size: int, means: Means) -> Made:
-    """The same, to be destroyed when nobody has it attached."""
+    """A System V segment, attached, destroyed when no process has it attached."""
     made = segment(size, means)
     libc("shmctl", made.number, IPC_RMID, 0)
     return made

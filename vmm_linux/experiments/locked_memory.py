@@ -1,4 +1,4 @@
-"""How much memory can be locked, for whom, and what LOCKED does beyond that."""
+"""How much memory users can lock, and the effect of LOCKED beyond that."""
 
 import os
 import resource
@@ -43,7 +43,7 @@ ORDINARY, PRIVILEGED = "ordinary user", "with CAP_IPC_LOCK"
 
 
 class Found(NamedTuple):
-    """Of memory that was asked for as LOCKED under a limit: bytes, and mlock's answer."""
+    """A request for LOCKED memory under a limit: bytes, and mlock's answer."""
 
     pinned: int
     pinned_by_kernel: int
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 
 def measure(run: Run) -> None:
-    """Ask for the same memory as LOCKED under rising limits, without a privilege and with it."""
+    """Request the same LOCKED memory under rising limits, without a privilege and with it."""
     hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
     most = run.choose(quick=2 * MIB, full=16 * MIB)
     top = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -101,14 +101,14 @@ def claim_bound(run: Run, rows: list[Found], limits: list[int], size: int) -> No
 
 
 def claim_unbound(run: Run, rows: list[Found], limits: list[int], size: int) -> None:
-    """Compare with the prediction for who has the privilege."""
+    """Compare with the prediction for a user with the privilege."""
     del limits
     least = min(row.pinned for row in rows)
     run.physical("With CAP_IPC_LOCK all is pinned under any limit", least, equal(size), "B")
 
 
 def fork_a_lock(run: Run) -> None:
-    """Look at a locked page from a forked child."""
+    """Check a locked page in a forked child."""
     with run.vmm.region(run.page, LOCKED) as region:
         need(region.query(0, smaps=False).locked, "this process may lock nothing")
         with run.child(
@@ -125,7 +125,7 @@ def fork_a_lock(run: Run) -> None:
 
 
 def found_under(run: Run, who: str, limit: int, size: int) -> Found:
-    """What becomes of memory asked for as LOCKED by a process under a limit."""
+    """The result of a request for LOCKED memory by a process under a limit."""
     with run.child(lock_under, run, who, limit, size) as child:
         return Found(*child.receive())
 

@@ -1,4 +1,4 @@
-"""Overcommit: what the kernel promises, what a process has, and who fails when."""
+"""Overcommit: the kernel's promises, a process's memory, and which requests fail."""
 
 import contextlib
 import os
@@ -55,7 +55,7 @@ PIECES = 8
 
 
 class Answer(NamedTuple):
-    """What came of a request: "OK" or an error's name, and bytes as the kernel counts them."""
+    """The result of a request: "OK" or an error's name, and bytes as the kernel counts them."""
 
     outcome: str
     charged: int | None = None
@@ -63,13 +63,13 @@ class Answer(NamedTuple):
 
 
 def measure(run: Run) -> None:
-    """Ask for twice what the machine has, in many ways, and touch next to nothing of it."""
+    """Request twice the machine's memory, in many ways, and touch almost nothing of it."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-    run.vmm.limits = Limits.unlimited()  # the kernel is to answer, and not the package before it
+    run.vmm.limits = Limits.unlimited()  # the kernel must answer, not the package's limits
     mode = sysctl(MODE)
     need(mode in MODES, f"{MODE} is {mode}, which this experiment does not know")
-    # In some containers /proc/meminfo is not the kernel's word.
+    # In some containers /proc/meminfo is not the kernel's.
     memory = max(meminfo("MemTotal"), os.sysconf("SC_PHYS_PAGES") * run.page) + meminfo("SwapTotal")
     limit = meminfo("CommitLimit")
     least = max(memory, limit if mode == 2 else 0)
@@ -91,7 +91,7 @@ def measure(run: Run) -> None:
 
 
 def ask(run: Run, size: int, mode: int) -> None:
-    """Make every request, and compare what came of it with what is expected in this mode."""
+    """Make every request, and compare its result with the prediction for this mode."""
     table = run.table(
         "Requests",
         Column("request"),
@@ -105,14 +105,14 @@ def ask(run: Run, size: int, mode: int) -> None:
             need(due, TOO_MUCH)
             try:
                 answer = request(run, size)
-            except OutOfMemory as refusal:  # on the way to what is asked for
+            except OutOfMemory as refusal:  # during the preparation
                 answer = Answer(refusal.rc.name)
             table.add(name, *answer)
             run.physical(f"In mode {mode}: {name}", answer.outcome, equal(due))
 
 
 def leave_out(run: Run, mode: int) -> None:
-    """Say what is not tried."""
+    """Report a request that is not tried."""
     for other in (each for each in MODES if each != mode):
         with run.part(f"Mode {other}"):
             raise NotObservable(
@@ -123,7 +123,7 @@ def leave_out(run: Run, mode: int) -> None:
 
 
 def outcome(call: Callable[..., object], *arguments: object) -> str:
-    """OK, or the name of what it failed with for lack of memory."""
+    """OK, or the name of the error for lack of memory."""
     try:
         call(*arguments)
     except OutOfMemory as refusal:
@@ -134,9 +134,9 @@ def outcome(call: Callable[..., object], *arguments: object) -> str:
 
 
 def seen(said: str, region: Region) -> Answer:
-    """An outcome, and what the kernel says of the region then."""
+    """An outcome, with the kernel's data about the region."""
     there = None
-    with contextlib.suppress(NotObservable):  # the outcome is worth having without it
+    with contextlib.suppress(NotObservable):  # the outcome is useful without it
         there = resident(region.base, region.size)
     return Answer(said, charged(region), there)
 
@@ -169,13 +169,13 @@ def pieces(region: Region, each: int, gap: int = 0) -> None:
 
 
 def commit_read_only(run: Run, size: int) -> Answer:
-    """All of it, but nobody may write to it."""
+    """All of it, read-only."""
     with run.vmm.region(size, READ) as region:
         return seen(outcome(region.commit), region)
 
 
 def make_writable(run: Run, size: int) -> Answer:
-    """Committed as read-only, and then somebody may."""
+    """Committed as read-only, and then made writable."""
     with run.vmm.region(size, READ) as region:
         region.commit()
         return seen(outcome(region.protect, READ_WRITE), region)
@@ -195,7 +195,7 @@ def fork_one(run: Run, size: int) -> Answer:
 
 
 def fork_several(run: Run, size: int) -> Answer:
-    """A child of a process with that much in mappings that cannot become one."""
+    """A child of a process with that much in mappings that cannot merge."""
     with run.vmm.region(size + PIECES * run.page) as region:
         pieces(region, size // PIECES, run.page)
         return seen(outcome(fork, run), region)
@@ -222,7 +222,6 @@ def spawn(run: Run, size: int) -> Answer:
 
 NO_MEMORY = "OUT_OF_MEMORY"
 NOT_TRIED = ""
-#: What is asked for, and what is expected in the modes 0, 1 and 2.
 REQUESTS: dict[str, tuple[Callable[[Run, int], Answer], str, str, str]] = {
     "Reserve": (reserve, "OK", "OK", "OK"),
     "Commit, at once": (commit, NO_MEMORY, "OK", NO_MEMORY),
@@ -234,6 +233,7 @@ REQUESTS: dict[str, tuple[Callable[[Run, int], Answer], str, str, str]] = {
     "fork(), in several mappings": (fork_several, "OK", "OK", NOT_TRIED),
     "posix_spawn(), all in one mapping": (spawn, "OK", "OK", NOT_TRIED),
 }
+"""The requests, and the expected results in the modes 0, 1 and 2."""
 MODES = (0, 1, 2)
 
 
@@ -241,7 +241,7 @@ MODES = (0, 1, 2)
 
 
 def possession(run: Run, size: int, memory: int) -> None:
-    """Commit piece by piece, then touch a little, and look after each step."""
+    """Commit piece by piece, then touch a little, and measure after each step."""
     each, few = size // PIECES, 16 * MIB
     table = run.table(
         "Promise and possession",

@@ -1,4 +1,4 @@
-"""What the first touch of a page costs, by the order of touching and by whose memory it is."""
+"""The cost of the first touch of a page, by the order of touching and the kind of memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,16 +40,16 @@ EXPLANATION = """
 """
 
 MIB = 1 << 20
-#: Here and in a folder for each size, ``shmem_enabled`` says whether shared memory has huge pages.
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
-#: So much a kernel maps around a page that is read, unless it is told otherwise.
+"""Here and in a folder for each size, ``shmem_enabled`` sets huge pages of shared memory."""
 FAULT_AROUND = 64 << 10
-#: Pages to touch in every order: a gigabyte of addresses where they are far apart.
+"""The default of bytes that a kernel maps around a page that is read."""
 COUNT = 512
+"""Pages to touch in every order: a gigabyte of addresses where they are far apart."""
 
 
 class Touched(NamedTuple):
-    """Pages that were touched twice: how many faulted, and the seconds of both times."""
+    """Pages that were touched twice: the number of faults, and the seconds of both times."""
 
     faults: int
     first: float
@@ -124,8 +124,8 @@ def private(run: Run) -> None:
         run.timing("Far apart it takes longer", ratio, at_least(1.25), "times")
 
 
-#: The interpreter itself may touch something new meanwhile.
 ONCE = between(1, 1.05)
+"""The interpreter itself may touch new pages meanwhile."""
 PER_PAGE = "faults a page"
 
 

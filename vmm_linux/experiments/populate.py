@@ -1,4 +1,4 @@
-"""Paying for many pages at once: populating, and doing so in several threads."""
+"""Populating many pages at once, in one thread and in several."""
 
 import itertools
 import threading
@@ -57,12 +57,12 @@ def measure(run: Run) -> None:
 
 
 def populate(start: int, size: int) -> None:
-    """Have the kernel give memory to these pages, as the first write to each would."""
+    """Make the kernel give memory to these pages, as the first write to each would."""
     libc("madvise", start, size, MADV_POPULATE_WRITE)
 
 
 def nothing(start: int, size: int) -> None:
-    """Leave it to the first touch, or to Commit."""
+    """Do nothing: the first touch or Commit gives memory."""
 
 
 Way = tuple[VmmFlags, Callable[[int, int], object]]
@@ -131,7 +131,7 @@ def in_parallel(run: Run, size: int, tries: int) -> None:
 
 
 def by_threads(run: Run, size: int, threads: int) -> tuple[float, int]:
-    """Populate new memory, each thread its part: microseconds, and the bytes resident then."""
+    """Populate new memory, each thread its part: microseconds, and resident bytes."""
     cuts = [size // run.page * number // threads * run.page for number in range(threads + 1)]
     with run.vmm.region(size) as region:
         region.commit()

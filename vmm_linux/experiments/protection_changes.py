@@ -1,4 +1,4 @@
-"""What a change of protection costs, alone and while other cores use the same memory."""
+"""The cost of a change of protection, alone and while other cores use the same memory."""
 
 import contextlib
 import ctypes
@@ -50,22 +50,22 @@ EXPLANATION = """
 
 READ, WRITE = VmmFlags.READ, VmmFlags.WRITE
 PAGES = 64
-#: Interrupts for a page: fewer are on account of other processes.
 FEW = 0.2
+"""Interrupts a page: fewer are caused by other processes."""
 NOBODY, PROCESSES = "nobody", "processes"
 
 Company = dict[str, contextlib.AbstractContextManager[object]]
 
 
 class Cost(NamedTuple):
-    """Of one change of one page."""
+    """The cost of one change of one page."""
 
     microseconds: float
     interrupts: float | None
 
 
 def measure(run: Run) -> None:
-    """Take a right away and give it back, page by page, in company on the other cores."""
+    """Remove a right and restore it, page by page, while other cores run."""
     with run.child(write_and_forbid, run) as child:
         ended = child.ended()
     run.physical("A thread that writes is stopped by the change", ended, equal("by SIGSEGV"))
@@ -89,7 +89,7 @@ def measure(run: Run) -> None:
 
 
 def costs_of(run: Run, *, touched: bool) -> tuple[list[Cost], list[Cost]]:
-    """What taking writing away costs, and giving it back, time after time."""
+    """The costs of removing the right to write, and of restoring it, again and again."""
     taken, given = [], []
     with run.vmm.region(PAGES * run.page) as region:
         region.commit()
@@ -103,7 +103,7 @@ def costs_of(run: Run, *, touched: bool) -> tuple[list[Cost], list[Cost]]:
 
 
 def change(region: Region, rights: VmmFlags, page: int) -> Cost:
-    """Change the protection of each page for itself."""
+    """Change the protection of each page by itself."""
     before = shootdowns()
     begin = time.perf_counter_ns()
     for offset in range(0, len(region), page):
@@ -115,7 +115,7 @@ def change(region: Region, rights: VmmFlags, page: int) -> Cost:
 
 
 def when_interrupted(costs: list[Cost]) -> list[Cost]:
-    """Those times at which others were interrupted, or all if there were none.
+    """The costs of rounds that interrupted other cores, or all if there were none.
 
     On a busy machine a thread is on its core only now and then.
     """
@@ -126,8 +126,8 @@ def when_interrupted(costs: list[Cost]) -> list[Cost]:
 
 def middle(costs: list[Cost]) -> Cost:
     """The medians."""
-    told = [cost.interrupts for cost in costs if cost.interrupts is not None]
-    return Cost(median(cost.microseconds for cost in costs), median(told) if told else None)
+    counted = [cost.interrupts for cost in costs if cost.interrupts is not None]
+    return Cost(median(cost.microseconds for cost in costs), median(counted) if counted else None)
 
 
 def shootdowns() -> int | None:
@@ -143,7 +143,7 @@ def shootdowns() -> int | None:
 
 
 def company_on(run: Run, cores: list[int]) -> Company:
-    """Who can be on other cores: processes of their own, and 1, 2, 4, ... threads of this one."""
+    """The company on other cores: other processes, and 1, 2, 4, ... threads of this one."""
     powers = {1 << n for n in range(len(cores).bit_length())}
     counts = run.choose(quick={1}, full=powers) | {len(cores)}
     return {
@@ -183,7 +183,7 @@ def threads_on(cores: list[int]) -> Iterator[None]:
 
     threads = [threading.Thread(target=busy, args=[core]) for core in cores]
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)  # a thread that waits for the interpreter is on no core
+    sys.setswitchinterval(1e-4)  # a thread that waits for the interpreter runs on no core
     try:
         for thread in threads:
             thread.start()
@@ -202,7 +202,7 @@ def work() -> None:
 
 
 def write_and_forbid(connection: Connection, run: Run) -> None:
-    """Be a process in which a thread writes, by the address alone, and another forbids it."""
+    """In a process of its own: one thread writes, by the raw address, and another forbids it."""
     del connection
     region = run.vmm.region(run.page, READ | WRITE | VmmFlags.COMMIT)
     here = threading.Semaphore(0)
@@ -261,7 +261,7 @@ def claim(run: Run, costs: dict[str, list[Cost]]) -> None:
             " way, and on a busy machine the threads were hardly there",
         )
         run.physical("Taking a right interrupts them", counts, at_least(FEW), "for a page")
-        # Others' interrupts are among those that the kernel counts.
+        # The kernel counts other processes' interrupts too.
         few = at_most(counts / 2)
         run.physical(
             "Processes there are not interrupted", processes[0].interrupts, few, "for a page"
@@ -270,7 +270,7 @@ def claim(run: Run, costs: dict[str, list[Cost]]) -> None:
 
 
 def must_interrupt() -> bool:
-    """Whether this machine has no other way to tell its other cores, and has them free."""
+    """Whether this machine must interrupt its other cores, and has them free."""
     free = os.getloadavg()[0] < (os.cpu_count() or 1)
     flags = Path("/proc/cpuinfo").read_text().partition("flags\t")[2].partition("\n")[0].split()
     return free and bool(flags) and not {"hypervisor", "invlpgb"} & {*flags}

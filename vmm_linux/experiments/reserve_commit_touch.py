@@ -1,4 +1,4 @@
-"""What reserving, committing and touching memory cost, in time and in memory."""
+"""The cost of reserving, committing and touching memory, in time and in memory."""
 
 import time
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ STEPS = ("reserve", "commit", "touch")
 
 
 class Cost(NamedTuple):
-    """Of one size, after each step: seconds, and bytes as the kernel counts them."""
+    """The cost of one size, after each step: seconds, and bytes as the kernel counts them."""
 
     seconds: list[float]
     resident: list[int]
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
 
 
 def measure(run: Run) -> None:
-    """Take regions of many sizes through the three steps, and look after each."""
+    """Make the three steps with regions of many sizes, and measure after each."""
     limit = min(run.memory // 2, run.choose(quick=32 * MIB, full=GIB))
     sizes = [run.page, 64 * KIB, MIB, 16 * MIB, 256 * MIB, GIB, 8 * GIB, 64 * GIB]
     costs = {}
@@ -72,14 +72,14 @@ def measure(run: Run) -> None:
 
 
 def cost_of(run: Run, size: int, steps: Sequence[str]) -> Cost:
-    """What these steps cost, the time as the median of several tries."""
+    """The cost of these steps, the time as the median of several tries."""
     tries = [tried(run, size, steps) for _ in range(run.choose(quick=3, full=9))]
     times = zip(*(cost.seconds for cost in tries), strict=True)
     return tries[-1]._replace(seconds=[median(each) for each in times])
 
 
 def tried(run: Run, size: int, steps: Sequence[str]) -> Cost:
-    """What these steps cost, once."""
+    """The cost of these steps, once."""
     cost = Cost([], [], [])
     begin = time.perf_counter()
     with run.vmm.region(size) as region:

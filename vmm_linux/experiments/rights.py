@@ -1,4 +1,4 @@
-"""What a read-only handle can do and cannot, attack by attack."""
+"""The limits of a read-only handle, attack by attack."""
 
 import ctypes
 import fcntl
@@ -57,12 +57,12 @@ MADV_REMOVE, MREMAP_MAYMOVE = 9, 1
 SYS_PIDFD_GETFD = 438
 F_SEAL_FUTURE_WRITE = 0x10
 
-#: Who sends and who attacks. Only root can become others.
 USERS = {"same user": (NOBODY, NOBODY), "another user": (NOBODY - 1, NOBODY), "root": (NOBODY, 0)}
+"""The senders and the attackers. Only root can become another user."""
 
 
 class State(NamedTuple):
-    """What the sender did with its buffer."""
+    """The sender's protection of its buffer."""
 
     rights: Rights = READ_ONLY
     seals: Seal = Seal(0)
@@ -80,7 +80,7 @@ STATES = {
 
 
 class Target(NamedTuple):
-    """What an attacker has and knows: a descriptor, a mapping, and where the sender has its own."""
+    """The attacker's means: a descriptor, a mapping, and the place of the sender's own."""
 
     fd: int
     va: int
@@ -110,13 +110,13 @@ def reopen(path: str) -> None:
 
 
 def change_mode(target: Target) -> None:
-    """Let everybody write to the file first."""
+    """Permit all users to write to the file first."""
     os.fchmod(target.fd, 0o666)
     reopen(f"/proc/self/fd/{target.fd}")
 
 
 def take_descriptor(target: Target) -> None:
-    """Have the kernel copy the sender's own descriptor."""
+    """Make the kernel copy the sender's own descriptor."""
     pidfd = os.pidfd_open(target.sender)
     os.pwrite(libc("syscall", SYS_PIDFD_GETFD, pidfd, target.senders_fd, 0), MARK, 0)
 
@@ -136,14 +136,14 @@ def write_to_file_of(pid: int, va: int) -> None:
         os.pwrite(memory.fileno(), MARK, va)
 
 
-#: What came of an attack, if not an errno.
 CHANGED, UNCHANGED = "changed", "unchanged"
-#: What sandboxes, security modules and hidepid answer, where Linux by itself would not.
+"""The outcomes of an attack that are no errno."""
 FORBIDDEN = {"EPERM", "EACCES", "ENOENT", "ENOSYS"}
+"""The errors of sandboxes, security modules and hidepid."""
 
 
 class Attack(NamedTuple):
-    """What is done, and what is predicted to come of it; for others the same if nothing is said."""
+    """An attack, and its predicted outcomes; by default the same for all attackers."""
 
     carry_out: Callable[[Target], object]
     same_user: str
@@ -151,7 +151,7 @@ class Attack(NamedTuple):
     root: str = ""
 
     def predicted(self, user: str) -> str:
-        """What is predicted, by who attacks."""
+        """The predicted outcome for an attacker."""
         return {"another user": self.another_user, "root": self.root}.get(user) or self.same_user
 
 
@@ -205,13 +205,13 @@ ATTACKS = {
 }
 
 
-# ---- who does it --------------------------------------------------------------------------------
+# ---- sender and receiver ------------------------------------------------------------------------
 
 
 def withstand(
     connection: Connection, ends: tuple[socket.socket, socket.socket], user: int, state: State
 ) -> None:
-    """Be the sender: make a buffer for each attack, and tell what came of it."""
+    """In the sender: make a buffer for each attack, and report the outcome."""
     sock, its = ends
     its.close()
     become(user)
@@ -226,21 +226,21 @@ def withstand(
             if state.seals:
                 vmm.mdl_seal(handle, state.seals)
             fd = vmm.handle_fileno(handle)
-            before = look(fd)
+            before = contents_of(fd)
             vmm.send_handle(sock, handle, state.rights)
             sock.send(json.dumps([os.getpid(), fd, va]).encode())
             answer = sock.recv(100).decode()
-            connection.send(CHANGED if look(fd) != before else answer)
+            connection.send(CHANGED if contents_of(fd) != before else answer)
             os.close(fd)
 
 
-def look(fd: int) -> tuple[bytes, int, int]:
-    """All of a buffer that an attack may change: contents, size, seals."""
+def contents_of(fd: int) -> tuple[bytes, int, int]:
+    """The properties of a buffer that an attack may change: contents, size, seals."""
     return os.pread(fd, 4 * SIZE, 0), os.fstat(fd).st_size, fcntl.fcntl(fd, fcntl.F_GET_SEALS)
 
 
 def attack(connection: Connection, ends: tuple[socket.socket, socket.socket], user: int) -> None:
-    """Be the receiver: attack each buffer with what came, and tell the sender the errno."""
+    """In the receiver: attack each received buffer, and send the errno to the sender."""
     del connection
     its, sock = ends
     its.close()
@@ -259,7 +259,7 @@ def attack(connection: Connection, ends: tuple[socket.socket, socket.socket], us
 
 
 def outcomes(run: Run, state: State, sender: int, attacker: int) -> dict[str, str]:
-    """What came of every attack of a user on another's buffers."""
+    """The outcomes of all attacks of a user on another's buffers."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with (
         run.child(withstand, ends, sender, state) as defender,
@@ -270,14 +270,14 @@ def outcomes(run: Run, state: State, sender: int, attacker: int) -> dict[str, st
         return {name: defender.receive() for name in ATTACKS}
 
 
-# ---- what comes of it ---------------------------------------------------------------------------
+# ---- outcomes -----------------------------------------------------------------------------------
 
-#: What came of every attack, by state and by who attacks.
 Found = dict[tuple[str, str], dict[str, str]]
+"""The outcome of every attack, by state and by attacker."""
 
 
 def measure(run: Run) -> None:
-    """Have every attack carried out by everybody in every state."""
+    """Run every attack by every attacker in every state."""
     me, others = os.geteuid(), may_become_others(run)
     need(others or me != 0, "root may do anything, and cannot become another user here")
     users = USERS if others else {"same user": (me, me)}
@@ -317,28 +317,28 @@ def having(came: dict[str, str]) -> set[str]:
     return {name for name in came if came[name] == CHANGED}
 
 
-def told(names: Iterable[str]) -> str:
-    """Attacks in a text."""
+def listed(names: Iterable[str]) -> str:
+    """A list of attacks in a text."""
     return "; ".join(names) or "none"
 
 
 def claim_of_user(run: Run, user: str, came: dict[str, str]) -> None:
-    """Compare with what was predicted of a user and a buffer without a seal."""
+    """Compare with the prediction for a user and a buffer without a seal."""
     predicted = {name: attack.predicted(user) for name, attack in ATTACKS.items()}
-    surprises = told(having(came) - having(predicted))
+    surprises = listed(having(came) - having(predicted))
     run.physical(f"No seal, {user}: attacks that succeed unexpectedly", surprises, equal("none"))
     with run.part(f"No seal, {user}: the other outcomes"):
         others = {name: came[name] for name in ATTACKS if came[name] != predicted[name]}
         stricter = [name for name in others if others[name] in FORBIDDEN]
-        need(not stricter, f"this system forbids more than Linux by itself: {told(stricter)}")
-        differing = told(f"{name}: {outcome}" for name, outcome in others.items())
+        need(not stricter, f"this system forbids more than Linux by itself: {listed(stricter)}")
+        differing = listed(f"{name}: {outcome}" for name, outcome in others.items())
         run.physical(f"No seal, {user}: outcomes not as predicted", differing, equal("none"))
 
 
 def claim_of_states(run: Run, found: Found) -> None:
-    """Compare with what was predicted of other handles and of seals, whoever attacks."""
+    """Compare with the prediction for other handles and for seals, for every attacker."""
     gained = having(found["MAP_WRITE", "same user"]) - having(found[UNSEALED, "same user"])
-    # Newer kernels have a seventh: for MADV_REMOVE a mapping need not be writable, if it may be.
+    # Newer kernels have a seventh: MADV_REMOVE accepts a mapping that could become writable.
     statement = "With MAP_WRITE: attacks that succeed besides"
     run.physical(statement, len(gained), at_least(6), "attacks")
     for state, through in {
@@ -350,6 +350,6 @@ def claim_of_states(run: Run, found: Found) -> None:
         but = " but through the writer" if through else ""
         run.physical(
             f"{state.capitalize()}: attacks that succeed{but}",
-            told(changed - through),
+            listed(changed - through),
             equal("none"),
         )

@@ -1,4 +1,4 @@
-"""One MDL buffer in many processes: what each counts, and what there is."""
+"""One MDL buffer in many processes: the memory that each counts, and the real sum."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 
 def measure(run: Run) -> None:
-    """Map one buffer in more and more processes, and add up what they count."""
+    """Map one buffer in more and more processes, and add up their counts."""
     size = run.choose(quick=8 * MIB, full=64 * MIB)
     run.need_memory(size)
     counts = run.choose(quick=[1, 2, 4, 8], full=[1, 2, 3, 4, 6, 8, 12, 16, 24, 32])
@@ -60,7 +60,7 @@ def measure(run: Run) -> None:
 
 
 def claim(run: Run, table: Table, size: int, most: int) -> None:
-    """Compare with the prediction: one buffer, and at last so many processes."""
+    """Compare with the prediction for one buffer and the last number of processes."""
     rss, pss = table.column("sum of RSS"), table.column("sum of PSS")
     memory = table.column("memory of the file")
     run.physical("There is one buffer, however many map it", max(memory), equal(size), "B")
@@ -73,7 +73,7 @@ def claim(run: Run, table: Table, size: int, most: int) -> None:
 
 
 def hold(connection: Connection, sock: socket.socket, page: int) -> None:
-    """Be one of the processes: map what comes, read every page, and keep it."""
+    """In one of the processes: map the received buffer, read every page, and keep it."""
     with VMM() as vmm, Mdl(vmm, vmm.recv_handle(sock)) as mdl, mdl.map() as region:
         bytes(region.view()[::page])
         connection.send(region.base)

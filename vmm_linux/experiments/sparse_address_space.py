@@ -1,4 +1,4 @@
-"""What page tables cost when few pages of many addresses are used."""
+"""The cost of page tables when few pages of many addresses are used."""
 
 from typing import NamedTuple
 
@@ -33,20 +33,20 @@ EXPLANATION = """
     each other.
 """
 
-#: Pages of tables by which this process may grow meanwhile for other reasons.
 SLACK = 8
+"""Pages of tables that this process may need meanwhile for other reasons."""
 STEPS = ("reserved", "touched", "decommitted", "freed")
 
 
 class Found(NamedTuple):
-    """Bytes: what is resident of the pages, and the page tables after each step."""
+    """Resident bytes of the pages, and bytes of the page tables after each step."""
 
     resident: int
     tables: list[int]
 
 
 def measure(run: Run) -> None:
-    """Touch the same number of pages, ever farther apart, and look at the page tables."""
+    """Touch the same number of pages, farther and farther apart, and measure page tables."""
     count = run.choose(quick=256, full=2048)
     reach = run.page * (run.page // 8)  # of a table of the lowest level: an entry has 8 bytes
     next_reach = reach * (run.page // 8)
@@ -76,25 +76,25 @@ def measure(run: Run) -> None:
 
 
 def found_at(run: Run, count: int, distance: int) -> Found:
-    """Commit and touch so many pages at this distance, give them back, and look each time."""
+    """Commit and touch so many pages at this distance, give them back, and measure each time."""
     before = status("VmPTE")
     tables = []
 
-    def look() -> None:
+    def record() -> None:
         tables.append(status("VmPTE") - before)
 
     with run.vmm.region(count * distance) as region:
-        look()
+        record()
         for offset in range(0, len(region), distance):
             region.commit(offset, run.page)
             region.write(b"x", offset)
-        look()
+        record()
         held = sum(
             resident(region.base + offset, run.page) for offset in range(0, len(region), distance)
         )
         region.decommit()
-        look()
-    look()
+        record()
+    record()
     return Found(held, tables)
 
 

@@ -1,4 +1,4 @@
-"""The wall: how many pieces a process can cut its memory into, and the way around."""
+"""The limit of mappings: how many pieces a process's memory can have, and the way around it."""
 
 import os
 import resource
@@ -44,21 +44,21 @@ EXPLANATION = """
 
 SYSCTL = "vm.max_map_count"
 RESERVED = VmmFlags.RESERVE | VmmFlags.READ | VmmFlags.WRITE
-#: So often the mappings are counted on the way to the wall.
 LOOKS = 15
+"""How often the mappings are counted on the way to the limit."""
 
 
 class Climb(NamedTuple):
-    """How far commits went.
+    """The commits up to the limit.
 
     Attributes:
-        commits: the numbers after which was looked.
+        commits: the numbers of commits at each measurement.
         mappings: of the process, then; the first of both is before the first commit.
-        times: of a commit since the look before, in µs; of whole steps alone.
-        refusal: what the kernel said, or "nothing".
+        times: of a commit since the last measurement, in µs; of whole steps alone.
+        refusal: the kernel's error, or "nothing".
         message: the error's, or "".
-        free: what became of giving pages back at the wall.
-        fill: what became of filling a gap there.
+        free: the result of giving pages back at the limit.
+        fill: the result of filling a gap there.
     """
 
     commits: list[int]
@@ -84,7 +84,7 @@ def measure(run: Run) -> None:
 
     stopped = climbs["mprotect"]
     run.physical("By mprotect the kernel refuses at last", stopped.refusal, equal("ENOMEM"))
-    # A split at the end may be half done, and the kernel lists a page of its own besides.
+    # A split at the end may be half done, and the kernel lists one page of its own.
     near = between(wall - 2, wall + 2)
     run.physical("The mappings are as many as allowed then", stopped.mappings[-1], near, "mappings")
     each = (stopped.mappings[-1] - stopped.mappings[0]) / stopped.commits[-1]
@@ -130,7 +130,7 @@ def climbed(run: Run, without: str, most: int, step: int) -> Climb:
 
 
 def start_anew(connection: Connection, without: str, most: int, step: int) -> None:
-    """Be a new interpreter, for what is to be done without is read when the package is loaded."""
+    """Start a new interpreter: the switches of features are read when the package is loaded."""
     os.set_inheritable(connection.fileno(), True)
     work = f"from {__name__} import climb; climb({connection.fileno()}, {most}, {step})"
     names = ",".join(filter(None, (os.environ.get("VMM_LINUX_WITHOUT"), without)))
@@ -139,9 +139,9 @@ def start_anew(connection: Connection, without: str, most: int, step: int) -> No
 
 
 def climb(descriptor: int, most: int, step: int) -> None:
-    """Commit in this interpreter, and send what was seen."""
+    """Commit in this interpreter, and send the measurements."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # promises alone: no page is touched
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # commitment alone: no page is touched
     with VMM(limits=Limits.unlimited()) as vmm:
         seen = to_the_wall(vmm, most, step)
     with Connection(descriptor) as connection:
@@ -169,7 +169,7 @@ def to_the_wall(vmm: VMM, most: int, step: int) -> Climb:
     if not refused:
         return Climb(commits, counts, times)
     last = base + 2 * commits[-1] * page
-    # A single one may fit still: it costs one mapping, and a commit two.
+    # A single one may still fit: it takes one mapping, and a commit two.
     frees = [vmm.endpoint.Free(last + n * page, page) for n in (3, 5, 7)]
     fill = vmm.endpoint.Commit(base + 2 * page, page, 0)
     name, message = errno_of(refused), str(refused)

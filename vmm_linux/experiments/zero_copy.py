@@ -1,4 +1,4 @@
-"""Messages through a pipe, against messages in shared memory."""
+"""Messages through a pipe, compared with messages in shared memory."""
 
 import math
 import mmap
@@ -52,7 +52,7 @@ PAGE = mmap.PAGESIZE
 
 
 class Ends(NamedTuple):
-    """What one side of a conversation has: a socket, and an end of a pipe."""
+    """One side's means: a socket, and an end of a pipe."""
 
     sock: socket.socket
     pipe: int
@@ -63,14 +63,14 @@ class Ends(NamedTuple):
         os.close(self.pipe)
 
 
-#: Makes a sender's side ready; what it returns sends a message, marked with a number.
 Sender = Callable[[VMM, int, Ends], Callable[[int], None]]
-#: Makes a receiver's side ready; what it returns receives a message and answers.
+"""Prepares a sender's side, and returns a function that sends a message with a number."""
 Receiver = Callable[[VMM, int, Ends], Callable[[], None]]
+"""Prepares a receiver's side, and returns a function that receives a message and answers."""
 
 
 class Cost(NamedTuple):
-    """Of a message of a size: seconds, how often read(2) and write(2) copied it, page faults."""
+    """The cost of a message: seconds, how often read(2) and write(2) copied it, page faults."""
 
     seconds: float
     copies: float
@@ -109,7 +109,7 @@ def cost_of(run: Run, size: int, sender: Sender, receiver: Receiver) -> Cost:
             if ours.recv(1) != bytes([number]):
                 raise ValueError(f"message {number} of {size} bytes did not arrive as it was sent")
 
-        exchange(0)  # what is mapped with the first message counts for none
+        exchange(0)  # mapping during the first message does not count
         written = copied("wchar")
         times = [timed(exchange, number) for number in range(1, rounds + 1)]
         written = copied("wchar") - written
@@ -120,9 +120,9 @@ def cost_of(run: Run, size: int, sender: Sender, receiver: Receiver) -> Cost:
 def receive(
     connection: Connection, receiver: Receiver, size: int, rounds: int, ends: tuple[Ends, Ends]
 ) -> None:
-    """Be the receiver: look at every message and answer it, and tell what they cost."""
+    """In the receiver: read and answer every message, and report the cost."""
     mine, its = ends
-    its.close()  # or the sender's end would not be its end
+    its.close()  # else the pipe would not end with the sender
     with VMM() as vmm:
         look = receiver(vmm, size, mine)
         look()
@@ -133,7 +133,7 @@ def receive(
 
 
 def copied(what: str) -> int:
-    """The bytes that read(2) ("rchar") or write(2) ("wchar") copied so far; 0: not told."""
+    """The bytes that read(2) ("rchar") or write(2) ("wchar") copied so far; 0: unknown."""
     with suppress(OSError, NotObservable):
         return told("/proc/self/io", what)
     return 0
@@ -148,19 +148,19 @@ def fill(view: memoryview, number: int) -> None:
 
 
 def answer(sock: socket.socket, view: memoryview) -> None:
-    """Look at every page of a message, and send its number back if all have it."""
+    """Read every page of a message, and send its number back if all have it."""
     seen = bytes(view[::PAGE])
     sock.send(seen[:1] if seen.count(seen[0]) == len(seen) else b"?")
 
 
-def room(size: int) -> int:
-    """The pages that so many bytes need, in bytes."""
+def in_pages(size: int) -> int:
+    """A size rounded up to pages, in bytes."""
     return -(-size // PAGE) * PAGE
 
 
 def private(vmm: VMM, size: int) -> memoryview:
-    """Memory of a process's own."""
-    region = vmm.region(room(size))
+    """Private memory of a process."""
+    region = vmm.region(in_pages(size))
     region.commit()
     return region.view(0, size)
 
@@ -182,7 +182,7 @@ def out_of_a_pipe(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
     """Read each message into private memory."""
     view = private(vmm, size)
 
-    def look() -> None:
+    def receive_one() -> None:
         done = 0
         while done < size:
             count = os.readv(ends.pipe, [view[done:]])
@@ -191,12 +191,12 @@ def out_of_a_pipe(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
             done += count
         answer(ends.sock, view)
 
-    return look
+    return receive_one
 
 
 def into_a_held_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[int], None]:
-    """Make each message in one buffer, and send a byte when it is there."""
-    mdl = vmm.mdl(room(size))
+    """Make each message in one buffer, and send a byte when it is ready."""
+    mdl = vmm.mdl(in_pages(size))
     view = mdl.map().view(0, size)
     vmm.send_handle(ends.sock, mdl.handle, Rights.MAP_READ)
 
@@ -208,21 +208,21 @@ def into_a_held_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[int], None]
 
 
 def in_a_held_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
-    """Look at each message where it was made."""
+    """Read each message in place."""
     view = Mdl(vmm, vmm.recv_handle(ends.sock)).map().view(0, size)
 
-    def look() -> None:
+    def receive_one() -> None:
         ends.sock.recv(1)
         answer(ends.sock, view)
 
-    return look
+    return receive_one
 
 
 def into_a_fresh_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[int], None]:
     """Make a buffer for each message, and send its handle."""
 
     def send(number: int) -> None:
-        with vmm.mdl(room(size)) as mdl, mdl.map() as region:
+        with vmm.mdl(in_pages(size)) as mdl, mdl.map() as region:
             fill(region.view(0, size), number)
             vmm.send_handle(ends.sock, mdl.handle, Rights.MAP_READ)
 
@@ -230,13 +230,13 @@ def into_a_fresh_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[int], None
 
 
 def in_a_fresh_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
-    """Map the buffer that comes for each message."""
+    """Map the received buffer of each message."""
 
-    def look() -> None:
+    def receive_one() -> None:
         with Mdl(vmm, vmm.recv_handle(ends.sock)) as mdl, mdl.map() as region:
             answer(ends.sock, region.view(0, size))
 
-    return look
+    return receive_one
 
 
 WAYS: dict[str, tuple[Sender, Receiver]] = {
@@ -273,7 +273,7 @@ def claim(run: Run, sizes: Sequence[int], costs: Sequence[Sequence[Cost]]) -> No
 
 
 def crossing(sizes: Sequence[int], gains: Sequence[float]) -> int | None:
-    """The size from which on there is a gain, between measured ones on a line; None: never."""
+    """The smallest size with a gain, interpolated between measured ones; None: no gain."""
     without = [number for number, gain in enumerate(gains) if gain <= 0]
     if not without:
         return sizes[0]

@@ -1,17 +1,15 @@
-"""See the memory of any process: its mappings, their figures, its pages.
+"""Inspection of the memory of any process: its mappings, their figures, its pages.
 
-Everything is what the kernel tells in ``/proc``, as typed data, figures in bytes. Of this process's
-own memory it is told besides which mapping is whose region. Nothing here touches the memory
-it looks at.
+The data come from ``/proc``, typed, with figures in bytes. For this process, the regions of each
+VMM are known too. Inspection never touches the memory that it describes.
 
-``pid`` is a process's id, None for this process. What goes wrong has one exception each, all of
+``pid`` is a process's id, None for this process. Each failure has its own exception, all of
 them ``VmmError``: ``NoSuchProcess``, ``ProcessExited``, ``ZombieProcess``, ``KernelThread``,
 ``AccessDenied``, ``UnreadableText``; wrong arguments are ``INVALID_ARGUMENT``.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import SupportsIndex
 
 from vmm_linux._core.inspect import (
     Mapping,
@@ -39,10 +37,6 @@ from vmm_linux.inspect.errors import (
 )
 from vmm_linux.inspect.reading import asked_of, mappings_of, process_asked, refused, without_memory
 from vmm_linux.inspect.snapshots import Change, Difference, Snapshot, diff
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import SupportsIndex
 
 __all__ = [
     "AccessDenied",
@@ -95,10 +89,10 @@ for _public in (
     UnreadableText,
     ZombieProcess,
 ):
-    _public.__module__ = __name__  # as tracebacks and pickles name it
+    _public.__module__ = __name__  # the name in tracebacks and pickles
 
 SLICE = 1 << 30
-"""Bytes whose pages are looked at one by one before signals are looked for."""
+"""Bytes whose pages are read one by one between two checks for signals."""
 
 
 # ---- questions ----------------------------------------------------------------------------------
@@ -196,18 +190,18 @@ def pages(
     *,
     exclusive: bool = False,
 ) -> list[PageRun]:
-    """What is known of each page of a range.
+    """The known properties of each page of a range.
 
     Args:
-        va: where it begins, a multiple of the page size.
+        va: the range's first address, a multiple of the page size.
         size: bytes, a multiple of the page size, not 0.
         pid: the process, None for this one.
-        exclusive: tell ``PageFlags.EXCLUSIVE`` too, for which every page that is present is
-            looked at once more.
+        exclusive: report ``PageFlags.EXCLUSIVE`` too, which takes a second look at every present
+            page.
 
     Returns:
-        ``PageRun``s that cover all of the range, neighbours that are alike together. A flag that
-        this kernel cannot tell is never set: see ``page_flags_told``.
+        ``PageRun``s that cover all of the range; alike neighbours are one run. A flag that this
+        kernel cannot report is never set: see ``page_flags_told``.
 
     Errors:
         INVALID_ARGUMENT: a number is not as above, or the range is not in user space.
@@ -231,10 +225,10 @@ def pages(
 
 
 def page_flags_told(*, exclusive: bool = False) -> PageFlags:
-    """The flags that ``pages`` can tell on this kernel.
+    """The flags that ``pages`` can report on this kernel.
 
     Args:
-        exclusive: what ``pages`` is given.
+        exclusive: the argument of ``pages``.
     """
     return PageFlags(known_page_flags(exclusive))
 
@@ -245,7 +239,7 @@ def page_flags_told(*, exclusive: bool = False) -> PageFlags:
 def _pages_of_mappings(
     fd: int, start: int, end: int, pid: SupportsIndex | None, exclusive: bool
 ) -> Iterator[PageRun]:
-    """The pages of what is mapped in a range: a hole may have more than can ever be read."""
+    """The pages of the mappings in a range: a hole may have too many to read."""
     for mapping in maps(pid):
         low, high = max(start, mapping.start), min(end, mapping.end)
         while low < high:
@@ -255,7 +249,7 @@ def _pages_of_mappings(
 
 
 def _joined(start: int, end: int, runs: Iterable[PageRun]) -> list[PageRun]:
-    """The same with what is between them, neighbours that are alike made one."""
+    """The runs with the gaps between them; alike neighbours are one run."""
     nothing = PageFlags(0)
     found: list[PageRun] = []
 
@@ -300,23 +294,23 @@ def sharing(*, all: bool = False) -> Sharing:  # noqa: A002 (what people call it
 
     Memfds, files of /dev/shm, System V segments, shared anonymous memory; also deleted files,
     files of any tmpfs, and files of a file system without a device that the process has no mount
-    of (any more), if somebody maps them shared. A channel is found by any of its ends: a
-    descriptor that nobody maps, a mapping whose descriptor was closed. Nothing is changed: no page
+    of (any more), if a process maps them shared. Any end is enough to find a channel: a
+    descriptor without a mapping, a mapping whose descriptor is closed. Nothing changes: no page
     is touched, and no file opened but memfds, for their seals.
 
-    Processes may come and go meanwhile: what ended before it was looked through is missing. Not
-    seen are descriptors of what has no mount and is not mapped, descriptors on their way in a
+    Processes may come and go meanwhile: one that ends before its turn is missing. Not
+    seen are descriptors of unmapped files without a mount, descriptors in flight in a
     socket, memory of devices, dma-bufs and io_uring, pages copied on write after fork, ordinary
     files (they have a name and rights), and other processes that ``/proc`` does not show here
     (``hidepid``, another PID namespace).
 
     Args:
         all: also what only one process has, or none: a memfd with one end, a file in /dev/shm that
-            nobody has open.
+            no process has open.
 
     Returns:
-        The channels that two processes or more hold or map, the biggest first, and the processes
-        that may not be read, which may have others.
+        The channels that two processes or more hold or map, the biggest first, and the unreadable
+        processes, which may have others.
 
     Errors:
         UnreadableText: the kernel wrote a line that this package cannot read.

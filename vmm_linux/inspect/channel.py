@@ -9,7 +9,7 @@ __all__ = ["Channel", "Holder", "Kind", "Mapper", "Sharing", "Unread"]
 
 
 class Kind(StrEnum):
-    """What a channel is made of, the more telling first."""
+    """The kinds of channels, the more specific first."""
 
     MEMFD = "memfd"
     SYSTEM_V = "system v"
@@ -27,8 +27,8 @@ class Holder:
     Attributes:
         pid: the process.
         name: its command, as it calls itself.
-        uid: its user; None for a stranger to this user namespace, who may be anybody.
-        access: ``"r"``, ``"w"``, ``"rw"``, or ``"path"`` for a name of the file and no more.
+        uid: its user; None if unknown, as outside this user namespace.
+        access: ``"r"``, ``"w"``, ``"rw"``, or ``"path"`` for a name of the file alone.
         descriptors: their numbers.
     """
 
@@ -46,12 +46,12 @@ class Mapper:
     Attributes:
         pid: the process.
         name: its command, as it calls itself.
-        uid: its user; None for a stranger to this user namespace, who may be anybody.
+        uid: its user; None if unknown, as outside this user namespace.
         permissions: as the kernel writes them: ``"rw-s"``, ``"r--s"``; ``p`` for a copy on write,
-            which sees what others write until it writes itself.
-        may_write: whether it could give itself write access to the shared pages; None: not told.
+            which sees others' writes until it writes itself.
+        may_write: whether it could give itself write access to the shared pages; None: unknown.
         size: bytes mapped.
-        resident: bytes of them in its page table; None: not told.
+        resident: bytes of them in its page table; None: unknown.
     """
 
     pid: int
@@ -68,18 +68,18 @@ class Channel:
     """Memory that processes share, or could.
 
     Attributes:
-        kind: what it is made of.
-        device: of the file system it lies in, ``major:minor`` in hexadecimal.
+        kind: the kind of memory.
+        device: of its file system, ``major:minor`` in hexadecimal.
         inode: its number there; of a System V segment its id.
         name: the memfd's name, the file's path, the segment's key; empty where it has none. Its
             maker chose it: it identifies nothing.
-        deleted: a file whose last name was taken away.
-        size: its bytes, or where the kernel does not tell us, up to the last one mapped.
-        resident: bytes of memory and swap that it takes; None: not told.
-        seals: by the kernel's names; None where there are none to be read.
-        holders: who has descriptors.
-        mappers: who maps it.
-        attached: how often a System V segment is attached, by processes that could not be read too.
+        deleted: a file whose last name was removed.
+        size: its bytes; if they are unknown, up to the last one mapped.
+        resident: bytes of memory and swap that it takes; None: unknown.
+        seals: by the kernel's names; None where none can be read.
+        holders: the processes with descriptors.
+        mappers: the processes with mappings.
+        attached: how often a System V segment is attached, by unreadable processes too.
     """
 
     kind: Kind
@@ -96,13 +96,13 @@ class Channel:
 
     @property
     def processes(self) -> int:
-        """How many processes were found at it."""
+        """The number of processes that hold or map it."""
         return len({each.pid for each in self.holders} | {each.pid for each in self.mappers})
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A process whose mappings and descriptors may not be read; ``uid`` as of a ``Holder``."""
+    """A process whose mappings and descriptors are unreadable; ``uid`` as of a ``Holder``."""
 
     pid: int
     name: str
@@ -111,12 +111,12 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """What was found.
+    """The shared memory of a machine.
 
     Attributes:
         channels: the biggest first.
-        unread: processes that may have others, or be at these.
-        read: how many processes were looked through.
+        unread: unreadable processes, which may have others, or these too.
+        read: the number of processes that were read.
     """
 
     channels: tuple[Channel, ...]

@@ -1,20 +1,20 @@
-"""Which memory processes share with each other on this machine: ``vmm_linux.inspect.sharing``.
+"""Finds the memory that processes of this machine share: ``vmm_linux.inspect.sharing``.
 
-A channel is found by any of its ends: a descriptor without a mapping, or a mapping whose descriptor
-was closed long ago. Nobody has to cooperate, and nobody notices: mappings and descriptors are read
-from ``/proc``, and no page is touched.
+Any end is enough to find a channel: a descriptor without a mapping, or a mapping whose descriptor
+is closed. The processes neither cooperate nor notice: mappings and descriptors are read from
+``/proc``, and no page is touched.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
 import stat
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple
 
+from vmm_linux._core.inspect import Mapping
 from vmm_linux.errors import InvalidOperation, ResourceNotFound
 from vmm_linux.inspect.channel import Channel, Holder, Kind, Mapper, Sharing, Unread
 from vmm_linux.inspect.processes import (
@@ -35,13 +35,10 @@ from vmm_linux.inspect.processes import (
     threads_of,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
 __all__ = ["find"]
 
-#: A process that is not there any more, however that is told.
 GONE = (ResourceNotFound, ProcessLookupError, FileNotFoundError)
+"""The errors for a process that no longer exists."""
 SEALS = {
     0x1: "F_SEAL_SEAL",
     0x2: "F_SEAL_SHRINK",
@@ -50,38 +47,11 @@ SEALS = {
     0x10: "F_SEAL_FUTURE_WRITE",
     0x20: "F_SEAL_EXEC",
 }
-SHM = "/dev/shm"  # noqa: S108 (looked at, not written to)
-
-
-class Record(Protocol):
-    """A mapping, as ``inspect.maps`` and ``inspect.snapshot`` give it."""
-
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def permissions(self) -> str: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def inode(self) -> int: ...
-    @property
-    def pathname(self) -> str | None: ...
-    @property
-    def deleted(self) -> bool: ...
-    @property
-    def vm_flags(self) -> frozenset[str] | None: ...
-    @property
-    def figures(self) -> Mapping[str, int]: ...
-    @property
-    def whole(self) -> Record: ...
+SHM = "/dev/shm"  # noqa: S108 (read, not written)
 
 
 class Key(NamedTuple):
-    """What tells channels apart. Numbers of System V segments are an IPC namespace's own."""
+    """The identity of a channel. Ids of System V segments belong to an IPC namespace."""
 
     device: str
     inode: int
@@ -90,20 +60,20 @@ class Key(NamedTuple):
 
 @dataclass
 class Found:
-    """A channel while it is put together: what the kernel told at each of its ends."""
+    """A channel under construction: the kernel's data from each of its ends."""
 
     kinds: set[Kind] = field(default_factory=set)
     name: str = ""
     deleted: bool = False
     held: list[tuple[Process, Descriptor]] = field(default_factory=list)
-    mapped: list[tuple[Process, Record]] = field(default_factory=list)
+    mapped: list[tuple[Process, Mapping]] = field(default_factory=list)
     mounts: dict[int, dict[int, Mount]] = field(default_factory=dict)
     facts: Facts | None = None
     attached: int | None = None
 
     @property
     def kind(self) -> Kind:
-        """Of what it seems to be in several places, the most telling."""
+        """The most specific of the kinds seen at its ends."""
         return min(self.kinds, key=list(Kind).index)
 
     def is_memory(self) -> bool:
@@ -112,24 +82,24 @@ class Found:
         return by_itself or any("s" in record.permissions for _, record in self.mapped)
 
     def is_shared(self) -> bool:
-        """Whether two processes have it, those counted that could not be read."""
+        """Whether two processes have it, unreadable ones included."""
         pids = {process.pid for process, _ in (*self.held, *self.mapped)}
         wholes = {(process.pid, record.whole.start) for process, record in self.mapped}
         return len(pids) + max((self.attached or 0) - len(wholes), 0) >= 2
 
 
 def find(
-    maps: Callable[[int], Iterable[Record]],
-    snapshot: Callable[[int], Iterable[Record]],
+    maps: Callable[[int], Iterable[Mapping]],
+    snapshot: Callable[[int], Iterable[Mapping]],
     *,
     all: bool,  # noqa: A002 (what people call it)
 ) -> Sharing:
     """Look through all processes; see ``vmm_linux.inspect.sharing``.
 
     Args:
-        maps: what reads a process's mappings.
-        snapshot: what reads them with their figures.
-        all: those too that one process has, or none.
+        maps: reads a process's mappings.
+        snapshot: reads them with their figures.
+        all: also channels that one process has, or none.
     """
     internal = internal_mounts()
     found: defaultdict[Key, Found] = defaultdict(Found)
@@ -158,14 +128,14 @@ def find(
 
 def collect(
     process: Process,
-    maps: Callable[[int], Iterable[Record]],
+    maps: Callable[[int], Iterable[Mapping]],
     internal: dict[int, Mount],
     found: dict[Key, Found],
 ) -> bool:
-    """Add a process's ends: whether it was there to the end.
+    """Add a process's ends: whether it existed to the end.
 
-    Raises:
-        PermissionError: it may not be read.
+    Errors:
+        PermissionError: it is unreadable.
     """
     tids = threads_of(process)
     mounts = {**mounts_seen_by(process, tids), **internal}
@@ -174,7 +144,7 @@ def collect(
     namespace = ipc_namespace(f"{process.pid}/task/{tid}" for tid in tids)
     again = process_of(process.pid)
     if again is None or again.started != process.started:
-        return False  # it ended, and the number may be another's
+        return False  # it ended, and its number may have a new owner
     kinds = Kinds(mounts, internal, namespace)
     for record in records:
         name = record.pathname or ""
@@ -196,16 +166,16 @@ def collect(
 
 
 def note(channel: Found, kind: Kind, name: str, deleted: bool) -> None:
-    """Write down what an end says of its channel."""
+    """Record the data of an end in its channel."""
     channel.kinds.add(kind)
     if name == TOO_LONG and channel.name:
-        return  # a mapping told it, however long
+        return  # a mapping reported it, at any length
     channel.name = plain_name(kind, name.removesuffix(DELETED) if deleted else name)
     channel.deleted = deleted and kind in {Kind.DELETED, Kind.DEV_SHM, Kind.TMPFS}
 
 
 def plain_name(kind: Kind, name: str) -> str:
-    """The name without what the kernel puts around it."""
+    """The name without the kernel's additions."""
     if kind is Kind.MEMFD:
         return name.removeprefix("/memfd:")
     if kind is Kind.SYSTEM_V:
@@ -216,9 +186,9 @@ def plain_name(kind: Kind, name: str) -> str:
 
 
 def mounts_seen_by(process: Process, tids: list[int]) -> dict[int, Mount]:
-    """Its mounts; none where they may not be read: what has no path is recognized all the same.
+    """Its mounts; none where they are unreadable: memory without a path is recognized anyway.
 
-    Where its first thread has ended, another one tells.
+    Where its first thread has ended, another thread's file has them.
     """
     for tid in tids:
         with contextlib.suppress(OSError):
@@ -226,7 +196,7 @@ def mounts_seen_by(process: Process, tids: list[int]) -> dict[int, Mount]:
     return {}
 
 
-def mappings_of(maps: Callable[[int], Iterable[Record]], process: Process) -> list[Record]:
+def mappings_of(maps: Callable[[int], Iterable[Mapping]], process: Process) -> list[Mapping]:
     """The mappings of a process; none where it has ended."""
     with contextlib.suppress(InvalidOperation, *GONE):
         return list(maps(process.pid))
@@ -234,10 +204,10 @@ def mappings_of(maps: Callable[[int], Iterable[Record]], process: Process) -> li
 
 
 def ipc_namespace(threads: Iterable[str]) -> str:
-    """The namespace whose System V segments a process sees; empty where that is not told.
+    """The namespace whose System V segments a process sees; empty if unknown.
 
     Args:
-        threads: the folders of its threads under ``/proc``. One that has ended tells nothing.
+        threads: the folders of its threads under ``/proc``. An ended thread's has no namespace.
     """
     for thread in threads:
         with contextlib.suppress(OSError):
@@ -246,7 +216,7 @@ def ipc_namespace(threads: Iterable[str]) -> str:
 
 
 class Kinds:
-    """What a file is to a process, by where the process sees it."""
+    """The kind of a process's file, by its mount in that process."""
 
     def __init__(
         self, mounts: dict[int, Mount], internal: dict[int, Mount], namespace: str
@@ -258,7 +228,7 @@ class Kinds:
         self.namespace = namespace
 
     def of(self, device: str, name: str, deleted: bool) -> Kind | None:
-        """The kind, or None where it is no memory that can be shared unseen."""
+        """The kind, or None if it is no memory that can be shared unseen."""
         if device in self.internal:
             if name.startswith("/SYSV"):
                 return Kind.SYSTEM_V
@@ -274,21 +244,21 @@ class Kinds:
     def is_detached(self, device: str, name: str) -> bool:
         """Whether a file lies in no file system that the process sees, nor on a block device.
 
-        A tmpfs that was taken away lives on in its files, which keep a path that leads nowhere.
+        An unmounted tmpfs lives on in its files, which keep a path that leads nowhere.
         """
         unseen = bool(self.mounted) and device not in self.mounted
         return unseen and device.startswith("00:") and name.startswith("/")
 
     def key(self, kind: Kind, device: str, inode: int) -> Key:
-        """What tells it from others."""
+        """The identity of the channel."""
         return Key(device, inode, f"ipc {self.namespace}" if kind is Kind.SYSTEM_V else "")
 
 
-# ---- what has a name without a process ----------------------------------------------------------
+# ---- channels without a process -----------------------------------------------------------------
 
 
 def add_system_v(internal: dict[int, Mount], found: dict[Key, Found]) -> None:
-    """Add what the kernel lists: the segments of this IPC namespace, whoever has them."""
+    """Add the kernel's list: the segments of this IPC namespace."""
     device = next((each.device for each in internal.values() if each.filesystem == "tmpfs"), "")
     namespace = ipc_namespace(["thread-self"])
     for segment in system_v_segments():
@@ -311,8 +281,8 @@ def system_v_segments() -> Iterator[dict[str, int]]:
 
 
 def add_dev_shm(found: dict[Key, Found]) -> None:
-    """Add the files of /dev/shm that nobody need have open."""
-    # What is mounted there can have a server behind it that keeps us waiting.
+    """Add the files of /dev/shm, open or not."""
+    # A file system mounted there can have a server that blocks.
     mounted = {mount.point for mount in mounts_of("thread-self").values()}
     for folder, folders, names in os.walk(SHM):
         folders[:] = [name for name in folders if f"{folder}/{name}" not in mounted]
@@ -329,9 +299,9 @@ def add_dev_shm(found: dict[Key, Found]) -> None:
 
 
 def figures_of(
-    channels: Iterable[Found], snapshot: Callable[[int], Iterable[Record]]
-) -> dict[tuple[int, int], Record]:
-    """The records with figures of who maps these, by process and start; those gone by now not."""
+    channels: Iterable[Found], snapshot: Callable[[int], Iterable[Mapping]]
+) -> dict[tuple[int, int], Mapping]:
+    """The mappings of these channels with figures, by process and start, if they still exist."""
     records = {}
     for pid in {process.pid for each in channels for process, _ in each.mapped}:
         with contextlib.suppress(InvalidOperation, PermissionError, *GONE):
@@ -340,8 +310,8 @@ def figures_of(
     return records
 
 
-def channel_of(key: Key, found: Found, figures: Mapping[tuple[int, int], Record]) -> Channel:
-    """What was found, put in order."""
+def channel_of(key: Key, found: Found, figures: dict[tuple[int, int], Mapping]) -> Channel:
+    """The finished record of a channel."""
     facts = found.facts or facts_of(key, found) or Facts(None, None, None)
     size = facts.size
     if size is None:
@@ -362,7 +332,7 @@ def channel_of(key: Key, found: Found, figures: Mapping[tuple[int, int], Record]
 
 
 def facts_of(key: Key, found: Found) -> Facts | None:
-    """What the kernel tells of the file, asked through a descriptor or, where we may, a mapping."""
+    """The kernel's data about the file, through a descriptor or, where permitted, a mapping."""
     paths = [(process, descriptor.path) for process, descriptor in found.held]
     for process, record in found.mapped:
         whole = record.whole
@@ -375,7 +345,7 @@ def facts_of(key: Key, found: Found) -> Facts | None:
 
 
 def seal_names(seals: int | None) -> tuple[str, ...] | None:
-    """The kernel's names of seals; a bit that has none yet is a number."""
+    """The kernel's names of seals; a bit without a known name is a number."""
     if seals is None:
         return None
     bits = (1 << at for at in range(seals.bit_length()) if seals >> at & 1)
@@ -392,9 +362,9 @@ def holders_of(found: Found) -> Iterator[Holder]:
         yield Holder(pid, names[pid].name, names[pid].uid, access, tuple(sorted(numbers)))
 
 
-def mappers_of(found: Found, figures: Mapping[tuple[int, int], Record]) -> Iterator[Mapper]:
+def mappers_of(found: Found, figures: dict[tuple[int, int], Mapping]) -> Iterator[Mapper]:
     """Mappings by process and permissions."""
-    groups: defaultdict[tuple[int, str], list[Record]] = defaultdict(list)
+    groups: defaultdict[tuple[int, str], list[Mapping]] = defaultdict(list)
     names = {process.pid: process for process, _ in found.mapped}
     for process, record in found.mapped:
         groups[process.pid, record.permissions].append(record)

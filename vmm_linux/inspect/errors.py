@@ -1,4 +1,4 @@
-"""What goes wrong when a process is looked at."""
+"""The errors of inspection."""
 
 from vmm_linux.errors import Fail, InvalidOperation, NoCapability, ResourceNotFound
 
@@ -17,7 +17,7 @@ class NoSuchProcess(ResourceNotFound, ProcessLookupError):
 
 
 class ProcessExited(NoSuchProcess):
-    """It ended, or started another program, while it was read (``RESOURCE_NOT_FOUND``)."""
+    """It ended, or started another program, during the reading (``RESOURCE_NOT_FOUND``)."""
 
 
 class ZombieProcess(InvalidOperation):
@@ -32,7 +32,7 @@ class KernelThread(InvalidOperation):
 
 
 class AccessDenied(NoCapability):
-    """The kernel does not let this process look at that one (``NO_CAPABILITY``)."""
+    """The kernel does not let this process inspect that one (``NO_CAPABILITY``)."""
 
 
 class UnreadableText(Fail, ValueError):

@@ -1,11 +1,9 @@
-"""Which processes there are, and which memory files they hold descriptors of.
+"""The processes of this machine, and their descriptors of memory files.
 
-Read from ``/proc`` alone. No file of another process is opened here but by ``look_at``, and that
-one first asks the kernel what it is, without opening it: to open a pipe or a device would change
-something, and a file of a user's own file system could keep us waiting for ever.
+All data come from ``/proc``. Only ``look_at`` opens a file of another process, and first checks its
+kind without opening it: opening a pipe or a device changes something, and a file of a user's own
+file system could block for ever.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
@@ -13,13 +11,11 @@ import fcntl
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm_linux._core.credentials import known_uid
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = [
     "DELETED",
@@ -41,32 +37,32 @@ __all__ = [
 ]
 
 PROC = Path("/proc")
-#: In /proc/PID/stat: a thread of the kernel.
 PF_KTHREAD = 0x00200000
+"""In /proc/PID/stat: a thread of the kernel."""
 F_GET_SEALS = 1034
 MFD_HUGETLB, MFD_HUGE_SHIFT = 0x4, 26
-#: File systems whose files are memory and nothing else.
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
-#: File systems that answer by themselves, without a server that could keep us waiting.
+"""File systems whose files are memory and nothing else."""
 OWN_FILESYSTEMS = frozenset({*IN_MEMORY, "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
+"""File systems that answer by themselves, without a server that could block."""
 DELETED = " (deleted)"
-#: For a path that the kernel does not tell, since it has more than a page of characters.
 TOO_LONG = "/..."
-#: In /proc/PID/mountinfo: a byte that would end a field.
+"""Stands for a path of more than a page of characters, which the kernel does not report."""
 OCTAL = re.compile(rb"\\([0-7]{3})")
-#: Of open(2): a descriptor that is a name of the file and no more.
+"""In /proc/PID/mountinfo: a byte that would end a field."""
 NO_ACCESS = os.O_PATH
+"""Of open(2): a descriptor that is only a name of the file."""
 
 
 class Process(NamedTuple):
-    """A process as everybody may see it.
+    """The public data of a process.
 
     Attributes:
         pid: its number.
-        name: its command, as it calls itself; empty where that is not told.
-        uid: the user whose it is; None for a stranger to this user namespace.
-        started: when, in ticks: another process with the same number has another one; 0 where that
-            is not told.
+        name: its command, as it calls itself; empty if unknown.
+        uid: its user; None if unknown, as outside this user namespace.
+        started: its start in ticks, which differs for a later process with the same number; 0 if
+            unknown.
     """
 
     pid: int
@@ -84,7 +80,7 @@ class Mount(NamedTuple):
 
 
 class File(NamedTuple):
-    """What a descriptor is of, as the kernel tells without opening it."""
+    """The file of a descriptor, as the kernel reports it without opening it."""
 
     device: str
     inode: int
@@ -97,10 +93,10 @@ class Descriptor(NamedTuple):
     """A descriptor of another process.
 
     Attributes:
-        path: under ``/proc``, where it can be asked further.
+        path: its link under ``/proc``, for more questions.
         number: in its process.
         access: ``"r"``, ``"w"``, ``"rw"``, or ``"path"``: only a name of the file.
-        file: what it is of.
+        file: its file.
     """
 
     path: str
@@ -110,7 +106,7 @@ class Descriptor(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the kernel tells of a memory file; None what it does not tell us."""
+    """The kernel's data about a memory file; None where unknown."""
 
     size: int | None
     resident: int | None
@@ -121,7 +117,7 @@ class Facts(NamedTuple):
 
 
 def processes() -> Iterator[Process]:
-    """Every process but the kernel's own threads; one that ends meanwhile may be missing."""
+    """Every process except kernel threads; one that ends meanwhile may be missing."""
     for folder in PROC.iterdir():
         if folder.name.isdecimal():
             process = process_of(int(folder.name))
@@ -130,13 +126,13 @@ def processes() -> Iterator[Process]:
 
 
 def process_of(pid: int) -> Process | None:
-    """A process by its number; None where there is none, and for a thread of the kernel."""
+    """A process by its number; None if there is none, and for a kernel thread."""
     folder = PROC / str(pid)
     try:
         uid = known_uid(folder.stat().st_uid)
         try:
             text = (folder / "stat").read_bytes()
-        except PermissionError:  # hidepid=1: that it is there is all that is told
+        except PermissionError:  # hidepid=1: only its existence is known
             return Process(pid, "", uid, 0)
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -161,11 +157,10 @@ def threads_of(process: Process) -> list[int]:
 
 
 def internal_mounts() -> dict[int, Mount]:
-    """The kernel's own mounts by number, where memory without a path lies: asked of ours.
+    """The kernel's own mounts, of memory without a path, by number, found with files of our own.
 
     The kernel has one mount for every memfd, System V segment and shared anonymous mapping, and one
-    for those of each size of huge pages. By them such memory is recognized: its name could be
-    imitated.
+    for each size of huge pages. The mount identifies such memory: its name could be imitated.
     """
     found = {}
     kinds = [(0, "tmpfs"), *((flags, "hugetlbfs") for flags in huge_page_flags())]
@@ -197,7 +192,7 @@ def mounts_of(thread: str) -> dict[int, Mount]:
         thread: its folder under ``/proc``.
     """
     found = {}
-    # Of what else ends a line or a word elsewhere, as a carriage return, a path may have any.
+    # A path may hold other characters that split lines or words, such as a carriage return.
     for line in (PROC / thread / "mountinfo").read_bytes().split(b"\n")[:-1]:
         ours, _, theirs = line.partition(b" - ")
         number, _, device, _, point = ours.split(b" ")[:5]
@@ -219,12 +214,12 @@ def device_text(device: int) -> str:
 def descriptors_of(process: Process, tids: list[int], mounts: dict[int, Mount]) -> list[Descriptor]:
     """The descriptors of files that have a path or are memory without one.
 
-    A thread can have a table of descriptors of its own, so every thread's is looked through. What
-    has the same number and path as before is the same, but memory without a path: two memfds can
-    have one name.
+    A thread can have its own table of descriptors, so all threads' tables are read. An entry with
+    the same number and path as before is the same, except for memory without a path: two memfds
+    can have one name.
 
-    Raises:
-        PermissionError: the kernel lets us not look.
+    Errors:
+        PermissionError: the kernel forbids it.
     """
     found: dict[tuple[int, str, str, int], Descriptor] = {}
     seen: set[tuple[int, str]] = set()
@@ -244,7 +239,7 @@ def descriptors_of(process: Process, tids: list[int], mounts: dict[int, Mount]) 
 
 
 def links_in(folder: Path) -> Iterator[tuple[int, str]]:
-    """The descriptors that are listed, and what each is said to be, those with a path alone."""
+    """The listed descriptors with their links, only those with a path."""
     try:
         listed = list(folder.iterdir())
     except (FileNotFoundError, ProcessLookupError):
@@ -257,9 +252,9 @@ def links_in(folder: Path) -> Iterator[tuple[int, str]]:
 
 
 def link_of(descriptor: Path) -> str:
-    """What a descriptor is said to be."""
+    """The link of a descriptor."""
     try:
-        return os.readlink(descriptor)  # noqa: PTH115 (no path: what it names may be gone)
+        return os.readlink(descriptor)  # noqa: PTH115 (no path: the file may be gone)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -267,7 +262,7 @@ def link_of(descriptor: Path) -> str:
 
 
 def described(folder: str, number: int, link: str, mounts: dict[int, Mount]) -> Descriptor | None:
-    """A descriptor with what the kernel tells of its file; None where it is in no known mount."""
+    """A descriptor with the data of its file; None if its mount is unknown."""
     info = fdinfo(f"{folder}/fdinfo/{number}")
     mount = mounts.get(int(info["mnt_id"]))
     if mount is None:
@@ -284,14 +279,14 @@ def described(folder: str, number: int, link: str, mounts: dict[int, Mount]) -> 
 
 
 def access_of(flags: int) -> str:
-    """What can be done through a descriptor, by the flags it was opened with."""
+    """The access of a descriptor, from its flags."""
     if flags & NO_ACCESS:
         return "path"
     return {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(flags & os.O_ACCMODE, "rw")
 
 
 def fdinfo(path: str) -> dict[str, str]:
-    """What the kernel tells of a descriptor."""
+    """The kernel's data about a descriptor."""
     text = os.fsdecode((PROC / path).read_bytes())  # a dma-buf has a name there, of any bytes
     pairs = (line.partition(":") for line in text.split("\n"))
     return {label: value.strip() for label, _, value in pairs}
@@ -301,16 +296,16 @@ def fdinfo(path: str) -> dict[str, str]:
 
 
 def look_at(path: str, inode: int, mounts: dict[int, Mount]) -> Facts | None:
-    """Size, memory and seals of the file behind a link under ``/proc``; None: it cannot be told.
+    """Size, memory and seals of the file behind a link under ``/proc``; None if unknown.
 
-    What the link leads to is taken hold of without opening it (O_PATH), and asked what it is.
-    Only a memory file is then opened, that very one, for reading, which changes nothing in it.
-    Whatever its process does meanwhile, nothing else can be opened.
+    The link's target is held without opening it (O_PATH), and checked. Only a memory file is then
+    opened, that very one, for reading, which changes nothing in it. Its process cannot make this
+    open anything else.
 
     Args:
         path: of the link, under ``/proc``.
-        inode: what the file has to be; the link may lead elsewhere by now.
-        mounts: where it may lie.
+        inode: of the expected file; the link may lead elsewhere by now.
+        mounts: the mounts that may hold it.
     """
     try:
         held = os.open(PROC / path, os.O_PATH | os.O_CLOEXEC)
@@ -331,7 +326,7 @@ def look_at(path: str, inode: int, mounts: dict[int, Mount]) -> Facts | None:
 
 
 def seals_of(held: int) -> int | None:
-    """The seals of a memory file that is held by its name; None where it cannot be read."""
+    """The seals of a memory file that is held by its name; None if unreadable."""
     try:
         fd = os.open(PROC / f"thread-self/fd/{held}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

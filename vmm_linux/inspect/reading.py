@@ -1,4 +1,4 @@
-"""Reading a file of ``/proc/PID``, and what can go wrong."""
+"""Reads files of ``/proc/PID``, with an exception for each failure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PF_KTHREAD = 0x00200000
 
 
 def process_asked(method: str, pid: SupportsIndex | None) -> int | None:
-    """The process that ``/proc`` is to be asked about, None for this one."""
+    """The checked id of the process to read, None for this one."""
     if pid is None:
         return None
     number = index(method, "pid", pid)
@@ -47,7 +47,7 @@ def process_asked(method: str, pid: SupportsIndex | None) -> int | None:
 
 
 def mappings_of(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
-    """The mappings of a process, as the file of this name tells them."""
+    """The mappings of a process, from its file of this name."""
     process = process_asked(method, pid)
 
     def read(fd: int) -> Sequence[Mapping]:
@@ -55,8 +55,8 @@ def mappings_of(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
         if found.backslashes:
             with contextlib.suppress(VmmError):
                 asked_of(method, process, "maps", found.settle_names)
-        # A process that ends or starts another program is told up to there, as if that were all.
-        # The file still stands for what it was opened for, and has nothing to tell any more.
+        # For a process that ends or starts another program, the list ends there without an error.
+        # The open file still belongs to the old program, and is empty from then on.
         if process is not None and not found:
             raise without_memory(method, process, opened=True)
         if process is not None and not os.pread(fd, 1, 0):
@@ -69,10 +69,10 @@ def mappings_of(method: str, pid: SupportsIndex | None, name: str) -> Snapshot:
 
 
 def asked_of(method: str, pid: int | None, name: str, read: Callable[[int], Answer]) -> Answer:
-    """What ``read`` finds in a file of ``/proc/PID``.
+    """The result of ``read`` for a file of ``/proc/PID``.
 
-    The first thread of a process can end while others live on. Then its files have nothing to tell
-    any more, and another thread's have it all.
+    The first thread of a process can end while others live on. Then its files are empty, and
+    another thread's have the data.
     """
     try:
         with opened(method, pid, name) as fd:
@@ -98,10 +98,9 @@ def other_threads(pid: int | None) -> list[str]:
 
 @contextlib.contextmanager
 def opened(method: str, pid: int | None, name: str) -> Generator[int]:
-    """A file of ``/proc/PID``, open for reading; what the kernel refuses as one of our errors."""
+    """A file of ``/proc/PID``, open for reading; a refusal becomes one of our errors."""
     fd = None
-    # Plain strings: for want of memory for a path object, Python raises something else than
-    # MemoryError.
+    # Plain strings: without memory for a path object, Python raises another error than MemoryError.
     path = f"/proc/{pid or 'thread-self'}/{name}"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -124,7 +123,7 @@ def named(pid: int | None) -> str:
 
 
 def refused(method: str, pid: int | None, reason: OSError, *, opened: bool = False) -> VmmError:
-    """What an errno of ``/proc`` means; ``opened``: of a file that was opened before."""
+    """The exception for an errno of ``/proc``; ``opened``: the file was already open."""
     number = reason.errno or errno.EIO
     if number in (errno.EACCES, errno.EPERM):
         return AccessDenied(
@@ -147,7 +146,7 @@ def refused(method: str, pid: int | None, reason: OSError, *, opened: bool = Fal
 
 
 def without_memory(method: str, pid: int | None, *, opened: bool) -> VmmError:
-    """Why a process has nothing to tell; ``opened``: it was there a moment ago."""
+    """The exception for a process without memory; ``opened``: it existed a moment ago."""
     try:
         stat = Path(f"/proc/{pid or 'thread-self'}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,21 +1,15 @@
-"""The mappings of a process at one moment, and how two such moments differ."""
-
-from __future__ import annotations
+"""Snapshots of the mappings of a process, and their differences."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import NamedTuple, SupportsIndex, overload
 
 from vmm_linux._core.inspect import Mapping
 from vmm_linux._core.procfs import NAMES
-from vmm_linux._core.values import describe, exact_text, index, is_a, quoted
+from vmm_linux._core.values import counted, describe, exact_text, index, is_a, quoted
 from vmm_linux.errors import InvalidArgument, VmmError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import SupportsIndex
 
 __all__ = ["Change", "Difference", "Snapshot", "diff"]
 
@@ -23,10 +17,10 @@ __all__ = ["Change", "Difference", "Snapshot", "diff"]
 class Snapshot(Sequence[Mapping]):
     """The mappings of a process, lowest first.
 
-    They are in order and do not overlap. The kernel tells them piece by piece: what the process
-    maps, unmaps or changes meanwhile may be among them or not. Where the kernel tells of an address
-    twice, as of a mapping that grew meanwhile, its later word holds, and the mapping of which it
-    told earlier is left out, all of it. Of a stopped process all is exact.
+    They are in order and do not overlap. The kernel reports them piece by piece: changes that the
+    process makes meanwhile may be included or not. Where the kernel reports an address twice, as of
+    a mapping that grew meanwhile, the later report holds, and the whole earlier mapping is left
+    out. A snapshot of a stopped process is exact.
 
     Attributes:
         pid: the process.
@@ -50,7 +44,7 @@ class Snapshot(Sequence[Mapping]):
         return iter(self._mappings)
 
     def __repr__(self) -> str:
-        return f"<Snapshot of process {self.pid}, {len(self)} mappings>"
+        return f"<Snapshot of process {self.pid}, {counted(len(self), 'mapping')}>"
 
     def at(self, va: SupportsIndex) -> Mapping | None:
         """The mapping that holds an address, None where nothing is mapped.
@@ -79,13 +73,13 @@ class Snapshot(Sequence[Mapping]):
         """The sum of a figure over all mappings, each counted once.
 
         Args:
-            figure: its name, as ``"rss"``. Mappings of which it is not told count as 0.
+            figure: its name, as ``"rss"``. Mappings without it count as 0.
 
         Returns:
             Bytes.
 
         Errors:
-            INVALID_ARGUMENT: no mapping has such a figure, and no kernel that this package knows.
+            INVALID_ARGUMENT: neither a mapping nor a known kernel has such a figure.
         """
         name = exact_text(figure)
         if name is None:
@@ -93,13 +87,13 @@ class Snapshot(Sequence[Mapping]):
                 "Snapshot.total", f"figure is {describe(figure)}; expected a name as 'rss'"
             )
         figure = name
-        told = [whole.figures[figure] for whole in self.wholes() if figure in whole.figures]
-        if not told and figure not in NAMES:
+        sizes = [whole.figures[figure] for whole in self.wholes() if figure in whole.figures]
+        if not sizes and figure not in NAMES:
             raise InvalidArgument("Snapshot.total", self._no_figure(figure))
-        return sum(told)
+        return sum(sizes)
 
     def _no_figure(self, figure: str) -> str:
-        """What is wrong with the name of a figure, and which may have been meant."""
+        """The error for an unknown name of a figure, with the nearest known one."""
         names = sorted({*NAMES}.union(*(whole.figures for whole in self.wholes())))
         near = get_close_matches(figure[:100], names, 1)
         meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
@@ -110,18 +104,18 @@ class Change(NamedTuple):
     """A mapping that is in both snapshots and differs."""
 
     before: Mapping
-    """How it was."""
+    """The earlier record."""
     after: Mapping
-    """How it is."""
+    """The later record."""
     grown: int
-    """Bytes by which it is longer; below 0 where it shrank."""
+    """The growth in bytes; negative if it shrank."""
     figures: dict[str, int]
-    """By how much each figure changed, in bytes; those that did not are left out."""
+    """The change of each figure in bytes; unchanged ones are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What happened between two snapshots. False where nothing did.
+    """The difference between two snapshots. False if there is none.
 
     Attributes:
         appeared: mappings that are only in the later one.
@@ -138,7 +132,7 @@ class Difference:
 
 
 def diff(before: Iterable[Mapping], after: Iterable[Mapping]) -> Difference:
-    """What appeared, went and changed from one snapshot of a process to another.
+    """Find the mappings that appeared, went and changed between two snapshots of a process.
 
     A mapping is the same if it is of the same file (or of none, under the same name) and begins or
     ends at the same address.

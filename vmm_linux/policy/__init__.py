@@ -1,20 +1,19 @@
-"""Policies: what a VMM asks before every call, in the security module's place.
+"""Policies, which a VMM checks before every call, as the security module does in KasperskyOS.
 
-A policy is a list of rules. The first rule that matches a call answers; where none does, a callable
-of the user's is asked if there is one, and otherwise the default answers. Ready rules only deny,
-and come before all others. What is denied is ``SecurityDisallow``, names the method and the rule,
+A policy is a list of rules. The first rule that matches a call decides; where none matches, the
+user's callable decides if there is one, and the default otherwise. Ready rules only deny, and come
+before all others. A denied call raises ``SecurityDisallow``, which names the method and the rule,
 and has changed nothing.
 
-A policy inside a process guards against mistakes, and against components that use this package as
-it is. Native code and ``ctypes`` in the same process go past it, and so does who replaces functions
-of this package, or takes a buffer's descriptor out of ``/proc/self/fd``.
+A policy inside a process guards against mistakes, and against components that use this package
+unchanged. Native code and ``ctypes`` in the same process can bypass it, and so can code that
+replaces functions of this package, or takes a buffer's descriptor out of ``/proc/self/fd``.
 """
-
-from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, Self
 
 from vmm_linux._core.endpoint import Question, RuleTable
 from vmm_linux._core.values import exact_text, quoted, shown
@@ -31,9 +30,6 @@ from vmm_linux.policy.compile import (
 )
 from vmm_linux.policy.rule import KEYS, READY, FlawError, PolicyError, Rule
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
 __all__ = ["READY", "Policy", "PolicyError", "Question", "Rule"]
 
 for _public in (PolicyError, Rule):
@@ -46,21 +42,21 @@ TOP_KEYS: Final = ("default", "ready", "audit_failure", "rule")
 
 
 class Policy(RuleTable):
-    """What a VMM asks before every call: ``VMM(policy=Policy(...))``. It never changes.
+    """Decides about every call of a VMM: ``VMM(policy=Policy(...))``. Immutable.
 
     Args:
-        rules: gone through in order; the first that matches answers.
+        rules: checked in order; the first that matches decides.
         default: ``"allow"`` or ``"deny"``: the answer where no rule matches.
-        ready: names of ready rules (``READY``), which deny before ``rules`` are looked at.
-        ask: a callable, asked with a ``Question`` where no rule matches, in place of the default.
-            Only ``True`` allows; a text says why not; whatever else, and an exception, denies. It
-            may ask for ``question.usage``; calls of the VMM's methods from inside it are denied.
-        audit_failure: what becomes of a call that cannot be written down: ``"deny"``,
-            ``"continue"``, or None for what the ``Audit`` says.
+        ready: names of ready rules (``READY``), which deny before ``rules`` are checked.
+        ask: a callable, called with a ``Question`` where no rule matches, in place of the default.
+            Only ``True`` allows; a text denies with a reason; any other value, and an exception,
+            denies. It may read ``question.usage``; calls of the VMM's methods inside it are denied.
+        audit_failure: the answer to a call that the audit cannot record: ``"deny"``,
+            ``"continue"``, or None for the ``Audit``'s own setting.
 
     Errors:
-        INVALID_ARGUMENT (``PolicyError``): unknown names, bounds that nothing is between, a rule
-            that can never match, as an earlier one always answers.
+        INVALID_ARGUMENT (``PolicyError``): unknown names, bounds with nothing between them, a rule
+            that can never match because an earlier one always does.
     """
 
     def __init__(
@@ -87,7 +83,7 @@ class Policy(RuleTable):
         ask: Callable[[Question], object] | None,
         audit_failure: object,
     ) -> None:
-        """Compile it."""
+        """Compile the rules."""
         one_of(default, DEFAULTS, "default")
         if audit_failure is not None:
             one_of(audit_failure, FAILURES, "audit_failure")
@@ -111,7 +107,7 @@ class Policy(RuleTable):
 
     @classmethod
     def from_callable(cls, ask: Callable[[Question], object]) -> Self:
-        """A policy that asks a callable about every call. See ``ask``."""
+        """A policy in which a callable decides about every call. See ``ask``."""
         return cls(ask=ask, default="deny")
 
     @classmethod
@@ -119,15 +115,15 @@ class Policy(RuleTable):
         """Read a policy from a file.
 
         The keys ``default``, ``ready`` and ``audit_failure`` are those of this class; each
-        ``[[rule]]`` has the keys of ``Rule``. ``default`` has to be there: a file that lost its
-        contents is not to allow everything.
+        ``[[rule]]`` has the keys of ``Rule``. ``default`` is required: a file that lost its
+        contents must not allow everything.
 
         Args:
-            path: of an ordinary file in TOML, in UTF-8, of at most 1 MiB.
+            path: an ordinary TOML file in UTF-8, of at most 1 MiB.
 
         Errors:
-            INVALID_ARGUMENT (``PolicyError``): it does not parse, or is no policy; file, line and
-                reason are said.
+            INVALID_ARGUMENT (``PolicyError``): it does not parse, or is no policy; the error has
+                file, line and reason.
             OSError: it cannot be read.
         """
         try:
@@ -141,14 +137,14 @@ class Policy(RuleTable):
             raise PolicyError(problem.reason, file, problem.line) from None
         made = cls.__new__(cls)
         try:
-            made._take_table(table)  # noqa: SLF001  its own
+            made._take_table(table)  # noqa: SLF001
         except FlawError as flaw:
             line = toml_lines.line_of(text, flaw.path)
             raise PolicyError(flaw.reason, file, line) from None
         return made
 
     def _take_table(self, table: Mapping[str, object]) -> None:
-        """Compile what a file says."""
+        """Compile the contents of a file."""
         for key in table:
             if key not in TOP_KEYS:
                 raise FlawError(f"unknown key {quoted(key)}{suggestion(key, TOP_KEYS)}", key)
@@ -176,8 +172,8 @@ class Policy(RuleTable):
 
 
 def contents_of(path: str) -> bytes:
-    """What is in a file, if it is one for policies."""
-    # A pipe that nobody writes is not to be waited for, nor taken for an empty file.
+    """The contents of a policy file."""
+    # A pipe without a writer must neither block nor count as an empty file.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except ValueError as problem:
@@ -195,7 +191,7 @@ def contents_of(path: str) -> bytes:
 
 
 def place_of(path: Sequence[str | int]) -> str:
-    """Where in a policy that is no file."""
+    """The place of a mistake in a policy that is no file."""
     if len(path) > 1 and path[0] == "rule":
         return f"rule {int(path[1]) + 1}: "
     return ""

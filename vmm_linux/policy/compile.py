@@ -1,21 +1,16 @@
-"""Rules in numbers, as the core goes through them, and what makes a rule a wrong one."""
+"""Compiles rules into numbers for the core, and checks them."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from enum import IntFlag
+from typing import Any, Final, NamedTuple
 
 from vmm_linux._core.endpoint import METHODS, Kind, first_hidden
+from vmm_linux._core.endpoint import MethodInfo as Method
 from vmm_linux._core.values import exact_text, is_a, kind_of, quoted, shown
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.policy.rule import BITS, KEYS, READY, FlawError, Rule
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from enum import IntFlag
-
-    from vmm_linux._core.endpoint import MethodInfo as Method
 
 __all__ = [
     "check_reachable",
@@ -28,13 +23,13 @@ __all__ = [
 ]
 
 LONGEST_NAME: Final = 100
-"""Of characters that may be meant for one of the names that there are."""
+"""The most characters of a name for which a suggestion is searched."""
 MOST: Final = 2**64 - 1
 MOST_ID: Final = 2**32 - 2
 ANSWERS: Final = ("allow", "deny")
 EVERY: Final = "*"
 DECIDED: Final = {method.name: method for method in METHODS if method.name != "close"}
-"""The methods that can be denied. Closing is none: it only gives back."""
+"""The methods that can be denied: all but ``close``, which only gives back."""
 ORDER: Final = {method.name: number for number, method in enumerate(METHODS)}
 """The methods' numbers, by name."""
 ABOUT: Final = {
@@ -45,11 +40,11 @@ ABOUT: Final = {
     "peer_gid": "peer",
     "other_user": "peer",
 }
-"""What a condition is about, by its key."""
+"""The property in a condition, by its key."""
 
 
 class Mask(NamedTuple):
-    """Bits that a value has to have: all of these, one of those, none of the others."""
+    """Required bits of a value: all of these, one of those, none of the others."""
 
     all: int = 0
     any: int = 0
@@ -58,7 +53,7 @@ class Mask(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """When a rule matches, in numbers."""
+    """The conditions of a rule, in numbers."""
 
     flags: Mask
     rights: Mask
@@ -80,7 +75,7 @@ class Compiled:
     condition: Condition
 
     def as_numbers(self) -> tuple[Any, ...]:
-        """As ``RuleTable`` takes it."""
+        """The form that ``RuleTable`` takes."""
         condition = self.condition
         return (
             [ORDER[name] for name in self.methods],
@@ -113,7 +108,7 @@ def compiled_ready(ready: tuple[str, ...]) -> list[Compiled]:
 
 
 def compile_rule(rule: object, number: int, before: int) -> Compiled:
-    """A rule of the user's, the first of which is number 0, in numbers."""
+    """A rule of the user, counted from 0, in numbers."""
     if not is_a(rule, Rule):
         raise FlawError(f"{shown(rule)} is no Rule", "rule", number)
     rule = plain_rule(rule, "rule", number)
@@ -126,7 +121,7 @@ def compile_rule(rule: object, number: int, before: int) -> Compiled:
 
 
 def plain_rule(rule: Rule, *path: str | int) -> Rule:
-    """The same with Python's own strings, ints and tuples, which answer the same each time."""
+    """The rule with plain strings, ints and tuples, which never change their answers."""
     values = {}
     for key in KEYS:
         try:
@@ -136,8 +131,8 @@ def plain_rule(rule: Rule, *path: str | int) -> Rule:
     return Rule(**values)
 
 
-def plain(value: object) -> Any:  # noqa: ANN401  whatever it is
-    """A string, an int or a list of them without what a subclass adds; others as they are."""
+def plain(value: object) -> Any:  # noqa: ANN401  any type
+    """A string, an int or a list of them as plain objects; others unchanged."""
     if is_a(value, list):
         return tuple(map(plain_one, list.__iter__(value)))
     if is_a(value, tuple):
@@ -146,7 +141,7 @@ def plain(value: object) -> Any:  # noqa: ANN401  whatever it is
 
 
 def plain_one(value: object) -> object:
-    """A string or an int without what a subclass adds; anything else as it is."""
+    """A string or an int as a plain object; others unchanged."""
     if is_a(value, str):
         return exact_text(value)
     if is_a(value, int) and not is_a(value, bool):
@@ -155,7 +150,7 @@ def plain_one(value: object) -> object:
 
 
 def members(name: str, values: object) -> list[object]:
-    """What is in an argument that can be gone through."""
+    """The members of an iterable argument."""
     try:
         return list(values)  # type: ignore[call-overload,no-any-return]
     except Exception as problem:
@@ -163,7 +158,7 @@ def members(name: str, values: object) -> list[object]:
 
 
 def parts_of(rule: Rule, *path: str | int) -> tuple[bool, tuple[str, ...], Condition]:
-    """Whether a rule allows, which methods, and when."""
+    """Whether a rule allows, its methods, and its conditions."""
     answers = [answer for answer in ANSWERS if getattr(rule, answer) is not None]
     if len(answers) != 1:
         raise FlawError("a rule has one of allow and deny, with the methods that it is for", *path)
@@ -181,7 +176,7 @@ def parts_of(rule: Rule, *path: str | int) -> tuple[bool, tuple[str, ...], Condi
 
 
 def methods_of(rule: Rule, answer: str, condition: Condition, *path: str | int) -> tuple[str, ...]:
-    """The methods that a rule is for: each has what the rule's conditions are about."""
+    """The methods of a rule, which all have the properties in its conditions."""
     named = getattr(rule, answer)
     if type(named) is str and named == EVERY:
         methods = tuple(name for name in DECIDED if lack_of(rule, condition, DECIDED[name]) is None)
@@ -204,7 +199,7 @@ def methods_of(rule: Rule, answer: str, condition: Condition, *path: str | int) 
 
 
 def lack_of(rule: Rule, condition: Condition, method: Method) -> tuple[str, str] | None:
-    """What a rule asks about that a method does not have, and under which key; None if nothing."""
+    """The property that a rule needs and a method lacks, and its key; None if there is none."""
     kinds = {kind for _, kind in method.arguments}
     leaves = method.name in {"send_handle", "handle_fileno"}
     has = {
@@ -319,7 +314,7 @@ def one_of(value: object, known: Sequence[str], key: str) -> None:
 def check_reachable(
     compiled: Sequence[Compiled], numbers: Sequence[tuple[Any, ...]], readied: int
 ) -> None:
-    """Whether every rule of the user's can be the first to match a call of one method at least."""
+    """Refuse a rule of the user that is never the first to match a call."""
     hidden = first_hidden(numbers, readied)
     if hidden is None:
         return

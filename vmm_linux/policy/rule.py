@@ -1,16 +1,12 @@
-"""What a policy is made of: a rule, the ready rules, and what is said of a wrong one."""
+"""The parts of a policy: rules, the ready rules, and the error for a wrong one."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from vmm_linux._core.values import one_line
 from vmm_linux.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 __all__ = ["BITS", "KEYS", "READY", "FlawError", "PolicyError", "Rule"]
 
@@ -18,12 +14,12 @@ BITS: Final = ("all", "any", "no")
 
 
 class PolicyError(InvalidArgument):
-    """A policy is none: ``INVALID_ARGUMENT``.
+    """An invalid policy: ``INVALID_ARGUMENT``.
 
     Attributes:
-        file: where it was read, or None.
+        file: its file, or None.
         line: of the file, counted from 1, or None.
-        reason: what is wrong, and what is expected.
+        reason: the mistake, and the expected value.
     """
 
     def __init__(self, reason: str, file: str | None = None, line: int | None = None) -> None:
@@ -39,7 +35,7 @@ class PolicyError(InvalidArgument):
 
 
 class FlawError(Exception):
-    """What is wrong in a policy, and under which keys: of a table, or of a list by number."""
+    """A mistake in a policy, and its keys: of a table, or of a list by number."""
 
     def __init__(self, reason: str, *path: str | int) -> None:
         super().__init__(reason)
@@ -49,26 +45,26 @@ class FlawError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What to answer to which calls. All conditions that are given have to hold.
+    """Allows or denies calls. All given conditions have to hold.
 
     Attributes:
-        allow, deny: one of the two: names of methods, or ``"*"`` for all that have what the
-            conditions are about.
-        name: what a denial calls it.
-        all_flags, any_flags, no_flags: ``VmmFlags`` by name, of which the call's argument has
-            every one, one at least, none.
-        min_size, max_size: bytes that the call is about, bounds included. Of ranges their sum; of
-            what is received ``max_size``, and without one more than any bound.
+        allow, deny: one of the two: names of methods, or ``"*"`` for all methods with the
+            properties in the conditions.
+        name: its name in a denial.
+        all_flags, any_flags, no_flags: ``VmmFlags`` by name: the call's argument has every one, at
+            least one, none of them.
+        min_size, max_size: the bytes of the call, bounds included: of ranges their sum; of a
+            receiving call ``max_size``, and without one more than any bound.
         all_rights, any_rights, no_rights: ``Rights`` that a copy, a receiver or a descriptor gets.
         all_seals, any_seals, no_seals: ``Seal``: of a buffer that leaves (``send_handle``,
-            ``handle_fileno``) those that it has, of others those that are put on or demanded.
+            ``handle_fileno``) its own, of others those that are put on or demanded.
         peer_uid, peer_gid: users and groups, one of which made the other end of the socket.
-        other_user: True: that was another user than this process's.
+        other_user: True: another user than this process's made it.
 
-    Where the kernel does not tell who made the other end, a condition about that holds in a rule
-    that denies, and does not in one that allows. Nor does it tell of users and groups that this
-    process's user namespace does not map: all have one number, ``kernel.overflowuid`` (65534),
-    which in such a namespace is nobody's for sure.
+    Where the maker of the other end is unknown, a condition about it holds in a rule that denies,
+    and fails in one that allows. Users and groups that this process's user namespace does not map
+    are unknown too: the kernel reports all of them as ``kernel.overflowuid`` (65534), which in such
+    a namespace identifies no user.
     """
 
     allow: str | Sequence[str] | None = None
@@ -125,7 +121,7 @@ READY: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
         ),
         "no transfer to other users": (
             Rule(name="no transfer to other users", deny=("send_handle",), other_user=True),
-            # Nobody can tell where a descriptor goes.
+            # The receiver of a descriptor is unknown.
             Rule(name="no transfer to other users", deny=("handle_fileno",)),
         ),
         "only frozen or published buffers leave": (

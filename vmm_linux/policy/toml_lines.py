@@ -1,26 +1,22 @@
-"""TOML with the lines that things are in, which ``tomllib`` tells of syntax errors alone.
+"""TOML with line numbers of its values, which ``tomllib`` reports only for syntax errors.
 
-A thing is found by the parser itself: it is in the line with which a text, cut off after it, first
-has it. A text that is cut inside of a value does not parse, and is taken a line longer.
+The parser itself finds a value: it begins in the last line of the shortest text, cut after that
+line, that has it. A text that is cut inside a value does not parse, and is made a line longer.
 """
-
-from __future__ import annotations
 
 import re
 import tomllib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["SyntaxProblem", "line_of", "parse"]
 
 MOST_EFFORT = 400_000
-"""Lines that are parsed at most, again and again, to find one: some seconds."""
+"""The most lines that are parsed, counted each time, to find one: some seconds."""
 
 
 class SyntaxProblem(ValueError):  # noqa: N818  a finding, as in errors.py
-    """A text is no TOML: the line, counted from 1, and why."""
+    """A text is no TOML: the line, counted from 1, and the reason."""
 
     def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason)
@@ -29,10 +25,10 @@ class SyntaxProblem(ValueError):  # noqa: N818  a finding, as in errors.py
 
 
 def parse(data: bytes) -> tuple[str, dict[str, Any]]:
-    """The text and what it says.
+    """The text and its contents.
 
     Errors:
-        SyntaxProblem: it is no TOML.
+        SyntaxProblem: the text is no TOML.
     """
     try:
         text = data.decode()
@@ -47,7 +43,7 @@ def parse(data: bytes) -> tuple[str, dict[str, Any]]:
         line = int(found[1]) if found else max(1, len(text.splitlines()))
         raise SyntaxProblem(reason, line) from None
     except ValueError:
-        # Python's own, which tells no line.
+        # Python's own, which reports no line.
         digits = re.search(r"[0-9_]{1000}", text)
         line = text.count("\n", 0, digits.start()) + 1 if digits else 1
         raise SyntaxProblem("a number of too many digits", line) from None
@@ -56,15 +52,15 @@ def parse(data: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:
-    """The line, counted from 1, in which a thing begins.
+    """The line, counted from 1, in which a value begins.
 
     Args:
         text: TOML without a mistake.
-        path: keys of tables and numbers of lists, counted from 0, that lead to the thing. Of what
-            is not there, its nearest container is meant.
+        path: keys of tables and numbers of lists, counted from 0, that lead to the value. For a
+            missing one, its nearest container counts.
 
     Returns:
-        None where nothing of it is there, and where values of very many lines hide it.
+        None if no part of the path exists, and where values of very many lines hide it.
     """
     lines = text.replace("\r\n", "\n").split("\n")
     table = parsed(lines)
@@ -76,7 +72,7 @@ def line_of(text: str, path: Sequence[str | int]) -> int | None:
 
 
 def first_line(lines: list[str], path: Sequence[str | int]) -> int | None:
-    """Where a thing begins that the lines have; None if that takes too long to find."""
+    """The first line of a value in these lines; None if the search takes too long."""
     # The first ``without`` lines lack it, the first ``enough`` have it, and no number from
     # ``unknown`` on up to that one makes a text that parses.
     without, unknown, enough = 0, len(lines), len(lines)
@@ -106,7 +102,7 @@ def first_line(lines: list[str], path: Sequence[str | int]) -> int | None:
 
 
 def has(found: Any, path: Sequence[str | int]) -> bool:  # noqa: ANN401  a table, a list, a value
-    """Whether a thing is in what was parsed."""
+    """Whether the parsed text has a value."""
     for key in path:
         try:
             found = found[key]
@@ -116,7 +112,7 @@ def has(found: Any, path: Sequence[str | int]) -> bool:  # noqa: ANN401  a table
 
 
 def parsed(lines: list[str]) -> dict[str, Any] | None:
-    """What the lines say; None if they do not parse."""
+    """The contents of the lines; None if they do not parse."""
     try:
         return tomllib.loads("\n".join(lines))
     except tomllib.TOMLDecodeError:

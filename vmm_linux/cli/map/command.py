@@ -29,8 +29,8 @@ from vmm_linux.cli.map.plot import plotted
 __all__ = ["main", "process_id"]
 
 STANDARD_OUTPUT = "-"
-#: Seconds between two looks, if nothing else is asked.
 PAUSE = 2.0
+"""The default of seconds between two snapshots."""
 LONGEST_PAUSE = 86400.0
 
 MIB = 1 << 20
@@ -42,7 +42,7 @@ Write = Callable[[Sequence[Line]], None]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command: 0 if it was shown, 2 if it could not be."""
+    """Run the command: 0 if the map was shown, 2 if it could not be."""
     made = parser()
     asked = made.parse_args(arguments)
     wanted = {kind: getattr(asked, kind) for kind in WRITERS if getattr(asked, kind) is not None}
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command line looks like."""
+    """The parser of the command line."""
     made = argparse.ArgumentParser(
         prog="vmm-linux map",
         usage="%(prog)s [-h] [PID] [--regions] [--watch [SECONDS]]\n"
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(made: argparse.ArgumentParser, asked: argparse.Namespace, wanted: dict[str, str]) -> None:
-    """Refuse what does not go together."""
+    """Refuse options that exclude each other."""
     if asked.watch is not None and asked.pid is None:
         made.error("--watch needs a process: vmm-linux map PID --watch [SECONDS]")
     if asked.watch is not None and wanted:
@@ -110,7 +110,7 @@ def check(made: argparse.ArgumentParser, asked: argparse.Namespace, wanted: dict
 
 def process_id(text: str) -> int:
     """A process's id."""
-    # A number of a thousand digits is none that int() takes, nor any process's.
+    # int() refuses a number of a thousand digits, which is no process's.
     if not (text.isascii() and text.isdecimal() and len(text) < 100 and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{escaped(text)!r} is no process id, a number above 0")
     return int(text)
@@ -130,14 +130,14 @@ def pause(text: str) -> float:
 
 
 def complain(message: str) -> int:
-    """A line on standard error, and the exit code that goes with it."""
+    """Print a line on standard error, and return the exit code."""
     sys.stderr.write(f"vmm-linux map: {message}\n")
     return 2
 
 
 @contextlib.contextmanager
 def demonstration() -> Iterator[tuple[Region, Mdl]]:
-    """Something of our own to be seen: 64 GiB reserved, little of it in use, and a buffer."""
+    """Make an example to show: 64 GiB reserved, little of it in use, and a buffer."""
     with (
         VMM() as vmm,
         vmm.region(64 << 30) as region,
@@ -154,7 +154,7 @@ def demonstration() -> Iterator[tuple[Region, Mdl]]:
 
 
 def in_ascii(text: str) -> bytes:
-    """A text of which every letter is ASCII already or may be escaped."""
+    """Encode a text, with escapes for characters that are not ASCII."""
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -168,7 +168,7 @@ WRITERS: dict[str, Callable[[Picture, int | None], bytes]] = {
 
 
 def deliver(picture: Picture, pid: int | None, wanted: dict[str, str]) -> None:
-    """Write each output to its place: the files all or none of them."""
+    """Write each output to its place: all files or none."""
     contents = {place: WRITERS[kind](picture, pid) for kind, place in wanted.items()}
     output = contents.pop(STANDARD_OUTPUT, None)
     write_whole(contents)
@@ -182,18 +182,18 @@ def deliver(picture: Picture, pid: int | None, wanted: dict[str, str]) -> None:
 
 
 def lines_of(picture: Picture, regions: bool) -> list[Line]:
-    """What is shown, fit for this terminal."""
+    """The lines for this terminal."""
     width = shutil.get_terminal_size((100, 24)).columns
     screen = Screen.of(width, sys.stdout.encoding or "ascii")
     return region_lines(picture, screen) if regions else picture_lines(picture, screen)
 
 
 def printer() -> Write:
-    """How lines are printed: with colours on a terminal, where rich is installed."""
+    """The function that prints lines: coloured on a terminal where rich is installed."""
     if not sys.stdout.isatty():
         return plain_writer()
     try:
-        from rich.console import Console  # noqa: PLC0415 (nobody else needs it)
+        from rich.console import Console  # noqa: PLC0415 (needed only here)
         from rich.text import Text  # noqa: PLC0415 (as above)
     except ModuleNotFoundError:
         sys.stderr.write("plain text; for colours: pip install 'vmm-linux[tools]'\n")
@@ -208,7 +208,7 @@ def printer() -> Write:
 
 
 def watch(pid: int, seconds: float, regions: bool) -> int:
-    """Show the process, and again and again what changed in it since."""
+    """Show the process, and then its changes, again and again."""
     write = printer()
     before = take(pid)
     write(lines_of(before, regions))
@@ -226,7 +226,7 @@ def watch(pid: int, seconds: float, regions: bool) -> int:
 
 
 def news(before: Picture, after: Picture, regions: bool) -> list[Line]:
-    """What changed between two looks; on a terminal below the whole picture anew."""
+    """The changes between two snapshots; on a terminal, below the whole picture."""
     difference = inspect.diff(snapshot_of(before), snapshot_of(after))
     changes = change_lines(difference)
     totals = ", ".join(
@@ -237,11 +237,11 @@ def news(before: Picture, after: Picture, regions: bool) -> list[Line]:
     since = (
         f"{after.taken:%H:%M:%S}Z, since {before.taken:%H:%M:%S}Z: {totals or 'no more, no less'}"
     )
-    told = [Line(((since, "bold"),)), *changes]
+    found = [Line(((since, "bold"),)), *changes]
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        return told
+        return found
     sys.stdout.write("\x1b[H\x1b[2J")
-    return [*lines_of(after, regions), Line((("", ""),)), *told]
+    return [*lines_of(after, regions), Line((("", ""),)), *found]
 
 
 def snapshot_of(picture: Picture) -> inspect.Snapshot:

@@ -1,4 +1,4 @@
-"""Maps in files: JSON that can be read again, and CSV."""
+"""Maps in files: JSON, which can be loaded again, and CSV."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from vmm_linux._tools.text import escaped
-from vmm_linux.cli.map.model import Entry, Picture
+from vmm_linux.cli.map.model import MapEntry, Picture
 from vmm_linux.flags import VmmFlags
 from vmm_linux.inspect import Mapping, Snapshot
 from vmm_linux.states import PageKind, PageState
@@ -20,7 +20,6 @@ __all__ = ["Saved", "UnfitMapError", "as_csv", "as_json", "load", "record_of"]
 
 FORMAT = "vmm-linux map"
 VERSION = 1
-#: What a record has beside figures.
 FIXED = (
     "start",
     "end",
@@ -37,6 +36,7 @@ FIXED = (
     "committed",
     "resident",
 )
+"""The parts of a record that are no figures."""
 END_OF_ADDRESSES = 1 << 64
 
 T = TypeVar("T")
@@ -46,9 +46,9 @@ T = TypeVar("T")
 
 
 def record_of(mapping: Mapping, group: str | None) -> dict[str, Any]:
-    """A record as JSON has it: every figure under its own name, in bytes.
+    """A record for JSON: every figure under its own name, in bytes.
 
-    The kernel tells figures of its own mappings alone: a part of one has few, and ``cut_from`` is
+    The kernel reports figures only for its own mappings: a part of one has few, and ``cut_from`` is
     the record of the whole.
     """
     region, whole = mapping.region, mapping.whole
@@ -80,8 +80,8 @@ def record_of(mapping: Mapping, group: str | None) -> dict[str, Any]:
     }
 
 
-def record_of_entry(entry: Entry) -> dict[str, Any]:
-    """A record, and what is counted of a part too: bytes committed and resident."""
+def record_of_entry(entry: MapEntry) -> dict[str, Any]:
+    """A record with the counts of parts too: bytes committed and resident."""
     record = record_of(entry.mapping, entry.group)
     return {**record, "committed": entry.committed, "resident": entry.resident}
 
@@ -89,7 +89,7 @@ def record_of_entry(entry: Entry) -> dict[str, Any]:
 def as_json(picture: Picture) -> str:
     """The whole map as one JSON object, in ASCII.
 
-    A byte of a name that is no UTF-8 is the escape of a lone surrogate, as Python has it.
+    A byte of a name that is no UTF-8 is the escape of a lone surrogate, as in Python.
     """
     head = {
         "format": FORMAT,
@@ -118,9 +118,9 @@ def as_json(picture: Picture) -> str:
 
 
 def as_csv(picture: Picture) -> str:
-    """Every mapping in a line, with the names of its figures in the first.
+    """Every mapping in a line, under a line with the names.
 
-    Names are written with escapes for what cannot be shown, so that a line is a line.
+    Names have escapes for unprintable characters, so that they contain no line ends.
     """
     records = [flat(entry) for entry in picture.entries]
     columns = list(dict.fromkeys(name for record in records for name in record))
@@ -131,8 +131,8 @@ def as_csv(picture: Picture) -> str:
     return text.getvalue()
 
 
-def flat(entry: Entry) -> dict[str, str | int]:
-    """A record in cells."""
+def flat(entry: MapEntry) -> dict[str, str | int]:
+    """The cells of a record."""
     record = record_of_entry(entry)
     region, cut, flags = record.pop("region"), record.pop("cut_from"), record.pop("vm_flags")
     record["pathname"] = escaped(record["pathname"] or "")
@@ -148,15 +148,15 @@ def flat(entry: Entry) -> dict[str, str | int]:
 
 
 class UnfitMapError(Exception):
-    """A file is no map; the message says where and why, and goes on where its name ends."""
+    """A file is no map; the message has the place and the reason, without the file's name."""
 
 
 class Saved(Snapshot):
-    """A map that was read from a file.
+    """A map from a file.
 
     Attributes:
         pid: the process.
-        taken: when, as the file says it.
+        taken: its time, from the file.
     """
 
     def __init__(self, pid: int, taken: str, mappings: list[Mapping]) -> None:
@@ -165,10 +165,10 @@ class Saved(Snapshot):
 
 
 def load(path: str) -> Saved:
-    """Read what ``map --json`` wrote.
+    """Read a file of ``map --json``.
 
     Errors:
-        UnfitMapError: it cannot be read, is no JSON, or is not such a map.
+        UnfitMapError: it is unreadable, no JSON, or no such map.
     """
     found = parsed(path)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -190,7 +190,7 @@ def load(path: str) -> Saved:
 
 
 def parsed(path: str) -> object:
-    """What the JSON of a file says."""
+    """The contents of a JSON file."""
     if not path:
         raise UnfitMapError("is no name of a file")
     try:
@@ -209,14 +209,14 @@ def parsed(path: str) -> object:
 
 
 def refuse(where: str, wanted: str, found: object) -> NoReturn:
-    """Say what was wrong."""
+    """Raise the error for a wrong value."""
     shown = json.dumps(found)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     raise UnfitMapError(f"is no map: {where}: {shown} is not {wanted}")
 
 
 def number(value: object, where: str) -> int:
-    """A whole number of 64 bits without a sign."""
+    """An unsigned whole number of 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < END_OF_ADDRESSES:
         refuse(where, "a whole number from 0 to 2^64 - 1", value)
     return value
@@ -252,7 +252,7 @@ def optional_text(value: object, where: str) -> str | None:
 
 
 def anything(value: object, _where: str) -> object:
-    """Whatever it is."""
+    """Any value."""
     return value
 
 
@@ -293,14 +293,14 @@ def read_record(row: object, where: str) -> Mapping:
 
 
 def read_whole(row: object, where: str) -> Mapping:
-    """The record that a part was cut from, which is no part itself."""
+    """The record of the whole mapping of a part, which is no part itself."""
     if member(row, "cut_from", where, anything) is not None:
         refuse(f"{where}.cut_from", "null", "a record")
     return read_record(row, where)
 
 
 def matching(pattern: str, wanted: str) -> Callable[[object, str], str]:
-    """What takes a text of a form."""
+    """A reader of texts that match a pattern."""
 
     def check(value: object, where: str) -> str:
         if not re.fullmatch(pattern, text(value, where)):
@@ -323,7 +323,7 @@ def flags_of(value: object, where: str) -> list[str] | None:
 
 
 def figures_of(row: object, where: str) -> dict[str, int]:
-    """Everything else: figures, those of newer kernels too."""
+    """All other members: figures, those of newer kernels too."""
     figures = {}
     for name, value in row.items() if isinstance(row, Object) else ():
         if name in FIXED or value is None:
@@ -335,7 +335,7 @@ def figures_of(row: object, where: str) -> dict[str, int]:
 
 
 def region_of(value: object, where: str) -> dict[str, int | None] | None:
-    """What a region is, as numbers; null is none."""
+    """The region in numbers; null is none."""
     if value is None:
         return None
     return {
@@ -352,7 +352,7 @@ def region_of(value: object, where: str) -> dict[str, int | None] | None:
 
 
 def named(kind: type[IntEnum | IntFlag]) -> Callable[[object, str], int]:
-    """What takes names of members of an enumeration, with | between them."""
+    """A reader of names of an enumeration's members, with | between them."""
 
     def check(value: object, where: str) -> int:
         total = 0

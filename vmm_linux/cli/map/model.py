@@ -1,7 +1,7 @@
-"""The mappings of a process as people think of them: heap, stacks, libraries and so on.
+"""The mappings of a process in groups: heap, stacks, libraries and so on.
 
-What is told of each is how many addresses it takes (reserved), how many of them may be accessed
-(committed), and how much memory lies there now (resident), in bytes.
+Each has its size (reserved), how much of it may be accessed (committed), and how much memory it has
+now (resident), in bytes.
 """
 
 import contextlib
@@ -19,9 +19,8 @@ from vmm_linux.inspect import Mapping, PageFlags
 from vmm_linux.inspect.processes import process_of, threads_of
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["GROUPS", "Entry", "Group", "Picture", "name_of", "size_of", "take"]
+__all__ = ["GROUPS", "Group", "MapEntry", "Picture", "name_of", "size_of", "take"]
 
-#: The groups and what people call them.
 GROUPS = {
     "ours": "Regions of vmm_linux",
     "heap": "Heap",
@@ -32,21 +31,22 @@ GROUPS = {
     "shared": "Shared",
     "kernel": "The kernel's own",
 }
+"""The groups and their titles."""
 
-#: What the kernel puts into every process.
 OF_THE_KERNEL = re.compile(r"\[(vdso|vvar.*|vsyscall|uprobes|vectors|sigpage)\]")
-#: What the memory of regions is called by the kernel, where it gives names.
+"""The kernel's own mappings in every process."""
 OF_A_REGION = "[anon:vmm_linux region]"
-#: Stacks that have a name: the first thread's, and where a program names those of others.
+"""The name of regions' memory, where the kernel has names."""
 NAMED_STACK = re.compile(r"\[stack(:\d+)?\]|\[anon:.*stack.*\]", re.IGNORECASE)
-#: Names of heaps: the program's own, and those of allocators that name what they take.
+"""Stacks with a name: the first thread's, and others that a program names."""
 NAMED_HEAP = re.compile(r"\[heap\]|\[anon:.*malloc.*\]", re.IGNORECASE)
-#: The smallest and the largest guard below a thread's stack, in pages: what C libraries make.
+"""Names of heaps: the program's own, and those of allocators that name their memory."""
 LARGEST_GUARD = 1 << 20
+"""The largest guard below a thread's stack in C libraries, in bytes."""
 
 
 @dataclass
-class Entry:
+class MapEntry:
     """One mapping, or a region's part of one.
 
     Attributes:
@@ -54,7 +54,7 @@ class Entry:
         group: a key of ``GROUPS``.
         reserved: bytes of addresses.
         committed: how many of them may be accessed.
-        resident: how many have memory now.
+        resident: how many of them have memory now.
         pss: its share of that memory, where processes share it; of a part of a mapping in
             proportion to what of it is resident.
         swapped: how many are in swap.
@@ -70,7 +70,7 @@ class Entry:
 
     @property
     def weight(self) -> tuple[int, int, int]:
-        """What sorts the biggest first when it is reversed."""
+        """The key that orders entries by size."""
         return self.resident, self.committed, self.reserved
 
 
@@ -79,11 +79,11 @@ class Group:
     """Entries that belong together, with their sums in bytes."""
 
     key: str
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[MapEntry] = field(default_factory=list)
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Its title."""
         return GROUPS[self.key]
 
     @property
@@ -103,16 +103,16 @@ class Group:
 
     @property
     def pss(self) -> int:
-        """Bytes of memory, what is shared divided by those who share it."""
+        """Bytes of memory; shared memory is divided by the number of its processes."""
         return sum(entry.pss for entry in self.entries)
 
     @property
     def weight(self) -> tuple[int, int, int]:
-        """What sorts the biggest first when it is reversed."""
+        """The key that orders groups by size."""
         return self.resident, self.committed, self.reserved
 
     def by_name(self) -> list[tuple[str, "Group"]]:
-        """The entries of one name together, the biggest first."""
+        """The entries in groups of one name, the biggest first."""
         names: dict[str, Group] = {}
         for entry in self.entries:
             names.setdefault(name_of(entry.mapping), Group(self.key)).entries.append(entry)
@@ -138,12 +138,12 @@ class Picture:
     command: str
     taken: datetime
     page_size: int
-    entries: list[Entry]
+    entries: list[MapEntry]
     totals: dict[str, int]
 
     @property
     def groups(self) -> list[Group]:
-        """The groups that there are, the biggest first."""
+        """The groups, the biggest first."""
         found: dict[str, Group] = {}
         for entry in self.entries:
             found.setdefault(entry.group, Group(entry.group)).entries.append(entry)
@@ -156,7 +156,7 @@ class Picture:
 
 
 def take(pid: int | None) -> Picture:
-    """Look at a process: None for this one.
+    """Take the picture of a process: None for this one.
 
     Errors: those of ``inspect.snapshot``.
     """
@@ -177,10 +177,10 @@ def take(pid: int | None) -> Picture:
 
 
 def words_of(pid: int) -> tuple[str, str]:
-    """Name and command line of a process, empty where they cannot be read."""
+    """Name and command line of a process, empty where they are unreadable."""
     process = process_of(pid)
     words = b""
-    # Of a thread that has ended, the first one too, there is nothing to be read.
+    # An ended thread, the first one too, has no data.
     with contextlib.suppress(OSError):
         for tid in threads_of(process) if process is not None else ():
             words = words or Path(f"/proc/{pid}/task/{tid}/cmdline").read_bytes()
@@ -191,7 +191,7 @@ def words_of(pid: int) -> tuple[str, str]:
 # ---- groups -------------------------------------------------------------------------------------
 
 
-def entries_of(mappings: Sequence[Mapping], pid: int | None) -> list[Entry]:
+def entries_of(mappings: Sequence[Mapping], pid: int | None) -> list[MapEntry]:
     """Every mapping with its group and its sums."""
     programs = {
         mapping.pathname
@@ -225,14 +225,14 @@ def group_of(mapping: Mapping, programs: set[str | None], stacks: set[int]) -> s
 
 
 def is_file(mapping: Mapping) -> bool:
-    """Whether it shows a file: shared anonymous memory has an inode too, and can have a name."""
+    """Whether it maps a file. Shared anonymous memory has an inode too, and can have a name."""
     return mapping.inode != 0 and not (mapping.pathname or "").startswith("[anon_shmem:")
 
 
 def is_read_only_file(mapping: Mapping) -> bool:
-    """Whether it shows a file that keeps its name and cannot be written through this mapping.
+    """Whether it maps an undeleted file that cannot be written through this mapping.
 
-    Mapped shared or private, that is the same: pages of the file, which whoever reads it shares.
+    A shared and a private mapping are the same then: pages of the file, which all readers share.
     """
     may_write = "mw" in (mapping.vm_flags or ()) or mapping.permissions[1] == "w"
     name = mapping.pathname or ""
@@ -240,11 +240,11 @@ def is_read_only_file(mapping: Mapping) -> bool:
 
 
 def thread_stacks(mappings: Iterable[Mapping]) -> set[int]:
-    """Where the stacks of threads begin, and the guards below them.
+    """The starts of threads' stacks, and of the guards below them.
 
-    The kernel does not name them. They are told by what C libraries make: a small private mapping
-    without access, and right above it one to read and write that is not to have huge pages (as
-    MAP_STACK asks for since Linux 6.7).
+    The kernel does not name them. They are recognized by the form that C libraries give them: a
+    small private mapping without access, and right above it a readable and writable one without
+    huge pages (which MAP_STACK requests since Linux 6.7).
     """
     found = set()
     for below, above in pairwise(mappings):
@@ -265,7 +265,7 @@ def is_nameless(mapping: Mapping) -> bool:
     return mapping.pathname is None and mapping.inode == 0 and mapping.region is None
 
 
-def entry_of(mapping: Mapping, group: str, pid: int | None) -> Entry:
+def entry_of(mapping: Mapping, group: str, pid: int | None) -> MapEntry:
     """A mapping with its sums."""
     size = mapping.end - mapping.start
     committed = size if is_committed(mapping) else 0
@@ -276,11 +276,11 @@ def entry_of(mapping: Mapping, group: str, pid: int | None) -> Entry:
         part, swapped = counted(mapping, pid) if committed else (0, 0)
         pss = pss * part // resident if resident else 0
         resident = part
-    return Entry(mapping, group, size, committed, resident, pss, swapped)
+    return MapEntry(mapping, group, size, committed, resident, pss, swapped)
 
 
 def counted(mapping: Mapping, pid: int | None) -> tuple[int, int]:
-    """Bytes present and swapped, counted page by page: smaps tells of whole mappings alone."""
+    """Bytes present and swapped, counted page by page: smaps has only whole mappings."""
     present = swapped = 0
     for run in inspect.pages(mapping.start, mapping.end - mapping.start, pid):
         if run.flags & PageFlags.SWAPPED:
@@ -291,7 +291,7 @@ def counted(mapping: Mapping, pid: int | None) -> tuple[int, int]:
 
 
 def is_committed(mapping: Mapping) -> bool:
-    """Whether pages may be accessed: as the ledger says of ours, else by the permissions."""
+    """Whether pages may be accessed: by the ledger for ours, else by the permissions."""
     region = mapping.region
     if region is not None:
         return region.state is PageState.COMMITTED and region.kind is not PageKind.GUARD
@@ -307,7 +307,7 @@ def size_of(mapping: Mapping) -> int:
 
 
 def name_of(mapping: Mapping) -> str:
-    """What a mapping is called, in characters that can be shown."""
+    """The name of a mapping, in printable characters."""
     region = mapping.region
     if region is not None:
         kind = region.kind.name.title() if region.kind is not PageKind.MDL else "MDL"

@@ -1,4 +1,4 @@
-"""The map as one page of HTML that needs nothing else."""
+"""The map as one self-contained page of HTML."""
 
 import html
 import json
@@ -7,37 +7,38 @@ from typing import Any
 
 from vmm_linux import inspect
 from vmm_linux._core.kernel import Feature, available
+from vmm_linux._core.values import counted
 from vmm_linux._tools.text import escaped, human
-from vmm_linux.cli.map.model import Entry, Picture, name_of
+from vmm_linux.cli.map.model import MapEntry, Picture, name_of
 from vmm_linux.errors import VmmError
 from vmm_linux.inspect import Mapping, PageFlags
 
 __all__ = ["page_of"]
 
-#: What is looked at page by page in all, at most, in bytes: of memory where the kernel skips what
-#: has none (PAGEMAP_SCAN looks through empty terabytes in microseconds), else of addresses.
 LOOKED_AT_MOST = 64 << 30
-#: Addresses in one look, at first; a look that finds little makes the next one twice as long.
+"""The most that is read page by page, in bytes: of memory where the kernel skips empty addresses
+(PAGEMAP_SCAN skips terabytes in microseconds), else of addresses."""
 PIECE = 1 << 30
+"""Addresses in the first scan, in bytes; a scan that finds little doubles the next one."""
 LITTLE = 1000
-#: Runs of like pages in the page, at most.
 RUNS_AT_MOST = 200_000
+"""Runs of like pages in the page, at most."""
 
-#: The bits of the page's own flags.
 PRESENT, SWAPPED, SHARED, HUGE, GUARD = (1 << bit for bit in range(5))
-#: Figures that are no sizes.
+"""The bits of the page's own flags."""
 NO_SIZES = ("thp_eligible", "protection_key")
+"""Figures that are no sizes."""
 
 Runs = list[tuple[int, int, int]]
 
 
 def page_of(picture: Picture, pid: int | None) -> str:
-    """The page: what it shows is in it, and it may load nothing, by its own policy.
+    """The page with all its data; its own policy forbids it to load anything.
 
     Args:
-        picture: what is shown.
-        pid: the process whose pages are looked at, None for this one. One that has ended
-            meanwhile, or may not be looked at, has a page without them.
+        picture: the picture to show.
+        pid: the process of the pages, None for this one. If it has ended, or is unreadable, the
+            result lacks them.
     """
     template = resources.files("vmm_linux.cli.map").joinpath("page.html").read_text("utf-8")
     data = json.dumps(data_of(picture, pid), separators=(",", ":"))
@@ -50,7 +51,7 @@ def page_of(picture: Picture, pid: int | None) -> str:
 
 
 def data_of(picture: Picture, pid: int | None) -> dict[str, Any]:
-    """What the page shows. Addresses are page numbers, which are exact in JavaScript."""
+    """The data of the page. Addresses are page numbers, which are exact in JavaScript."""
     groups = picture.groups
     index = {group.key: number for number, group in enumerate(groups)}
     names = list(dict.fromkeys(name for entry in picture.entries for name in entry.mapping.figures))
@@ -85,9 +86,9 @@ def data_of(picture: Picture, pid: int | None) -> dict[str, Any]:
 
 
 def mapping_of(
-    entry: Entry, group: int, names: list[str], strip: Runs | None, page: int
+    entry: MapEntry, group: int, names: list[str], strip: Runs | None, page: int
 ) -> dict[str, Any]:
-    """A mapping with its record as a row, its texts fit to be shown."""
+    """A mapping with its record as a row, with printable texts."""
     mapping = entry.mapping
     name = name_of(mapping)
     record: list[object] = []
@@ -109,7 +110,7 @@ def mapping_of(
 
 
 def region_words(mapping: Mapping) -> str:
-    """What the package meant with a mapping of its own, in a few words."""
+    """The region of a mapping, in a few words."""
     region = mapping.region
     if region is None:
         return ""
@@ -123,10 +124,10 @@ FIXED_TEXT = {"permissions", "offset", "device", "inode", "pathname"}
 
 
 def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str]:
-    """Runs of pages that are there, of every mapping, and what to say about it.
+    """Runs of present pages of every mapping, and a text about them.
 
-    Where nothing is resident or in swap there is nothing to look for. Of the rest, the mappings
-    with the most memory are looked at first, as far as the bounds go; None where nobody looked.
+    Mappings without resident or swapped memory are skipped. Of the rest, those with the most memory
+    are scanned first, up to the limits; None where none was scanned.
     """
     strips: list[Runs | None] = [
         None if entry.resident + entry.swapped or has_guards(entry) else []
@@ -143,28 +144,28 @@ def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str
     missed = sum(strip is None for strip in strips)
     if missed:
         return strips, (
-            f"the {len(strips) - missed} mappings with the most memory "
+            f"the {counted(len(strips) - missed, 'mapping')} with the most memory "
             f"({missed} left out: at most {human(LOOKED_AT_MOST)} and {RUNS_AT_MOST} runs are "
             "looked at)"
         )
     return strips, "all looked at"
 
 
-def has_guards(entry: Entry) -> bool:
-    """Whether pages may be guards, which are no memory and yet worth to be seen."""
+def has_guards(entry: MapEntry) -> bool:
+    """Whether pages may be guards, which have no memory, but are shown."""
     return "gu" in (entry.mapping.whole.vm_flags or ())
 
 
 class Budget:
-    """What may still be looked at."""
+    """The rest of the scan limits."""
 
     def __init__(self) -> None:
         self.bytes = LOOKED_AT_MOST
         self.runs = RUNS_AT_MOST
         self.skips = available(Feature.PAGEMAP_SCAN)
 
-    def scan(self, entry: Entry, pid: int | None, page: int) -> Runs | None:
-        """The runs of a mapping; None if that would go beyond the bounds."""
+    def scan(self, entry: MapEntry, pid: int | None, page: int) -> Runs | None:
+        """The runs of a mapping; None if that would exceed the limits."""
         self.bytes -= entry.resident + entry.swapped if self.skips else entry.reserved
         if self.bytes < 0:
             return None

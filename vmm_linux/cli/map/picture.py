@@ -1,4 +1,4 @@
-"""The picture of an address space on a terminal, and what changed in it, in lines of text."""
+"""The picture of an address space and its changes, in lines of text."""
 
 import math
 import sys
@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from vmm_linux._tools.text import escaped, human
-from vmm_linux.cli.map.model import Entry, Group, Picture, name_of, size_of
+from vmm_linux.cli.map.model import Group, MapEntry, Picture, name_of, size_of
 from vmm_linux.inspect import Difference, Mapping
 
 __all__ = ["Line", "Screen", "change_lines", "picture_lines", "region_lines"]
 
-#: The names that a group shows below its bar.
 NAMES_SHOWN = 3
-#: The changes that are told, at most.
+"""The number of names below the bar of a group."""
 CHANGES_SHOWN = 12
-#: Columns of a size with its unit, and of the four of a line.
-FIGURE, FIGURES = 10, 40
-#: A figure of smaps that changes whenever somebody looks tells nothing.
-TELLING = ("rss", "pss", "swap", "private_dirty", "locked")
+"""The most changes that are shown."""
+SIZE_WIDTH, SIZES_WIDTH = 10, 40
+"""Columns of a size with its unit, and of the four sizes of a line."""
+SHOWN_FIGURES = ("rss", "pss", "swap", "private_dirty", "locked")
+"""The figures whose changes are shown. Others change with every reading."""
 
 COLOURS = {
     "ours": "bright_magenta",
@@ -33,13 +33,13 @@ COLOURS = {
 
 
 class Line(NamedTuple):
-    """Texts of a line, each with its style as rich has it."""
+    """Texts of a line, each with a style of rich."""
 
     pieces: tuple[tuple[str, str], ...]
 
     @property
     def text(self) -> str:
-        """Without styles."""
+        """The line without styles."""
         return "".join(text for text, _ in self.pieces).rstrip()
 
 
@@ -49,7 +49,7 @@ def line(*pieces: tuple[str, str] | str) -> Line:
 
 
 class Screen(NamedTuple):
-    """What there is to draw on.
+    """The properties of the terminal.
 
     Attributes:
         width: columns, of which the last stays empty.
@@ -61,7 +61,7 @@ class Screen(NamedTuple):
 
     @classmethod
     def of(cls, width: int, encoding: str) -> "Screen":
-        """For so many columns and an encoding, which may have no shades."""
+        """A screen of so many columns and an encoding, which may have no shades."""
         try:
             "█▓░".encode(encoding)
         except (UnicodeEncodeError, LookupError):
@@ -71,12 +71,12 @@ class Screen(NamedTuple):
     @property
     def bar(self) -> int:
         """Columns of a bar."""
-        return max(8, min(60, (self.width - FIGURES) // 3))
+        return max(8, min(60, (self.width - SIZES_WIDTH) // 3))
 
     @property
     def name(self) -> int:
         """Columns of a name."""
-        return self.width - FIGURES - self.bar - 2
+        return self.width - SIZES_WIDTH - self.bar - 2
 
 
 # ---- the picture --------------------------------------------------------------------------------
@@ -110,13 +110,15 @@ def picture_lines(picture: Picture, screen: Screen) -> list[Line]:
 
 
 def heading(picture: Picture, screen: Screen) -> list[Line]:
-    """Whose memory it is, and the heads of the columns."""
+    """The process, and the heads of the columns."""
     count = len(picture.entries)
     title = f"{picture.title}, {count} mapping{'s' if count != 1 else ''}"
     lines = [line((clipped(title, screen.width - 1), "bold"))]
     if picture.command:
         lines.append(line((clipped(escaped(picture.command), screen.width - 1), "dim")))
-    heads = "".join(f"{head:>{FIGURE}}" for head in ("reserved", "committed", "resident", "pss"))
+    heads = "".join(
+        f"{head:>{SIZE_WIDTH}}" for head in ("reserved", "committed", "resident", "pss")
+    )
     return [*lines, line((" " * (screen.name + screen.bar + 2) + heads, "dim"))]
 
 
@@ -164,7 +166,7 @@ def bar_of(group: Group, screen: Screen, smallest: int, largest: int) -> list[st
 
 
 def length(size: int, smallest: int, largest: int, room: int) -> int:
-    """How many columns a size takes: one at least, if it is not 0."""
+    """The columns of a size: at least one if it is not 0."""
     if size == 0:
         return 0
     steps = math.log2(max(2, largest / smallest)) + 1
@@ -173,11 +175,11 @@ def length(size: int, smallest: int, largest: int, room: int) -> int:
 
 def figures(*sizes: int) -> str:
     """Sizes in columns."""
-    return "".join(f"{human(size) if size else '-':>{FIGURE}}" for size in sizes)
+    return "".join(f"{human(size) if size else '-':>{SIZE_WIDTH}}" for size in sizes)
 
 
 def clipped(text: str, room: int) -> str:
-    """A text that fits: what is left out is in its middle, for names differ at their ends."""
+    """A text that fits, cut in its middle: names differ at their ends."""
     if len(text) <= room:
         return text
     head = max(0, room // 3 - 1)
@@ -185,7 +187,7 @@ def clipped(text: str, room: int) -> str:
 
 
 def fitted(text: str, room: int) -> str:
-    """A text in just so many columns."""
+    """A text in exactly so many columns."""
     return clipped(text, room).ljust(room)
 
 
@@ -196,7 +198,7 @@ def region_lines(picture: Picture, screen: Screen) -> list[Line]:
     """Every mapping in a line of its own, lowest address first."""
     wide = max((len(f"{entry.mapping.end:x}") for entry in picture.entries), default=12)
     heads = f"{'start':>{wide}} {'end':>{wide}} perm" + "".join(
-        f"{head:>{FIGURE}}" for head in ("size", "resident", "pss", "swap")
+        f"{head:>{SIZE_WIDTH}}" for head in ("size", "resident", "pss", "swap")
     )
     lines = [*heading(picture, screen)[:-1], line((heads + "  name", "dim"))]
     lines += [region_line(entry, wide) for entry in picture.entries]
@@ -205,7 +207,7 @@ def region_lines(picture: Picture, screen: Screen) -> list[Line]:
     return [*lines, line((f"{'Total':<{wide * 2 + 6}}{sums}", "bold"))]
 
 
-def region_line(entry: Entry, wide: int) -> Line:
+def region_line(entry: MapEntry, wide: int) -> Line:
     """A mapping."""
     mapping = entry.mapping
     sums = figures(entry.reserved, entry.resident, entry.pss, entry.swapped)
@@ -220,39 +222,39 @@ def region_line(entry: Entry, wide: int) -> Line:
 
 
 def change_lines(difference: Difference, shown: int | None = CHANGES_SHOWN) -> list[Line]:
-    """What appeared, went and changed, the most of it first; all of it if ``shown`` is None."""
+    """The changes, the biggest first; all of them if ``shown`` is None."""
     found = [
         *((size_of(mapping), appeared(mapping)) for mapping in difference.appeared),
         *((size_of(mapping), went(mapping)) for mapping in difference.went),
         *changed(difference),
     ]
     found.sort(key=lambda item: -item[0])
-    lines = [told for _, told in (found if shown is None else found[:shown])]
+    lines = [line for _, line in (found if shown is None else found[:shown])]
     if len(found) > len(lines):
         lines.append(line((f"  and {len(found) - len(lines)} more", "dim")))
     return lines
 
 
 def place(mapping: Mapping) -> str:
-    """Where a mapping lies and what it is called."""
+    """The address and the name of a mapping."""
     return f"{mapping.start:x}-{mapping.end:x} {mapping.permissions}  {name_of(mapping)}"
 
 
 def appeared(mapping: Mapping) -> Line:
-    """A mapping that was not there before."""
-    return line(("+ ", "bold green"), f"{human(size_of(mapping)):>{FIGURE}}  {place(mapping)}")
+    """A new mapping."""
+    return line(("+ ", "bold green"), f"{human(size_of(mapping)):>{SIZE_WIDTH}}  {place(mapping)}")
 
 
 def went(mapping: Mapping) -> Line:
-    """A mapping that is not there any more."""
-    return line(("- ", "bold red"), f"{human(size_of(mapping)):>{FIGURE}}  {place(mapping)}")
+    """A mapping that is gone."""
+    return line(("- ", "bold red"), f"{human(size_of(mapping)):>{SIZE_WIDTH}}  {place(mapping)}")
 
 
 def changed(difference: Difference) -> Iterable[tuple[int, Line]]:
-    """What is another in mappings that stayed, with how much of it changed."""
+    """The changes in mappings that stayed, with their sizes."""
     for change in difference.changed:
         figures = {
-            name: change.figures[name] for name in TELLING if change.figures.get(name)
+            name: change.figures[name] for name in SHOWN_FIGURES if change.figures.get(name)
         } or change.figures
         grown = {"size": change.grown} if change.grown else {}
         said = [
@@ -275,10 +277,10 @@ def changed(difference: Difference) -> Iterable[tuple[int, Line]]:
 
 
 def plain_writer() -> Callable[[Sequence[Line]], None]:
-    """What prints lines without styles."""
+    """The function that prints lines without styles."""
 
     def write(lines: Sequence[Line]) -> None:
-        sys.stdout.write("".join(f"{told.text}\n" for told in lines))
+        sys.stdout.write("".join(f"{line.text}\n" for line in lines))
         sys.stdout.flush()
 
     return write

@@ -3,6 +3,7 @@
 import io
 from typing import TYPE_CHECKING
 
+from vmm_linux._core.values import counted
 from vmm_linux._tools.matplotlib import need_matplotlib
 from vmm_linux._tools.text import escaped, human
 from vmm_linux.cli.map.model import Group, Picture
@@ -28,18 +29,18 @@ def plotted(picture: Picture, kind: str) -> bytes:
     """The groups, biggest first, as bars over one logarithmic axis.
 
     Args:
-        picture: what is shown.
+        picture: the picture to show.
         kind: "png" or "svg".
 
     Errors:
         NoMatplotlibError: there is no matplotlib.
     """
     need_matplotlib("--png and --svg")
-    from matplotlib import rc_context  # noqa: PLC0415 (nobody else needs it)
+    from matplotlib import rc_context  # noqa: PLC0415 (needed only here)
     from matplotlib.figure import Figure  # noqa: PLC0415 (as above)
 
     groups = picture.groups[::-1]
-    # A name may hold what mathtext takes for a formula, or letters that the font lacks.
+    # A name may hold a formula of mathtext, or letters that the font lacks.
     title = f"Memory of {picture.title}".encode("ascii", "backslashreplace").decode()
     with rc_context({"svg.hashsalt": "vmm-linux", "text.parse_math": False}):
         figure = Figure(figsize=(10, 1.9 + 0.52 * max(1, len(groups))), layout="constrained")
@@ -50,7 +51,7 @@ def plotted(picture: Picture, kind: str) -> bytes:
         figure.supxlabel(
             f"{human(totals['reserved'])} reserved, {human(totals['committed'])} committed, "
             f"{human(totals['resident'])} resident, {human(totals['pss'])} PSS in "
-            f"{len(picture.entries)} mappings, {picture.taken:%Y-%m-%d %H:%M:%S} UTC",
+            f"{counted(len(picture.entries), 'mapping')}, {picture.taken:%Y-%m-%d %H:%M:%S} UTC",
             fontsize=9,
             color="#555555",
         )
@@ -63,7 +64,7 @@ def plotted(picture: Picture, kind: str) -> bytes:
 
 
 def draw(axes: "Axes", groups: list[Group], smallest: int) -> None:
-    """The bars of the groups, the first lowest."""
+    """Draw the bars of the groups, the first lowest."""
     from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: PLC0415 (as above)
 
     largest = max((group.reserved for group in groups), default=smallest)

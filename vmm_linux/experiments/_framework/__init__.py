@@ -1,1 +1,1 @@
-"""The laboratory's framework: what runs experiments, and shows what they found."""
+"""The laboratory's framework, which runs experiments and shows their results."""

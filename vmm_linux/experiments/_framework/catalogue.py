@@ -1,19 +1,13 @@
-"""Which experiments there are: the modules of this folder whose names have no underscore first."""
-
-from __future__ import annotations
+"""The list of experiments: the modules of ``experiments`` without a leading underscore."""
 
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vmm_linux import experiments
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from vmm_linux.experiments import Run
+from vmm_linux.experiments import Run
 
 __all__ = ["Experiment", "UnfitError", "catalogue", "chosen"]
 
@@ -21,21 +15,21 @@ TEXTS = ("TITLE", "QUESTION", "PREDICTION", "EXPLANATION")
 
 
 class UnfitError(Exception):
-    """No experiment has this name, or a module is none; the text says which."""
+    """No experiment has this name, or a module is none; the text has the name."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment as its module states it.
+    """An experiment, as stated by its module.
 
     Attributes:
         name: the module's, with hyphens.
-        order: where it stands in the list.
-        title: what it is about.
-        question: what it asks.
-        prediction: what it expects, written before measuring.
-        explanation: what is seen, and why.
-        measure: what measures it.
+        order: its place in the list.
+        title: its subject.
+        question: its question.
+        prediction: the expected answer, written before measuring.
+        explanation: the observations, and their reasons.
+        measure: the function that measures it.
     """
 
     name: str
@@ -51,7 +45,7 @@ def catalogue() -> list[Experiment]:
     """All experiments, in their order.
 
     Errors:
-        UnfitError: a module lacks something that an experiment has.
+        UnfitError: a module lacks a part of an experiment.
     """
     names = [found.name for found in pkgutil.iter_modules(experiments.__path__)]
     made = [experiment(name) for name in names if not name.startswith("_")]
@@ -59,7 +53,7 @@ def catalogue() -> list[Experiment]:
 
 
 def experiment(module_name: str) -> Experiment:
-    """The experiment that a module of this folder states."""
+    """The experiment of a module of this folder."""
     try:
         module = importlib.import_module(f"{experiments.__name__}.{module_name}")
     except (ImportError, SyntaxError) as error:
@@ -86,7 +80,7 @@ def chosen(names: Sequence[str]) -> list[Experiment]:
     """The experiments with these names, each once, in the order given.
 
     Errors:
-        UnfitError: there is none of that name; the text has the nearest one.
+        UnfitError: an unknown name; the text has the nearest known one.
     """
     known = {each.name: each for each in catalogue()}
     for name in names:

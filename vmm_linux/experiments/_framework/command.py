@@ -1,17 +1,16 @@
 """``vmm-linux experiment``: experiments on how this machine treats memory."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmm_linux._core.kernel import available_without_swap, memory_headroom
 from vmm_linux._tools import machine
@@ -32,9 +31,6 @@ from vmm_linux.experiments._framework.laboratory import Order, Result, carry_out
 from vmm_linux.experiments._framework.page import page_of
 from vmm_linux.experiments._framework.terminal import progress_of, show, show_list
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
 __all__ = ["main"]
 
 PROGRAM = "vmm-linux experiment"
@@ -42,24 +38,25 @@ STANDARD_OUTPUT = "-"
 MOST_RUNS = 1000
 LARGEST_SEED = (1 << 32) - 1
 MIB = 1 << 20
-#: The least that every experiment can do something with.
 LEAST_MEMORY = 64 * MIB
-#: What an experiment touches if nothing else is asked: of what is available, this part at most.
+"""The least memory that every experiment can use."""
 USUAL_MEMORY = 1024 * MIB
+"""The most bytes that an experiment touches by default."""
 USUAL_PART = 4
+"""By default an experiment touches at most the available memory divided by this."""
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class CannotTryError(Exception):
-    """What is asked cannot be tried; the text says why, in a line."""
+    """The command cannot be tried; the text has the reason, in a line."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command.
 
     Returns:
-        0: every experiment was carried out, and what the kernel's figures had to say they said
-        (or it is not observable here). 1: one was not, or they did not. 2: it cannot be tried.
+        0: every experiment ran, and its physical claims held or were not observable here. 1: one
+        did not run, or a claim failed. 2: it cannot be tried.
     """
     asked = parser().parse_args(arguments)
     try:
@@ -79,16 +76,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def complain(message: str) -> int:
-    """A line on standard error, and the exit code that goes with it."""
+    """Print a line on standard error, and return the exit code."""
     sys.stderr.write(f"{PROGRAM}: {message}\n")
     return 2
 
 
-# ---- what is asked ------------------------------------------------------------------------------
+# ---- the command line ---------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command line looks like."""
+    """The parser of the command line."""
     made = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Experiments on how this machine treats memory: each asks a question, states "
@@ -119,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_common(action: argparse.ArgumentParser) -> None:
-    """What running and reporting have in common."""
+    """Add the common options of running and reporting."""
     action.add_argument("names", nargs="*", metavar="NAME", help="an experiment")
     action.add_argument("--all", action="store_true", help="every experiment")
     action.add_argument("--quick", action="store_true", help="seconds each, smaller sizes")
@@ -166,7 +163,7 @@ def size(text: str) -> int:
 
 
 def wanted(asked: argparse.Namespace) -> list[Experiment]:
-    """The experiments that are to be run."""
+    """The experiments to run."""
     file = getattr(asked, "json", None)
     if file in {each.name for each in catalogue()}:
         raise CannotTryError(f"--json {file}: that is an experiment; give --json last, or ./{file}")
@@ -180,7 +177,7 @@ def wanted(asked: argparse.Namespace) -> list[Experiment]:
 
 
 def check(outputs: dict[str, str]) -> None:
-    """Refuse before measuring what could not be written after it."""
+    """Refuse, before measuring, files that could not be written afterwards."""
     if "plot" in outputs or "output" in outputs:
         need_matplotlib("plots")
     for name, place in outputs.items():
@@ -191,7 +188,7 @@ def check(outputs: dict[str, str]) -> None:
 
 
 def order_of(asked: argparse.Namespace) -> Order:
-    """How experiments are to be run; more memory than there is is refused."""
+    """The order to run experiments; refuses more memory than available."""
     available = memory_headroom(available_without_swap())
     memory = asked.memory
     if memory is None:
@@ -205,7 +202,7 @@ def order_of(asked: argparse.Namespace) -> Order:
     return Order(asked.quick, asked.seed, asked.repeat, memory // page * page)
 
 
-# ---- what is done -------------------------------------------------------------------------------
+# ---- execution ----------------------------------------------------------------------------------
 
 
 def show_catalogue(*, as_object: bool) -> int:
@@ -221,7 +218,7 @@ def show_catalogue(*, as_object: bool) -> int:
 
 
 def run(experiments: Sequence[Experiment], order: Order, outputs: dict[str, str | None]) -> int:
-    """Run them, show each as it is done, and write what was asked for, all of it or nothing."""
+    """Run them, show each result at once, and write all requested files or none."""
     facts = machine_facts()
     alone = outputs["json"] == STANDARD_OUTPUT
     results: list[Result] = []
@@ -237,7 +234,7 @@ def run(experiments: Sequence[Experiment], order: Order, outputs: dict[str, str 
 def deliver(
     results: Sequence[Result], machine: dict[str, Any], outputs: dict[str, str | None]
 ) -> None:
-    """Make every file first, then write them, which an interrupt waits for."""
+    """Make every file first, then write them without interruption."""
     files: dict[str, bytes] = {}
     folders = [folder for folder in (outputs["csv"], outputs["plot"]) if folder is not None]
     if outputs["csv"] is not None:
@@ -263,7 +260,7 @@ def deliver(
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Have Ctrl-C wait until this is over, and whoever else asks this process to end."""
+    """Delay Ctrl-C and other requests to end until this is over."""
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     )
@@ -274,7 +271,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What the results are about: the machine, and what the doctor says of it."""
+    """The machine of the results: its facts and the doctor's report."""
     diagnosis = diagnose()
     memory = machine.memory()
     facts = {
@@ -298,7 +295,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def processor() -> str | None:
-    """The processor's name, where the kernel tells it."""
+    """The processor's name, if the kernel reports it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             name, _, value = line.partition(":")

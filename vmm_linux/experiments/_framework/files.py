@@ -1,6 +1,4 @@
-"""Results as files: JSON, CSV, PNG and SVG; and whether there is a place for them."""
-
-from __future__ import annotations
+"""Results as files: JSON, CSV, PNG and SVG, and checks of their places."""
 
 import csv
 import errno
@@ -8,18 +6,14 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmm_linux._tools.atomic_write import is_special
+from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.plots import picture_of
-from vmm_linux.experiments._framework.results import Expected
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from vmm_linux.experiments._framework.laboratory import Result
-    from vmm_linux.experiments._framework.results import Claim, Table, Value
+from vmm_linux.experiments._framework.results import Claim, Expected, Table, Value
 
 CLAIM_COLUMNS = (
     "experiment",
@@ -39,7 +33,7 @@ __all__ = ["as_csv", "as_json", "as_plots", "check_file", "check_folder"]
 
 
 def as_json(results: Sequence[Result], machine: dict[str, Any]) -> bytes:
-    """One object: the machine, and every experiment with its texts and all that it found."""
+    """One object: the machine, and every experiment with its texts and all findings."""
     whole = {"machine": machine, "experiments": [result.as_dict() for result in results]}
     return (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
 
@@ -102,7 +96,7 @@ def as_plots(results: Sequence[Result], folder: str) -> dict[str, bytes]:
 
 
 def check_folder(name: str) -> None:
-    """Find out now whether files can be made in a folder, which may not exist yet.
+    """Check now that files can be made in a folder, which may not exist yet.
 
     Errors:
         OSError: they cannot.
@@ -116,7 +110,7 @@ def check_folder(name: str) -> None:
 
 
 def check_file(name: str) -> None:
-    """Find out now whether a file can be written.
+    """Check now that a file can be written.
 
     Errors:
         OSError: it cannot.

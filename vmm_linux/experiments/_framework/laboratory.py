@@ -1,6 +1,4 @@
-"""Runs experiments, each in a process of its own, and puts together what they found."""
-
-from __future__ import annotations
+"""Runs experiments, each in a process of its own, and merges their findings."""
 
 import contextlib
 import json
@@ -10,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
 import vmm_linux
 from vmm_linux import experiments
+from vmm_linux.experiments._framework.catalogue import Experiment
 from vmm_linux.experiments._framework.results import (
     Claim,
     Findings,
@@ -25,27 +25,22 @@ from vmm_linux.experiments._framework.results import (
     merged,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import IO
-
-    from vmm_linux.experiments._framework.catalogue import Experiment
-
 __all__ = ["Order", "Result", "carry_out"]
 
-#: Seconds that one run may take.
 QUICK_DEADLINE = 60.0
+"""Seconds that a quick run may take."""
 DEADLINE = 600.0
-#: Of what a run writes on standard error, so many last lines are told.
+"""Seconds that any other run may take."""
 LAST_LINES = 30
+"""The number of last lines of a run's standard error that are shown."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """How experiments are to be run.
+    """The order to run experiments.
 
     Attributes:
-        quick: in a few seconds each.
+        quick: whether each takes only a few seconds.
         seed: of the first run; each further run has the next one.
         repeat: how often each is run.
         memory: bytes that a run may touch.
@@ -61,14 +56,14 @@ class Order:
 
 @dataclass
 class Result:
-    """One experiment and how it came out.
+    """One experiment and its outcome.
 
     Attributes:
-        experiment: which.
+        experiment: the experiment.
         order: how it was run.
-        findings: what was found; empty where it failed.
-        problem: why it could not be carried out, or "".
-        seconds: how long it took.
+        findings: its findings; empty if it failed.
+        problem: the reason of a failure to run, or "".
+        seconds: its duration.
     """
 
     experiment: Experiment
@@ -88,7 +83,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether it was carried out and all physical claims held or were not observable."""
+        """Whether it ran and all physical claims held or were not observable."""
         return not self.problem and not self.broken
 
     @property
@@ -118,16 +113,16 @@ class Result:
 
 
 class RunFailedError(Exception):
-    """A run that gave no findings; the text says why."""
+    """A run without findings; the text has the reason."""
 
 
 def carry_out(experiment: Experiment, order: Order, progress: Callable[..., None]) -> Result:
-    """Run an experiment as often as ordered. Whatever happens, no process of it is left.
+    """Run an experiment as often as ordered. No process of it is left in any case.
 
     Args:
-        experiment: which.
-        order: how.
-        progress: called with done, total and what is done.
+        experiment: the experiment to run.
+        order: how to run it.
+        progress: called with done, total and the present action.
     """
     begin = time.monotonic()
     runs = []
@@ -151,7 +146,7 @@ def carry_out(experiment: Experiment, order: Order, progress: Callable[..., None
 
 
 def one_run(name: str, order: Order, seed: int, progress: Callable[..., None]) -> Findings:
-    """What one run found."""
+    """The findings of one run."""
     deadline = order.deadline or (QUICK_DEADLINE if order.quick else DEADLINE)
     with contextlib.ExitStack() as at_end:
         log = at_end.enter_context(os.fdopen(os.memfd_create("experiment"), "w+b"))
@@ -170,7 +165,7 @@ def one_run(name: str, order: Order, seed: int, progress: Callable[..., None]) -
             "seed": seed,
             "memory": order.memory,
         }
-        assert process.stdin is not None  # noqa: S101 (it was asked for)
+        assert process.stdin is not None  # noqa: S101 (the pipe was requested)
         with contextlib.suppress(BrokenPipeError), process.stdin as orders:
             orders.write(json.dumps(request).encode())
         for answer in lines_until(stream, deadline):
@@ -185,7 +180,7 @@ def one_run(name: str, order: Order, seed: int, progress: Callable[..., None]) -
 
 @contextlib.contextmanager
 def worker(answers: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process for one run, in a group of its own, all of which is killed at the end."""
+    """A process for one run, in its own process group, which is killed at the end."""
     paths = [str(Path(vmm_linux.__file__).parents[1]), *filter(None, [os.getenv("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "vmm_linux.experiments._framework.worker"],
@@ -194,12 +189,12 @@ def worker(answers: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
         stderr=log,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         pass_fds=[answers],
-        process_group=0,  # an interrupt from the terminal is this process's affair
+        process_group=0,  # this process handles an interrupt from the terminal
     )
     try:
         yield process
     finally:
-        # Before it is waited for: a number that was given back may be another group's.
+        # Before the wait: afterwards the number may be another group's.
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -210,7 +205,7 @@ def worker(answers: int, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def lines_until(stream: IO[bytes], seconds: float) -> Iterator[dict[str, Any]]:
-    """The objects that a process sends, a line each, until it has no more to send.
+    """The objects that a process sends, a line each, until its end.
 
     Errors:
         RunFailedError: it took longer.
@@ -230,14 +225,14 @@ def lines_until(stream: IO[bytes], seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def end_of(process: subprocess.Popen[bytes]) -> str:
-    """How a process ended that has closed its pipe, which it keeps to its end; it is not reaped."""
-    told = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    if told is None or told.si_code == os.CLD_EXITED:
-        return f"with exit code {told.si_status if told else '?'}"
-    return f"by {signal.Signals(told.si_status).name}"
+    """The end of a process, without reaping it. A process that closed its pipe is ending."""
+    end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    if end is None or end.si_code == os.CLD_EXITED:
+        return f"with exit code {end.si_status if end else '?'}"
+    return f"by {signal.Signals(end.si_status).name}"
 
 
 def tail_of(log: IO[bytes]) -> str:
-    """The last lines of what a run wrote."""
+    """The last lines of a run's output."""
     log.seek(0)
     return "\n".join(log.read().decode(errors="backslashreplace").splitlines()[-LAST_LINES:])

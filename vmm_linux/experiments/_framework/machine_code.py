@@ -1,34 +1,27 @@
-"""A few instructions of the machine's own, for what must not be measured through an interpreter."""
-
-from __future__ import annotations
+"""Runs a few instructions of the processor, where the interpreter would disturb a measurement."""
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
-from vmm_linux import VmmError, VmmFlags
+from vmm_linux import VMM, Region, VmmError, VmmFlags
 from vmm_linux._core.kernel import page_size
 from vmm_linux.experiments._framework.results import need
-
-if TYPE_CHECKING:
-    from vmm_linux import VMM, Region
 
 __all__ = ["machine_code"]
 
 
 def machine_code(vmm: VMM, codes: dict[str, str]) -> Region:
-    """Memory that can be executed, with a function in it.
+    """Make executable memory with a function in it.
 
     Args:
-        vmm: where the memory comes from.
-        codes: the function as hexadecimal digits, for each machine by the name that ``uname -m``
-            gives it.
+        vmm: the VMM of the memory.
+        codes: the function in hexadecimal digits, by the machine's name in ``uname -m``.
 
     Returns:
-        A ``Region``; the function begins at its base, and lasts as long as it.
+        A ``Region`` with the function at its base.
 
     Errors:
-        NotObservable: there is no code for this machine, or it must not be executed.
+        NotObservable: there is no code for this machine, or executing is forbidden.
     """
     machine = os.uname().machine
     need(

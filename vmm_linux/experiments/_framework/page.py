@@ -1,11 +1,11 @@
-"""All results as one page of HTML that needs nothing else, not even a script."""
+"""All results as one self-contained page of HTML without scripts."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.plots import inline
 from vmm_linux.experiments._framework.results import Claim, Outcome
 from vmm_linux.experiments._framework.words import (
@@ -17,11 +17,6 @@ from vmm_linux.experiments._framework.words import (
     verdict,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from vmm_linux.experiments._framework.laboratory import Result
-
 __all__ = ["page_of"]
 
 CLASSES = {Outcome.HELD: "held", Outcome.FAILED: "failed", Outcome.NOT_OBSERVABLE: "open"}
@@ -31,8 +26,8 @@ def page_of(results: Sequence[Result], machine: dict[str, Any]) -> bytes:
     """The page.
 
     Args:
-        results: what it shows, in this order.
-        machine: ``facts`` by name, and what ``vmm-linux doctor`` tells.
+        results: the results, in the page's order.
+        machine: ``facts`` by name, and the report of ``vmm-linux doctor``.
     """
     page = (
         resources.files("vmm_linux.experiments._framework").joinpath("page.html").read_text("utf-8")
@@ -80,7 +75,7 @@ def section_of(result: Result) -> str:
 
 
 def class_of(claim: Claim) -> str:
-    """How the outcome looks."""
+    """The CSS class of the outcome."""
     return CLASSES[claim.outcome]
 
 
@@ -109,7 +104,7 @@ def drawn(
 
 
 def machine_section(machine: dict[str, Any]) -> str:
-    """The machine's facts, and what the doctor says of it."""
+    """The machine's facts, and the doctor's report."""
     facts = "".join(
         f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(shown(value, unit_of(name)))}</dd>"
         for name, value in machine["facts"].items()

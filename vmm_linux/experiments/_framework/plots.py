@@ -1,4 +1,4 @@
-"""Plots of what was found: SVG and PNG, by matplotlib, fit to be printed without colours."""
+"""Plots of findings: SVG and PNG, by matplotlib, readable without colours."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 __all__ = ["figure_of", "inline", "picture_of"]
 
-#: Colours that are told apart by colour-blind readers, on white and on black.
 COLOURS = ("#2f6fde", "#d9480f", "#2b9a3e", "#a03fc4", "#b08900", "#0b8ba3")
+"""Colours that colour-blind readers can distinguish, on white and on black."""
 MARKERS = "os^Dv*"
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
-#: Ink and grid of an inline picture, which the page's own colours take the place of.
 INK, GRID = "#010203", "#040506"
+"""Ink and grid of an inline picture, which the page's own colours replace."""
 
 
 def picture_of(plot: Plot, kind: str) -> bytes:
     """A plot as a file.
 
     Args:
-        plot: what is drawn.
+        plot: the plot to draw.
         kind: "png" or "svg".
     """
     return rendered(plot, kind, "black", "#d0d0d0", "path", transparent=False)
@@ -40,8 +40,8 @@ def inline(plot: Plot, prefix: str) -> str:
     """A plot as an element of a page, in the page's own colours.
 
     Args:
-        plot: what is drawn.
-        prefix: of the names of its parts, for no two elements of a page may have the same.
+        plot: the plot to draw.
+        prefix: of the names of its parts, which must be unique in a page.
     """
     text = rendered(plot, "svg", INK, GRID, "none", transparent=True).decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -150,7 +150,7 @@ def base_of(axis: Axis) -> int:
 
 
 def set_axis(drawn: DrawnAxis, axis: Axis) -> None:
-    """Have sizes written as sizes, and at round ones; and powers as plain numbers."""
+    """Put ticks at round sizes, with units; write powers as plain numbers."""
     from matplotlib.ticker import FuncFormatter, MultipleLocator, NullLocator  # noqa: PLC0415
 
     if axis.unit == "B":

@@ -1,4 +1,4 @@
-"""What an experiment finds: tables, plots and claims, as typed data that JSON can hold."""
+"""The findings of an experiment: tables, plots and claims, as typed data for JSON."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ __all__ = [
 ]
 
 Value = int | float | str | bool | None
-"""What a cell holds; None where nothing could be measured."""
+"""A cell's value; None where nothing could be measured."""
 Number = int | float
 
 
 class NotObservable(Exception):  # noqa: N818 (it is an answer, not an error)
-    """This machine cannot show it; the text says why. A result, and no failure."""
+    """This machine cannot show it; the text has the reason. A result, not a failure."""
 
 
 def need(condition: object, because: str) -> None:
-    """Go on only if this machine can show what follows.
+    """Continue only if this machine can show what follows.
 
     Args:
         condition: whether it can.
-        because: why it cannot, to follow the words "not observable here, because".
+        because: the reason if not, to follow the words "not observable here, because".
 
     Errors:
-        NotObservable: it cannot.
+        NotObservable: the condition is false.
     """
     if not condition:
         raise NotObservable(because)
@@ -72,7 +72,7 @@ class Table:
     """Rows with a cell for each column.
 
     Attributes:
-        title: what it shows.
+        title: its subject.
         columns: the columns.
         rows: the cells; of several runs, the medians.
         spread: of several runs, the least and the largest value of each cell of numbers; else
@@ -108,7 +108,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of a plot: what it shows, its unit, and whether it is logarithmic."""
+    """An axis of a plot: its label, its unit, and whether it is logarithmic."""
 
     label: str
     unit: str = ""
@@ -139,7 +139,7 @@ class Plot:
         """Add a series.
 
         Args:
-            label: what the series is.
+            label: the series' name.
             x: places on the first axis: numbers, or names for bars.
             y: a number for each of them.
         """
@@ -151,16 +151,16 @@ class Plot:
         """Add columns of a table as series, each under its name.
 
         Args:
-            table: where they are.
-            x: the name of the column that has the places on the first axis.
-            names: those of the columns that have the numbers.
+            table: the table.
+            x: the name of the column with the places on the first axis.
+            names: the names of the columns with the numbers.
         """
         for name in names:
             self.add(name, table.column(x), table.column(name))
 
 
-def sound(value: Any) -> Any:  # noqa: ANN401 (whatever kind of cell it is, it stays one)
-    """A value that JSON can hold as it is, or a complaint."""
+def sound(value: Any) -> Any:  # noqa: ANN401 (the cell's type is unchanged)
+    """A value that JSON can hold unchanged; an error otherwise."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no measured number; say None or NotObservable")
     if value is not None and not isinstance(value, str | int | float):
@@ -169,7 +169,7 @@ def sound(value: Any) -> Any:  # noqa: ANN401 (whatever kind of cell it is, it s
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 (as above)
-    """A number or a text without what an enumeration adds to it."""
+    """A number or a text as a plain object."""
     kind = next(kind for kind in (str, int, float) if isinstance(value, kind))
     return kind(value)
 
@@ -178,16 +178,16 @@ def plain(value: Any) -> Any:  # noqa: ANN401 (as above)
 
 
 class Kind(StrEnum):
-    """What a claim rests on."""
+    """The basis of a claim."""
 
     PHYSICAL = "physical"
-    """The kernel's own figures: it must hold."""
+    """The kernel's own figures: the claim must hold."""
     TIMING = "timing"
-    """A clock: it may disagree."""
+    """A clock: the claim may fail."""
 
 
 class Outcome(StrEnum):
-    """How a claim came out."""
+    """The outcome of a claim."""
 
     HELD = "held"
     FAILED = "did not hold"
@@ -196,7 +196,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Expected:
-    """What a measured value should be: between two bounds, None where there is none."""
+    """The expected range of a measured value; None is no bound."""
 
     low: Value
     high: Value
@@ -214,37 +214,37 @@ class Expected:
 
 
 def equal(value: Value) -> Expected:
-    """Just this value."""
+    """Expect exactly this value."""
     return Expected(value, value)
 
 
 def at_least(low: Number) -> Expected:
-    """This number or more."""
+    """Expect this number or more."""
     return Expected(low, None)
 
 
 def at_most(high: Number) -> Expected:
-    """This number or less."""
+    """Expect this number or less."""
     return Expected(None, high)
 
 
 def between(low: Number, high: Number) -> Expected:
-    """From one number to another, both included."""
+    """Expect a number between two, both included."""
     return Expected(low, high)
 
 
 @dataclass
 class Claim:
-    """A statement of the prediction, and what was measured.
+    """A statement of the prediction, and the measured value.
 
     Attributes:
-        statement: what was predicted, in a sentence.
-        kind: what it rests on.
-        outcome: how it came out.
+        statement: the prediction, in a sentence.
+        kind: its basis.
+        outcome: its outcome.
         measured: the value; of several runs, the median, or the first where it is no number.
-        expected: what it should be.
+        expected: the expected range.
         unit: of both.
-        reason: why it is not observable.
+        reason: the reason if it is not observable.
         spread: of several runs, the least and the largest value.
     """
 
@@ -260,13 +260,13 @@ class Claim:
 
 @dataclass
 class Findings:
-    """All that one experiment found.
+    """All findings of one experiment.
 
     Attributes:
-        tables: in the order in which they were made.
+        tables: the tables, in the order of their making.
         plots: likewise.
         claims: likewise; parts that are not observable are among them.
-        reason: why nothing at all is observable, or "".
+        reason: the reason if nothing at all is observable, or "".
     """
 
     tables: list[Table] = field(default_factory=list)
@@ -275,7 +275,7 @@ class Findings:
     reason: str = ""
 
     def without_empty(self) -> Findings:
-        """The same without what stayed empty because it is not observable here."""
+        """The findings without tables and plots that are empty, as not observable here."""
         tables = [table for table in self.tables if table.rows]
         plots = [
             Plot(plot.title, plot.x, plot.y, [series for series in plot.series if series.x])
@@ -289,7 +289,7 @@ class Findings:
 
 
 def findings_from(found: dict[str, Any]) -> Findings:
-    """What ``as_dict`` made, read again."""
+    """The findings in a dict of ``as_dict``."""
     return Findings(
         [
             Table(
@@ -328,9 +328,9 @@ def findings_from(found: dict[str, Any]) -> Findings:
 
 
 def merged(runs: Sequence[Findings]) -> Findings:
-    """What several runs found, as one: medians, with the least and the largest value.
+    """The merged findings of several runs: medians, with the least and the largest value.
 
-    A table or a plot that has another shape in another run is the first run's, without bounds.
+    A table or a plot whose shape differs between runs is the first run's, without bounds.
     A claim held if it held in every run that could observe it.
     """
     first = runs[0]

@@ -1,4 +1,4 @@
-"""What an experiment gets to work with, in the process that it has to itself."""
+"""The tools of an experiment, in the process of its run."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ __all__ = [
     "touch",
 ]
 
-#: What makes an experiment or a part of it not observable: its own word, a limit, no memory.
 REFUSALS = (NotObservable, QuotaExceeded, OutOfMemory)
+"""The errors that make an experiment or a part of it not observable."""
 PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 
 Item = TypeVar("Item")
 
 
-def nobody_watches(done: int, total: int, what: str) -> None:
-    """Progress that is shown to nobody."""
+def ignore_progress(done: int, total: int, what: str) -> None:
+    """Show no progress."""
     del done, total, what
 
 
@@ -71,15 +71,15 @@ class Run:
     """One run of one experiment.
 
     Attributes:
-        quick: whether a few seconds must be enough.
-        seed: what ``random`` was seeded with.
-        random: a source of random numbers that gives the same for the same seed.
+        quick: whether a few seconds must suffice.
+        seed: the seed of ``random``.
+        random: a reproducible source of random numbers.
         memory: bytes that may be touched in all.
         vmm: a VMM, which is closed when the run ends.
         page: bytes of a page.
         huge_page: bytes of a transparent huge page, 0 where there are none.
         cores: processors that this process may run on.
-        findings: what was found so far.
+        findings: the findings so far.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Run:
         quick: bool,
         seed: int,
         memory: int,
-        progress: Callable[[int, int, str], None] = nobody_watches,
+        progress: Callable[[int, int, str], None] = ignore_progress,
     ) -> None:
         self.vmm = vmm
         self.quick = quick
@@ -107,11 +107,11 @@ class Run:
         return quick if self.quick else full
 
     def steps(self, items: Sequence[Item], what: str = "") -> Iterator[Item]:
-        """Go through a sequence, and show how far it is.
+        """Iterate over a sequence, and show the progress.
 
         Args:
-            items: what to go through.
-            what: what is done, in a few words.
+            items: the sequence.
+            what: the present action, in a few words.
         """
         for done, item in enumerate(items):
             self._progress(done, len(items), what)
@@ -121,10 +121,10 @@ class Run:
     # ---- what is found ------------------------------------------------------------------------
 
     def table(self, title: str, *columns: Column) -> Table:
-        """A new table among the results, to which rows are added.
+        """Add an empty table to the results.
 
         Args:
-            title: what it shows.
+            title: its subject.
             columns: ``Column(name, unit)`` each.
         """
         made = Table(title, list(columns))
@@ -135,7 +135,7 @@ class Run:
         """A new plot among the results, to which series are added.
 
         Args:
-            title: what it shows.
+            title: its subject.
             x: the first axis; a series with names there is drawn as bars.
             y: the second axis.
         """
@@ -144,18 +144,18 @@ class Run:
         return made
 
     def physical(self, statement: str, measured: Value, expected: Expected, unit: str = "") -> None:
-        """State what the kernel's figures must say.
+        """State a claim about the kernel's figures, which must hold.
 
         Args:
             statement: a sentence of the prediction. The same in every run: no numbers that change.
-            measured: what was measured.
+            measured: the measured value.
             expected: ``equal``, ``at_least``, ``at_most`` or ``between``.
             unit: of both, as "B" or "pages".
         """
         self._claim(Kind.PHYSICAL, statement, measured, expected, unit)
 
     def timing(self, statement: str, measured: Value, expected: Expected, unit: str = "") -> None:
-        """State what a clock should say, which may disagree. Args as for ``physical``."""
+        """State a claim about time, which may fail. Args as for ``physical``."""
         self._claim(Kind.TIMING, statement, measured, expected, unit)
 
     def _claim(
@@ -168,10 +168,10 @@ class Run:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What is done inside may turn out not to be observable; the rest goes on.
+        """Surround a part that may not be observable, without an effect on the rest.
 
         Args:
-            name: what is done, in a few words.
+            name: the part's action, in a few words.
         """
         try:
             yield
@@ -183,42 +183,42 @@ class Run:
     # ---- what this machine can show -----------------------------------------------------------
 
     def need_cores(self, count: int) -> None:
-        """Go on only with so many processors."""
+        """Continue only with so many processors."""
         need(self.cores >= count, f"it takes {count} cores, and there are {self.cores} to run on")
 
     def need_feature(self, name: str) -> None:
-        """Go on only where the kernel has a feature, named as ``vmm-linux doctor`` names it."""
+        """Continue only where the kernel has a feature, by its name in ``vmm-linux doctor``."""
         found = state(Feature[name])
         need(found == "present", f"{name} is {found} (see vmm-linux doctor)")
 
     def need_huge_pages(self) -> None:
-        """Go on only where there are transparent huge pages, and it is told how large they are."""
+        """Continue only where there are transparent huge pages of a known size."""
         self.need_feature("TRANSPARENT_HUGE_PAGES")
         need(self.huge_page, "the kernel does not tell how large a huge page is")
 
     def fitting(self, size: int, times: float = 1) -> int:
-        """A size, halved until all that is touched may be.
+        """A size, halved until it fits into the memory that may be touched.
 
         Args:
-            size: what is best, in bytes.
-            times: how many times that much is touched in all.
+            size: the best size, in bytes.
+            times: how many times the size is touched in all.
         """
         while times * size > self.memory:
             size //= 2
         return size
 
     def need_memory(self, size: int) -> None:
-        """Go on only if so many bytes may be touched."""
+        """Continue only if so many bytes may be touched."""
         need(size <= self.memory, f"it takes {size} bytes, and {self.memory} may be touched")
 
     # ---- other processes ----------------------------------------------------------------------
 
     def child(self, function: Callable[..., object], *arguments: object) -> Child:
-        """Fork a process that runs ``function(connection, *arguments)`` and dies with this one.
+        """Fork a process that runs ``function(connection, *arguments)`` and ends with this one.
 
         Args:
             function: gets a ``multiprocessing.connection.Connection`` to this process first.
-            arguments: what it gets besides.
+            arguments: its further arguments.
 
         Returns:
             The ``Child``, to be used in a ``with``, which kills it at its end.
@@ -231,7 +231,7 @@ class Child:
 
     Attributes:
         pid: its process id.
-        connection: what ``send`` and ``receive`` use.
+        connection: the connection of ``send`` and ``receive``.
     """
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
@@ -246,11 +246,11 @@ class Child:
         its.close()
 
     def send(self, value: object) -> None:
-        """Send it something that pickles."""
+        """Send it an object that pickles."""
         self.connection.send(value)
 
-    def receive(self) -> Any:  # noqa: ANN401 (whatever it sends)
-        """What it sent next; EOFError if it ended without.
+    def receive(self) -> Any:  # noqa: ANN401 (any type)
+        """Receive its next object; EOFError if it ended without one.
 
         What it found not to be observable is not observable for this process.
         """
@@ -263,7 +263,7 @@ class Child:
         return answer
 
     def kill(self) -> int:
-        """Kill it: the exit code, -9 if nothing else was faster."""
+        """Kill it: the exit code, -9 unless it ended before."""
         if self._code is None:
             os.kill(self.pid, signal.SIGKILL)
         return self.wait()
@@ -292,7 +292,7 @@ class Child:
 def live(
     parent: int, function: Callable[..., object], connection: Connection, *arguments: object
 ) -> None:
-    """Be a forked child: run the function, and end."""
+    """Run the function in a forked child, and end."""
     code = 1
     try:
         die_with_parent(parent)
@@ -344,7 +344,7 @@ def resident(va: int, size: int, pid: int | None = None) -> int:
         pid: the process, None for this one.
 
     Errors:
-        NotObservable: the kernel does not tell.
+        NotObservable: the kernel does not report them.
     """
     need(
         state(Feature.PAGEMAP) == "present" or state(Feature.PAGEMAP_SCAN) == "present",
@@ -358,7 +358,7 @@ def resident(va: int, size: int, pid: int | None = None) -> int:
 
 
 def charged(region: Region) -> int:
-    """The bytes of a region that count towards what the kernel promised (``ac`` in smaps)."""
+    """The bytes of a region that count as committed in the kernel (``ac`` in smaps)."""
     start, end = region.base, region.base + region.size
     return sum(
         min(mapping.end, end) - max(mapping.start, start)
@@ -391,9 +391,9 @@ def in_huge_pages(va: int) -> int:
 
 @contextlib.contextmanager
 def small_pages() -> Iterator[None]:
-    """Inside, memory gets no huge pages in this process, whatever the machine's setting is."""
+    """Inside, this process gets no huge pages, with any setting of the machine."""
     before = 0
-    with contextlib.suppress(OSError):  # there are none to keep away
+    with contextlib.suppress(OSError):  # there are none to forbid
         before = libc("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0)
         libc("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0)
     try:

@@ -1,19 +1,14 @@
-"""What several experiments need of the system: the C library, other users, the kernel's figures."""
-
-from __future__ import annotations
+"""The system for experiments: the C library, other users, the kernel's figures."""
 
 import ctypes
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vmm_linux._core.kernel import figure_in
+from vmm_linux import VmmError
+from vmm_linux._core.kernel import value_of
 from vmm_linux._tools.children import die_with_parent
 from vmm_linux.experiments._framework.results import NotObservable
-
-if TYPE_CHECKING:
-    from vmm_linux import VmmError
 
 __all__ = [
     "NOBODY",
@@ -27,11 +22,11 @@ __all__ = [
     "told",
 ]
 
-#: Whose number has no privileges anywhere.
 NOBODY = 65534
+"""A user without privileges anywhere."""
 PR_SET_DUMPABLE = 4
-#: The functions of the C library that are called here and return a long; all others an int.
 RETURN_LONG = {"mmap", "mremap", "process_vm_writev", "shmat", "syscall"}
+"""The functions of the C library that are called here and return a long; all others an int."""
 
 
 def libc(function: str, *arguments: int) -> int:
@@ -53,7 +48,7 @@ def libc(function: str, *arguments: int) -> int:
 
 
 def errno_of(refusal: OSError | VmmError) -> str:
-    """The name of what the kernel answered, as "ENOMEM"; "?" if it was not the kernel's answer."""
+    """The name of the kernel's errno, as "ENOMEM"; "?" if the error is not the kernel's."""
     return errno.errorcode.get(refusal.errno or 0, "?")
 
 
@@ -61,13 +56,13 @@ def errno_of(refusal: OSError | VmmError) -> str:
 
 
 def become(user: int) -> None:
-    """In a child, be this user from now on, as a program that this user started would be.
+    """In a child, become this user, like a program that the user starts.
 
     Args:
         user: the number of the user, and of its group.
 
     Errors:
-        OSError: only root can, and not everywhere.
+        OSError: only root is permitted, and not everywhere.
     """
     if user == os.geteuid():
         return
@@ -75,7 +70,7 @@ def become(user: int) -> None:
     os.setgroups([])
     os.setgid(user)
     os.setuid(user)
-    # Another user takes both away: that others of this user may look, and to die with the parent.
+    # A change of user resets both: inspection by the same user, and the end with the parent.
     libc("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
     die_with_parent(parent)
 
@@ -91,7 +86,7 @@ def status(figure: str, pid: int | None = None) -> int:
         pid: the process, None for this one.
 
     Errors:
-        NotObservable: the kernel does not tell it.
+        NotObservable: the kernel does not report it.
     """
     return told(f"/proc/{pid or 'self'}/status", figure)
 
@@ -102,30 +97,30 @@ def meminfo(figure: str) -> int:
 
 
 def told(file: str, figure: str) -> int:
-    """What stands behind a name in a file of the kernel's; kB are told in bytes.
+    """A labelled number in a kernel file; kB become bytes.
 
     Args:
-        file: where, as "/proc/self/io".
-        figure: the name.
+        file: the path, as "/proc/self/io".
+        figure: the label.
 
     Errors:
-        NotObservable: the kernel does not tell it.
+        NotObservable: the kernel does not report it.
     """
-    value = figure_in(Path(file).read_text(encoding="utf-8", errors="replace"), figure)
+    value = value_of(Path(file).read_text(encoding="utf-8", errors="replace"), figure)
     if value is None:
         raise NotObservable(f"this kernel does not tell {figure}")
     return value
 
 
 def sysctl(name: str, otherwise: int | None = None) -> int:
-    """A number that the administrator sets, as the command of this name tells it.
+    """A setting of the administrator, as printed by the command of the same name.
 
     Args:
         name: as "vm.max_map_count".
-        otherwise: what holds where this kernel has no such setting.
+        otherwise: the value for a kernel without the setting.
 
     Errors:
-        NotObservable: it has none, and nothing is said to hold then.
+        NotObservable: the kernel has no such setting, and ``otherwise`` is None.
     """
     try:
         return int(Path("/proc/sys", *name.split(".")).read_text(encoding="utf-8"))
@@ -136,6 +131,6 @@ def sysctl(name: str, otherwise: int | None = None) -> int:
 
 
 def mappings() -> int:
-    """The entries in the kernel's list of this process's mappings."""
+    """The number of entries in the kernel's list of this process's mappings."""
     with Path("/proc/self/maps").open("rb") as lines:
         return sum(1 for _ in lines)

@@ -1,16 +1,16 @@
-"""Experiments on a terminal or in a pipe."""
-
-from __future__ import annotations
+"""Shows experiments on a terminal or in a pipe."""
 
 import contextlib
 import shutil
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
 from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import printable
-from vmm_linux.experiments._framework.run import nobody_watches
+from vmm_linux.experiments._framework.catalogue import Experiment
+from vmm_linux.experiments._framework.laboratory import Result
+from vmm_linux.experiments._framework.run import ignore_progress
 from vmm_linux.experiments._framework.words import (
     CLAIM_COLUMNS,
     cells_of,
@@ -19,27 +19,21 @@ from vmm_linux.experiments._framework.words import (
     verdict,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from vmm_linux.experiments._framework.catalogue import Experiment
-    from vmm_linux.experiments._framework.laboratory import Result
-
 __all__ = ["progress_of", "show", "show_list"]
 
 WIDEST = 100
-#: Blanks that a drawn table has for each column.
 PADDING = 3
+"""Blanks of a drawn table for each column."""
 
 
 def show_list(experiments: Sequence[Experiment]) -> None:
-    """Every experiment and its question."""
+    """Show every experiment and its question."""
     rows = [(each.name, each.question) for each in experiments]
     choose_printer()(Table("Experiments", ("name", "question"), rows))
 
 
 def show(result: Result) -> None:
-    """One experiment: what was asked, predicted and found, and why it is so."""
+    """Show one experiment: question, prediction, findings and explanation."""
     experiment = result.experiment
     heading = f"{experiment.title} ({experiment.name})"
     print_line(heading)
@@ -62,7 +56,7 @@ def show(result: Result) -> None:
 
 
 def print_table(table: Table) -> None:
-    """A table; each row for itself where the terminal is too narrow for the words in it."""
+    """Print a table; row by row where the terminal is too narrow for its words."""
     columns = zip(table.columns, *table.rows, strict=True)
     words = [max(map(len, " ".join(column).split()), default=0) for column in columns]
     if not sys.stdout.isatty() or sum(words) + PADDING * len(words) < terminal_width():
@@ -83,34 +77,34 @@ def print_table(table: Table) -> None:
 
 
 def paragraph(name: str, text: str) -> None:
-    """A text with what it is, as wide as the terminal."""
+    """Print a text with its heading, as wide as the terminal."""
     for line in textwrap.wrap(f"{name}: {text}", width()):
         print_line(line)
 
 
 def width() -> int:
-    """How wide a text may be."""
+    """The width of a text in columns."""
     return max(20, min(WIDEST, terminal_width()))
 
 
 def terminal_width() -> int:
-    """How wide the terminal is, if there is one."""
+    """The width of the terminal in columns, if there is one."""
     return shutil.get_terminal_size((WIDEST, 24)).columns
 
 
 @contextlib.contextmanager
 def progress_of(name: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show how far an experiment is, where standard error is a terminal that has rich."""
+    """Show progress where standard error is a terminal and rich is installed."""
     try:
-        from rich.console import Console  # noqa: PLC0415 (nobody else needs it)
+        from rich.console import Console  # noqa: PLC0415 (needed only here)
         from rich.progress import Progress  # noqa: PLC0415 (as above)
     except ModuleNotFoundError:
-        yield nobody_watches
+        yield ignore_progress
         return
     if not sys.stderr.isatty():
-        yield nobody_watches
+        yield ignore_progress
         return
-    # Drawn when there is something new, and not by a thread: nothing else is to run meanwhile.
+    # Drawn at each step, and not by a thread: nothing else may run during a measurement.
     console = Console(file=sys.stderr, highlight=False)
     with Progress(console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task(name, total=None)

@@ -1,19 +1,13 @@
-"""Results in words: for the terminal, and for whatever shows them."""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+"""Results in words, for all outputs."""
 
 from vmm_linux._tools.text import human
+from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.results import Claim, Expected, Kind, Outcome, Table, Value
-
-if TYPE_CHECKING:
-    from vmm_linux.experiments._framework.laboratory import Result
 
 __all__ = ["CLAIM_COLUMNS", "cells_of", "claim_cells", "headings_of", "shown", "verdict"]
 
-#: Where there is no value.
 NOTHING = "-"
+"""Stands for a missing value."""
 CLAIM_COLUMNS = ("prediction", "measured", "expected", "outcome")
 
 
@@ -55,7 +49,7 @@ def cells_of(table: Table) -> list[list[str]]:
 
 
 def spread(value: Value, bounds: list[int | float] | None, unit: str) -> str:
-    """A value, and between what it lay if it did not stay."""
+    """A value, and its range if it varied."""
     if not bounds or bounds[0] == bounds[1]:
         return shown(value, unit)
     within = unit if unit == "B" else ""
@@ -79,7 +73,7 @@ def claim_cells(claim: Claim) -> tuple[str, str, str, str]:
 
 
 def words(expected: Expected | None, unit: str) -> str:
-    """What is expected, in words."""
+    """The expected range, in words."""
     if expected is None:
         return NOTHING
     low, high = expected.low, expected.high
@@ -93,7 +87,7 @@ def words(expected: Expected | None, unit: str) -> str:
 
 
 def verdict(result: Result) -> str:
-    """How an experiment came out, in a sentence."""
+    """The outcome of an experiment, in a sentence."""
     if result.problem:
         return f"FAILED: {result.problem}"
     if result.findings.reason:

@@ -1,10 +1,8 @@
-"""The process that one run of one experiment has to itself: ``python -m``, started by the parent.
+"""The process of one run of one experiment: ``python -m``, started by the parent.
 
 Its standard input is the parent's order, one JSON object. It answers on a pipe, a JSON object a
 line: ``progress`` any number of times, then ``findings`` or ``problem``.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
@@ -14,7 +12,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
 from vmm_linux import VMM, experiments
 from vmm_linux._tools.children import die_with_parent, name_process
@@ -22,15 +20,12 @@ from vmm_linux.experiments import Run
 from vmm_linux.experiments._framework.catalogue import chosen
 from vmm_linux.experiments._framework.run import REFUSALS
 
-if TYPE_CHECKING:
-    from typing import TextIO
-
 __all__ = ["main", "measured"]
 
-#: What an interpreter, its threads and its modules take beside the memory that is measured.
 OWN = 1 << 30
-#: Seconds between two reports of progress, so that telling costs nothing.
+"""Bytes for the interpreter, its threads and its modules, beside the measured memory."""
 PAUSE = 0.05
+"""Seconds between two reports of progress, which so cost little."""
 
 
 def main() -> None:
@@ -39,24 +34,24 @@ def main() -> None:
     die_with_parent(order["parent"])
     name_process(order["name"])
     confine(order["memory"])
-    experiments.__path__[:] = order["folders"]  # look where the parent looks
+    experiments.__path__[:] = order["folders"]  # the parent's folders
     with os.fdopen(order["answers"], "w", encoding="utf-8") as answers:
         os.set_inheritable(answers.fileno(), False)
-        tell(answers, measured(order, answers))
+        send(answers, measured(order, answers))
 
 
 def confine(memory: int) -> None:
-    """Bound what this process can take, and be the first to go where that was too much.
+    """Limit this process's memory, and make it the first that the kernel kills in a shortage.
 
-    The bound is of private writable memory, reserved addresses not counted, and soft: an
-    experiment about promises may raise it.
+    The limit is on private writable memory without reserved addresses, and soft: an experiment
+    about commitment may raise it.
     """
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     soft = memory + OWN
     if hard != resource.RLIM_INFINITY:
         soft = min(soft, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-    # Those who are to crash must leave nothing: with 1, neither a file nor a word to a collector.
+    # A crash must leave nothing: with 1, neither a file nor a call of a collector.
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     resource.setrlimit(resource.RLIMIT_CORE, (min(1, hard) if hard >= 0 else 1, hard))
     with contextlib.suppress(OSError):
@@ -64,11 +59,11 @@ def confine(memory: int) -> None:
 
 
 def measured(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
-    """Measure: what was found, or what went wrong, as JSON has it.
+    """Measure, and return the findings or the problem for JSON.
 
     Args:
         order: ``name``, ``quick``, ``seed`` and ``memory``.
-        answers: where progress goes.
+        answers: the stream for progress.
     """
     last = 0.0
 
@@ -77,7 +72,7 @@ def measured(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
         now = time.monotonic()
         if now - last >= PAUSE or done == total:
             last = now
-            tell(answers, {"progress": [done, total, what]})
+            send(answers, {"progress": [done, total, what]})
 
     try:
         (experiment,) = chosen([order["name"]])
@@ -93,14 +88,14 @@ def measured(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
                 experiment.measure(run)
             except REFUSALS as answer:
                 run.findings.reason = str(answer)
-    except Exception as problem:  # noqa: BLE001 (whatever it is, the parent says it)
-        with contextlib.suppress(OSError):  # it is said in a line all the same
+    except Exception as problem:  # noqa: BLE001 (the parent reports any error)
+        with contextlib.suppress(OSError):  # it is reported in a line anyway
             traceback.print_exc()
         return {"problem": f"{type(problem).__name__}: {problem}"}
     return {"findings": run.findings.without_empty().as_dict()}
 
 
-def tell(answers: TextIO, answer: dict[str, Any]) -> None:
+def send(answers: TextIO, answer: dict[str, Any]) -> None:
     """Send an answer."""
     answers.write(json.dumps(answer, allow_nan=False) + "\n")
     answers.flush()

@@ -48,7 +48,7 @@ def number_in(path):
         return None
 
 
-def figure_in(text, str label):
+def value_of(text, str label):
     """A figure of a text as that of /proc/meminfo or /proc/PID/status, or None where it lacks.
 
     Args:
