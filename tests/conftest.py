@@ -13,7 +13,11 @@ import pytest
 import leaks
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
+    from pathlib import Path
+
+    from refusals import Ground
+    from vmm_linux import VMM, Event
 
 # Before anything can start a thread: tests that fork must be the only thread there is.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -60,6 +64,48 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+# ---- fixtures ------------------------------------------------------------------------------------
+# They import what they use themselves: the first modules that a test process has are not theirs.
+
+
+@pytest.fixture
+def vmm(request: pytest.FixtureRequest) -> Iterator[VMM]:
+    """An endpoint with the default limits, in tests marked ``unlimited`` with none."""
+    from vmm_linux import VMM, Limits
+
+    unlimited = request.node.get_closest_marker("unlimited")
+    with VMM(limits=Limits.unlimited() if unlimited else None) as endpoint:
+        yield endpoint
+        if not endpoint.closed:
+            endpoint._check()
+
+
+@pytest.fixture
+def event() -> Iterator[Event]:
+    """A new event."""
+    from vmm_linux import Event
+
+    with Event() as made:
+        yield made
+
+
+@pytest.fixture
+def ground() -> Iterator[Ground]:
+    """Regions, a buffer and handles for calls that are refused."""
+    import refusals
+
+    yield from refusals.make_ground()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that makes calls to the system fail."""
+    import faults
+
+    return faults.build(tmp_path_factory.getbasetemp())
+
+
+# ---- nothing is left behind ----------------------------------------------------------------------
 # The check lies in hooks, not in a fixture: these run at the same depth of calls (see leaks.py),
 # and outside of every fixture of the test. What there is at a test's end is what the next one
 # begins with: looked at once, nothing that comes in between goes unseen. A test that failed is not

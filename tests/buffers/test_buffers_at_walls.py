@@ -11,23 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buffer_scenarios import READ_ONLY, buffer, connected, facts, first, refused, send, window
+from constants import COMMIT, FIXED, GUARDS, LOCKED, RESERVE, RW, SHAREABLE
 from faces import Face, call
-from faults import (
-    COMMIT,
-    FIXED,
-    GUARDS,
-    LOCKED,
-    MIXED,
-    NONE,
-    PAGES,
-    RESERVE,
-    RW,
-    SHAREABLE,
-    SIZE,
-    Ground,
-    R,
-    pattern,
-)
+from faults import MIXED, NONE, PAGES, SIZE, Ground, R, pattern
 from kernel_oracle import ARENA, PAGE, maps, present_pages, status
 from vmm_linux import Limits, Retcode, VmmFlags
 from vmm_linux._core import kernel

@@ -22,6 +22,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import in_own_process
+from constants import COMMITTED, RW
 from descriptors import a_memfd
 from kernel_oracle import PAGE
 from onlookers import wait_until
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
     from vmm_linux import Handle
 
-RW = VmmFlags.READ | VmmFlags.WRITE
-COMMITTED = VmmFlags.RESERVE | VmmFlags.COMMIT | RW
 CONTENTS = b"the program's own"
 CLOSED = "the program closed"
 

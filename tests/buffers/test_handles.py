@@ -8,27 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
+from constants import ALL_RIGHTS, COMMIT, FIRST_RIGHTS, READ, RW, SUBSETS_OF_RIGHTS
 from faces import REFERENCE_METHODS, Face, call
 from kernel_oracle import PAGE
+from refusals import faces
 from vmm_linux import INVALID_HANDLE, VMM, Handle, Retcode, Rights, Seal, VmmError, VmmFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-ALWAYS = Rights.TRANSFER | Rights.COPY | Rights.GET_SID
-ALL = ALWAYS | Rights.MAP_READ | Rights.MAP_WRITE | Rights.MAP_EXECUTE
-SUBSETS = [Rights(bits) for bits in range(int(ALL) + 1)]
-#: What each protection of a buffer gives its first handle.
-FIRST_RIGHTS = {
-    1: ALWAYS | Rights.MAP_READ,
-    3: ALWAYS | Rights.MAP_READ | Rights.MAP_WRITE,
-    5: ALWAYS | Rights.MAP_READ | Rights.MAP_EXECUTE,
-    7: ALL,
-}
 #: Every method that takes a handle, with the rest of its arguments.
 TAKING_HANDLES: dict[str, tuple[int, ...]] = {
     "mdl_get_size": (),
@@ -41,13 +30,6 @@ TAKING_HANDLES: dict[str, tuple[int, ...]] = {
     "handle_info": (),
     "handle_fileno": (),
 }
-faces = pytest.mark.parametrize("face", list(Face), ids=lambda face: face.value)
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    with VMM() as it:
-        yield it
 
 
 def mapped_files() -> list[kernel.Mapping]:
@@ -92,7 +74,7 @@ def test_a_new_handle_has_what_its_protection_gives(vmm: VMM, prot: int) -> None
 
 def test_a_handle_is_an_integer_whose_bits_are_documented(vmm: VMM) -> None:
     origin = vmm.mdl_create(PAGE, VmmFlags.RWX_MASK)
-    for rights in SUBSETS:
+    for rights in SUBSETS_OF_RIGHTS:
         handle = vmm.handle_copy(origin, rights)
         assert isinstance(handle, Handle)
         assert isinstance(handle, int)
@@ -146,7 +128,7 @@ def test_no_handle_is_ever_handed_out_twice_by_any_vmm() -> None:
 
 def test_a_copy_has_the_rights_asked_for_and_no_others(vmm: VMM) -> None:
     origin = vmm.mdl_create(PAGE, VmmFlags.RWX_MASK)
-    for rights in SUBSETS:
+    for rights in SUBSETS_OF_RIGHTS:
         copied = vmm.handle_copy(origin, rights)
         assert vmm.handle_info(copied).rights == rights
         assert vmm.mdl_get_size(copied) == PAGE, "the size needs no right"
@@ -154,9 +136,9 @@ def test_a_copy_has_the_rights_asked_for_and_no_others(vmm: VMM) -> None:
 
 def test_a_copy_never_has_more_rights_than_its_origin(vmm: VMM) -> None:
     origin = vmm.mdl_create(PAGE, VmmFlags.RWX_MASK)
-    for had in SUBSETS:
+    for had in SUBSETS_OF_RIGHTS:
         copied = vmm.handle_copy(origin, had)
-        for wanted in (had, Rights(0), *(Rights(1 << bit) for bit in range(6)), ALL):
+        for wanted in (had, Rights(0), *(Rights(1 << bit) for bit in range(6)), ALL_RIGHTS):
             got = call(vmm, Face.METHODS, "handle_copy", copied, had | wanted)
             allowed = Rights.COPY in had and not wanted & ~had
             assert got.rc is (Retcode.OK if allowed else Retcode.NO_CAPABILITY), (had, wanted)
@@ -169,7 +151,7 @@ def test_a_copy_never_has_more_rights_than_its_origin(vmm: VMM) -> None:
 def test_mapping_needs_the_rights_that_its_protection_names(vmm: VMM, face: Face) -> None:
     origin = vmm.mdl_create(PAGE, VmmFlags.RWX_MASK)
     needed = {1: Rights.MAP_READ, 2: Rights.MAP_WRITE, 4: Rights.MAP_EXECUTE}
-    for had in SUBSETS[::8]:
+    for had in SUBSETS_OF_RIGHTS[::8]:
         copied = vmm.handle_copy(origin, had)
         for prot in (0, 1, 3, 5, 7):
             allowed = all(right in had for bit, right in needed.items() if prot & bit)
@@ -182,7 +164,7 @@ def test_mapping_needs_the_rights_that_its_protection_names(vmm: VMM, face: Face
 @faces
 def test_cloning_needs_the_right_to_copy(vmm: VMM, face: Face) -> None:
     origin = vmm.mdl_create(PAGE, VmmFlags.RWX_MASK)
-    for had in SUBSETS:
+    for had in SUBSETS_OF_RIGHTS:
         got = call(vmm, face, "mdl_clone", vmm.handle_copy(origin, had), 0, PAGE)
         allowed = Rights.COPY in had
         assert got.rc is (Retcode.OK if allowed else Retcode.NO_CAPABILITY)
@@ -195,7 +177,7 @@ def test_the_security_ids_need_their_right_and_the_rest_does_not(vmm: VMM) -> No
     origin = vmm.mdl_clone(vmm.mdl_create(3 * PAGE, VmmFlags.RWX_MASK), 0, 2 * PAGE)
     whole = vmm.handle_info(origin)
     assert whole.origin_sid is not None
-    for rights in SUBSETS:
+    for rights in SUBSETS_OF_RIGHTS:
         info = vmm.handle_info(vmm.handle_copy(origin, rights))
         assert (info.rights, info.size, info.seals) == (rights, 2 * PAGE, Seal(0))
         if Rights.GET_SID in rights:
@@ -276,7 +258,7 @@ def test_every_flipped_bit_of_a_live_handle_is_refused(vmm: VMM, face: Face) -> 
 @faces
 def test_rights_in_a_forged_handle_give_nothing(vmm: VMM, face: Face) -> None:
     weak = vmm.handle_copy(vmm.mdl_create(PAGE, RW), Rights.MAP_READ)
-    for rights in SUBSETS + [Rights(1 << bit) for bit in range(6, 16)]:
+    for rights in SUBSETS_OF_RIGHTS + [Rights(1 << bit) for bit in range(6, 16)]:
         forged = weak & ~(0xFFFF << 32) | int(rights) << 32
         got = call(vmm, face, "mdl_map", forged, 0, PAGE, 0, RW)
         genuine = rights == Rights.MAP_READ
@@ -442,7 +424,7 @@ def test_a_failed_call_takes_no_handle_and_ends_none(vmm: VMM) -> None:
         call(vmm, face, "mdl_create", 1 << 45, RW | VmmFlags.LOCKED)
         call(vmm, face, "mdl_clone", handles["root"], 8 * PAGE, PAGE)
         call(vmm, face, "mdl_create_from_vm", PAGE, PAGE, RW)
-        call(vmm, face, "handle_copy", handles["root"], ALL)
+        call(vmm, face, "handle_copy", handles["root"], ALL_RIGHTS)
         call(vmm, face, "handle_revoke", handles["copy of clone"])
         call(vmm, face, "handle_close", handles["root"] ^ 1 << 40)
         call(vmm, face, "mdl_seal", handles["root"], 4)

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 import kernel_oracle as kernel
+from constants import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, LOCKED, RW
 from kernel_oracle import PAGE
-from vmm_linux import VMM, Rights, VmmFlags
+from vmm_linux import VMM, Rights
 from vmm_linux._tools.children import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RW = VmmFlags.READ | VmmFlags.WRITE
-LOCKED = VmmFlags.LOCKED
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
 libc = ctypes.CDLL(None, use_errno=True)
 

@@ -15,12 +15,10 @@ import pytest
 
 import kernel_oracle as kernel
 from buffers import (
-    PERMISSIONS,
     PROTECTIONS,
     assert_frozen,
     buffer,
     errno_of,
-    faces,
     frames,
     held,
     is_read_only,
@@ -33,26 +31,19 @@ from buffers import (
     refusal,
     region,
     seals,
-    vmm,
     writable_map,
 )
+from constants import COMMIT, FIXED, GUARDS, LOCKED, PERMISSIONS, READ, RESIZING, RW, RWX, RX
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
+from refusals import faces
 from vmm_linux import VMM, PageKind, PageState, Retcode, Seal, VmmFlags
 from vmm_linux._core import kernel as core
 
-__all__ = ["vmm"]  # the fixtures
+#: Of ``vmm``.
+pytestmark = pytest.mark.unlimited
 
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-RX = VmmFlags.READ | VmmFlags.EXECUTE
-RWX = VmmFlags.RWX_MASK
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-LOCKED = VmmFlags.LOCKED
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-FIXED = VmmFlags.FIXED
 F_SEAL_EXEC = 0x20
-RESIZING = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 # ---- MdlCreate -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from constants import ALL_BUT_EXECUTE, READ, READ_ONLY, RESIZING, RW
 from descriptors import a_memfd, memory_files, reopened
 from kernel_oracle import PAGE, maps_between
 from leaks import read_descriptors
@@ -28,24 +29,12 @@ from vmm_linux.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
 SIZE = 4 * PAGE
-ALL_BUT_EXECUTE = ~Rights(0) & ~Rights.MAP_EXECUTE
-READ_ONLY = ALL_BUT_EXECUTE & ~Rights.MAP_WRITE
-SIZED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 O_PATH = 0o10000000
 MFD_HUGETLB = 4
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """An endpoint."""
-    with VMM() as endpoint:
-        yield endpoint
 
 
 # ---- descriptors out -----------------------------------------------------------------------------
@@ -169,7 +158,7 @@ def test_a_memfd_of_somebody_else_s_is_fine_if_it_is_sealed(vmm: VMM) -> None:
 
 
 def test_a_memfd_frozen_by_somebody_else_is_read(vmm: VMM) -> None:
-    fd = a_memfd(seals=SIZED | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    fd = a_memfd(seals=RESIZING | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
     mdl = Mdl.from_fd(fd, Seal.FREEZE, SIZE, vmm=vmm)
     os.close(fd)
     assert mdl.seals == Seal.FREEZE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import resource
 import threading
@@ -13,8 +12,6 @@ import pytest
 
 import kernel_oracle as kernel
 from buffers import (
-    PERMISSIONS,
-    faces,
     file_at,
     filled,
     frames,
@@ -27,30 +24,32 @@ from buffers import (
     refusal,
     region,
     seals,
-    vmm,
 )
 from children import TESTS_IMPORTABLE, run_child
+from constants import (
+    COMMIT,
+    FIXED,
+    GUARDS,
+    LOCKED,
+    PERMISSIONS,
+    READ,
+    RESIZING,
+    RW,
+    RWX,
+    RX,
+    SHAREABLE,
+)
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
+from refusals import faces
 from vmm_linux import VMM, PageKind, PageState, Retcode, Rights, VmmFlags
 from vmm_linux._core import kernel as core
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-__all__ = ["vmm"]  # the fixtures
-
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-RX = VmmFlags.READ | VmmFlags.EXECUTE
-RWX = VmmFlags.RWX_MASK
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-LOCKED = VmmFlags.LOCKED
-SHAREABLE = VmmFlags.SHAREABLE
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-FIXED = VmmFlags.FIXED
-RESIZING = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+#: Of ``vmm``.
+pytestmark = pytest.mark.unlimited
 
 
 def assert_is_buffer(vmm: VMM, va: int, pages: int, handle: int) -> None:

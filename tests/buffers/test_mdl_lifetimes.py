@@ -12,10 +12,8 @@ import pytest
 
 import kernel_oracle as kernel
 from buffers import (
-    PERMISSIONS,
     buffer,
     errno_of,
-    faces,
     file_at,
     frames,
     held,
@@ -26,20 +24,15 @@ from buffers import (
     permissions,
     refusal,
     seals,
-    vmm,
 )
+from constants import FIXED, GUARDS, PERMISSIONS, READ, RESIZING, RW, RWX
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
+from refusals import faces
 from vmm_linux import VMM, Retcode, Rights, Seal, VmmFlags
 
-__all__ = ["vmm"]  # the fixtures
-
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-RWX = VmmFlags.RWX_MASK
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-FIXED = VmmFlags.FIXED
-RESIZING = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+#: Of ``vmm``.
+pytestmark = pytest.mark.unlimited
 
 
 # ---- MdlClone ------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 
 import pytest
@@ -19,24 +18,16 @@ from buffers import (
     refusal,
     region,
     seals,
-    vmm,
     writable_map,
 )
+from constants import FIXED, GUARDS, LOCKED, READ, RESIZING, RW, RWX, RX, SHAREABLE
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, Retcode, Rights, Seal, VmmFlags
 
-__all__ = ["vmm"]  # the fixtures
+#: Of ``vmm``.
+pytestmark = pytest.mark.unlimited
 
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-RX = VmmFlags.READ | VmmFlags.EXECUTE
-RWX = VmmFlags.RWX_MASK
-LOCKED = VmmFlags.LOCKED
-SHAREABLE = VmmFlags.SHAREABLE
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-FIXED = VmmFlags.FIXED
 F_SEAL_FUTURE_WRITE = 0x10
-RESIZING = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 MREMAP_MAYMOVE = 1
 
 

@@ -14,7 +14,8 @@ import pytest
 import kernel_oracle as kernel
 from buffer_scenarios import refused
 from children import TESTS_IMPORTABLE, run_child
-from faults import FIXED, GUARDS, LOCKED, RESERVE, RW, Ground, R, pattern
+from constants import FIXED, GUARDS, LOCKED, READ_ONLY, RESERVE, RW
+from faults import Ground, R, pattern
 from forged_messages import UNWRITABLE
 from forked import in_child
 from kernel_oracle import ARENA, PAGE
@@ -31,7 +32,7 @@ from segments import (
     pieces_at,
     seals_of_files,
 )
-from transfers import READ_ONLY, contents, nothing_opened, text_of, vmm
+from transfers import contents, nothing_opened, text_of
 from vmm_linux import VMM, Limits, PageKind, Retcode, Seal, VmmError, VmmFlags
 from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, NoCapability, QuotaExceeded
 from walls import (
@@ -43,7 +44,8 @@ from walls import (
     steady_heap,
 )
 
-__all__ = ["vmm"]  # the fixtures
+#: Of ``vmm``.
+pytestmark = pytest.mark.unlimited
 
 
 # ---- what is made --------------------------------------------------------------------------------

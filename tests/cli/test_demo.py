@@ -29,10 +29,9 @@ from commands import (
     run,
     run_on_terminal,
 )
+from constants import GIB
+from kernel_oracle import PAGE
 from vmm_linux.endpoint import Endpoint
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
-GIB = 1 << 30
 
 #: The steps: method, return code. Those of the other process begin with ``peer``.
 STEPS = [

@@ -18,13 +18,13 @@ import pytest
 
 from children import ROOT, run_child
 from commands import SCRIPT, WITHOUT_RICH, environment, run, run_on_terminal
+from constants import MIB
 from map_subject import HOSTILE, subject
 from vmm_linux import inspect
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-MIB = 1 << 20
 #: A Python that acts as if a module were not installed; the command line follows.
 WITHOUT_MATPLOTLIB = tuple(word.replace("rich", "matplotlib") for word in WITHOUT_RICH)
 

@@ -15,10 +15,9 @@ import pytest
 
 from children import run_child
 from commands import SCRIPT, run
+from constants import MIB
 from map_subject import subject
 from vmm_linux import inspect
-
-MIB = 1 << 20
 
 
 def map_of(*arguments: str) -> dict[str, Any]:

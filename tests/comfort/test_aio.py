@@ -12,8 +12,9 @@ import pytest
 
 import kernel_oracle as kernel
 from children import TESTS_IMPORTABLE, run_child
+from constants import PATIENCE, RW
 from kernel_oracle import PAGE
-from vmm_linux import INVALID_HANDLE, VMM, Rights, Seal, VmmFlags
+from vmm_linux import INVALID_HANDLE, VMM, Rights, Seal
 from vmm_linux.errors import (
     InvalidArgument,
     InvalidOperation,
@@ -24,17 +25,6 @@ from vmm_linux.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
-
-RW = VmmFlags.READ | VmmFlags.WRITE
-#: Seconds after which what hangs has failed.
-PATIENCE = 30
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """Sender and receiver in one."""
-    with VMM() as endpoint:
-        yield endpoint
 
 
 @pytest.fixture(params=["stream", "seqpacket"])

@@ -13,21 +13,13 @@ from children import run_child
 from forked import in_child
 from kernel_oracle import PAGE
 from leaks import read_mappings
-from vmm_linux import VMM, Mdl, Seal, VmmFlags
+from vmm_linux import VMM, Mdl, Seal
 from vmm_linux.errors import Busy, InvalidArgument, NoCapability, ResourceNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-READ = VmmFlags.READ
 SIZE = 16 * PAGE
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """An endpoint."""
-    with VMM() as endpoint:
-        yield endpoint
 
 
 def mapped_bytes() -> int:

@@ -30,6 +30,7 @@ import pytest
 import kernel_oracle as kernel
 import vmm_linux
 from children import in_own_process
+from constants import COMMITTED
 from kernel_oracle import PAGE
 from vmm_linux import (
     VMM,
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 PACKAGE = Path(vmm_linux.__file__).parent
-COMMITTED = VmmFlags.RESERVE | VmmFlags.COMMIT | VmmFlags.READ | VmmFlags.WRITE
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 TEXT = b"the original's"
 #: The Python modules whose objects users get.

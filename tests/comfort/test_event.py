@@ -20,24 +20,14 @@ import pytest
 
 import kernel_oracle as kernel
 from children import run_child
+from constants import PATIENCE
 from events import connected, flags
 from vmm_linux import Event
 from vmm_linux import event as module
 from vmm_linux.errors import InvalidArgument, InvalidOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-#: Seconds after which what hangs has failed.
-PATIENCE = 30
-
-
-@pytest.fixture
-def event() -> Iterator[Event]:
-    """A new event."""
-    with Event() as made:
-        yield made
+    from collections.abc import Callable
 
 
 def counter(fd: int) -> int:

@@ -13,25 +13,15 @@ import pytest
 
 import kernel_oracle as kernel
 from children import TESTS_IMPORTABLE, run_child
+from constants import PATIENCE
 from forked import in_child
 from vmm_linux import Event, VmmError, _sharer
 from vmm_linux import event as module
 from vmm_linux.errors import InvalidArgument, InvalidOperation, ResourceNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from multiprocessing.queues import Queue
-
-
-#: Seconds after which what hangs has failed.
-PATIENCE = 30
-
-
-@pytest.fixture
-def event() -> Iterator[Event]:
-    """A new event."""
-    with Event() as made:
-        yield made
 
 
 def test_a_forked_child_shares_it_and_closes_its_own(event: Event) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
+from constants import PATIENCE
 from events import connected, flags
 from forked import in_child
 from vmm_linux import VMM, Event, VmmFlags
@@ -27,17 +28,8 @@ if TYPE_CHECKING:
 
 #: The largest count of an eventfd.
 FULL = 2**64 - 2
-#: Seconds after which what hangs has failed.
-PATIENCE = 30
 MESSAGE = struct.Struct("<4sHH")
 GOOD = MESSAGE.pack(b"VMME", 1, 1)
-
-
-@pytest.fixture
-def event() -> Iterator[Event]:
-    """A new event."""
-    with Event() as made:
-        yield made
 
 
 @pytest.fixture(params=["stream", "seqpacket", "datagram"])

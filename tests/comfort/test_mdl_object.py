@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from children import run_child
+from constants import ALL_BUT_EXECUTE, READ, READ_ONLY, RW
 from descriptors import memory_files
 from forked import in_child
 from kernel_oracle import PAGE
@@ -25,22 +26,7 @@ from vmm_linux.errors import (
     ResourceNotFound,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
 SIZE = 4 * PAGE
-ALL_BUT_EXECUTE = ~Rights(0) & ~Rights.MAP_EXECUTE
-READ_ONLY = ALL_BUT_EXECUTE & ~Rights.MAP_WRITE
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """An endpoint."""
-    with VMM() as endpoint:
-        yield endpoint
 
 
 # ---- the object ----------------------------------------------------------------------------------

@@ -41,13 +41,6 @@ METHODS = ["fork", "forkserver", "spawn"]
 
 
 @pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """An endpoint."""
-    with VMM() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
 def sharing() -> Iterator[None]:
     """What a pickle needs to be loaded in the process that made it: it stops again."""
     yield

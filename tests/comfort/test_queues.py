@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from children import NOBODY, TESTS_IMPORTABLE, in_own_process, run_child
+from constants import PATIENCE
 from kernel_oracle import PAGE
 from leaks import read_descriptors
 from vmm_linux import VMM, Event, Mdl, Rights, VmmError, _sharer
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FORK = multiprocessing.get_context("fork")
-PATIENCE = 20
 CLOSED = r"the (Mdl|Event) was closed before its sender's queue could pickle it"
 
 
@@ -44,13 +44,6 @@ class Gate:
     def __reduce__(self) -> tuple[Callable[[], str], tuple[()]]:
         self.opened.wait(PATIENCE)
         return str, ()
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """An endpoint."""
-    with VMM() as endpoint:
-        yield endpoint
 
 
 @pytest.fixture

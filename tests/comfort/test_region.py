@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from children import run_child
+from constants import READ, RW
 from forked import in_child
 from kernel_oracle import PAGE
 from leaks import read_mappings
@@ -18,20 +19,11 @@ from vmm_linux import VMM, PageState, Region, VmmFlags
 from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, ResourceNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
 COMMITTED = RW | VmmFlags.COMMIT
 SIZE = 4 * PAGE
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """An endpoint."""
-    with VMM() as endpoint:
-        yield endpoint
 
 
 # As the stubs of NumPy would have them: they know of no class with a buffer but Python's own.

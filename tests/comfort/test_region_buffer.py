@@ -10,27 +10,19 @@ import numpy as np
 import pytest
 
 from children import run_child
+from constants import READ, RW
 from kernel_oracle import PAGE
 from leaks import read_mappings
 from vmm_linux import VMM, VmmError, VmmFlags
 from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, NoCapability, ResourceNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
 COMMITTED = RW | VmmFlags.COMMIT
 SIZE = 4 * PAGE
 PYBUF_WRITABLE, PYBUF_STRIDES, PYBUF_FULL = 0x1, 0x18, 0x11D
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """An endpoint."""
-    with VMM() as endpoint:
-        yield endpoint
 
 
 # As the stubs of NumPy would have them: they know of no class with a buffer but Python's own.

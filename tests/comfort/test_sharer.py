@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from children import NOBODY, TESTS_IMPORTABLE, in_own_process, run_child
+from constants import PATIENCE
 from forked import in_child
 from kernel_oracle import PAGE
 from leaks import read_descriptors
@@ -29,8 +30,6 @@ from vmm_linux.errors import InvalidOperation, OutOfMemory, QuotaExceeded, Resou
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PATIENCE = 20
-
 
 @pytest.fixture(autouse=True)
 def _ended() -> Iterator[None]:
@@ -38,13 +37,6 @@ def _ended() -> Iterator[None]:
     yield
     _sharer.stop()
     default_vmm().close()
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """An endpoint."""
-    with VMM() as endpoint:
-        yield endpoint
 
 
 def a_ticket(text: bytes = b"it") -> Ticket:

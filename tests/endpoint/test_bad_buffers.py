@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import refusals
+from constants import FIXED, RW
 from faces import Face, call
 from kernel_oracle import PAGE, USER_SPACE_END
 from refusals import (
@@ -28,11 +28,6 @@ from vmm_linux import INVALID_HANDLE, VMM, Retcode, Rights, Seal, VmmFlags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-RW = VmmFlags.READ | VmmFlags.WRITE
-FIXED = VmmFlags.FIXED
-ground = pytest.fixture(refusals.make_ground)
 
 
 @faces

@@ -8,14 +8,11 @@ from typing import Any
 
 import pytest
 
-import refusals
+from constants import COMMIT
 from faces import Face, call
 from kernel_oracle import PAGE
 from refusals import Ground, range_arguments
 from vmm_linux import Retcode, VmmFlags
-
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-ground = pytest.fixture(refusals.make_ground)
 
 
 def test_reads_writes_and_views_want_committed_pages_that_allow_them(ground: Ground) -> None:

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-import refusals
+from constants import COMMIT, FIXED, GUARDS, RESERVE, RW
 from faces import Face, call
 from kernel_oracle import PAGE
 from model import KNOWN_FLAGS
 from refusals import Ground, call_with, faces, names_value
 from vmm_linux import Retcode, Rights, Seal, VmmFlags
-
-RESERVE = VmmFlags.RESERVE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-RW = VmmFlags.READ | VmmFlags.WRITE
-FIXED = VmmFlags.FIXED
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-ground = pytest.fixture(refusals.make_ground)
-
 
 #: What each method about buffers calls the protection that it takes.
 BUFFER_PROTECTIONS = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
-import refusals
+from constants import COMMIT, FIXED, GUARDS, RESERVE, RW
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE, USER_SPACE_END
 from model import LOWEST
@@ -28,14 +28,6 @@ from vmm_linux import VMM, PageKind, Retcode, VmmFlags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-RESERVE = VmmFlags.RESERVE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-RW = VmmFlags.READ | VmmFlags.WRITE
-FIXED = VmmFlags.FIXED
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-ground = pytest.fixture(refusals.make_ground)
 
 
 @faces

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import refusals
 from children import TESTS_IMPORTABLE, run_child
 from faces import REFERENCE_METHODS, Face, call, reference_name
 from kernel_oracle import PAGE
@@ -30,9 +29,6 @@ from vmm_linux import PageState, Retcode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-ground = pytest.fixture(refusals.make_ground)
 
 
 WRONG_TYPES = [

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import refusals
+from constants import FIXED, RESERVE, RW
 from faces import NOTHING, REFERENCE_METHODS, Face, call, reference_name
 from kernel_oracle import PAGE
-from refusals import Ground
 from vmm_linux import INVALID_HANDLE, Retcode, VmmError, VmmFlags
 
-RESERVE = VmmFlags.RESERVE
-RW = VmmFlags.READ | VmmFlags.WRITE
-FIXED = VmmFlags.FIXED
-ground = pytest.fixture(refusals.make_ground)
+if TYPE_CHECKING:
+    from refusals import Ground
 
 
 def test_every_out_value_of_a_failed_call_is_nothing(ground: Ground) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import hostile_values
-import refusals
 from commands import run
+from constants import RW
 from faces import Face
 from hostile_values import ERRORS, hostile_class, made_of
 from kernel_oracle import PAGE
@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-ground = pytest.fixture(refusals.make_ground)
 
 HOSTILE = [each for error in ERRORS for each in hostile_values.values(error)]
 BROKEN = [*hostile_values.broken()]
 EVERY = [*HOSTILE, *BROKEN]
 #: One error of each sort: others come up, or do not, in the same places.
 SOME = [*hostile_values.values(hostile_values.UntoldError), *BROKEN]
-RW = VmmFlags.READ | VmmFlags.WRITE
 WRONG: Any = 1.5
 #: Characters of a message, of which a path may take most.
 LONGEST_MESSAGE = 1000

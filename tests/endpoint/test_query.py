@@ -1,21 +1,19 @@
 """Query beside the kernel's own files, with and without the features it likes to use."""
 
 import ctypes
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import kernel_oracle
+from constants import GUARDS
+from kernel_oracle import PAGE
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmError, VmmFlags
 from vmm_linux._core.kernel import Feature, user_space_end, without
 
-PAGE = mmap.PAGESIZE
 NONE, READ, RW = VmmFlags(0), VmmFlags.READ, VmmFlags.READ | VmmFlags.WRITE
 RESERVE, COMMIT = VmmFlags.RESERVE, VmmFlags.RESERVE | VmmFlags.COMMIT
-#: Between guards a region is a mapping of its own, which the kernel merges with nothing.
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
 
 
 def record_at(address: int) -> kernel_oracle.SmapsRecord:

@@ -7,19 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import refusals
+from constants import COMMIT, RW
 from faces import Face, call
 from kernel_oracle import PAGE
 from refusals import HANDLE_METHODS, PARAMETERS, Ground, call_with, faces, good_arguments
-from vmm_linux import VMM, Retcode, VmmFlags
+from vmm_linux import VMM, Retcode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-RW = VmmFlags.READ | VmmFlags.WRITE
-ground = pytest.fixture(refusals.make_ground)
 
 
 class Meddler:

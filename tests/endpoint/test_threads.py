@@ -19,6 +19,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import in_own_process
+from constants import COMMIT, FIXED, LOCKED, PERMISSIONS, RESERVE, RW, SHAREABLE
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmFlags
@@ -26,17 +27,10 @@ from vmm_linux import VMM, PageKind, PageState, Retcode, VmmFlags
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RW = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-FIXED = VmmFlags.FIXED
-LOCKED = VmmFlags.LOCKED
-SHAREABLE = VmmFlags.SHAREABLE
 
 #: Calls over more than 256 KiB let go of the GIL: ranges of up to twice that.
 PAGES = 128
 ARENA_END = ARENA + PAGES * PAGE
-PERMISSIONS = {0: "---", 1: "r--", 3: "rw-", 5: "r-x", 7: "rwx"}
 
 
 def in_threads(*works: Callable[[], object]) -> None:

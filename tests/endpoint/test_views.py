@@ -2,24 +2,17 @@
 
 import ctypes
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+from constants import RW
 from vmm_linux import VMM, PageState, Retcode, VmmError, VmmFlags
 
 PAGE = 4096
-RW = VmmFlags.READ | VmmFlags.WRITE
 COMMITTED = VmmFlags.RESERVE | VmmFlags.COMMIT
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """A VMM that is closed afterwards."""
-    with VMM() as instance:
-        yield instance
 
 
 def refusal(call: Callable[..., object], *arguments: object) -> Retcode:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from commands import run
+from constants import MIB
 from onlookers import state_of, wait_until
 from vmm_linux import experiments
 from vmm_linux.experiments import Axis, Column, NotObservable, at_least, at_most, between, equal
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-MIB = 1 << 20
 NAMES = [each.name for each in catalogue()]
 QUICK = Order(quick=True, seed=1, repeat=1, memory=512 * MIB)
 

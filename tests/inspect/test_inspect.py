@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
+from constants import COMMITTED, RESERVED, RW
 from forked import in_child
 from kernel_oracle import PAGE, USER_SPACE_END
 from onlookers import plain, stopped_child, stopped_program
@@ -26,17 +27,6 @@ from vmm_linux.inspect import Mapping, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE | READ_WRITE
-COMMIT = RESERVE | VmmFlags.COMMIT
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    with VMM() as made:
-        yield made
 
 
 @pytest.fixture(params=["query", "text"])
@@ -55,7 +45,7 @@ def lasting(mappings: list[kernel.Mapping]) -> list[kernel.Mapping]:
 
 
 def test_a_snapshot_has_every_mapping_of_this_process_with_every_figure(vmm: VMM) -> None:
-    vmm.allocate(0, 4 * PAGE, COMMIT)
+    vmm.allocate(0, 4 * PAGE, COMMITTED)
     before = lasting(kernel.maps())
     for snapshot in (inspect.snapshot(), inspect.maps()):
         assert snapshot.pid == os.getpid()
@@ -289,28 +279,28 @@ def pages_told(vmm: VMM, snapshot: Snapshot, low: int, high: int) -> None:
 @pytest.mark.usefixtures("ways_to_one")
 def test_mappings_are_cut_at_the_borders_of_regions_and_tell_whose_they_are(vmm: VMM) -> None:
     guards = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-    first = vmm.allocate(0, 16 * PAGE, RESERVE | guards)
+    first = vmm.allocate(0, 16 * PAGE, RESERVED | guards)
     vmm.commit(first + 4 * PAGE, 4 * PAGE)
     vmm.protect(first + 6 * PAGE, PAGE, VmmFlags.READ)
     vmm.protect(first + 12 * PAGE, PAGE, VmmFlags.READ)
     pages_told(vmm, inspect.snapshot(), first - 3 * PAGE, first + 19 * PAGE)
-    handle = vmm.mdl_create(4 * PAGE, READ_WRITE)
+    handle = vmm.mdl_create(4 * PAGE, RW)
     for _ in range(2):
-        address = vmm.mdl_map(handle, 0, 4 * PAGE, 0, READ_WRITE)
+        address = vmm.mdl_map(handle, 0, 4 * PAGE, 0, RW)
         pages_told(vmm, inspect.snapshot(), address - PAGE, address + 5 * PAGE)
-    vmm.mdl_create_from_vm(first + 5 * PAGE, PAGE, READ_WRITE)
+    vmm.mdl_create_from_vm(first + 5 * PAGE, PAGE, RW)
     vmm.free(first + 8 * PAGE, PAGE)
     pages_told(vmm, inspect.maps(), first - 3 * PAGE, first + 19 * PAGE)
 
 
 @pytest.mark.usefixtures("ways_to_one")
 def test_regions_that_lie_side_by_side_are_told_apart(vmm: VMM) -> None:
-    base = vmm.allocate(0, 12 * PAGE, COMMIT)
+    base = vmm.allocate(0, 12 * PAGE, COMMITTED)
     vmm.free(base, 12 * PAGE)
     with VMM() as other:
-        vmm.allocate(base, 4 * PAGE, COMMIT | VmmFlags.FIXED)
-        other.allocate(base + 4 * PAGE, 4 * PAGE, COMMIT | VmmFlags.FIXED)
-        vmm.allocate(base + 8 * PAGE, 4 * PAGE, COMMIT | VmmFlags.FIXED)
+        vmm.allocate(base, 4 * PAGE, COMMITTED | VmmFlags.FIXED)
+        other.allocate(base + 4 * PAGE, 4 * PAGE, COMMITTED | VmmFlags.FIXED)
+        vmm.allocate(base + 8 * PAGE, 4 * PAGE, COMMITTED | VmmFlags.FIXED)
         parts = [m for m in inspect.snapshot() if base <= m.start < base + 12 * PAGE]
         assert [(m.start, m.end, m.region and m.region.base) for m in parts] == [
             (start, start + 4 * PAGE, start) for start in range(base, base + 12 * PAGE, 4 * PAGE)
@@ -326,10 +316,10 @@ def test_regions_that_lie_side_by_side_are_told_apart(vmm: VMM) -> None:
 
 def neighbours(vmm: VMM) -> tuple[int, int]:
     """Two regions of eight reserved pages, of which the kernel makes one mapping."""
-    base = vmm.allocate(0, 16 * PAGE, RESERVE)
+    base = vmm.allocate(0, 16 * PAGE, RESERVED)
     vmm.free(base, 16 * PAGE)
     first, second = (
-        vmm.allocate(va, 8 * PAGE, RESERVE | VmmFlags.FIXED) for va in (base, base + 8 * PAGE)
+        vmm.allocate(va, 8 * PAGE, RESERVED | VmmFlags.FIXED) for va in (base, base + 8 * PAGE)
     )
     return first, second
 
@@ -352,11 +342,11 @@ def test_a_part_has_only_the_figures_that_hold_for_it(vmm: VMM) -> None:
 
 
 def test_a_closed_vmm_has_no_regions_and_a_part_of_a_file_has_its_own_offset(vmm: VMM) -> None:
-    handle = vmm.mdl_create(8 * PAGE, READ_WRITE)
-    address = vmm.mdl_map(handle, 0, 8 * PAGE, 0, READ_WRITE)
+    handle = vmm.mdl_create(8 * PAGE, RW)
+    address = vmm.mdl_map(handle, 0, 8 * PAGE, 0, RW)
     # The kernel makes one mapping of pages of one buffer that lie side by side.
     with VMM() as other:
-        gone = other.allocate(0, PAGE, COMMIT)
+        gone = other.allocate(0, PAGE, COMMITTED)
     below, above = inspect.snapshot().at(address), inspect.at(address + 7 * PAGE)
     assert below is not None
     assert above is not None
@@ -413,8 +403,8 @@ def within(snapshot: Snapshot, base: int) -> list[Mapping]:
 def test_mappings_are_pickled_and_go_through_json_whole(vmm: VMM) -> None:
     base, _ = neighbours(vmm)
     vmm.commit(base + PAGE, PAGE)
-    handle = vmm.mdl_create(PAGE, READ_WRITE)
-    vmm.mdl_map(handle, 0, PAGE, 0, READ_WRITE)
+    handle = vmm.mdl_create(PAGE, RW)
+    vmm.mdl_map(handle, 0, PAGE, 0, RW)
     snapshot = list(inspect.snapshot())
     assert any(mapping.whole is not mapping for mapping in snapshot)
     for mapping in snapshot:

@@ -18,6 +18,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import run_child
+from constants import RESERVED
 from kernel_oracle import PAGE, USER_SPACE_END
 from onlookers import child_without_first_thread, end, stopped_child
 from vmm_linux import VMM, Retcode, VmmError, VmmFlags, inspect
@@ -31,15 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE | READ_WRITE
 MAP_FIXED = 0x10
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    with VMM() as made:
-        yield made
 
 
 Question = "Callable[[int], object]"
@@ -240,7 +233,7 @@ def test_snapshots_are_taken_while_other_threads_allocate_and_close() -> None:
         try:
             while not done.is_set():
                 with VMM() as vmm:
-                    base = vmm.allocate(0, 8 * PAGE, RESERVE | VmmFlags.LOW_GUARD)
+                    base = vmm.allocate(0, 8 * PAGE, RESERVED | VmmFlags.LOW_GUARD)
                     vmm.commit(base + PAGE, 2 * PAGE)
                     vmm.decommit(base + PAGE, PAGE)
                     vmm.free(base + 4 * PAGE, PAGE)
@@ -335,7 +328,7 @@ def test_the_kernels_later_word_about_an_address_holds(told: list[str], kept: li
 
 
 def test_a_snapshot_can_be_pickled_with_the_parts_of_regions(vmm: VMM) -> None:
-    va = vmm.allocate(0, 4 * PAGE, RESERVE)
+    va = vmm.allocate(0, 4 * PAGE, RESERVED)
     vmm.commit(va, PAGE)
     before = inspect.snapshot()
     after = pickle.loads(pickle.dumps(before))  # noqa: S301 (of our own)
@@ -372,7 +365,7 @@ def look_at_no_mappings() -> None:
 def test_a_process_whose_first_thread_has_ended_is_seen(
     vmm: VMM, question: Callable[[int], object], missing: tuple[Feature, ...]
 ) -> None:
-    va = vmm.allocate(0, 4 * PAGE, RESERVE | VmmFlags.COMMIT)
+    va = vmm.allocate(0, 4 * PAGE, RESERVED | VmmFlags.COMMIT)
     vmm.write(va, b"x")
     with child_without_first_thread() as child, without(*missing):
         question(child)  # no exception

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
+from constants import RW
 from kernel_oracle import PAGE, USER_SPACE_END
 from onlookers import stopped_child
-from vmm_linux import VMM, VmmFlags, inspect
+from vmm_linux import VMM, inspect
 from vmm_linux._core.kernel import Feature, available, huge_page_size, without
 from vmm_linux.inspect import PageFlags, PageRun
 
@@ -24,14 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 MADV_HUGEPAGE, MADV_GUARD_INSTALL = 14, 102
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    with VMM() as made:
-        yield made
 
 
 PAGE_WAYS = {
@@ -188,8 +182,8 @@ def test_pages_that_are_write_protected_are_told() -> None:
 
 @pytest.mark.usefixtures("ways_to_pages")
 def test_looking_at_pages_takes_no_memory(vmm: VMM) -> None:
-    handle = vmm.mdl_create(64 * PAGE, READ_WRITE)
-    address = vmm.mdl_map(handle, 0, 64 * PAGE, 0, READ_WRITE)
+    handle = vmm.mdl_create(64 * PAGE, RW)
+    address = vmm.mdl_map(handle, 0, 64 * PAGE, 0, RW)
     assert inspect.pages(address, 64 * PAGE) == [
         PageRun(address, address + 64 * PAGE, PageFlags(0))
     ]

@@ -29,6 +29,8 @@ from channels import (
     take,
     take_and_map,
 )
+from constants import RW
+from kernel_oracle import PAGE
 from partners import partner
 from vmm_linux import VMM, Rights, VmmFlags
 from vmm_linux.inspect import Channel, Kind, Sharing, channels, maps, sharing, snapshot
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 IPC_CREAT, IPC_RMID, CLONE_FILES, IN_OPEN = 0o1000, 0, 0x400, 0x20
 
 
@@ -53,8 +53,8 @@ def test_a_buffer_that_was_handed_over_is_found_with_the_rights_of_both_ends() -
         return vmm
 
     with partner(work) as other, VMM() as vmm:
-        handle = vmm.mdl_create(4 * PAGE, READ_WRITE)
-        vmm.write(vmm.mdl_map(handle, 0, 2 * PAGE, 0, READ_WRITE), b"shared")
+        handle = vmm.mdl_create(4 * PAGE, RW)
+        vmm.write(vmm.mdl_map(handle, 0, 2 * PAGE, 0, RW), b"shared")
         vmm.send_handle(other.sock, handle, Rights.MAP_READ)
         other.wait_until_ready()
         fd = vmm.handle_fileno(handle)

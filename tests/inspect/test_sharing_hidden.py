@@ -17,6 +17,7 @@ import pytest
 import commands
 from channels import give, holder, mapper, memory_file, take_and_map
 from children import NOBODY, run_child
+from kernel_oracle import PAGE
 from partners import partner
 from vmm_linux.inspect import sharing, snapshot
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
 #: What a child answers that may not do what its test needs.
 CANNOT_MOUNT = 77
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs another user's processes")

@@ -11,6 +11,7 @@ import pytest
 
 from commands import run
 from forked import in_child
+from kernel_oracle import PAGE
 from namespaces import enter_user_namespace, needs_user_namespace
 from vmm_linux import VMM, Rights, VmmFlags
 from vmm_linux._core.credentials import known_gid, known_uid
@@ -22,7 +23,6 @@ from vmm_linux.policy import Policy, Question, Rule
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
 OVERFLOW = 65534
 EVERYBODY = f"0 0 {2**32 - 1}"
 ROOT = os.geteuid() == 0

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from children import TESTS_IMPORTABLE, run_child
+from constants import COMMIT, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, GIB, LOCKED, MIB, RW
 from forked import in_child
 from kernel_oracle import PAGE, descriptors, libc, present_pages
-from memory_groups import COMMIT, LOCKED, MIB, RW, cgroup, in_place
+from memory_groups import cgroup, in_place
 from vmm_linux import VMM, Limits, VmmFlags
 from vmm_linux._core import kernel, shortage
 from vmm_linux._core.kernel import has_room_for, look_for_limits, tightest
@@ -25,13 +26,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERSIONS = {"v1": "9223372036854771712", "v2": "max"}
-GIB = 1 << 30
 SIZE = 8 * PAGE
 #: What a group of one MiB or more keeps at most for the rest of the process.
 SPARE = 2 * MIB
 #: More than one look allows at once, and far more than this machine gives.
 HUGE_SUM = 1 << 50
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
 
 @pytest.fixture(params=VERSIONS)
@@ -443,7 +442,8 @@ def fill_by_default(root: str) -> None:
     """In a process with a group that is full, as its first VMM finds it."""
     from pathlib import Path
 
-    from memory_groups import COMMIT, cgroup
+    from constants import COMMIT
+    from memory_groups import cgroup
     from vmm_linux import VMM
     from vmm_linux._core import default_limits, memory_group
     from vmm_linux.errors import OutOfMemory

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
+from constants import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from kernel_oracle import ARENA, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PAGE
 from vmm_linux._core import kernel as core
 
@@ -21,7 +22,6 @@ READ, WRITE = kernel.PROT_READ, kernel.PROT_WRITE
 PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MADV_DONTNEED = 4
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 #: An address in the arena at which nothing ever is.
 NOWHERE = ARENA + 1024 * PAGE
 CLOSED = 987_654

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
+from constants import LOCKED, READ, RESERVE, RW, SHAREABLE
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, PageKind, PageState, VmmFlags
 from vmm_linux._core.ledger import Ledger
@@ -19,13 +20,6 @@ from walls import EXACT_HEAP, MEBI, heap_used, in_own_process, steady_heap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE
-LOCKED = VmmFlags.LOCKED
-SHAREABLE = VmmFlags.SHAREABLE
 
 
 def many_regions() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +12,7 @@ from children import TESTS_IMPORTABLE, run_child
 from dangers import BY_DEFAULT, DANGERS, HELD, bystander
 from kernel_oracle import maps
 from memory_groups import cgroup
-from vmm_linux import VMM, Limits
+from vmm_linux import VMM
 from vmm_linux._core import kernel
 from vmm_linux._core.default_limits import (
     MOST_HANDLES,
@@ -24,15 +23,8 @@ from vmm_linux._core.default_limits import (
 )
 from vmm_linux._core.memory_group import memory_group
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """A VMM without limits."""
-    with VMM(limits=Limits.unlimited()) as it:
-        yield it
+#: Of ``vmm``.
+pytestmark = pytest.mark.unlimited
 
 
 # ---- defaults ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import run_child
+from constants import CHUNK
 from forked import in_child
 from guarding import RULES, rule
 from kernel_oracle import ARENA, PAGE, guarded_pages
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 READ, RW = VmmFlags.READ, VmmFlags.READ | VmmFlags.WRITE
 RESERVE = VmmFlags.RESERVE | VmmFlags.FIXED
-CHUNK = PAGE // 8 * PAGE
 PAGES = CHUNK // PAGE
 
 

@@ -15,6 +15,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from constants import RW
 from kernel_oracle import PAGE
 from leaks import read_descriptors, read_mappings
 from model_machine import settings_of_the_suite
@@ -24,7 +25,6 @@ from vmm_linux.errors import Busy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RW = VmmFlags.READ | VmmFlags.WRITE
 SHAREABLE = RW | VmmFlags.COMMIT | VmmFlags.SHAREABLE
 #: Where to look for one of several things.
 PICK = st.integers(0, 1 << 16)

@@ -9,35 +9,23 @@ import pickle
 import random
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import pytest
 
 from bounds import refusal, used
+from constants import COMMITTED, GUARDS, LOCKED, RESERVED, RW
 from guarding import RULES, rule
 from kernel_oracle import PAGE, access_between, descriptors, maps_between
 from vmm_linux import VMM, Limits, Retcode, Rights, VmmError, VmmFlags
 from vmm_linux.errors import InvalidArgument, InvalidOperation
 from vmm_linux.limits import FIGURES, Usage
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+#: Of ``vmm``.
+pytestmark = pytest.mark.unlimited
 
 
-RW = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE | RW
-COMMIT = RESERVE | VmmFlags.COMMIT
-LOCKED = VmmFlags.LOCKED
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
 #: Of the regions and buffers here.
 SIZE = 8 * PAGE
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """A VMM without limits."""
-    with VMM(limits=Limits.unlimited()) as it:
-        yield it
 
 
 # ---- Limits --------------------------------------------------------------------------------------
@@ -159,7 +147,7 @@ def test_a_closed_vmm_has_neither_limits_nor_usage() -> None:
 
 
 def test_a_region_cut_in_two_counts_two(vmm: VMM) -> None:
-    va = vmm.allocate(0, SIZE, RESERVE)
+    va = vmm.allocate(0, SIZE, RESERVED)
     handle = vmm.mdl_create(SIZE, RW)
     mapped = vmm.mdl_map(handle, 0, SIZE, 0, RW)
     vmm.limits = Limits(regions=3, mdl_mappings=1)
@@ -172,7 +160,7 @@ def test_a_region_cut_in_two_counts_two(vmm: VMM) -> None:
 
 
 def test_guards_go_with_the_pages_next_to_them(vmm: VMM) -> None:
-    va = vmm.allocate(0, SIZE, RESERVE | GUARDS)
+    va = vmm.allocate(0, SIZE, RESERVED | GUARDS)
     assert (used(vmm)["reserved"], used(vmm)["mappings"]) == (SIZE + 2 * PAGE, 3)
     vmm.free(va, PAGE)
     assert (used(vmm)["reserved"], used(vmm)["mappings"]) == (SIZE, 2)
@@ -181,7 +169,7 @@ def test_guards_go_with_the_pages_next_to_them(vmm: VMM) -> None:
 
 
 def test_pages_that_become_a_buffer_count_there_and_no_more_as_committed(vmm: VMM) -> None:
-    va = vmm.allocate(0, SIZE, COMMIT | LOCKED)
+    va = vmm.allocate(0, SIZE, COMMITTED | LOCKED)
     handle = vmm.mdl_create_from_vm(va + PAGE, 2 * PAGE, RW)
     figures = used(vmm)
     assert figures["committed"] == SIZE - 2 * PAGE
@@ -194,7 +182,7 @@ def test_pages_that_become_a_buffer_count_there_and_no_more_as_committed(vmm: VM
 
 
 def test_a_shareable_region_is_a_buffer_once_it_was_made_one(vmm: VMM) -> None:
-    va = vmm.allocate(0, SIZE, COMMIT | VmmFlags.SHAREABLE)
+    va = vmm.allocate(0, SIZE, COMMITTED | VmmFlags.SHAREABLE)
     assert (used(vmm)["committed"], used(vmm)["mdl_bytes"]) == (SIZE, 0)
     vmm.limits = Limits(mdls=0)
     refusal(lambda: vmm.mdl_create_from_vm(va, SIZE, RW))
@@ -253,7 +241,7 @@ def test_segments_count_a_mapping_each(vmm: VMM) -> None:
 
 
 def test_views_cut_runs_and_leave_them_whole(vmm: VMM) -> None:
-    va = vmm.allocate(0, SIZE, COMMIT)
+    va = vmm.allocate(0, SIZE, COMMITTED)
     view = vmm.view(va + PAGE, PAGE)
     assert used(vmm)["mappings"] == 3
     vmm.limits = Limits(mappings=3)
@@ -267,7 +255,7 @@ def test_views_cut_runs_and_leave_them_whole(vmm: VMM) -> None:
 def test_the_kernel_has_no_more_mappings_than_are_counted(vmm: VMM, name: str) -> None:
     choose = random.Random(7)  # noqa: S311
     with rule(*RULES[name]):
-        va = vmm.allocate(0, 256 * PAGE, RESERVE | GUARDS)
+        va = vmm.allocate(0, 256 * PAGE, RESERVED | GUARDS)
         for _ in range(200):
             first = choose.randrange(250)
             at, size = va + first * PAGE, choose.randrange(1, 6) * PAGE
@@ -280,7 +268,7 @@ def test_the_kernel_has_no_more_mappings_than_are_counted(vmm: VMM, name: str) -
 
 def test_pages_written_before_they_became_alike_stay_apart_in_the_kernel_alone(vmm: VMM) -> None:
     with rule(*RULES["never"]):
-        va = vmm.allocate(0, 64 * PAGE, RESERVE | GUARDS)
+        va = vmm.allocate(0, 64 * PAGE, RESERVED | GUARDS)
         for first in (0, 1):
             for page in range(first, 64, 2):
                 vmm.commit(va + page * PAGE, PAGE)
@@ -295,7 +283,7 @@ def test_the_figures_have_one_order() -> None:
 
 @pytest.mark.parametrize("call", ["decommit", "protect", "mdl_create_from_vm", "free"])
 def test_what_cuts_runs_is_refused_at_the_bound(vmm: VMM, call: str) -> None:
-    va = vmm.allocate(0, SIZE, COMMIT)
+    va = vmm.allocate(0, SIZE, COMMITTED)
     vmm.limits = Limits(mappings=2)
     arguments = {"protect": (1,), "mdl_create_from_vm": (1,)}.get(call, ())
     before = used(vmm), access_between(va, va + SIZE)
@@ -308,7 +296,7 @@ def test_what_cuts_runs_is_refused_at_the_bound(vmm: VMM, call: str) -> None:
 
 
 def test_a_regions_ends_can_be_given_back_at_the_bound(vmm: VMM) -> None:
-    va = vmm.allocate(0, SIZE, COMMIT)
+    va = vmm.allocate(0, SIZE, COMMITTED)
     for bound, first in ((1, va), (0, va + SIZE - PAGE)):
         vmm.limits = Limits(mappings=bound)
         vmm.free(first, PAGE)
@@ -318,8 +306,8 @@ def test_a_regions_ends_can_be_given_back_at_the_bound(vmm: VMM) -> None:
 
 
 def test_ranges_are_counted_together_and_all_are_refused(vmm: VMM) -> None:
-    va = vmm.allocate(0, 64 * PAGE, RESERVE)
-    locked = vmm.allocate(0, SIZE, RESERVE | LOCKED)
+    va = vmm.allocate(0, 64 * PAGE, RESERVED)
+    locked = vmm.allocate(0, SIZE, RESERVED | LOCKED)
     ranges = [(va + page * PAGE, PAGE) for page in range(0, 64, 2)]
     vmm.limits = Limits(committed=31 * PAGE)
     assert f"{32 * PAGE} more committed" in str(refusal(lambda: vmm.commit_ranges(ranges)))
@@ -341,7 +329,7 @@ def test_ranges_are_counted_together_and_all_are_refused(vmm: VMM) -> None:
 
 def test_pages_behind_guards_count_as_those_that_are_not() -> None:
     with rule(*RULES["always"]), VMM(limits=Limits(committed=64 * PAGE)) as vmm:
-        va = vmm.allocate(0, 512 * PAGE, RESERVE)
+        va = vmm.allocate(0, 512 * PAGE, RESERVED)
         for page in range(0, 128, 2):
             vmm.commit(va + page * PAGE, PAGE)
         refusal(lambda: vmm.commit(va + 200 * PAGE, PAGE))
@@ -353,14 +341,14 @@ def test_pages_behind_guards_count_as_those_that_are_not() -> None:
 
 
 def test_committing_committed_pages_takes_nothing(vmm: VMM) -> None:
-    va = vmm.allocate(0, SIZE, COMMIT)
+    va = vmm.allocate(0, SIZE, COMMITTED)
     vmm.limits = Limits(committed=SIZE)
     vmm.commit(va, SIZE)
     vmm.commit_ranges([(va, SIZE)])
 
 
 def test_a_commit_cuts_no_pages_that_a_view_holds(vmm: VMM) -> None:
-    va = vmm.allocate(0, SIZE, RESERVE)
+    va = vmm.allocate(0, SIZE, RESERVED)
     vmm.commit(va, SIZE // 2)
     view = vmm.view(va, SIZE // 2)
     assert used(vmm)["mappings"] == 2
@@ -378,8 +366,8 @@ def test_a_commit_cuts_no_pages_that_a_view_holds(vmm: VMM) -> None:
 
 
 def test_ranges_that_are_refused_leave_no_chunk_open_that_was_closed(vmm: VMM) -> None:
-    first = vmm.allocate(0, SIZE, RESERVE)
-    second = vmm.allocate(0, SIZE, RESERVE)
+    first = vmm.allocate(0, SIZE, RESERVED)
+    second = vmm.allocate(0, SIZE, RESERVED)
     vmm.limits = Limits(mappings=4)
     # To hold the first range cuts it off, which makes four runs: enough for guards.
     with rule(1 << 40, 4):
@@ -389,7 +377,7 @@ def test_ranges_that_are_refused_leave_no_chunk_open_that_was_closed(vmm: VMM) -
 
 
 def test_a_bound_below_what_there_is_holds_from_then_on(vmm: VMM) -> None:
-    va = vmm.allocate(0, SIZE, COMMIT)
+    va = vmm.allocate(0, SIZE, COMMITTED)
     handle = vmm.mdl_create(SIZE, RW)
     vmm.limits = Limits(
         regions=0, committed=0, locked=0, mdls=0, mdl_bytes=0, mdl_mappings=0, handles=0
@@ -410,7 +398,7 @@ def test_a_bound_below_what_there_is_holds_from_then_on(vmm: VMM) -> None:
 
 def test_the_reference_face_gives_the_return_code() -> None:
     with VMM(limits=Limits(regions=0, mdls=0)) as vmm:
-        assert vmm.endpoint.Allocate(0, PAGE, int(RESERVE)) == (0, Retcode.QUOTA_EXCEEDED)
+        assert vmm.endpoint.Allocate(0, PAGE, int(RESERVED)) == (0, Retcode.QUOTA_EXCEEDED)
         assert vmm.endpoint.MdlCreate(PAGE, 3)[1] is Retcode.QUOTA_EXCEEDED
 
 
@@ -434,24 +422,24 @@ def test_sizes_that_add_up_to_more_than_64_bits_pass_no_bound() -> None:
 
 def test_each_vmm_has_limits_of_its_own(vmm: VMM) -> None:
     with VMM(limits=Limits(regions=1)) as other:
-        other.allocate(0, PAGE, RESERVE)
-        refusal(lambda: other.allocate(0, PAGE, RESERVE))
-        vmm.allocate(0, PAGE, RESERVE)
+        other.allocate(0, PAGE, RESERVED)
+        refusal(lambda: other.allocate(0, PAGE, RESERVED))
+        vmm.allocate(0, PAGE, RESERVED)
         assert used(other)["regions"] == used(vmm)["regions"] == 1
 
 
 def test_views_that_outlive_the_vmm_leave_nothing_behind() -> None:
     vmm = VMM(limits=Limits(regions=1))
-    view = vmm.view(vmm.allocate(0, SIZE, COMMIT), SIZE)
+    view = vmm.view(vmm.allocate(0, SIZE, COMMITTED), SIZE)
     vmm.close()
     view[0] = 1
     del view
 
 
 def test_a_child_begins_with_its_parents_figures_and_bounds(vmm: VMM) -> None:
-    va = vmm.allocate(0, SIZE, COMMIT)
+    va = vmm.allocate(0, SIZE, COMMITTED)
     vmm.limits = Limits(committed=SIZE + PAGE, regions=2)
-    other = vmm.allocate(0, SIZE, RESERVE)
+    other = vmm.allocate(0, SIZE, RESERVED)
     child = os.fork()
     if child == 0:
         code = 1

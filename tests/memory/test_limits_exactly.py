@@ -12,6 +12,7 @@ import pytest
 
 import leaks
 from bounds import refusal, used
+from constants import COMMITTED, GUARDS, LOCKED, RESERVED, RW, SHAREABLE
 from kernel_oracle import PAGE, descriptors, maps
 from vmm_linux import VMM, Handle, Limits, Rights, VmmError, VmmFlags
 from vmm_linux.errors import QuotaExceeded
@@ -20,21 +21,12 @@ from vmm_linux.limits import FIGURES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+#: Of ``vmm``.
+pytestmark = pytest.mark.unlimited
 
-RW = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE | RW
-COMMIT = RESERVE | VmmFlags.COMMIT
-LOCKED = VmmFlags.LOCKED
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
+
 #: Of the regions and buffers here.
 SIZE = 8 * PAGE
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """A VMM without limits."""
-    with VMM(limits=Limits.unlimited()) as it:
-        yield it
 
 
 # ---- every bound, exactly ------------------------------------------------------------------------
@@ -45,8 +37,8 @@ class Ground:
 
     def __init__(self) -> None:
         self.vmm = VMM(limits=Limits.unlimited())
-        self.region = self.vmm.allocate(0, 64 * PAGE, RESERVE)
-        self.locked = self.vmm.allocate(0, 64 * PAGE, RESERVE | LOCKED)
+        self.region = self.vmm.allocate(0, 64 * PAGE, RESERVED)
+        self.locked = self.vmm.allocate(0, 64 * PAGE, RESERVED | LOCKED)
         self.handle = self.vmm.mdl_create(SIZE, VmmFlags.RWX_MASK)
         self.next = 0
 
@@ -114,7 +106,7 @@ def decommit(ground: Ground, va: object) -> None:
 
 def convert(ground: Ground) -> Handle:
     """A buffer of pages that were private; they keep their place, and it."""
-    va = ground.vmm.allocate(0, SIZE, COMMIT)
+    va = ground.vmm.allocate(0, SIZE, COMMITTED)
     try:
         return ground.vmm.mdl_create_from_vm(va, SIZE, RW)
     except VmmError:
@@ -160,7 +152,7 @@ def map_it(flags: VmmFlags = RW) -> Callable[[Ground], int]:
     return lambda ground: ground.vmm.mdl_map(ground.handle, 0, SIZE, 0, flags)
 
 
-def allocate(flags: VmmFlags = RESERVE) -> Callable[[Ground], int]:
+def allocate(flags: VmmFlags = RESERVED) -> Callable[[Ground], int]:
     """A region."""
     return lambda ground: ground.vmm.allocate(0, SIZE, flags)
 
@@ -184,18 +176,18 @@ TAKINGS = [
     Taking("regions", "allocate", 1, allocate(), free()),
     Taking("regions", "mdl_map", 1, map_it(), free()),
     Taking("reserved", "allocate", SIZE, allocate(), free()),
-    Taking("reserved", "allocate", SIZE + 2 * PAGE, allocate(RESERVE | GUARDS), free()),
+    Taking("reserved", "allocate", SIZE + 2 * PAGE, allocate(RESERVED | GUARDS), free()),
     Taking("reserved", "mdl_map", SIZE + PAGE, map_it(RW | VmmFlags.LOW_GUARD), free()),
-    Taking("committed", "allocate", SIZE, allocate(COMMIT), free()),
-    Taking("committed", "allocate", SIZE, allocate(COMMIT | VmmFlags.SHAREABLE), free(), "shared"),
+    Taking("committed", "allocate", SIZE, allocate(COMMITTED), free()),
+    Taking("committed", "allocate", SIZE, allocate(COMMITTED | SHAREABLE), free(), "shared"),
     Taking("committed", "commit", PAGE, commit, decommit),
     Taking("committed", "commit_ranges", PAGE, commit_some, decommit),
-    Taking("locked", "allocate", SIZE, allocate(COMMIT | LOCKED), free()),
+    Taking("locked", "allocate", SIZE, allocate(COMMITTED | LOCKED), free()),
     Taking("locked", "commit", PAGE, commit_locked, decommit),
     Taking("locked", "mdl_create", SIZE, create(RW | LOCKED), close),
     Taking("locked", "mdl_map", SIZE, map_it(RW | LOCKED), free()),
     Taking("mappings", "allocate", 1, allocate(), free()),
-    Taking("mappings", "allocate", 3, allocate(RESERVE | GUARDS), free()),
+    Taking("mappings", "allocate", 3, allocate(RESERVED | GUARDS), free()),
     Taking("mappings", "mdl_map", 1, map_it(), free()),
     Taking("mappings", "commit", 2, commit_apart, decommit),
     Taking("mdls", "mdl_create", 1, create(), close),

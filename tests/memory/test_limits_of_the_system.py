@@ -13,6 +13,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import run_child
+from constants import COMMIT, FIXED, GUARDS, LOCKED, READ, RESERVE, RW, SHAREABLE
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, Limits, PageKind, Retcode, VmmFlags
@@ -31,16 +32,6 @@ from walls import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-FIXED = VmmFlags.FIXED
-LOCKED = VmmFlags.LOCKED
-SHAREABLE = VmmFlags.SHAREABLE
 
 
 # ---- resource limits -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 
 import kernel_oracle as kernel
+from constants import COMMIT, FIXED, GUARDS, LOCKED, READ, RESERVE, RW, SHAREABLE
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmFlags
@@ -27,15 +28,6 @@ from walls import (
     refusal,
     steady_heap,
 )
-
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
-FIXED = VmmFlags.FIXED
-LOCKED = VmmFlags.LOCKED
-SHAREABLE = VmmFlags.SHAREABLE
 
 
 def fill_and_fail() -> None:

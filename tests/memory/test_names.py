@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import faults
+from constants import GUARDS, RESERVED, RW
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, VmmFlags, inspect
 from vmm_linux._core import memory
@@ -25,10 +26,7 @@ from vmm_linux.cli.map.model import entries_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE | READ_WRITE
-FIXED = RESERVE | VmmFlags.FIXED
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
+FIXED = RESERVED | VmmFlags.FIXED
 NAME = "vmm_linux region"
 SIZE = 16 * PAGE
 
@@ -42,8 +40,6 @@ def _names_given() -> None:
 
 names_are_given = pytest.mark.usefixtures("_names_given")
 
-fault_library = pytest.fixture(scope="module")(faults.make_library)
-
 
 def named() -> list[str]:
     """Ranges and permissions of what has the name, a mapping each."""
@@ -54,12 +50,6 @@ def named() -> list[str]:
 def mappings() -> int:
     """How many mappings this process has."""
     return len(Path("/proc/self/maps").read_bytes().splitlines())
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    with VMM() as made:
-        yield made
 
 
 # ---- where the kernel gives names ---------------------------------------------------------------
@@ -106,8 +96,8 @@ def test_regions_side_by_side_are_one_mapping_and_free_apart(vmm: VMM) -> None:
 
 @names_are_given
 def test_a_buffers_mapping_has_its_own_name_and_its_guards_ours(vmm: VMM) -> None:
-    handle = vmm.mdl_create(SIZE, READ_WRITE)
-    va = vmm.mdl_map(handle, 0, SIZE, 0, READ_WRITE | GUARDS)
+    handle = vmm.mdl_create(SIZE, RW)
+    va = vmm.mdl_map(handle, 0, SIZE, 0, RW | GUARDS)
     assert named() == [
         f"{va - PAGE:08x}-{va:08x} ---p",
         f"{va + SIZE:08x}-{va + SIZE + PAGE:08x} ---p",
@@ -134,8 +124,8 @@ def call(name: str, *arguments: int) -> None:
     getattr(test_names, name)(*arguments)
 
 
-def test_every_step_that_maps_private_memory_names_just_that(fault_library: Path) -> None:
-    faults.run(fault_library, call, name_every_step.__name__)
+def test_every_step_that_maps_private_memory_names_just_that(library: Path) -> None:
+    faults.run(library, call, name_every_step.__name__)
 
 
 @contextmanager
@@ -166,16 +156,16 @@ def name_every_step() -> None:
         undo_by_name(library, vmm)
         close_by_name(library, vmm)
         with names(library):
-            handle = vmm.mdl_create(SIZE, READ_WRITE)
-            vmm.mdl_map(handle, 0, SIZE, ARENA, READ_WRITE | VmmFlags.FIXED)
+            handle = vmm.mdl_create(SIZE, RW)
+            vmm.mdl_map(handle, 0, SIZE, ARENA, RW | VmmFlags.FIXED)
             vmm.free(ARENA, SIZE)
             vmm.allocate(ARENA, SIZE, FIXED | VmmFlags.SHAREABLE)
             vmm.free(ARENA, SIZE)
         with names(library, (ARENA - PAGE, SIZE + 2 * PAGE)):
-            vmm.mdl_map(handle, 0, SIZE, ARENA, READ_WRITE | VmmFlags.FIXED | GUARDS)
+            vmm.mdl_map(handle, 0, SIZE, ARENA, RW | VmmFlags.FIXED | GUARDS)
         if available(Feature.TRANSPARENT_HUGE_PAGES):
             library.answer_names(0)
-            va = vmm.allocate(0, 4 << 20, RESERVE | VmmFlags.HUGE)
+            va = vmm.allocate(0, 4 << 20, RESERVED | VmmFlags.HUGE)
             assert library.named() == [(va, 4 << 20, NAME)]
 
 
@@ -210,8 +200,8 @@ def close_by_name(library: faults.Faults, vmm: VMM) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINVAL, errno.EPERM, errno.EBADF])
-def test_memory_that_cannot_be_named_is_as_good(fault_library: Path, number: int) -> None:
-    faults.run(fault_library, call, go_on_without_names.__name__, number)
+def test_memory_that_cannot_be_named_is_as_good(library: Path, number: int) -> None:
+    faults.run(library, call, go_on_without_names.__name__, number)
 
 
 def go_on_without_names(number: int) -> None:
@@ -230,8 +220,8 @@ def go_on_without_names(number: int) -> None:
             vmm.decommit(ARENA + page, PAGE)
             vmm.commit(ARENA + page, PAGE)
             assert vmm.read(ARENA + page, 7) == bytes(7)
-        handle = vmm.mdl_create_from_vm(ARENA, PAGE, READ_WRITE)
-        vmm.mdl_map(handle, 0, PAGE, 0, READ_WRITE | GUARDS)
+        handle = vmm.mdl_create_from_vm(ARENA, PAGE, RW)
+        vmm.mdl_map(handle, 0, PAGE, 0, RW | GUARDS)
         vmm.free(ARENA + PAGE, 2 * PAGE)
         assert len(library.named()) > SIZE // PAGE // 2
     assert mappings() == before
@@ -239,8 +229,8 @@ def go_on_without_names(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM, errno.ENOSYS])
-def test_a_kernel_that_refuses_names_is_not_asked_again(fault_library: Path, number: int) -> None:
-    faults.run(fault_library, call, ask_once.__name__, number)
+def test_a_kernel_that_refuses_names_is_not_asked_again(library: Path, number: int) -> None:
+    faults.run(library, call, ask_once.__name__, number)
 
 
 def ask_once(number: int) -> None:
@@ -248,7 +238,7 @@ def ask_once(number: int) -> None:
     library = faults.Faults()
     library.answer_names(number)
     with VMM() as vmm:
-        va = vmm.allocate(0, SIZE, RESERVE)
+        va = vmm.allocate(0, SIZE, RESERVED)
         vmm.commit(va, SIZE)
         vmm.decommit(va, SIZE)
     assert [name for _, _, name in library.named()] == ["vmm_linux probe"]

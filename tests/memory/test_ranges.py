@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kernel_oracle as kernel
+from constants import CHUNK, RW
 from guarding import RULES, rule
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, Limits, PageState, Retcode, VmmError, VmmFlags
@@ -17,9 +18,7 @@ from vmm_linux._core.kernel import Feature, without
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RW = VmmFlags.READ | VmmFlags.WRITE
 RESERVE = VmmFlags.RESERVE | VmmFlags.FIXED
-CHUNK = PAGE // 8 * PAGE
 BOTH = pytest.mark.parametrize("method", ["commit_ranges", "decommit_ranges"])
 
 

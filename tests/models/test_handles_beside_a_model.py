@@ -19,24 +19,13 @@ from hypothesis.stateful import (
 from typing_extensions import override
 
 import kernel_oracle as kernel
+from constants import ALL_RIGHTS, FIRST_RIGHTS, SUBSETS_OF_RIGHTS
 from faces import Face, Outcome, call
 from kernel_oracle import PAGE
 from vmm_linux import VMM, Handle, Retcode, Rights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-ALWAYS = Rights.TRANSFER | Rights.COPY | Rights.GET_SID
-ALL = ALWAYS | Rights.MAP_READ | Rights.MAP_WRITE | Rights.MAP_EXECUTE
-SUBSETS = [Rights(bits) for bits in range(int(ALL) + 1)]
-#: What each protection of a buffer gives its first handle.
-FIRST_RIGHTS = {
-    1: ALWAYS | Rights.MAP_READ,
-    3: ALWAYS | Rights.MAP_READ | Rights.MAP_WRITE,
-    5: ALWAYS | Rights.MAP_READ | Rights.MAP_EXECUTE,
-    7: ALL,
-}
 
 
 @dataclass(eq=False)
@@ -72,7 +61,9 @@ class Entry:
         return at is other
 
 
-RIGHTS = st.sampled_from([*SUBSETS, *[ALL] * 20, *[ALL & ~Rights.GET_SID] * 10])
+RIGHTS = st.sampled_from(
+    [*SUBSETS_OF_RIGHTS, *[ALL_RIGHTS] * 20, *[ALL_RIGHTS & ~Rights.GET_SID] * 10]
+)
 
 
 class HandleMachine(RuleBasedStateMachine):

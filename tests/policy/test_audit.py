@@ -16,6 +16,8 @@ import pytest
 
 from children import run_child
 from commands import run
+from constants import READ, RESERVED, RW
+from kernel_oracle import PAGE
 from vmm_linux import VMM, Retcode, Rights, VmmError, VmmFlags
 from vmm_linux.audit import Audit, Record
 from vmm_linux.cli.audit_file import read
@@ -25,12 +27,6 @@ from vmm_linux.policy import Policy, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
-READ = VmmFlags.READ
-READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-RESERVED = VmmFlags.RESERVE | READ_WRITE
 
 
 # ---- records -------------------------------------------------------------------------------------
@@ -225,7 +221,7 @@ def send_from_another_process(address: str, path: str) -> None:
     import os
     import socket
 
-    from vmm_linux import VMM, Rights, Seal, VmmFlags
+    from vmm_linux import VMM, Rights, Seal
     from vmm_linux.audit import Audit
 
     page = os.sysconf("SC_PAGE_SIZE")
@@ -419,7 +415,7 @@ def test_a_buffer_passed_on_without_the_package_is_seen_as_shared_and_missing_in
             finally:
                 os._exit(0)
         theirs.close()
-        buffer = vmm.mdl_create(3 * PAGE, READ_WRITE)
+        buffer = vmm.mdl_create(3 * PAGE, RW)
         sid = vmm.handle_info(buffer).sid
         # The buffer's memory, found in /proc by whoever is in this process.
         numbers = [

@@ -11,18 +11,15 @@ from typing import Any
 
 import pytest
 
+from constants import COMMITTED, READ, RESERVED, RW
+from kernel_oracle import PAGE
 from policies import Switch
-from vmm_linux import VMM, Handle, Limits, Retcode, Rights, Seal, VmmFlags
+from vmm_linux import VMM, Handle, Limits, Retcode, Rights, Seal
 from vmm_linux._core.endpoint import METHODS
 from vmm_linux.errors import InvalidArgument, InvalidOperation, SecurityDisallow
 from vmm_linux.limits import Usage, Use
 from vmm_linux.policy import Policy, Question
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-READ = VmmFlags.READ
-READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-RESERVED = VmmFlags.RESERVE | READ_WRITE
-COMMITTED = RESERVED | VmmFlags.COMMIT
 DENY_ALL = Policy(default="deny")
 #: Methods that are calls of others, and what tells about the package itself.
 COMFORT = {"history", "mdl", "recv_handle_async", "region", "send_handle_async", "usage"}
@@ -88,7 +85,7 @@ def test_every_method_can_be_denied_and_then_has_changed_nothing() -> None:
     with ours, theirs, VMM(policy=Policy(ask=switch)) as vmm:
         va = vmm.allocate(0, PAGE, COMMITTED)
         vmm.write(va, b"kept")
-        handle = vmm.mdl_create(2 * PAGE, READ_WRITE)
+        handle = vmm.mdl_create(2 * PAGE, RW)
         copy = vmm.handle_copy(handle, Rights.MAP_READ)
         fd = vmm.handle_fileno(handle)
         vmm.send_handle(theirs, handle)
@@ -118,7 +115,7 @@ def test_every_method_can_be_denied_and_then_has_changed_nothing() -> None:
         switch.allows = True
         assert vmm.read(va, 4) == b"kept"
         info = vmm.query(va, smaps=False)
-        assert (info.protection, info.size) == (READ_WRITE, PAGE)
+        assert (info.protection, info.size) == (RW, PAGE)
         assert (vmm.handle_info(handle).seals, vmm.mdl_get_size(copy)) == (Seal(0), 2 * PAGE)
         assert vmm.mdl_get_size(vmm.recv_handle(ours)) == 2 * PAGE
         vmm._check()
@@ -138,7 +135,7 @@ def test_what_is_allowed_is_done_as_without_a_policy() -> None:
         assert view.readonly
         del view
         assert vmm.query(va, smaps=True).smaps is not None
-        buffer = vmm.mdl_create_from_vm(va, PAGE, READ_WRITE)
+        buffer = vmm.mdl_create_from_vm(va, PAGE, RW)
         clone = vmm.mdl_clone(buffer, 0, PAGE)
         vmm.send_handle(ours, clone, Rights.MAP_READ)
         got = vmm.recv_handle(theirs, 0, PAGE, os.getuid())

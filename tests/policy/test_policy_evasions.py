@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from children import run_child
+from constants import COMMITTED, READ, RESERVED
 from forked import in_child
+from kernel_oracle import PAGE
 from policies import Switch
-from vmm_linux import VMM, Limits, Mdl, Retcode, VmmFlags
+from vmm_linux import VMM, Limits, Mdl, Retcode
 from vmm_linux._core import endpoint
 from vmm_linux.audit import Audit
 from vmm_linux.errors import InvalidOperation, SecurityDisallow
@@ -26,11 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-READ = VmmFlags.READ
-READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-RESERVED = VmmFlags.RESERVE | READ_WRITE
-COMMITTED = RESERVED | VmmFlags.COMMIT
 DENY_ALL = Policy(default="deny")
 
 

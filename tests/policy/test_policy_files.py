@@ -11,15 +11,12 @@ from typing import Any
 
 import pytest
 
+from constants import RESERVED
+from kernel_oracle import PAGE
 from policies import outcome_of
-from vmm_linux import VMM, Mdl, VmmFlags
+from vmm_linux import VMM, Mdl
 from vmm_linux.errors import InvalidArgument, SecurityDisallow
 from vmm_linux.policy import READY, Policy, PolicyError, Rule, toml_lines
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
-READ = VmmFlags.READ
-READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-RESERVED = VmmFlags.RESERVE | READ_WRITE
 
 
 def write_policy(folder: Path, text: str) -> Path:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from children import NOBODY
+from constants import COMMITTED, READ, RESERVED, RW
+from kernel_oracle import PAGE
 from policies import outcome_of
 from vmm_linux import VMM, Rights, Seal, VmmFlags
 from vmm_linux.audit import Audit
@@ -20,12 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-READ = VmmFlags.READ
-READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 READ_EXECUTE = VmmFlags.READ | VmmFlags.EXECUTE
-RESERVED = VmmFlags.RESERVE | READ_WRITE
-COMMITTED = RESERVED | VmmFlags.COMMIT
 
 
 # ---- rules ---------------------------------------------------------------------------------------
@@ -74,7 +71,7 @@ def test_rights_and_seals_of_what_leaves_are_looked_at() -> None:
         Rule(deny=["recv_handle"], no_seals=["FREEZE"]),
     ]
     with ours, theirs, VMM(policy=Policy(rules)) as vmm:
-        handle = vmm.mdl_create(PAGE, READ_WRITE)
+        handle = vmm.mdl_create(PAGE, RW)
         for denied in (
             lambda: vmm.send_handle(ours, handle),
             lambda: vmm.send_handle(ours, handle, Rights.MAP_WRITE),
@@ -162,7 +159,7 @@ def test_somebody_unknown_is_allowed_by_no_rule_that_allows_some_peer(
 def test_with_somebody_unknown_the_other_conditions_have_to_hold_all_the_same() -> None:
     rules = [Rule(deny=["send_handle"], other_user=True, any_rights=["MAP_WRITE"])]
     with sockets_that_do_not_tell() as (ours, theirs), VMM(policy=Policy(rules)) as vmm:
-        handle = vmm.mdl_create(PAGE, READ_WRITE)
+        handle = vmm.mdl_create(PAGE, RW)
         with pytest.raises(SecurityDisallow):
             vmm.send_handle(ours, handle)
         vmm.send_handle(ours, handle, Rights.MAP_READ)
@@ -224,7 +221,7 @@ def test_no_page_of_a_buffer_becomes_executable(flags: VmmFlags) -> None:
             vmm.mdl_create_from_vm(va, 2 * PAGE, READ)
         denial = vmm.history()[-1]
         assert (denial.decision, denial.rule) == ("deny", "no executable MDL")
-        vmm.protect(va, PAGE, READ_WRITE)
+        vmm.protect(va, PAGE, RW)
         vmm.mdl_create_from_vm(va, 2 * PAGE, READ)
         with pytest.raises(NoCapability):
             vmm.protect(va, PAGE, READ_EXECUTE)
@@ -235,7 +232,7 @@ def test_no_page_of_a_buffer_becomes_executable(flags: VmmFlags) -> None:
 def test_only_sealed_buffers_leave() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, VMM(policy=Policy(ready=["only frozen or published buffers leave"])) as vmm:
-        handle = vmm.mdl_create(PAGE, READ_WRITE)
+        handle = vmm.mdl_create(PAGE, RW)
         for denied in (
             lambda: vmm.send_handle(ours, handle),
             lambda: vmm.handle_fileno(handle),

@@ -22,16 +22,14 @@ import pytest
 import kernel_oracle as kernel
 import leaks
 from children import TESTS_IMPORTABLE, run_child
+from constants import COMMIT, READ, RW
 from kernel_oracle import PAGE
-from vmm_linux import VMM, Rights, VmmFlags
+from vmm_linux import VMM, Rights
 from vmm_linux._tools.children import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
 
 ROUNDS, SEEDS = 100, 5
 #: A round that is not killed before ends by itself after so many buffers.

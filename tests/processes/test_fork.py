@@ -7,31 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
+from constants import COMMIT, FIXED, LOCKED, RESERVE, RW, SHAREABLE
 from faces import Face, call
 from forked import Waiting, in_child
 from inherited import outcome, region
 from kernel_oracle import ARENA, PAGE
+from refusals import faces
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmFlags
 from vmm_linux._core import kernel as core
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
-RW = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-FIXED = VmmFlags.FIXED
-LOCKED = VmmFlags.LOCKED
-SHAREABLE = VmmFlags.SHAREABLE
-faces = pytest.mark.parametrize("face", list(Face), ids=lambda face: face.value)
 backings = pytest.mark.parametrize("backing", [0, SHAREABLE], ids=["private", "SHAREABLE"])
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    with VMM() as it:
-        yield it
 
 
 # ---- copied and shared ---------------------------------------------------------------------------

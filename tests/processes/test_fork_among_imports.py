@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from children import ROOT, TESTS_IMPORTABLE, in_own_process, run_child
+from constants import PATIENCE
 from kernel_oracle import PAGE
 from sources import MODULES, SOURCES, name_of
 from vmm_linux import audit, policy
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-PATIENCE = 20
 """Seconds after which a child hangs."""
 #: Modules of tools, which show things by packages that may be absent.
 #: What the layers of the core include.

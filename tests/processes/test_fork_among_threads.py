@@ -12,31 +12,16 @@ import sys
 import threading
 import traceback
 import warnings
-from typing import TYPE_CHECKING
 
 import pytest
 
 from children import in_own_process
+from constants import COMMIT, RESERVE, RW, SHAREABLE
 from faces import Face, call
 from forked import in_child
 from inherited import outcome, region
 from kernel_oracle import PAGE
 from vmm_linux import VMM, PageKind, Retcode, VmmFlags
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-RW = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-SHAREABLE = VmmFlags.SHAREABLE
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    with VMM() as it:
-        yield it
 
 
 def hammer(vmm: VMM, seed: int, stop: threading.Event) -> None:

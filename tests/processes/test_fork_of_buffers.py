@@ -8,25 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
+from constants import RW, SHAREABLE
 from faces import Face, call
 from forked import Waiting, in_child
 from inherited import buffer, frames, outcome, region
 from kernel_oracle import PAGE
+from refusals import faces
 from vmm_linux import VMM, PageKind, Retcode, Rights, Seal, VmmFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-RW = VmmFlags.READ | VmmFlags.WRITE
-SHAREABLE = VmmFlags.SHAREABLE
-faces = pytest.mark.parametrize("face", list(Face), ids=lambda face: face.value)
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    with VMM() as it:
-        yield it
+    from collections.abc import Callable
 
 
 def test_pages_of_a_buffer_stay_shared_both_ways(vmm: VMM) -> None:

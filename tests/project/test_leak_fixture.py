@@ -15,7 +15,8 @@ import pytest
 import kernel_oracle
 import leaks
 from children import ROOT, TEST_FOLDERS
-from leaks import ARENA, PAGE, STACK, Mapping, Snapshot, Span
+from kernel_oracle import PAGE
+from leaks import ARENA, STACK, Mapping, Snapshot, Span
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,24 +13,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 import faults
+from constants import COMMIT, FIXED, GUARDS, LOCKED, RESERVE, RW, RX, SHAREABLE
 from faults import (
     BASE,
     CLOSING,
-    COMMIT,
     ELSEWHERE,
-    FIXED,
-    GUARDS,
     HARMLESS,
     HUGE,
     HUGE_SIZE,
-    LOCKED,
     LOCKS,
     MIXED,
     NONE,
-    RESERVE,
-    RW,
-    RX,
-    SHAREABLE,
     SHARED,
     SIZE,
     UNTOLD,
@@ -385,9 +378,6 @@ SCENARIOS = {
 
 
 # ---- the tests
-
-
-library = pytest.fixture(faults.make_library, scope="session")
 
 
 def try_method(method: str, error: int) -> None:

@@ -38,22 +38,17 @@ from buffer_scenarios import (
     send_again,
     window,
 )
+from constants import FIXED, GUARDS, LOCKED, RW, RX, SHAREABLE
 from faults import (
     CLOSING,
     ELSEWHERE,
-    FIXED,
-    GUARDS,
     HARMLESS,
     HUGE,
     HUGE_SIZE,
-    LOCKED,
     LOCKS,
     MIXED,
     NONE,
     PAGES,
-    RW,
-    RX,
-    SHAREABLE,
     SHARED,
     SIZE,
     UNTOLD,
@@ -434,8 +429,6 @@ FIRST_CALLS = [
 
 
 # ---- every call to the system --------------------------------------------------------------------
-
-library = pytest.fixture(faults.make_library, scope="session")
 
 
 def try_method(method: str) -> None:

@@ -13,17 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import faults
+from constants import CHUNK, COMMIT, FIXED, LOCKED, RESERVE, RW, RX, SHAREABLE
 from faults import (
-    COMMIT,
-    FIXED,
     HARMLESS,
-    LOCKED,
     NONE,
     PAGES,
-    RESERVE,
-    RW,
-    RX,
-    SHAREABLE,
     SIZE,
     Ground,
     R,
@@ -44,8 +38,6 @@ if TYPE_CHECKING:
     from faults import Picture
     from vmm_linux import VMM, VmmFlags
 
-#: What one page of page tables covers: fragments in it are opened and closed together.
-CHUNK = PAGE // 8 * PAGE
 HALF = 8
 #: The regions lie across the border of two chunks, with this many pages in the lower one.
 AT = ARENA + CHUNK - HALF * PAGE
@@ -354,9 +346,6 @@ RANGES = {
 
 
 # ---- the tests
-
-
-library = pytest.fixture(faults.make_library, scope="session")
 
 
 def try_method(method: str, error: int) -> None:

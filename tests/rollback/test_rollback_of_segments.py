@@ -15,8 +15,6 @@ import pytest
 import faults
 import kernel_oracle as kernel
 from buffer_scenarios import (
-    FALLOC_FL_KEEP_SIZE,
-    FALLOC_FL_PUNCH_HOLE,
     MAKING,
     ask_buffer,
     closed,
@@ -32,14 +30,19 @@ from buffer_scenarios import (
     send_again,
     window,
 )
-from faults import (
-    BASE,
+from constants import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
     FIXED,
     GUARDS,
     LOCKED,
-    LOCKS,
+    READ_ONLY,
     RESERVE,
     RW,
+)
+from faults import (
+    BASE,
+    LOCKS,
     SIZE,
     Faults,
     Ground,
@@ -52,15 +55,12 @@ from faults import (
 )
 from kernel_oracle import PAGE
 from segments import seals_of_files
-from transfers import READ_ONLY
 from vmm_linux import Seal, VmmError, VmmFlags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-
-library = pytest.fixture(faults.make_library, scope="session")
 
 THIRD = 6 * PAGE
 

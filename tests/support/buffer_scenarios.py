@@ -7,19 +7,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from faults import (
-    BASE,
-    COMMIT,
-    FIXED,
-    PAGES,
-    RESERVE,
-    RW,
-    SIZE,
-    Ground,
-    ask,
-    nothing_to_take_back,
-    pattern,
-)
+from constants import COMMIT, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FIXED, RESERVE, RW
+from faults import BASE, PAGES, SIZE, Ground, ask, nothing_to_take_back, pattern
 from kernel_oracle import PAGE, descriptors, libc
 from vmm_linux import Handle, Retcode, Rights, VmmError, VmmFlags
 from walls import refusal
@@ -30,7 +19,6 @@ if TYPE_CHECKING:
 #: What making a buffer's memory calls.
 MAKING = "malloc memfd_create ftruncate fcntl"
 READ_ONLY = Rights.TRANSFER | Rights.COPY | Rights.MAP_READ
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
 
 def first(*steps: Callable[[Ground], object]) -> Callable[[Ground], None]:

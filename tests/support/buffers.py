@@ -16,31 +16,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kernel_oracle as kernel
-from faces import Face
+from constants import COMMIT, RW, RWX
 from kernel_oracle import PAGE
-from vmm_linux import VMM, Handle, Limits, Retcode, VmmError, VmmFlags
+from vmm_linux import VMM, Handle, Retcode, VmmError, VmmFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
-RW = VmmFlags.READ | VmmFlags.WRITE
-RX = VmmFlags.READ | VmmFlags.EXECUTE
-RWX = VmmFlags.RWX_MASK
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
 F_SEAL_EXEC = 0x20
 PROTECTIONS = {"none": 0, "R": 1, "RW": 3, "RX": 5, "RWX": 7}
-PERMISSIONS = {0: "---", 1: "r--", 3: "rw-", 5: "r-x", 7: "rwx"}
 protections = pytest.mark.parametrize("prot", PROTECTIONS.values(), ids=PROTECTIONS.keys())
-faces = pytest.mark.parametrize("face", list(Face), ids=lambda face: face.value)
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    with VMM(limits=Limits.unlimited()) as it:
-        yield it
-        if not it.closed:
-            it._check()
 
 
 # ---- questions to the kernel ---------------------------------------------------------------------

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kernel_oracle import PAGE
 from vmm_linux.inspect import Channel, Holder, Mapper, Sharing, sharing
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from partners import Partner
 
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
 LIBC = ctypes.CDLL(None, use_errno=True)
 #: exit(2) of one thread alone.
 SYS_EXIT = {"x86_64": 60, "aarch64": 93}.get(platform.machine())

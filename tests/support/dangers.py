@@ -16,14 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from constants import COMMITTED, MIB, RESERVED, RW
+from kernel_oracle import PAGE
 from vmm_linux import VMM, Limits, Rights, VmmFlags
 from vmm_linux.errors import QuotaExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-MIB = 1 << 20
 TIB = 1 << 40
 #: So much memory a victim may have.
 BOUND = 32 * MIB
@@ -33,9 +33,6 @@ RECORDS = 40 * MIB
 HELD, BYTE = 8 * MIB, b"\xa5"
 #: Seconds, and nothing that ``signal`` or ``socket`` would name.
 PATIENCE, PR_SET_THP_DISABLE = 60, 41
-RW = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = RW | VmmFlags.RESERVE
-COMMIT = RESERVE | VmmFlags.COMMIT
 
 
 class Victim:
@@ -56,7 +53,7 @@ class Victim:
             )
         )
         self.handle = self.vmm.mdl_create(PAGE, VmmFlags.RWX_MASK)
-        self.region = self.vmm.allocate(0, TIB, RESERVE)
+        self.region = self.vmm.allocate(0, TIB, RESERVED)
 
 
 def commit_and_touch(victim: Victim, number: int) -> None:
@@ -74,7 +71,7 @@ def share_and_touch(victim: Victim, _number: int) -> None:
 
 def convert(victim: Victim, _number: int) -> None:
     """Take a mebibyte, and make a buffer of it."""
-    va = victim.vmm.allocate(0, MIB, COMMIT)
+    va = victim.vmm.allocate(0, MIB, COMMITTED)
     victim.vmm.write(va, b"x" * MIB)
     victim.vmm.mdl_create_from_vm(va, MIB, RW)
 
@@ -87,11 +84,11 @@ class Danger(NamedTuple):
 
 
 DANGERS = {
-    "1,000,000 Allocates": Danger(1_000_000, lambda it, _: it.vmm.allocate(0, PAGE, RESERVE)),
-    "1 TiB reserved again and again": Danger(100, lambda it, _: it.vmm.allocate(0, TIB, RESERVE)),
+    "1,000,000 Allocates": Danger(1_000_000, lambda it, _: it.vmm.allocate(0, PAGE, RESERVED)),
+    "1 TiB reserved again and again": Danger(100, lambda it, _: it.vmm.allocate(0, TIB, RESERVED)),
     "1 TiB committed and touched": Danger(TIB // MIB, commit_and_touch),
     "1 TiB locked": Danger(
-        TIB // MIB, lambda it, _: it.vmm.allocate(0, MIB, COMMIT | VmmFlags.LOCKED)
+        TIB // MIB, lambda it, _: it.vmm.allocate(0, MIB, COMMITTED | VmmFlags.LOCKED)
     ),
     "1,000,000 fragments": Danger(
         1_000_000, lambda it, number: it.vmm.commit(it.region + 2 * number * PAGE, PAGE)
@@ -231,21 +228,21 @@ def works(victim: Victim) -> None:
     """The VMM works after the refusal, once it may, and ends well; so does another one."""
     vmm = victim.vmm
     vmm.limits = Limits.unlimited()
-    va = vmm.allocate(0, 4 * PAGE, COMMIT)
+    va = vmm.allocate(0, 4 * PAGE, COMMITTED)
     vmm.write(va, b"it works")
     assert vmm.read(va, 8) == b"it works"
     vmm.handle_close(vmm.mdl_clone(victim.handle, 0, PAGE))
     vmm.close()
     with VMM() as another:
-        another.allocate(0, PAGE, COMMIT)
+        another.allocate(0, PAGE, COMMITTED)
 
 
 #: Of these the defaults alone stop each loop, without a page touched.
 BY_DEFAULT: dict[str, Callable[[VMM, int], object]] = {
-    "regions": lambda vmm, _: vmm.allocate(0, PAGE, RESERVE),
+    "regions": lambda vmm, _: vmm.allocate(0, PAGE, RESERVED),
     "handles": lambda vmm, handle: vmm.handle_copy(handle, 0),
     "mdl_bytes": lambda vmm, _: vmm.mdl_create(1 << 30, RW),
-    "committed": lambda vmm, _: vmm.allocate(0, 1 << 30, COMMIT),
+    "committed": lambda vmm, _: vmm.allocate(0, 1 << 30, COMMITTED),
 }
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 
+from constants import RESIZING
 from kernel_oracle import PAGE
 from leaks import read_descriptors
 
 SIZE = 4 * PAGE
-SIZED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 def memory_files() -> int:
@@ -17,7 +17,7 @@ def memory_files() -> int:
     return sum("/memfd:" in target for target in read_descriptors().values())
 
 
-def a_memfd(size: int = SIZE, seals: int = SIZED, flags: int = os.MFD_ALLOW_SEALING) -> int:
+def a_memfd(size: int = SIZE, seals: int = RESIZING, flags: int = os.MFD_ALLOW_SEALING) -> int:
     """A memfd that somebody else made."""
     fd = os.memfd_create("somebody's", flags | os.MFD_CLOEXEC)
     os.ftruncate(fd, size)

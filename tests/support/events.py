@@ -7,12 +7,10 @@ import fcntl
 import socket
 from typing import TYPE_CHECKING
 
+from constants import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-#: Seconds after which what hangs has failed.
-PATIENCE = 30
 
 
 @contextlib.contextmanager

@@ -24,12 +24,13 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from children import TESTS_IMPORTABLE, run_child
+from constants import GUARDS, RW, RX
 from forked import in_child
 from kernel_oracle import ARENA, PAGE, descriptors, guarded_pages, present_pages
 from vmm_linux import VMM, Handle, PageKind, Retcode, Rights, VmmError, VmmFlags
@@ -38,8 +39,6 @@ from vmm_linux.errors import RETCODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    import pytest
 
     from vmm_linux._core.kernel import Feature
     from vmm_linux.audit import Audit
@@ -51,7 +50,6 @@ SOURCE = Path(__file__).with_name("fault_injection.c")
 # ---- the parent's side
 
 
-@cache  # one for all modules
 def build(folder: Path) -> Path:
     """Compile the library into this folder with the C compiler (``CC``, else ``cc``)."""
     library = folder / "fault_injection.so"
@@ -60,11 +58,6 @@ def build(folder: Path) -> Path:
     options = ["-shared", "-fPIC", "-O1", "-fno-builtin", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([*compiler, *options, SOURCE, "-o", library], check=True)
     return library
-
-
-def make_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that makes calls fail: a fixture, for the whole session, of whoever uses it."""
-    return build(tmp_path_factory.getbasetemp())
 
 
 def run(library: Path, function: Callable[..., None], *arguments: object) -> None:
@@ -474,11 +467,8 @@ def shortened(value: object) -> str:
 
 NONE = VmmFlags(0)
 R = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-RX = VmmFlags.READ | VmmFlags.EXECUTE
 RESERVE, COMMIT, LOCKED = VmmFlags.RESERVE, VmmFlags.COMMIT, VmmFlags.LOCKED
 FIXED, HUGE, SHAREABLE = VmmFlags.FIXED, VmmFlags.HUGE, VmmFlags.SHAREABLE
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
 SHARED = GUARDS | VmmFlags.SHAREABLE
 
 PAGES = 16

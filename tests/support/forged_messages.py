@@ -12,9 +12,9 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
+from constants import READ_ONLY
 from descriptors import reopened
 from kernel_oracle import PAGE
-from transfers import READ_ONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,12 +5,10 @@ from __future__ import annotations
 import ctypes
 
 import kernel_oracle as kernel
+from constants import COMMIT, RW
 from faces import Face, call
 from kernel_oracle import PAGE
 from vmm_linux import VMM, Handle, Retcode, VmmFlags
-
-RW = VmmFlags.READ | VmmFlags.WRITE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
 
 
 def region(vmm: VMM, backing: int, pages: int = 8) -> int:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +30,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
+from kernel_oracle import PAGE
+
 #: Python's object allocator takes memory in pieces of this size.
 ARENA = 1 << 20
 #: A thread's stack: the usual eight mebibytes, and three pages to know it by.

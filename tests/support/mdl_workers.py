@@ -13,13 +13,13 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernel_oracle import PAGE
 from vmm_linux import VMM, Mdl, VmmError, _sharer
 from vmm_linux._default_vmm import default_vmm
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
 SIZE = 4 * PAGE
 
 

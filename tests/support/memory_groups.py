@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from constants import COMMITTED, LOCKED, MIB, RW
 from vmm_linux import VMM, Limits, VmmFlags
 from vmm_linux._core import default_limits, kernel
 from vmm_linux._core.memory_group import FILES, Group, files, levels, memory_group
@@ -18,11 +19,6 @@ from vmm_linux.errors import OutOfMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-MIB = 1 << 20
-RW = VmmFlags.READ | VmmFlags.WRITE
-COMMIT = RW | VmmFlags.RESERVE | VmmFlags.COMMIT
-LOCKED = VmmFlags.LOCKED
 
 
 # ---- files that stand for a group
@@ -117,7 +113,7 @@ def write(vmm: VMM, va: int, size: int, step: int = 0) -> None:
 
 def private(vmm: VMM, flags: int = 0) -> int:
     """Much more committed memory than a group has, and less than the kernel refuses."""
-    return vmm.allocate(0, 2 << 30, COMMIT | flags)
+    return vmm.allocate(0, 2 << 30, COMMITTED | flags)
 
 
 def mapped(vmm: VMM) -> int:
@@ -166,7 +162,7 @@ def map_parts(vmm: VMM) -> None:
 
 def convert(vmm: VMM) -> None:
     while True:
-        va = vmm.allocate(0, MIB, COMMIT)
+        va = vmm.allocate(0, MIB, COMMITTED)
         vmm.write(va, b"x" * MIB)
         vmm.mdl_create_from_vm(va, MIB, RW)
 
@@ -192,9 +188,9 @@ WAYS: dict[str, Callable[[VMM], None]] = {
     "read, holes, 4 KiB": lambda vmm: read_holes(vmm, 4096),
     "read, holes, 1 MiB": lambda vmm: read_holes(vmm, MIB),
     "read, kept": read_and_keep,
-    "allocate, LOCKED": lambda vmm: again(lambda: vmm.allocate(0, MIB, COMMIT | LOCKED)),
+    "allocate, LOCKED": lambda vmm: again(lambda: vmm.allocate(0, MIB, COMMITTED | LOCKED)),
     "allocate, LOCKED, SHAREABLE": lambda vmm: again(
-        lambda: vmm.allocate(0, MIB, COMMIT | LOCKED | VmmFlags.SHAREABLE)
+        lambda: vmm.allocate(0, MIB, COMMITTED | LOCKED | VmmFlags.SHAREABLE)
     ),
     "commit, LOCKED": commit_pieces,
     "commit_ranges, LOCKED": commit_many,

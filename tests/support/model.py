@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from constants import PERMISSIONS
 from kernel_oracle import PAGE, USER_SPACE_END, sysctl
 from model_memory import ZEROS, Backing, Buffer, Memory
 from vmm_linux import PageKind, PageState, Retcode, VmmFlags
@@ -24,7 +25,6 @@ UNIMPLEMENTED_CACHE_MODES = 0xE000
 READ, WRITE = int(VmmFlags.READ), int(VmmFlags.WRITE)
 SHAREABLE = int(VmmFlags.SHAREABLE)
 LOCKED = int(VmmFlags.LOCKED)
-PERMISSIONS = {0: "---", 1: "r--", 3: "rw-", 5: "r-x", 7: "rwx"}
 
 
 @dataclass(eq=False)

@@ -17,11 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from typing_extensions import override
 
 import kernel_oracle as kernel
+from constants import PERMISSIONS
 from faces import Face
 from guarding import RULES
 from kernel_oracle import ARENA, PAGE, USER_SPACE_END
 from mdl_model import MdlModel
-from model import LOWEST, PERMISSIONS, Answer, Page, Region
+from model import LOWEST, Answer, Page, Region
 from model_memory import ZEROS, Buffer, Memory
 from model_servant import Look
 from vmm_linux import PageKind, PageState, Retcode, VmmFlags

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 import kernel_oracle as kernel
+from constants import COMMIT, FIXED, GUARDS, RESERVE, RW
 from faces import Face, Outcome, call
 from kernel_oracle import ARENA, PAGE, USER_SPACE_END
 from model import LOWEST
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-RESERVE = VmmFlags.RESERVE
-COMMIT = VmmFlags.RESERVE | VmmFlags.COMMIT
-RW = VmmFlags.READ | VmmFlags.WRITE
-FIXED = VmmFlags.FIXED
-GUARDS = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
 ARENA_PAGES = 96
 
 

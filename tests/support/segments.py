@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import kernel_oracle as kernel
-from faults import RW
+from constants import RW
 from forged_messages import UNWRITABLE
 from kernel_oracle import PAGE
 from transfers import text_of

@@ -40,19 +40,13 @@ from buffer_scenarios import (
     send,
     window,
 )
+from constants import COMMIT, FIXED, GUARDS, LOCKED, RESERVE, RW, SHAREABLE
 from faults import (
     BASE,
-    COMMIT,
     ELSEWHERE,
-    FIXED,
-    GUARDS,
-    LOCKED,
     MIXED,
     NONE,
     NOT_OURS,
-    RESERVE,
-    RW,
-    SHAREABLE,
     SHARED,
     SIZE,
     Ground,

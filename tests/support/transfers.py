@@ -21,6 +21,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import TESTS_IMPORTABLE, run_child
+from constants import READ, RW
 from kernel_oracle import PAGE
 from vmm_linux import VMM, Rights, VmmError, VmmFlags
 from vmm_linux.errors import InvalidArgument, QuotaExceeded
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
     from vmm_linux import Handle
 
 
-READ = VmmFlags.READ
-RW = VmmFlags.READ | VmmFlags.WRITE
-ALL_BUT_EXECUTE = ~Rights(0) & ~Rights.MAP_EXECUTE
-READ_ONLY = ALL_BUT_EXECUTE & ~Rights.MAP_WRITE
-
 KINDS = {
     "stream": socket.SOCK_STREAM,
     "seqpacket": socket.SOCK_SEQPACKET,
@@ -44,13 +40,6 @@ KINDS = {
 
 
 # ---- what the tests share ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def vmm() -> Iterator[VMM]:
-    """The sender's endpoint."""
-    with VMM() as endpoint:
-        yield endpoint
 
 
 @pytest.fixture

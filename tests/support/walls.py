@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import children
 import kernel_oracle as kernel
 import leaks
+from constants import FIXED, RESERVE, RW
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
-from vmm_linux import VMM, Retcode, VmmFlags
+from vmm_linux import VMM, Retcode
 from vmm_linux._core import memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-RW = VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE
-FIXED = VmmFlags.FIXED
 PAGES = 48
 ARENA_END = ARENA + PAGES * PAGE
 #: Where the mappings lie that bring the map count up to the wall: above the arena, so that

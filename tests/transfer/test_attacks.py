@@ -23,6 +23,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import NOBODY, TESTS_IMPORTABLE, run_child
+from constants import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, READ_ONLY, RW
 from kernel_oracle import PAGE, PROT_READ, PROT_WRITE
 from readme import rows_of
 from vmm_linux import VMM, Rights, Seal, VmmFlags
@@ -32,15 +33,12 @@ from vmm_linux.errors import Busy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RW = VmmFlags.READ | VmmFlags.WRITE
-READ_ONLY = ~Rights(0) & ~Rights.MAP_EXECUTE & ~Rights.MAP_WRITE
 SIZE = 2 * PAGE
 #: Seconds; a lease lasts 45.
 PATIENCE = 20
 TEXT, MARK = b"the sender's own", b"the attacker was here"
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_PTRACER = 1, 4, 0x59616D61
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 MADV_REMOVE, MREMAP_MAYMOVE = 9, 1
 SYS_PIDFD_GETFD = 438
 F_SEAL_SEAL, F_SEAL_FUTURE_WRITE = 1, 0x10
@@ -353,12 +351,13 @@ def seal_what_is_reopened(state: int) -> None:
 
     import kernel_oracle as kernel
     import test_attacks as t
+    from constants import RW
     from vmm_linux import VMM
     from vmm_linux.errors import NoCapability
 
     with VMM() as vmm:
         before = kernel.descriptors()
-        handle = vmm.mdl_create(t.SIZE, t.RW)
+        handle = vmm.mdl_create(t.SIZE, RW)
         (fd,) = kernel.descriptors().keys() - before.keys()
         if state:
             vmm.mdl_seal(handle, state)
@@ -387,8 +386,9 @@ def pass_on_and_reopen(second_user: int, third_user: int) -> None:
     import os
     import socket
 
+    from constants import READ_ONLY, RW
     from kernel_oracle import PAGE
-    from test_attacks import READ_ONLY, RW, become, reopen_what_comes
+    from test_attacks import become, reopen_what_comes
     from vmm_linux import VMM
 
     first, second = (socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))

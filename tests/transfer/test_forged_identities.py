@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buffers import file_at, identities
+from constants import READ, READ_ONLY, RW
 from descriptors import reopened
 from forged_messages import (
     SEALED,
@@ -29,7 +30,7 @@ from forged_messages import (
 )
 from kernel_oracle import PAGE
 from segments import SEGMENT
-from transfers import READ, READ_ONLY, RW, Pair, packets, receiver, refused, vmm
+from transfers import Pair, packets, receiver, refused
 from vmm_linux import VMM, Limits, Rights
 from vmm_linux._core.kernel import Feature, without
 from vmm_linux.audit import Audit
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from vmm_linux import Handle
 
-__all__ = ["packets", "receiver", "vmm"]  # the fixtures
+__all__ = ["packets", "receiver"]  # the fixtures
 
 OTHER_MEMORY = "bad message: an identity of other memory"
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from constants import ALL_BUT_EXECUTE, READ, READ_ONLY
 from descriptors import reopened
 from forged_messages import (
     MESSAGE,
@@ -26,10 +27,7 @@ from forged_messages import (
 )
 from kernel_oracle import PAGE
 from transfers import (
-    ALL_BUT_EXECUTE,
     KINDS,
-    READ,
-    READ_ONLY,
     Pair,
     connected,
     contents,
@@ -41,7 +39,6 @@ from transfers import (
     refused,
     stream,
     text_of,
-    vmm,
 )
 from vmm_linux import VMM, Limits, Rights, Seal
 from vmm_linux.errors import InvalidArgument, OutOfMemory, SecurityDisallow
@@ -50,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["packets", "pair", "receiver", "stream", "vmm"]  # the fixtures
+__all__ = ["packets", "pair", "receiver", "stream"]  # the fixtures
 
 
 def test_a_message_made_by_hand_is_as_good_as_one_of_the_package_s(

@@ -16,15 +16,12 @@ import pytest
 
 import kernel_oracle as kernel
 from children import NOBODY, TESTS_IMPORTABLE, run_child
+from constants import ALL_BUT_EXECUTE, READ, READ_ONLY, RW
 from forged_messages import MESSAGE
 from forked import in_child
 from kernel_oracle import PAGE
 from transfers import (
-    ALL_BUT_EXECUTE,
     KINDS,
-    READ,
-    READ_ONLY,
-    RW,
     Pair,
     connected,
     contents,
@@ -41,7 +38,6 @@ from transfers import (
     stream,
     tell_of_one,
     text_of,
-    vmm,
 )
 from vmm_linux import INVALID_HANDLE, VMM, Retcode, Rights, Seal, VmmError
 from vmm_linux.errors import NoCapability, ResourceNotFound, SecurityDisallow
@@ -50,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["packets", "pair", "receiver", "stream", "vmm"]  # the fixtures
+__all__ = ["packets", "pair", "receiver", "stream"]  # the fixtures
 
 
 # ---- the same buffer in another process ----------------------------------------------------------
@@ -312,7 +308,8 @@ def receive_write_and_die(path: str, kind: int) -> None:
     import os
     import signal
 
-    from transfers import RW, connect
+    from constants import RW
+    from transfers import connect
     from vmm_linux import VMM
 
     with connect(path, kind) as sock, VMM() as vmm:
@@ -374,8 +371,9 @@ def send_two(path: str, kind: int) -> None:
     """Send two handles, and tell who does."""
     import os
 
+    from constants import RW
     from kernel_oracle import PAGE
-    from transfers import RW, connect
+    from transfers import connect
     from vmm_linux import VMM
 
     with connect(path, kind) as sock, VMM() as vmm:
@@ -470,6 +468,7 @@ def send_at_the_limit() -> None:
     import socket
 
     import transfers as t
+    from constants import READ_ONLY, RW
     from kernel_oracle import PAGE
     from vmm_linux import VMM
 
@@ -479,12 +478,12 @@ def send_at_the_limit() -> None:
             # What the socket takes at once needs no duplicate.
             with t.nothing_opened(), t.room_for(0):
                 vmm.send_handle(pair.sender, handle)
-        handle = vmm.mdl_create(PAGE, t.RW)
+        handle = vmm.mdl_create(PAGE, RW)
         with t.refused_for_want_of(0):
-            vmm.send_handle(pair.sender, handle, t.READ_ONLY)
+            vmm.send_handle(pair.sender, handle, READ_ONLY)
         # One for the read-only description, which stays.
         with t.room_for(1):
-            vmm.send_handle(pair.sender, handle, t.READ_ONLY)
+            vmm.send_handle(pair.sender, handle, READ_ONLY)
         pair.sender.setblocking(False)
         for size in (1 << 16, 1):
             with contextlib.suppress(BlockingIOError):

@@ -13,23 +13,12 @@ import pytest
 
 import kernel_oracle as kernel
 from children import TESTS_IMPORTABLE, run_child
+from constants import ALL_BUT_EXECUTE, READ_ONLY, RW
 from descriptors import reopened
-from faults import RW
 from forged_messages import SIZED, forged, identity, memory, open_files, read_only, send_raw
 from kernel_oracle import PAGE
 from segments import BYTES, PAGES, SEGMENT, in_segments, memory_files
-from transfers import (
-    ALL_BUT_EXECUTE,
-    READ_ONLY,
-    Pair,
-    contents,
-    in_process,
-    packets,
-    receive_and_tell,
-    receiver,
-    text_of,
-    vmm,
-)
+from transfers import Pair, contents, in_process, packets, receive_and_tell, receiver, text_of
 from transfers import facts as told_of
 from transfers import refused as refused_by
 from vmm_linux import VMM, Rights, Seal
@@ -41,7 +30,7 @@ if TYPE_CHECKING:
     from vmm_linux import Handle
 
 
-__all__ = ["packets", "receiver", "vmm"]  # the fixtures
+__all__ = ["packets", "receiver"]  # the fixtures
 
 
 # ---- what leaves the process ---------------------------------------------------------------------
@@ -220,6 +209,7 @@ def at_the_limit_of_descriptors() -> None:
 
     import segments as here
     import transfers as t
+    from constants import READ, READ_ONLY
     from kernel_oracle import PAGE
     from vmm_linux import VMM
 
@@ -241,11 +231,11 @@ def at_the_limit_of_descriptors() -> None:
             # The read-only descriptions, which stay.
             for room in range(3):
                 with t.refused_for_want_of(room):
-                    vmm.send_handle(pair.sender, other, t.READ_ONLY)
+                    vmm.send_handle(pair.sender, other, READ_ONLY)
                 with t.refused_for_want_of(room):
-                    vmm.mdl_map(other, 0, here.BYTES, 0, t.READ)
+                    vmm.mdl_map(other, 0, here.BYTES, 0, READ)
             with t.room_for(3):
-                vmm.send_handle(pair.sender, other, t.READ_ONLY)
+                vmm.send_handle(pair.sender, other, READ_ONLY)
 
 
 @pytest.mark.parametrize("nobody", [False, True], ids=["same user", "nobody"])

@@ -12,13 +12,11 @@ import pytest
 
 import kernel_oracle as kernel
 from children import run_child
+from constants import ALL_BUT_EXECUTE, READ_ONLY, RW
 from forged_messages import forged, send_raw
 from kernel_oracle import PAGE
 from transfers import (
-    ALL_BUT_EXECUTE,
     KINDS,
-    READ_ONLY,
-    RW,
     Pair,
     connected,
     contents,
@@ -31,7 +29,6 @@ from transfers import (
     refused,
     stream,
     text_of,
-    vmm,
 )
 from vmm_linux.errors import InvalidOperation
 
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
     from vmm_linux import VMM, Handle
 
 
-__all__ = ["packets", "pair", "receiver", "stream", "vmm"]  # the fixtures
+__all__ = ["packets", "pair", "receiver", "stream"]  # the fixtures
 
 #: Socket options and messages that this Python has no names for.
 SO_TIMESTAMP, SO_TIMESTAMPNS, SO_PASSPIDFD = 29, 35, 76
