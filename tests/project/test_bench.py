@@ -35,12 +35,13 @@ WITHOUT = (
     """,
 )
 #: One benchmark of each kind, none of which takes long.
-PRIVATE, FIGURE, QUESTION, SHARED, CHILDREN = (
+PRIVATE, FIGURE, QUESTION, SHARED, CHILDREN, INTERPRETERS = (
     "allocate-free",
     "ledger-memory",
     "query-record",
     "mdl-cycle",
     "hand-over",
+    "import-time",
 )
 SPREAD = {"median", "low", "high"}
 
@@ -81,7 +82,7 @@ def cells_of(text: str) -> Iterator[list[str]]:
 
 
 def test_the_document_has_every_contestant_every_round_and_every_target(tmp_path: Path) -> None:
-    names = [PRIVATE, FIGURE, QUESTION, SHARED, CHILDREN]
+    names = [PRIVATE, FIGURE, QUESTION, SHARED, CHILDREN, INTERPRETERS]
     report = report_of(tmp_path, *BENCH, *one_round_of(*names), "--rounds", "2")
     assert report.keys() == {"machine", "python", "rounds", "seconds", "left_out", "benchmarks"}
     assert [entry["name"] for entry in report["benchmarks"]] == names
@@ -179,13 +180,13 @@ def kill_a_harness(scripts: str) -> None:
     from socket import socket  # noqa: TC003  this function runs elsewhere
 
     sys.path.insert(0, scripts)
-    import bench_harness
+    from benchmarks import harness
 
     def serve(sock: socket) -> None:
         sock.send(str(os.getpid()).encode())
         sock.recv(1)
 
-    stage = bench_harness.Stage(bench_harness.Baseline(), min(os.sched_getaffinity(0)))
+    stage = harness.Stage(harness.Baseline(), min(os.sched_getaffinity(0)))
     sock = stage.child(serve)
     # A stopped one does not see that its socket's other end is closed.
     os.kill(int(sock.recv(64)), signal.SIGSTOP)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from socket import socket
     from types import ModuleType
 
-SOURCE: Final = Path(__file__).resolve().with_name("bench_baseline.c")
+SOURCE: Final = Path(__file__).resolve().with_name("baseline.c")
 US: Final = "vmm_linux"
 FORK: Final = get_context("fork")
 #: How long a child may take to end when nobody talks to it any more, in seconds.
@@ -50,7 +50,7 @@ class CannotMeasureError(Exception):
 
 
 class Baseline:
-    """The functions of ``bench_baseline.c``, compiled for this run."""
+    """The functions of ``baseline.c``, compiled for this run."""
 
     def __init__(self) -> None:
         compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)

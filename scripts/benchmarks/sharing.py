@@ -10,8 +10,8 @@ from multiprocessing.shared_memory import SharedMemory
 from socket import recv_fds, send_fds, socketpair
 from typing import TYPE_CHECKING, Final
 
-from bench_harness import FORK, US, Contestant, at_most, benchmark, faster, loop, peer_is_gone
-from bench_memory import PAGE, READ, READ_WRITE, SIZE
+from benchmarks.harness import FORK, US, Contestant, at_most, benchmark, faster, loop, peer_is_gone
+from benchmarks.memory import PAGE, READ, READ_WRITE, SIZE
 from vmm_linux import VMM
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from multiprocessing.queues import Queue
     from socket import socket
 
-    from bench_harness import Stage
+    from benchmarks.harness import Stage
     from vmm_linux.handles import Handle
 
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bench_harness import Outcome, Spread, Target
+    from benchmarks.harness import Outcome, Spread, Target
 
 HEAD = ("work", "target", "measured", "verdict")
 TIMES_HEAD = ("work", "medians of one piece of work")

@@ -8,16 +8,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench_harness import US, Contestant, at_most, benchmark, faster, loop
-from bench_memory import SIZE
-from bench_queries import AMONG_MANY, MANY, SOME, among_few_and_many, mappings_up_to
+from benchmarks.harness import US, Contestant, at_most, benchmark, faster, loop
+from benchmarks.memory import SIZE
+from benchmarks.queries import AMONG_MANY, MANY, SOME, among_few_and_many, mappings_up_to
 from vmm_linux import inspect
 from vmm_linux._core.procfs import parse_smaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench_harness import Stage
+    from benchmarks.harness import Stage
 
 MORE: Final = 10_000
 GIBIBYTE: Final = 1 << 30

@@ -11,7 +11,7 @@ from socket import recv_fds, send_fds
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from bench_harness import (
+from benchmarks.harness import (
     FORK,
     US,
     CannotMeasureError,
@@ -22,8 +22,8 @@ from bench_harness import (
     loop,
     peer_is_gone,
 )
-from bench_memory import PAGE, READ_WRITE
-from bench_sharing import bytes_of, memfd
+from benchmarks.memory import PAGE, READ_WRITE
+from benchmarks.sharing import bytes_of, memfd
 from vmm_linux import VMM, Mdl
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from multiprocessing.queues import Queue
     from socket import socket
 
-    from bench_harness import Stage
+    from benchmarks.harness import Stage
 
 #: Elements of 8 bytes of an array of 64 MiB.
 ELEMENTS: Final = 8 << 20

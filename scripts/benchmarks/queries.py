@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench_harness import US, Contestant, at_most, benchmark, loop
-from bench_memory import LIBC, PAGE, RESERVED, SIZE, number_of_mappings
+from benchmarks.harness import US, Contestant, at_most, benchmark, loop
+from benchmarks.memory import LIBC, PAGE, RESERVED, SIZE, number_of_mappings
 from vmm_linux import VmmFlags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from bench_harness import Baseline, Stage
+    from benchmarks.harness import Baseline, Stage
 
 #: Below the usual vm.max_map_count of 65,530.
 MANY: Final = 60_000

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
-from bench_harness import US, Contestant, at_most, benchmark, loop
+from benchmarks.harness import US, Contestant, at_most, benchmark, loop
 from vmm_linux import VMM, VmmFlags
 from vmm_linux.audit import Audit
 from vmm_linux.policy import Policy
@@ -16,7 +16,7 @@ from vmm_linux.policy import Policy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench_harness import Stage
+    from benchmarks.harness import Stage
 
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 SIZE: Final = 16 * PAGE

@@ -9,14 +9,14 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
-from bench_harness import US, Contestant, at_most, benchmark, faster, loop
+from benchmarks.harness import US, Contestant, at_most, benchmark, faster, loop
 from vmm_linux import VMM, VmmFlags
 from vmm_linux._core import memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench_harness import Stage
+    from benchmarks.harness import Stage
 
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 SIZE: Final = 16 * PAGE
