@@ -53,8 +53,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+# First, as pytest-xdist reads the groups in this hook too.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of other programs, unless everything is asked for."""
+    """Give tests that need the machine to one process; leave out those of other programs."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.get_closest_marker("alone"):
+                item.add_marker(pytest.mark.xdist_group("alone"))
     if config.getoption("--all"):
         return
     left_out = [item for item in items if any(map(item.get_closest_marker, REAL_INPUT))]

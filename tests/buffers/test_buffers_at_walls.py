@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buffer_scenarios import READ_ONLY, buffer, connected, facts, first, refused, send, window
-from constants import COMMIT, FIXED, GUARDS, LOCKED, RESERVE, RW, SHAREABLE
+from constants import COMMIT, COMMITTED, FIXED, GUARDS, LOCKED, RESERVE, RW, SHAREABLE
 from faces import Face, call
 from faults import MIXED, NONE, PAGES, SIZE, Ground, R, pattern
 from kernel_oracle import ARENA, PAGE, maps, present_pages, status
@@ -33,6 +33,8 @@ from walls import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.alone
+
 
 #: Where, inside the arena of the limits' tests, buffers are mapped.
 PLACE = ARENA + 20 * PAGE
@@ -45,7 +47,7 @@ def fail_at_the_wall() -> None:
         buffer()(ground)
         (handle,) = ground.handles
         ground.mdl_map(handle, 0, 8 * PAGE, ARENA, RW | FIXED)
-        ground.allocate(ARENA + 10 * PAGE, 8 * PAGE, RESERVE | COMMIT | RW | FIXED)
+        ground.allocate(ARENA + 10 * PAGE, 8 * PAGE, COMMITTED | FIXED)
         ground.write(ARENA + 10 * PAGE, pattern(8 * PAGE))
         fill_map_count(ground)
         Singles().leave(0)
@@ -82,7 +84,7 @@ def convert_near_the_wall(flags: int, first_page: int, pages: int) -> None:
     """
     steady_heap()
     with Ground() as ground:
-        ground.allocate(ARENA, SIZE, RESERVE | COMMIT | RW | FIXED | VmmFlags(flags))
+        ground.allocate(ARENA, SIZE, COMMITTED | FIXED | VmmFlags(flags))
         ground.write(ARENA, pattern(SIZE))
         for index, protection in enumerate(MIXED):
             ground.protect(ARENA + (2 * index + 1) * PAGE, 2 * PAGE, protection)
@@ -160,7 +162,7 @@ def short_of_address_space() -> None:
     size = 128 << 20
     with Ground() as ground:
         ground.handles.append(ground.mdl_create(size, RW))
-        ground.allocate(PLACE, size, RESERVE | COMMIT | RW | FIXED)
+        ground.allocate(PLACE, size, COMMITTED | FIXED)
         ground.write(PLACE, pattern(SIZE))
         limit(resource.RLIMIT_AS, status("VmSize") + (64 << 20))
         calls: list[tuple[object, ...]] = [
@@ -189,7 +191,7 @@ def more_than_the_machine_has() -> None:
         ground.limits = Limits.unlimited()
         ground.handles.append(ground.mdl_create(too_much, RW))
         ground.allocate(PLACE, too_much, RESERVE | COMMIT | R | FIXED)
-        shared = ground.allocate(0, too_much, RESERVE | COMMIT | RW | SHAREABLE)
+        shared = ground.allocate(0, too_much, COMMITTED | SHAREABLE)
         before = bytes_but_the_heap(), status("RssShmem")
         calls: list[tuple[object, ...]] = [
             ("mdl_create", too_much, RW | LOCKED),

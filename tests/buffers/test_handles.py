@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
-from constants import ALL_RIGHTS, COMMIT, FIRST_RIGHTS, READ, RW, SUBSETS_OF_RIGHTS
+from constants import (
+    ALL_RIGHTS,
+    COMMITTED,
+    FIRST_RIGHTS,
+    READ,
+    RW,
+    SUBSETS_OF_RIGHTS,
+)
 from faces import REFERENCE_METHODS, Face, call
 from kernel_oracle import PAGE
 from refusals import faces
@@ -61,7 +68,7 @@ def answers(vmm: VMM, face: Face, handle: int) -> set[Retcode]:
 
 @pytest.mark.parametrize("prot", FIRST_RIGHTS, ids=["R", "RW", "RX", "RWX"])
 def test_a_new_handle_has_what_its_protection_gives(vmm: VMM, prot: int) -> None:
-    va = vmm.allocate(0, PAGE, COMMIT | RW)
+    va = vmm.allocate(0, PAGE, COMMITTED)
     origin = vmm.mdl_create(2 * PAGE, prot)
     for handle in (
         origin,

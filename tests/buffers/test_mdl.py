@@ -33,7 +33,18 @@ from buffers import (
     seals,
     writable_map,
 )
-from constants import COMMIT, FIXED, GUARDS, LOCKED, PERMISSIONS, READ, RESIZING, RW, RWX, RX
+from constants import (
+    COMMITTED,
+    FIXED,
+    GUARDS,
+    LOCKED,
+    PERMISSIONS,
+    READ,
+    RESIZING,
+    RW,
+    RWX,
+    RX,
+)
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
 from refusals import faces
@@ -397,7 +408,7 @@ def test_a_buffer_of_bytes_has_them_and_zeros_up_to_the_page(vmm: VMM) -> None:
 
 def test_a_buffer_is_made_of_whatever_has_contiguous_bytes(vmm: VMM) -> None:
     data = bytes(range(64))
-    source = vmm.allocate(0, PAGE, COMMIT | RW)
+    source = vmm.allocate(0, PAGE, COMMITTED)
     vmm.write(source, data)
     with mmap.mmap(-1, PAGE) as anonymous:
         anonymous[:64] = data
@@ -439,7 +450,7 @@ def test_what_is_no_contiguous_buffer_makes_none(vmm: VMM) -> None:
 
 def test_bytes_that_cannot_be_read_are_an_error_and_no_signal(vmm: VMM) -> None:
     before = kernel.descriptors()
-    va = vmm.allocate(0, 4 * PAGE, COMMIT | RW)
+    va = vmm.allocate(0, 4 * PAGE, COMMITTED)
     vmm.protect(va + 2 * PAGE, PAGE, 0)
     data = (ctypes.c_char * (4 * PAGE)).from_address(va)
     got = call(vmm, Face.METHODS, "mdl_create_from_buf", data, READ)

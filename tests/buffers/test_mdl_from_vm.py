@@ -27,7 +27,7 @@ from buffers import (
 )
 from children import TESTS_IMPORTABLE, run_child
 from constants import (
-    COMMIT,
+    COMMITTED,
     FIXED,
     GUARDS,
     LOCKED,
@@ -84,7 +84,7 @@ def test_a_region_becomes_a_buffer_where_it_is(vmm: VMM, face: Face, extra: VmmF
     assert vmm.read(window + PAGE, 6) == b"region"
     info = vmm.query(va)
     assert (info.base, info.size) == (va, 8 * PAGE)
-    assert info.flags == COMMIT | RW | extra
+    assert info.flags == COMMITTED | extra
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 3), (2, 4), (5, 3), (3, 1)])
@@ -156,7 +156,7 @@ def test_a_region_that_nobody_can_write_becomes_a_buffer_too(
 @pytest.mark.parametrize("extra", [0, SHAREABLE], ids=["private", "SHAREABLE"])
 def test_pages_never_touched_become_holes(vmm: VMM, extra: VmmFlags) -> None:
     pages = 2000
-    va = vmm.allocate(0, (pages + 1) * PAGE, COMMIT | RW | extra)
+    va = vmm.allocate(0, (pages + 1) * PAGE, COMMITTED | extra)
     touched = [0, 1, 7, 511, 512, 513, 1024, 1500, pages - 1]
     for page in touched:
         vmm.write(va + page * PAGE, b"touched")
@@ -183,7 +183,7 @@ def test_pages_never_touched_become_holes(vmm: VMM, extra: VmmFlags) -> None:
 
 
 def test_an_enormous_region_that_nobody_touched_costs_nothing(vmm: VMM) -> None:
-    va = vmm.allocate(0, 1 << 30, COMMIT | RW)
+    va = vmm.allocate(0, 1 << 30, COMMITTED)
     vmm.write(va + (1 << 29), b"middle")
     vmm.mdl_create_from_vm(va, 1 << 30, RW)
     assert held(only_file()) == PAGE
@@ -222,7 +222,7 @@ def test_what_is_left_of_a_shareable_region_is_copied(vmm: VMM) -> None:
 @pytest.mark.parametrize("extra", [0, SHAREABLE], ids=["private", "SHAREABLE"])
 def test_locked_pages_stay_resident_and_locked(vmm: VMM, extra: VmmFlags) -> None:
     before = kernel.status("VmLck")
-    va = vmm.allocate(0, 8 * PAGE, COMMIT | RW | LOCKED | extra)
+    va = vmm.allocate(0, 8 * PAGE, COMMITTED | LOCKED | extra)
     vmm.write(va, b"locked")
     vmm.protect(va + 2 * PAGE, 2 * PAGE, READ)
     for first, count in ((0, 3), (3, 5)):
@@ -264,7 +264,7 @@ def test_locked_pages_of_an_ordinary_user_stay_locked_as_far_as_the_limit_allows
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_huge_region_becomes_a_buffer(vmm: VMM, first: int) -> None:
     size = 2 * max(core.huge_page_size(), PAGE)
-    va = vmm.allocate(0, size, COMMIT | RW | VmmFlags.HUGE)
+    va = vmm.allocate(0, size, COMMITTED | VmmFlags.HUGE)
     contents = filled(vmm, va, size // PAGE)
     vmm.decommit(va + size // 2, PAGE)
     vmm.commit(va + size // 2, PAGE)
@@ -280,7 +280,7 @@ def test_a_huge_region_becomes_a_buffer(vmm: VMM, first: int) -> None:
 
 def test_the_commit_charge_of_private_pages_goes_back(vmm: VMM) -> None:
     """In the arena, where the kernel merges these pages with nobody else's."""
-    va = vmm.allocate(ARENA, 1 << 20, COMMIT | RW | FIXED)
+    va = vmm.allocate(ARENA, 1 << 20, COMMITTED | FIXED)
     vmm.write(va, b"x")
     assert "ac" in record_at(va).vm_flags
     vmm.mdl_create_from_vm(va, 1 << 20, RW)
@@ -310,9 +310,9 @@ def wrong_ground() -> Iterator[VMM]:
     try:
         with VMM() as vmm:
             for slot, pages, extra in ((0, 8, 0), (8, 4, 0), (12, 4, 0), (24, 4, 0)):
-                flags = COMMIT | RW | FIXED | VmmFlags(extra)
+                flags = COMMITTED | FIXED | VmmFlags(extra)
                 filled(vmm, vmm.allocate(ARENA + slot * PAGE, pages * PAGE, flags), pages)
-            vmm.allocate(ARENA + 33 * PAGE, 4 * PAGE, COMMIT | RW | FIXED | GUARDS)
+            vmm.allocate(ARENA + 33 * PAGE, 4 * PAGE, COMMITTED | FIXED | GUARDS)
             vmm.decommit(ARENA + 4 * PAGE, PAGE)
             vmm.mdl_map(vmm.mdl_create(4 * PAGE, RW), 0, 4 * PAGE, ARENA + 16 * PAGE, RW | FIXED)
             vmm.mdl_create_from_vm(ARENA + 25 * PAGE, PAGE, READ)

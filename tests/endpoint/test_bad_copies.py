@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from constants import COMMIT
+from constants import RESERVE_COMMIT
 from faces import Face, call
 from kernel_oracle import PAGE
 from refusals import Ground, range_arguments
@@ -121,7 +121,7 @@ def test_write_may_come_from_the_same_pages(ground: Ground) -> None:
 
 def test_a_read_that_no_memory_can_hold_is_out_of_memory(ground: Ground) -> None:
     size = 1 << 45
-    va = ground.vmm.allocate(0, size, COMMIT | VmmFlags.READ)
+    va = ground.vmm.allocate(0, size, RESERVE_COMMIT | VmmFlags.READ)
     got = call(ground.vmm, Face.METHODS, "read", va, size)
     assert got.rc is Retcode.OUT_OF_MEMORY
     assert ground.vmm.read(va + size - 5, 5) == bytes(5)

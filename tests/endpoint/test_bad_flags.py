@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from constants import COMMIT, FIXED, GUARDS, RESERVE, RW
+from constants import COMMITTED, FIXED, GUARDS, RESERVE, RESERVE_COMMIT, RW
 from faces import Face, call
 from kernel_oracle import PAGE
 from model import KNOWN_FLAGS
@@ -39,7 +39,7 @@ def test_illegal_protections_are_invalid_arguments(
 @faces
 @pytest.mark.parametrize("protection", [0, 1, 3, 5, 7], ids=["none", "R", "RW", "RX", "RWX"])
 def test_legal_protections_are_accepted(ground: Ground, face: Face, protection: int) -> None:
-    for method, flags in (("protect", protection), ("allocate", int(COMMIT) | protection)):
+    for method, flags in (("protect", protection), ("allocate", int(RESERVE_COMMIT) | protection)):
         assert call_with(ground, face, method, flags=flags).rc is Retcode.OK
     for method, name in BUFFER_PROTECTIONS.items():
         changed: dict[str, object] = {name: protection}
@@ -93,7 +93,7 @@ def test_an_unknown_flag_is_an_invalid_argument(ground: Ground, face: Face) -> N
     for bit in range(64):
         if KNOWN_FLAGS >> bit & 1:
             continue
-        flags = int(COMMIT | RW) | 1 << bit
+        flags = int(COMMITTED) | 1 << bit
         got = call_with(ground, face, "allocate", flags=flags)
         assert got.rc is Retcode.INVALID_ARGUMENT, bit
         if got.error is not None:
@@ -135,7 +135,7 @@ def test_cache_modes_that_linux_has_not_are_unimplemented(
     ground: Ground, face: Face, mode: str
 ) -> None:
     before = ground.state()
-    flags = int(COMMIT | RW | VmmFlags[mode])
+    flags = int(COMMITTED | VmmFlags[mode])
     got = call_with(ground, face, "allocate", flags=flags)
     assert got.rc is Retcode.UNIMPLEMENTED
     assert got.error is None or names_value(got.error, flags), str(got.error)
@@ -147,7 +147,7 @@ def test_cache_modes_that_linux_has_not_are_unimplemented(
 def test_bad_arguments_come_before_cache_modes_and_these_before_the_range(
     ground: Ground, face: Face, mode: str
 ) -> None:
-    flags = COMMIT | RW | VmmFlags[mode]
+    flags = COMMITTED | VmmFlags[mode]
     bad = ground.hole, PAGE + 1, flags
     assert call(ground.vmm, face, "allocate", *bad).rc is Retcode.INVALID_ARGUMENT
     unknown = ground.hole, PAGE, int(flags) | 1 << 40
@@ -158,6 +158,6 @@ def test_bad_arguments_come_before_cache_modes_and_these_before_the_range(
 
 @faces
 def test_write_back_is_what_every_mapping_has(ground: Ground, face: Face) -> None:
-    got = call_with(ground, face, "allocate", flags=COMMIT | RW | VmmFlags.WRITE_BACK)
+    got = call_with(ground, face, "allocate", flags=COMMITTED | VmmFlags.WRITE_BACK)
     assert got.rc is Retcode.OK
-    assert ground.vmm.query(got.value).flags == COMMIT | RW | VmmFlags.WRITE_BACK
+    assert ground.vmm.query(got.value).flags == COMMITTED | VmmFlags.WRITE_BACK

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
-from constants import COMMIT, FIXED, GUARDS, RESERVE, RW
+from constants import COMMITTED, FIXED, GUARDS, RESERVE, RW
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE, USER_SPACE_END
 from model import LOWEST
@@ -48,7 +48,7 @@ def test_unaligned_addresses_and_sizes_are_invalid_arguments(
 
 
 @faces
-@pytest.mark.parametrize("flags", [COMMIT | RW, COMMIT | RW | FIXED], ids=["plain", "FIXED"])
+@pytest.mark.parametrize("flags", [COMMITTED, COMMITTED | FIXED], ids=["plain", "FIXED"])
 @pytest.mark.parametrize("skew", [1, PAGE // 2, PAGE - 1])
 @pytest.mark.parametrize("where", ["addr", "size", "both"])
 def test_allocate_wants_whole_pages(
@@ -102,7 +102,7 @@ def test_an_allocation_that_overflows_is_an_invalid_argument(
     ground: Ground, face: Face, fixed: int
 ) -> None:
     for addr, size in ((2 * PAGE, (1 << 64) - PAGE), ((1 << 64) - PAGE, 2 * PAGE)):
-        got = call(ground.vmm, face, "allocate", addr, size, COMMIT | RW | fixed)
+        got = call(ground.vmm, face, "allocate", addr, size, COMMITTED | fixed)
         assert got.rc is Retcode.INVALID_ARGUMENT
 
 
@@ -196,7 +196,7 @@ def test_fixed_on_something_already_exists(
 ) -> None:
     before, descriptors = ground.state(), kernel.descriptors()
     addr, size, guards = TAKEN[where](ground)
-    got = call(ground.vmm, face, "allocate", addr, size, COMMIT | RW | FIXED | guards | extra)
+    got = call(ground.vmm, face, "allocate", addr, size, COMMITTED | FIXED | guards | extra)
     assert got.rc is Retcode.ALREADY_EXISTS
     assert got.error is None or names_value(got.error, addr), str(got.error)
     assert ground.state() == before
@@ -209,7 +209,7 @@ def test_fixed_outside_what_a_process_may_have_is_an_invalid_argument(
     ground: Ground, face: Face, where: str
 ) -> None:
     addr, size, guards = UNREACHABLE[where]
-    got = call(ground.vmm, face, "allocate", addr, size, COMMIT | RW | FIXED | guards)
+    got = call(ground.vmm, face, "allocate", addr, size, COMMITTED | FIXED | guards)
     assert got.rc is Retcode.INVALID_ARGUMENT
 
 
@@ -229,7 +229,7 @@ def test_a_preferred_address_that_cannot_be_is_only_a_wish(
         "too high": USER_SPACE_END,
         "far too high": (1 << 64) - 4 * PAGE,
     }[where]
-    got = call(ground.vmm, face, "allocate", addr, 2 * PAGE, COMMIT | RW)
+    got = call(ground.vmm, face, "allocate", addr, 2 * PAGE, COMMITTED)
     assert got.rc is Retcode.OK
     assert LOWEST <= got.value <= USER_SPACE_END - 2 * PAGE
     if where != "too low":

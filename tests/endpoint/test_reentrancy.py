@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from constants import COMMIT, RW
+from constants import COMMITTED
 from faces import Face, call
 from kernel_oracle import PAGE
 from refusals import HANDLE_METHODS, PARAMETERS, Ground, call_with, faces, good_arguments
@@ -100,7 +100,7 @@ def test_the_collector_may_run_finalizers_inside_a_call(ground: Ground) -> None:
                 call(vmm, face, "free", ground.hole, PAGE)
                 call(vmm, face, "decommit", ground.reserved, PAGE)
                 call(vmm, face, "commit", "wrong", PAGE)
-                got = call(vmm, face, "allocate", 0, PAGE, COMMIT | RW)
+                got = call(vmm, face, "allocate", 0, PAGE, COMMITTED)
                 assert call(vmm, face, "free", got.value, PAGE).rc is Retcode.OK
             vmm.read(va, 10)
     finally:

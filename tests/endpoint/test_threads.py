@@ -19,7 +19,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import in_own_process
-from constants import COMMIT, FIXED, LOCKED, PERMISSIONS, RESERVE, RW, SHAREABLE
+from constants import COMMITTED, FIXED, LOCKED, PERMISSIONS, RESERVE, RESERVE_COMMIT, RW, SHAREABLE
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmFlags
@@ -158,7 +158,7 @@ def close_under_calls(rounds: int) -> None:
         vmm = VMM()
         kept.append(vmm)
         va = vmm.allocate(
-            ARENA, PAGES * PAGE, COMMIT | FIXED | RW | VmmFlags((0, SHAREABLE)[turn % 2])
+            ARENA, PAGES * PAGE, RESERVE_COMMIT | FIXED | RW | VmmFlags((0, SHAREABLE)[turn % 2])
         )
         closing = threading.Event()
 
@@ -201,7 +201,7 @@ def close_under_queries(rounds: int) -> None:
     before = kernel.descriptors()
     for _ in range(rounds):
         vmm = VMM()
-        va = vmm.allocate(0, PAGE, COMMIT | RW)
+        va = vmm.allocate(0, PAGE, COMMITTED)
         asked = threading.Event()
 
         def ask(vmm: VMM = vmm, va: int = va, asked: threading.Event = asked) -> None:
@@ -225,7 +225,7 @@ def drop_views_and_close(rounds: int) -> None:
     sys.setswitchinterval(1e-5)
     for _ in range(rounds):
         vmm = VMM()
-        va = vmm.allocate(ARENA, PAGES * PAGE, COMMIT | FIXED | RW)
+        va = vmm.allocate(ARENA, PAGES * PAGE, RESERVE_COMMIT | FIXED | RW)
         views = [[vmm.view(va + page * PAGE, PAGE * 9) for page in range(0, 100, 7)] for _ in "abc"]
         in_threads(vmm.close, *(own.clear for own in views))
         assert kernel.maps_between(ARENA, ARENA_END) == []
@@ -242,7 +242,7 @@ def make_and_drop(rounds: int) -> None:
     def work() -> None:
         for _ in range(rounds):
             with VMM() as vmm:
-                va = vmm.allocate(0, 3 * PAGE, COMMIT | RW | VmmFlags.LOW_GUARD)
+                va = vmm.allocate(0, 3 * PAGE, COMMITTED | VmmFlags.LOW_GUARD)
                 assert vmm.write(va, b"mine") == 4
                 assert vmm.query(va, smaps=False).kind is PageKind.PRIVATE
 
@@ -258,7 +258,7 @@ def test_vmms_are_made_and_closed_in_many_threads() -> None:
 
 def test_a_view_of_one_thread_makes_anothers_calls_busy() -> None:
     with VMM() as vmm:
-        va = vmm.allocate(0, 4 * PAGE, COMMIT | RW)
+        va = vmm.allocate(0, 4 * PAGE, COMMITTED)
         held, done = threading.Event(), threading.Event()
         answers: list[Retcode] = []
 
@@ -291,7 +291,7 @@ def test_what_one_thread_writes_another_reads() -> None:
         contents: list[bytes] = []
 
         def writer() -> None:
-            places.append(vmm.allocate(0, 200 * PAGE, COMMIT | RW))
+            places.append(vmm.allocate(0, 200 * PAGE, COMMITTED))
             vmm.write(places[0], b"from the other thread" * 1000)
             written.set()
 
@@ -311,7 +311,7 @@ def test_vmms_of_two_threads_do_not_see_each_others_regions() -> None:
     def work(number: int) -> None:
         seen: Counter[Retcode] = Counter()
         with VMM() as vmm:
-            places[number] = own = vmm.allocate(0, 4 * PAGE, COMMIT | RW)
+            places[number] = own = vmm.allocate(0, 4 * PAGE, COMMITTED)
             vmm.write(own, bytes([number + 1]) * 4 * PAGE)
             both.wait()
             other = places[1 - number]
@@ -348,7 +348,7 @@ class Case:
     def __init__(self, method: str) -> None:
         self.vmm = VMM()
         self.data = bytes(LONG)
-        self.locked = self.vmm.allocate(0, LONG, COMMIT | RW | LOCKED)
+        self.locked = self.vmm.allocate(0, LONG, COMMITTED | LOCKED)
         self.prepare = getattr(self, f"prepare_{method}", lambda: None)
         self.call = getattr(self, f"call_{method}")
 
@@ -370,11 +370,11 @@ class Case:
 
     def call_allocate(self) -> None:
         """Every page gets memory; close gives it back."""
-        self.vmm.allocate(0, LONG, COMMIT | RW | LOCKED)
+        self.vmm.allocate(0, LONG, COMMITTED | LOCKED)
 
     def prepare_free(self) -> None:
         """Make what the call frees."""
-        self.locked = self.vmm.allocate(0, LONG, COMMIT | RW | LOCKED)
+        self.locked = self.vmm.allocate(0, LONG, COMMITTED | LOCKED)
 
     def call_free(self) -> None:
         """Every page loses its memory."""
@@ -404,7 +404,7 @@ class Case:
         """Make what the call closes."""
         self.vmm.close()
         self.vmm = VMM()
-        self.vmm.allocate(0, LONG, COMMIT | RW | LOCKED)
+        self.vmm.allocate(0, LONG, COMMITTED | LOCKED)
 
     def call_close(self) -> None:
         """Every page loses its memory."""

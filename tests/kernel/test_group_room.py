@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from children import TESTS_IMPORTABLE, run_child
-from constants import COMMIT, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, GIB, LOCKED, MIB, RW
+from constants import COMMITTED, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, GIB, LOCKED, MIB, RW
 from forked import in_child
 from kernel_oracle import PAGE, descriptors, libc, present_pages
 from memory_groups import cgroup, in_place
@@ -213,10 +213,10 @@ class Ground:
 
     def __init__(self, vmm: VMM) -> None:
         self.vmm = vmm
-        self.private = vmm.allocate(0, SIZE, COMMIT)
-        self.shareable = vmm.allocate(0, SIZE, COMMIT | VmmFlags.SHAREABLE)
+        self.private = vmm.allocate(0, SIZE, COMMITTED)
+        self.shareable = vmm.allocate(0, SIZE, COMMITTED | VmmFlags.SHAREABLE)
         self.locked = vmm.allocate(0, SIZE, RW | VmmFlags.RESERVE | LOCKED)
-        self.touched = vmm.allocate(0, SIZE, COMMIT)
+        self.touched = vmm.allocate(0, SIZE, COMMITTED)
         vmm.write(self.touched, b"t" * SIZE)
         self.handle = vmm.mdl_create(SIZE, RW)
         self.mapped = vmm.mdl_map(self.handle, 0, SIZE, 0, RW)
@@ -243,8 +243,10 @@ CALLS: dict[str, Callable[[Ground], object]] = {
     "write to SHAREABLE pages": lambda on: on.vmm.write(on.shareable, b"x"),
     "write to a buffer": lambda on: on.vmm.write(on.mapped, b"x" * SIZE),
     "read holes": lambda on: on.vmm.read(on.mapped, 1),
-    "allocate": lambda on: on.vmm.allocate(0, SIZE, COMMIT | LOCKED),
-    "allocate SHAREABLE": lambda on: on.vmm.allocate(0, SIZE, COMMIT | LOCKED | VmmFlags.SHAREABLE),
+    "allocate": lambda on: on.vmm.allocate(0, SIZE, COMMITTED | LOCKED),
+    "allocate SHAREABLE": lambda on: on.vmm.allocate(
+        0, SIZE, COMMITTED | LOCKED | VmmFlags.SHAREABLE
+    ),
     "commit": lambda on: on.vmm.commit(on.locked, SIZE),
     "commit_ranges": lambda on: on.vmm.commit_ranges(
         [(on.locked, PAGE), (on.locked + 2 * PAGE, PAGE)]
@@ -339,7 +341,7 @@ def test_of_a_copy_larger_than_the_room_only_what_takes_memory_counts(
     tmp_path: Path, version: str
 ) -> None:
     with group_of(tmp_path, version, 64 * MIB, 0), VMM() as vmm:
-        va = vmm.allocate(0, 24 * MIB, COMMIT)
+        va = vmm.allocate(0, 24 * MIB, COMMITTED)
         vmm.write(va, b"x" * 16 * MIB)
         use(tmp_path, version, 50 * MIB)
         # Eight of these take memory, and twelve are to be had.
@@ -442,7 +444,7 @@ def fill_by_default(root: str) -> None:
     """In a process with a group that is full, as its first VMM finds it."""
     from pathlib import Path
 
-    from constants import COMMIT
+    from constants import COMMITTED
     from memory_groups import cgroup
     from vmm_linux import VMM
     from vmm_linux._core import default_limits, memory_group
@@ -451,7 +453,7 @@ def fill_by_default(root: str) -> None:
     group = cgroup(Path(root), "v2", {"": (f"{64 << 20}", 0, 0, 0)})
     memory_group.memory_group = lambda: group
     with VMM() as vmm:
-        va = vmm.allocate(0, 1 << 20, COMMIT)
+        va = vmm.allocate(0, 1 << 20, COMMITTED)
         (Path(root) / "memory.current").write_text(f"{64 << 20}\n")
         try:
             while True:

@@ -13,7 +13,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import run_child
-from constants import COMMIT, FIXED, GUARDS, LOCKED, READ, RESERVE, RW, SHAREABLE
+from constants import COMMITTED, FIXED, GUARDS, LOCKED, READ, RESERVE, RESERVE_COMMIT, RW, SHAREABLE
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, Limits, PageKind, Retcode, VmmFlags
@@ -33,13 +33,15 @@ from walls import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.alone
+
 
 # ---- resource limits -----------------------------------------------------------------------------
 
 
 def small_arena(vmm: VMM) -> None:
     """A region with committed, written pages, so that State has something to compare."""
-    vmm.allocate(ARENA, 16 * PAGE, COMMIT | FIXED | RW)
+    vmm.allocate(ARENA, 16 * PAGE, RESERVE_COMMIT | FIXED | RW)
     vmm.write(ARENA, b"contents" * (16 * PAGE // 8))
 
 
@@ -48,10 +50,15 @@ def short_of_address_space() -> None:
     with VMM() as vmm:
         small_arena(vmm)
         limit(resource.RLIMIT_AS, kernel.status("VmSize") + 64 * MEBI)
-        for flags in (RESERVE, COMMIT | RW, COMMIT | RW | SHAREABLE, RESERVE | GUARDS):
+        for flags in (
+            RESERVE,
+            COMMITTED,
+            COMMITTED | SHAREABLE,
+            RESERVE | GUARDS,
+        ):
             rc, message = refusal(vmm, "allocate", 0, 128 * MEBI, flags)
             assert (rc, "RLIMIT_AS" in message) == (Retcode.QUOTA_EXCEEDED, True), message
-        va = vmm.allocate(0, 16 * MEBI, COMMIT | RW)
+        va = vmm.allocate(0, 16 * MEBI, COMMITTED)
         vmm.free(va, 16 * MEBI)
 
 
@@ -74,18 +81,18 @@ def short_of_data() -> None:
         small_arena(vmm)
         big = ARENA + 32 * PAGE
         vmm.allocate(big, 128 * MEBI, RESERVE | FIXED | RW)
-        readable = vmm.allocate(0, 128 * MEBI, COMMIT | READ)
+        readable = vmm.allocate(0, 128 * MEBI, RESERVE_COMMIT | READ)
         limit(resource.RLIMIT_DATA, kernel.status("VmData") + 64 * MEBI)
         calls: list[tuple[str, tuple[int, ...]]] = [
             ("commit", (big, 128 * MEBI)),
             ("protect", (readable, 128 * MEBI, RW)),
-            ("allocate", (0, 128 * MEBI, COMMIT | RW)),
+            ("allocate", (0, 128 * MEBI, COMMITTED)),
         ]
         for method, arguments in calls:
             rc, message = refusal(vmm, method, *arguments)
             assert (rc, "RLIMIT_DATA" in message) == (Retcode.QUOTA_EXCEEDED, True), message
         vmm.commit(big, 16 * MEBI)
-        for flags in (RESERVE | RW, COMMIT | READ, COMMIT | RW | SHAREABLE):
+        for flags in (RESERVE | RW, RESERVE_COMMIT | READ, COMMITTED | SHAREABLE):
             vmm.allocate(0, 128 * MEBI, flags)
 
 
@@ -99,7 +106,7 @@ def not_the_limits_fault() -> None:
         assert (rc, "RLIMIT" in message) == (Retcode.OUT_OF_MEMORY, False), message
         limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
         limit(resource.RLIMIT_DATA, kernel.status("VmData") + 64 * MEBI)
-        flags = COMMIT | RW | SHAREABLE | LOCKED
+        flags = COMMITTED | SHAREABLE | LOCKED
         rc, message = refusal(vmm, "allocate", 0, huge, flags)
         assert (rc, "RLIMIT" in message) == (Retcode.OUT_OF_MEMORY, False), message
 
@@ -139,7 +146,7 @@ def short_of_descriptors() -> None:
         vmm.query(ARENA)  # the descriptors that Query keeps are open from here on
         place = ARENA + 20 * PAGE
         before = kernel.descriptors()
-        flags = COMMIT | RW | FIXED | SHAREABLE
+        flags = COMMITTED | FIXED | SHAREABLE
         limit(resource.RLIMIT_NOFILE, 0)
         outcomes = [
             call(vmm, face, "allocate", place, PAGE, flags | extra)
@@ -167,7 +174,9 @@ def lock_within(pages_allowed: int, backing: int) -> None:
     limit(resource.RLIMIT_MEMLOCK, pages_allowed * PAGE)
     for protection in (RW, READ, READ | VmmFlags.EXECUTE):
         with VMM() as vmm:
-            va = vmm.allocate(0, 64 * PAGE, COMMIT | LOCKED | protection | VmmFlags(backing))
+            va = vmm.allocate(
+                0, 64 * PAGE, RESERVE_COMMIT | LOCKED | protection | VmmFlags(backing)
+            )
             for smaps in (False, True):
                 infos = [vmm.query(va + page * PAGE, smaps) for page in range(64)]
                 assert [info.locked for info in infos] == [True] * pages + [False] * (64 - pages)
@@ -208,16 +217,16 @@ def more_than_the_machine_has() -> None:
         small_arena(vmm)
         big = vmm.allocate(ARENA + 20 * PAGE, too_much, RESERVE | FIXED | RW)
         locked = vmm.allocate(0, too_much, RESERVE | RW | LOCKED)
-        readable = vmm.allocate(0, too_much, COMMIT | READ)
+        readable = vmm.allocate(0, too_much, RESERVE_COMMIT | READ)
         charge = kernel.charged_bytes()
         calls: list[tuple[str, tuple[int, ...]]] = [
             ("commit", (big, too_much)),
             ("commit", (locked, too_much)),
             ("protect", (readable, too_much, RW)),
-            ("allocate", (0, too_much, COMMIT | RW)),
-            ("allocate", (0, too_much, COMMIT | RW | LOCKED)),
-            ("allocate", (0, too_much, COMMIT | READ | LOCKED)),
-            ("allocate", (0, too_much, COMMIT | RW | LOCKED | SHAREABLE)),
+            ("allocate", (0, too_much, COMMITTED)),
+            ("allocate", (0, too_much, COMMITTED | LOCKED)),
+            ("allocate", (0, too_much, RESERVE_COMMIT | READ | LOCKED)),
+            ("allocate", (0, too_much, COMMITTED | LOCKED | SHAREABLE)),
         ]
         size = kernel.status("VmSize")
         for method, arguments in calls:
@@ -244,7 +253,7 @@ def more_shared_memory_than_is_available() -> None:
         small_arena(vmm)
         size = (available + available // 8) // PAGE * PAGE
         rss = kernel.status("RssShmem")
-        rc, message = refusal(vmm, "allocate", 0, size, COMMIT | RW | LOCKED | SHAREABLE)
+        rc, message = refusal(vmm, "allocate", 0, size, COMMITTED | LOCKED | SHAREABLE)
         assert rc is Retcode.OUT_OF_MEMORY, message
         assert kernel.status("RssShmem") == rss
 

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 import kernel_oracle as kernel
-from constants import COMMIT, FIXED, GUARDS, LOCKED, READ, RESERVE, RW, SHAREABLE
+from constants import COMMITTED, FIXED, GUARDS, LOCKED, READ, RESERVE, RESERVE_COMMIT, RW, SHAREABLE
 from faces import Face, call
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmFlags
@@ -34,7 +34,7 @@ def fill_and_fail() -> None:
     """Every method at the wall."""
     steady_heap()
     with VMM() as vmm:
-        vmm.allocate(ARENA, 16 * PAGE, COMMIT | FIXED | RW)
+        vmm.allocate(ARENA, 16 * PAGE, RESERVE_COMMIT | FIXED | RW)
         vmm.write(ARENA, bytes(range(256)) * (16 * PAGE // 256))
         reserved = vmm.allocate(ARENA + 20 * PAGE, 16 * PAGE, RESERVE | FIXED | RW)
         before_filling = kernel.mapping_count()
@@ -48,9 +48,9 @@ def fill_and_fail() -> None:
             ("free", (ARENA + 5 * PAGE, PAGE)),
             ("free", (reserved + 5 * PAGE, PAGE)),
             ("allocate", (ARENA + 40 * PAGE, PAGE, RESERVE | FIXED)),
-            ("allocate", (ARENA + 40 * PAGE, PAGE, COMMIT | RW | FIXED | GUARDS)),
-            ("allocate", (ARENA + 40 * PAGE, PAGE, COMMIT | RW | FIXED | SHAREABLE)),
-            ("allocate", (ARENA + 40 * PAGE, PAGE, COMMIT | RW | FIXED | LOCKED)),
+            ("allocate", (ARENA + 40 * PAGE, PAGE, COMMITTED | FIXED | GUARDS)),
+            ("allocate", (ARENA + 40 * PAGE, PAGE, COMMITTED | FIXED | SHAREABLE)),
+            ("allocate", (ARENA + 40 * PAGE, PAGE, COMMITTED | FIXED | LOCKED)),
         ]
         for method, arguments in calls:
             rc, message = refusal(vmm, method, *arguments)
@@ -136,7 +136,7 @@ def first_huge_region_at_the_wall() -> None:
         singles = Singles()
         for room in range(6):
             singles.leave(room)
-            got = call(vmm, Face.METHODS, "allocate", 0, PAGE, COMMIT | RW | VmmFlags.HUGE)
+            got = call(vmm, Face.METHODS, "allocate", 0, PAGE, COMMITTED | VmmFlags.HUGE)
             assert got.rc in {Retcode.OK, Retcode.OUT_OF_MEMORY}, got.error
 
 

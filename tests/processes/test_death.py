@@ -22,7 +22,7 @@ import pytest
 import kernel_oracle as kernel
 import leaks
 from children import TESTS_IMPORTABLE, run_child
-from constants import COMMIT, READ, RW
+from constants import COMMITTED, READ, RW
 from kernel_oracle import PAGE
 from vmm_linux import VMM, Rights
 from vmm_linux._tools.children import die_with_parent
@@ -110,7 +110,7 @@ def create(side: Side) -> None:
             plan = Plan.of(side.seed, number)
             size = plan.pages * PAGE
             if plan.kind == "converted":
-                va = vmm.allocate(0, size, COMMIT | RW)
+                va = vmm.allocate(0, size, COMMITTED)
                 vmm.write(va, plan.creators)
                 handle = vmm.mdl_create_from_vm(va, size, RW)
             elif plan.kind == "frozen":

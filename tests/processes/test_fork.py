@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kernel_oracle as kernel
-from constants import COMMIT, FIXED, LOCKED, RESERVE, RW, SHAREABLE
+from constants import FIXED, LOCKED, RESERVE, RESERVE_COMMIT, RW, SHAREABLE
 from faces import Face, call
 from forked import Waiting, in_child
 from inherited import outcome, region
@@ -203,7 +203,7 @@ def test_query_in_a_child_answers_about_the_child(
         vmm.query(va)  # whatever descriptors it keeps, it has from here on
 
         def child() -> list[object]:
-            vmm.allocate(ARENA, 2 * PAGE, COMMIT | FIXED | RW)
+            vmm.allocate(ARENA, 2 * PAGE, RESERVE_COMMIT | FIXED | RW)
             vmm.write(ARENA, b"x")
             vmm.free(va + 4 * PAGE, PAGE)
             foreign = ARENA + 8 * PAGE
@@ -237,7 +237,7 @@ def record(vmm: VMM, va: int) -> list[int]:
 
 
 def test_the_smaps_record_in_a_child_is_the_childs(vmm: VMM) -> None:
-    va = vmm.allocate(ARENA, 8 * PAGE, COMMIT | FIXED | RW)
+    va = vmm.allocate(ARENA, 8 * PAGE, RESERVE_COMMIT | FIXED | RW)
     vmm.write(va, bytes(2 * PAGE))
     assert record(vmm, va) == [2 * PAGE, 2 * PAGE, 2 * PAGE]
 
@@ -254,7 +254,7 @@ def test_the_smaps_record_in_a_child_is_the_childs(vmm: VMM) -> None:
 
 @backings
 def test_locked_pages_are_not_locked_in_a_child(vmm: VMM, backing: int) -> None:
-    va = vmm.allocate(0, 4 * PAGE, COMMIT | LOCKED | RW | VmmFlags(backing))
+    va = vmm.allocate(0, 4 * PAGE, RESERVE_COMMIT | LOCKED | RW | VmmFlags(backing))
 
     def locked() -> list[object]:
         answers = [vmm.query(va, smaps).locked for smaps in (False, True)]
@@ -265,7 +265,7 @@ def test_locked_pages_are_not_locked_in_a_child(vmm: VMM, backing: int) -> None:
 
     def commit_again() -> list[object]:
         vmm.free(va, PAGE)
-        own = vmm.allocate(0, 2 * PAGE, COMMIT | LOCKED | RW | VmmFlags(backing))
+        own = vmm.allocate(0, 2 * PAGE, RESERVE_COMMIT | LOCKED | RW | VmmFlags(backing))
         return [vmm.query(own).locked, vmm.query(own).resident, vmm.query(va + PAGE).locked]
 
     assert in_child(commit_again) == [True, True, False]
@@ -322,7 +322,7 @@ def test_a_grandchild_is_to_its_parent_as_a_child_is(vmm: VMM) -> None:
         vmm.write(private, b"grand!")
         vmm.write(shared, b"grand!")
         codes = [outcome(vmm, "decommit", shared, PAGE), outcome(vmm, "decommit", private, PAGE)]
-        vmm.allocate(ARENA, PAGE, COMMIT | FIXED | RW)
+        vmm.allocate(ARENA, PAGE, RESERVE_COMMIT | FIXED | RW)
         return [codes, vmm.query(ARENA).kind.name]
 
     def child() -> list[object]:

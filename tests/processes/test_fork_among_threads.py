@@ -16,7 +16,7 @@ import warnings
 import pytest
 
 from children import in_own_process
-from constants import COMMIT, RESERVE, RW, SHAREABLE
+from constants import COMMITTED, RESERVE, RW, SHAREABLE
 from faces import Face, call
 from forked import in_child
 from inherited import outcome, region
@@ -41,21 +41,21 @@ def hammer(vmm: VMM, seed: int, stop: threading.Event) -> None:
             arguments = (va, b"x" * size)
         call(vmm, Face.METHODS, method, *arguments)
         with VMM() as other:
-            other.allocate(0, PAGE, COMMIT | RW)
+            other.allocate(0, PAGE, COMMITTED)
 
 
 def use(vmm: VMM, shared: int) -> None:
     """Everything a child might do with a VMM that threads of its parent were using."""
     vmm._check()
     assert vmm.query(shared).kind is PageKind.PRIVATE
-    va = vmm.allocate(0, 100 * PAGE, COMMIT | RW)
+    va = vmm.allocate(0, 100 * PAGE, COMMITTED)
     vmm.write(va, b"child!" * 1000)
     assert vmm.read(va, 6) == b"child!"
     vmm.decommit(va, PAGE)
     vmm.free(va, 100 * PAGE)
     assert outcome(vmm, "decommit", shared, PAGE) is Retcode.INVALID_OPERATION
     with VMM() as other:
-        other.write(other.allocate(0, PAGE, COMMIT | RW), b"x")
+        other.write(other.allocate(0, PAGE, COMMITTED), b"x")
     vmm._check()
     vmm.close()
 

@@ -15,7 +15,7 @@ import pytest
 
 from children import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 CYTHON = ROOT / "cython_src"
 #: Where the wheel has the modules, without the suffix of this interpreter's.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kernel_oracle as kernel
-from constants import COMMIT, RW, RWX
+from constants import COMMITTED, RW, RWX
 from kernel_oracle import PAGE
 from vmm_linux import VMM, Handle, Retcode, VmmError, VmmFlags
 
@@ -166,5 +166,5 @@ def buffer(vmm: VMM, pages: int = 8, prot: int = RWX) -> tuple[Handle, int, byte
 
 def region(vmm: VMM, pages: int = 8, extra: int = 0) -> tuple[int, bytes]:
     """A committed region of private pages, and its contents."""
-    va = vmm.allocate(0, pages * PAGE, COMMIT | RW | VmmFlags(extra))
+    va = vmm.allocate(0, pages * PAGE, COMMITTED | VmmFlags(extra))
     return va, filled(vmm, va, pages)

@@ -13,12 +13,12 @@ RW: Final = VmmFlags.READ | VmmFlags.WRITE
 RX: Final = VmmFlags.READ | VmmFlags.EXECUTE
 RWX: Final = VmmFlags.RWX_MASK
 RESERVE: Final = VmmFlags.RESERVE
-#: Reserve and commit in one call.
-COMMIT: Final = VmmFlags.RESERVE | VmmFlags.COMMIT
+COMMIT: Final = VmmFlags.COMMIT
+RESERVE_COMMIT: Final = RESERVE | COMMIT
 #: Reserve pages that can be read and written once they are committed.
 RESERVED: Final = RESERVE | RW
 #: Reserve and commit pages that can be read and written.
-COMMITTED: Final = COMMIT | RW
+COMMITTED: Final = RESERVE_COMMIT | RW
 FIXED: Final = VmmFlags.FIXED
 #: Between guards a region is a mapping of its own, which the kernel merges with nothing.
 GUARDS: Final = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD

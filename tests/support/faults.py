@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from children import TESTS_IMPORTABLE, run_child
-from constants import GUARDS, RW, RX
+from constants import COMMIT, GUARDS, RESERVE, RW, RX
 from forked import in_child
 from kernel_oracle import ARENA, PAGE, descriptors, guarded_pages, present_pages
 from vmm_linux import VMM, Handle, PageKind, Retcode, Rights, VmmError, VmmFlags
@@ -467,7 +467,6 @@ def shortened(value: object) -> str:
 
 NONE = VmmFlags(0)
 R = VmmFlags.READ
-RESERVE, COMMIT, LOCKED = VmmFlags.RESERVE, VmmFlags.COMMIT, VmmFlags.LOCKED
 FIXED, HUGE, SHAREABLE = VmmFlags.FIXED, VmmFlags.HUGE, VmmFlags.SHAREABLE
 SHARED = GUARDS | VmmFlags.SHAREABLE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 import kernel_oracle as kernel
-from constants import COMMIT, RW
+from constants import COMMITTED, RW
 from faces import Face, call
 from kernel_oracle import PAGE
 from vmm_linux import VMM, Handle, Retcode, VmmFlags
@@ -13,7 +13,7 @@ from vmm_linux import VMM, Handle, Retcode, VmmFlags
 
 def region(vmm: VMM, backing: int, pages: int = 8) -> int:
     """A committed region that begins with ``parent``."""
-    va = vmm.allocate(0, pages * PAGE, COMMIT | RW | VmmFlags(backing))
+    va = vmm.allocate(0, pages * PAGE, COMMITTED | VmmFlags(backing))
     vmm.write(va, b"parent")
     return va
 

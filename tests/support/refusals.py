@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 import kernel_oracle as kernel
-from constants import COMMIT, FIXED, GUARDS, RESERVE, RW
+from constants import COMMITTED, FIXED, GUARDS, RESERVE, RESERVE_COMMIT, RW
 from faces import Face, Outcome, call
 from kernel_oracle import ARENA, PAGE, USER_SPACE_END
 from model import LOWEST
@@ -59,12 +59,12 @@ class Ground(NamedTuple):
 def make_ground() -> Iterator[Ground]:
     """Regions at known places, of eight pages and four, filled where they can be."""
     places = {
-        "committed": (16, 8, COMMIT | RW),
-        "neighbour": (24, 4, COMMIT | RW),
-        "guarded": (33, 4, COMMIT | RW | GUARDS),
+        "committed": (16, 8, COMMITTED),
+        "neighbour": (24, 4, COMMITTED),
+        "guarded": (33, 4, COMMITTED | GUARDS),
         "reserved": (40, 4, RESERVE | RW),
-        "read_only": (48, 4, COMMIT | VmmFlags.READ),
-        "no_access": (56, 4, COMMIT),
+        "read_only": (48, 4, RESERVE_COMMIT | VmmFlags.READ),
+        "no_access": (56, 4, RESERVE_COMMIT),
     }
     hole, foreign = ARENA + 28 * PAGE, ARENA + 64 * PAGE
     kernel.map_at(foreign, PAGE, kernel.PROT_READ | kernel.PROT_WRITE)
@@ -154,7 +154,7 @@ def good_arguments(ground: Ground, method: str) -> dict[str, Any]:
         "addr": 0,
         "va": ground.committed,
         "size": PAGE,
-        "flags": int(COMMIT | RW) if method == "allocate" else 1,
+        "flags": int(COMMITTED) if method == "allocate" else 1,
         "data": b"x",
         "handle": ground.handle,
         "originHandle": ground.handle,
