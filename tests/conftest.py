@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from pathlib import Path
 
+    from xdist.remote import Producer
+    from xdist.scheduler import Scheduling
+
     from refusals import Ground
     from vmm_linux import VMM, Event
 
 # Before anything can start a thread: tests that fork must be the only thread there is.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 leaks.quieten_libc()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("MALLOC_ARENA_MAX", None)  # not for the children of tests; see below
 
 BEGINNING = pytest.StashKey[leaks.Snapshot | None]()
 #: How long garbage and joined threads may take to vanish, in seconds.
@@ -53,14 +58,22 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-# First, as pytest-xdist reads the groups in this hook too.
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Start processes in which pytest-xdist's thread has the same memory of malloc's as others."""
+    os.environ["MALLOC_ARENA_MAX"] = "1"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    """Give what needs the machine for itself to one of the processes."""
+    from scheduling import OneAfterTheOther
+
+    return OneAfterTheOther(config, log) if config.getoption("dist") == "load" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests that need the machine to one process; leave out those of other programs."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.get_closest_marker("alone"):
-                item.add_marker(pytest.mark.xdist_group("alone"))
+    """Leave out the tests of other programs, unless everything is asked for."""
     if config.getoption("--all"):
         return
     left_out = [item for item in items if any(map(item.get_closest_marker, REAL_INPUT))]

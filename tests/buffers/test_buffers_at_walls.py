@@ -33,8 +33,6 @@ from walls import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.alone
-
 
 #: Where, inside the arena of the limits' tests, buffers are mapped.
 PLACE = ARENA + 20 * PAGE

@@ -33,8 +33,6 @@ from constants import GIB
 from kernel_oracle import PAGE
 from vmm_linux.endpoint import Endpoint
 
-pytestmark = pytest.mark.alone
-
 #: The steps: method, return code. Those of the other process begin with ``peer``.
 STEPS = [
     ("Allocate", "rcOk"),

@@ -20,8 +20,6 @@ from vmm_linux.doctor import FEATURES, Diagnosis, Setting, diagnose
 from vmm_linux.doctor.checks import TRIALS, Check, Trial, attempt, expect
 from vmm_linux.doctor.kernel_settings import UNLIMITED, chosen, settings_of
 
-pytestmark = pytest.mark.alone
-
 #: What a child answers that may not do what its test needs.
 CANNOT_UNMOUNT = 77
 LIMIT_NAMES = {

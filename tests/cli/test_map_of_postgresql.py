@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [
-    pytest.mark.alone,
     pytest.mark.postgresql,
     pytest.mark.skipif(
         PROGRAMS is None, reason="PostgreSQL is missing: apt-get install postgresql"

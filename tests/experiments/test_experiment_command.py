@@ -21,8 +21,6 @@ from commands import SCRIPT, environment, run, run_on_terminal
 from onlookers import wait_until
 from vmm_linux.experiments._framework.catalogue import catalogue, chosen
 
-pytestmark = pytest.mark.alone
-
 NAMES = [each.name for each in catalogue()]
 #: A command line that acts as if matplotlib were not installed.
 HIDDEN = "import sys; sys.modules['matplotlib'] = None"

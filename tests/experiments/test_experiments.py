@@ -41,8 +41,6 @@ from vmm_linux.experiments._framework.words import claim_cells
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.alone
-
 
 NAMES = [each.name for each in catalogue()]
 QUICK = Order(quick=True, seed=1, repeat=1, memory=512 * MIB)

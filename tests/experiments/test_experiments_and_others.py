@@ -11,8 +11,6 @@ from children import run_child
 from readme import rows_of
 from vmm_linux.experiments.rights import ATTACKS, CHANGED, USERS
 
-pytestmark = pytest.mark.alone
-
 
 def be_killed_half_way() -> None:
     """Make what kill -9 leaves behind, name it, and have the whole group killed."""

@@ -24,7 +24,7 @@ from vmm_linux._core.default_limits import (
 from vmm_linux._core.memory_group import memory_group
 
 #: Of ``vmm``.
-pytestmark = [pytest.mark.unlimited, pytest.mark.alone]
+pytestmark = pytest.mark.unlimited
 
 
 # ---- defaults ------------------------------------------------------------------------------------

@@ -33,8 +33,6 @@ from walls import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.alone
-
 
 # ---- resource limits -----------------------------------------------------------------------------
 

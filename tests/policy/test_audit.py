@@ -18,7 +18,7 @@ from children import run_child
 from commands import run
 from constants import READ, RESERVED, RW
 from kernel_oracle import PAGE
-from vmm_linux import VMM, Retcode, Rights, VmmError, VmmFlags
+from vmm_linux import VMM, Retcode, Rights, VmmError
 from vmm_linux.audit import Audit, Record
 from vmm_linux.cli.audit_file import read
 from vmm_linux.errors import InvalidArgument, InvalidOperation
@@ -221,7 +221,7 @@ def send_from_another_process(address: str, path: str) -> None:
     import os
     import socket
 
-    from vmm_linux import VMM, Rights, Seal
+    from vmm_linux import VMM, Rights, Seal, VmmFlags
     from vmm_linux.audit import Audit
 
     page = os.sysconf("SC_PAGE_SIZE")

@@ -20,7 +20,7 @@ from children import ROOT, run_child
 from constants import RESERVED
 from forked import in_child
 from kernel_oracle import PAGE
-from vmm_linux import VMM, PageState, Retcode, VmmFlags
+from vmm_linux import VMM, PageState, Retcode
 from vmm_linux.audit import Audit
 from vmm_linux.cli.audit_file import read
 from vmm_linux.errors import SecurityDisallow
@@ -355,7 +355,7 @@ def audit_on_small_and_read_only_disks() -> None:
     import warnings
     from pathlib import Path
 
-    from vmm_linux import VMM, Retcode
+    from vmm_linux import VMM, Retcode, VmmFlags
     from vmm_linux.audit import Audit
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -411,7 +411,7 @@ def audit_as_anybody() -> None:
     import tempfile
     from pathlib import Path
 
-    from vmm_linux import VMM
+    from vmm_linux import VMM, VmmFlags
     from vmm_linux.audit import Audit
 
     with tempfile.TemporaryDirectory() as folder:
@@ -453,7 +453,7 @@ def try_watched_calls() -> None:
 
     from faults import Faults, Mode, surroundings
     from kernel_oracle import PAGE
-    from vmm_linux import VMM, VmmError
+    from vmm_linux import VMM, VmmError, VmmFlags
     from vmm_linux.audit import Audit
     from vmm_linux.policy import Policy
 
@@ -494,7 +494,7 @@ def close_without_memory(failure: str) -> None:
 
     from faults import Faults, Mode, surroundings
     from kernel_oracle import PAGE
-    from vmm_linux import VMM
+    from vmm_linux import VMM, VmmFlags
     from vmm_linux.audit import Audit
 
     told: list[str] = []

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.alone
-
 BENCH = (sys.executable, str(ROOT / "scripts" / "bench"))
 #: A Python that runs scripts/bench as if the modules that its first argument names were missing.
 WITHOUT = (

@@ -15,7 +15,7 @@ import pytest
 
 from children import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 CYTHON = ROOT / "cython_src"
 #: Where the wheel has the modules, without the suffix of this interpreter's.
