@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from xdist.remote import Producer
     from xdist.scheduler import Scheduling
+    from xdist.workermanage import WorkerController
 
     from refusals import Ground
     from vmm_linux import VMM, Event
@@ -40,10 +41,12 @@ REAL_INPUT = ("browser", "postgresql")
 LEFT_OUT = pytest.StashKey[int]()
 
 
-def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Say why tests were left out."""
-    count = config.stash.get(LEFT_OUT, 0)
-    return [f"left out: {count} tests of other programs, which --all runs"] if count else []
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"left out: {count} tests of other programs, which --all runs")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,6 +75,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
     return OneAfterTheOther(config, log) if config.getoption("dist") == "load" else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Take over what a process of pytest-xdist knows, each of which collected the same."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left out", 0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests fork beside the thread of pytest-xdist, which only waits for more to do."""
+    if hasattr(config, "workerinput"):
+        config.addinivalue_line(
+            "filterwarnings", r"ignore:.*multi-threaded, use of \w+\(\) may:DeprecationWarning"
+        )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests of other programs, unless everything is asked for."""
     if config.getoption("--all"):
@@ -80,6 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         config.stash[LEFT_OUT] = len(left_out)
+        getattr(config, "workeroutput", {})["left out"] = len(left_out)
         items[:] = [item for item in items if item not in left_out]
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from children import TESTS_IMPORTABLE, run_child
-from constants import COMMIT, GUARDS, RESERVE, RW, RX
+from constants import COMMIT, GUARDS, RESERVE, RW, RX, SUBSETS_OF_RIGHTS
 from forked import in_child
 from kernel_oracle import ARENA, PAGE, descriptors, guarded_pages, present_pages
 from vmm_linux import VMM, Handle, PageKind, Retcode, Rights, VmmError, VmmFlags
@@ -197,7 +197,7 @@ class Ground(VMM):
             return []
         found = []
         for number in range(serial(newest), serial(newest) + NEAR):
-            for rights in ALL_RIGHTS:
+            for rights in SUBSETS_OF_RIGHTS:
                 handle = Handle(number & MASK | rights << 32 | number >> 32 << 48)
                 if handle not in self.handles:
                     try:
@@ -208,7 +208,6 @@ class Ground(VMM):
 
 
 MASK = (1 << 32) - 1
-ALL_RIGHTS = [Rights(bits) for bits in range(int(~Rights(0)) + 1)]
 #: More than a call can use up of the numbers of handles.
 NEAR = 3
 
