@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 import kernel_oracle
-from constants import GUARDS
+from constants import GUARDS, RESERVE, RESERVE_COMMIT
 from kernel_oracle import PAGE
 from vmm_linux import VMM, PageKind, PageState, Retcode, VmmError, VmmFlags
 from vmm_linux._core.kernel import Feature, user_space_end, without
 
 NONE, READ, RW = VmmFlags(0), VmmFlags.READ, VmmFlags.READ | VmmFlags.WRITE
-RESERVE, COMMIT = VmmFlags.RESERVE, VmmFlags.RESERVE | VmmFlags.COMMIT
 
 
 def record_at(address: int) -> kernel_oracle.SmapsRecord:
@@ -62,7 +61,7 @@ def test_each_page_of_a_region_is_told_as_it_is(vmm: VMM) -> None:
 
 def test_the_smaps_record_is_the_kernels(vmm: VMM) -> None:
     """Every figure is what the file says, in bytes."""
-    base = vmm.allocate(0, 64 * PAGE, COMMIT | RW | GUARDS)
+    base = vmm.allocate(0, 64 * PAGE, RESERVE_COMMIT | RW | GUARDS)
     vmm.write(base, bytes(5 * PAGE))
     record = vmm.query(base + PAGE).smaps
     assert record is not None
@@ -76,7 +75,7 @@ def test_the_smaps_record_is_the_kernels(vmm: VMM) -> None:
 
 def test_guards_are_reserved_pages_of_their_region(vmm: VMM) -> None:
     """They are of kind GUARD; one page further, nothing is theirs."""
-    flags = COMMIT | RW | GUARDS
+    flags = RESERVE_COMMIT | RW | GUARDS
     base = vmm.allocate(0, 2 * PAGE, flags)
     for va in (base - 1, base - PAGE, base + 2 * PAGE, base + 3 * PAGE - 1):
         guard = vmm.query(va)
@@ -133,7 +132,7 @@ def test_foreign_mappings_are_told_by_the_kernels_bounds(vmm: VMM) -> None:
 def test_a_page_unmapped_behind_the_packages_back_reads_free(vmm: VMM) -> None:
     """The kernel's word wins."""
     libc = ctypes.CDLL(None, use_errno=True)
-    base = vmm.allocate(0, 4 * PAGE, COMMIT | RW)
+    base = vmm.allocate(0, 4 * PAGE, RESERVE_COMMIT | RW)
     assert libc.munmap(ctypes.c_void_p(base + PAGE), ctypes.c_size_t(PAGE)) == 0
     assert [vmm.query(base + number * PAGE).state.name[0] for number in range(4)] == list("CFCC")
     with pytest.raises(VmmError) as caught:
@@ -147,7 +146,7 @@ def test_a_page_unmapped_behind_the_packages_back_reads_free(vmm: VMM) -> None:
 
 def test_query_never_touches_the_page(vmm: VMM) -> None:
     """Neither private pages nor holes of shared memory become resident."""
-    for flags in (COMMIT | RW, COMMIT | RW | VmmFlags.SHAREABLE):
+    for flags in (RESERVE_COMMIT | RW, RESERVE_COMMIT | RW | VmmFlags.SHAREABLE):
         base = vmm.allocate(0, 16 * PAGE, flags | GUARDS)
         for _ in range(2):
             for number in range(16):
@@ -158,7 +157,7 @@ def test_query_never_touches_the_page(vmm: VMM) -> None:
 def test_locked_pages_are_told_by_the_kernel(vmm: VMM) -> None:
     """Not by what was asked for."""
     libc = ctypes.CDLL(None, use_errno=True)
-    base = vmm.allocate(0, 4 * PAGE, COMMIT | RW | VmmFlags.LOCKED)
+    base = vmm.allocate(0, 4 * PAGE, RESERVE_COMMIT | RW | VmmFlags.LOCKED)
     assert vmm.query(base, smaps=False).locked is True
     assert libc.munlock(ctypes.c_void_p(base), ctypes.c_size_t(PAGE)) == 0
     assert vmm.query(base, smaps=False).locked is False

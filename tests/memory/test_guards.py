@@ -11,7 +11,7 @@ import pytest
 
 import kernel_oracle as kernel
 from children import run_child
-from constants import CHUNK
+from constants import CHUNK, READ, RESERVE_FIXED, RW
 from forked import in_child
 from guarding import RULES, rule
 from kernel_oracle import ARENA, PAGE, guarded_pages
@@ -21,8 +21,6 @@ from vmm_linux._core.kernel import Feature, without
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-READ, RW = VmmFlags.READ, VmmFlags.READ | VmmFlags.WRITE
-RESERVE = VmmFlags.RESERVE | VmmFlags.FIXED
 PAGES = CHUNK // PAGE
 
 
@@ -35,7 +33,7 @@ def vmm() -> Iterator[VMM]:
 
 def region(vmm: VMM, chunks: int = 2, flags: VmmFlags = RW) -> int:
     """A reserved region that begins with a chunk."""
-    return vmm.allocate(ARENA, chunks * CHUNK, RESERVE | flags)
+    return vmm.allocate(ARENA, chunks * CHUNK, RESERVE_FIXED | flags)
 
 
 def charge_of(work: Callable[[], object]) -> int:
@@ -57,7 +55,7 @@ def charged() -> int:
 def test_a_hundred_thousand_fragments_need_a_handful_of_mappings() -> None:
     with VMM() as vmm:
         pages = 100_000
-        vmm.allocate(ARENA, 2 * pages * PAGE, RESERVE | RW)
+        vmm.allocate(ARENA, 2 * pages * PAGE, RESERVE_FIXED | RW)
         before = kernel.mapping_count()
         for page in range(pages):
             vmm.commit(ARENA + 2 * page * PAGE, PAGE)
@@ -255,7 +253,7 @@ def test_random_changes_keep_kernel_and_ledger_in_step(name: str, seed: int) -> 
     size = 2 * PAGES + 37
     pages = dict.fromkeys(range(size), (False, 3, 0))
     with rule(*RULES[name]), VMM() as vmm:
-        vmm.allocate(ARENA, size * PAGE, RESERVE | RW)
+        vmm.allocate(ARENA, size * PAGE, RESERVE_FIXED | RW)
         for step in range(1500):
             first = choose.randrange(size)
             count = min(choose.choice([1, 1, 1, 2, 5, 30, 600]), size - first)

@@ -26,7 +26,7 @@ from vmm_linux.cli.map.model import entries_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FIXED = RESERVED | VmmFlags.FIXED
+RESERVED_FIXED = RESERVED | VmmFlags.FIXED
 NAME = "vmm_linux region"
 SIZE = 16 * PAGE
 
@@ -57,7 +57,7 @@ def mappings() -> int:
 
 @names_are_given
 def test_a_region_and_its_guards_have_the_name(vmm: VMM) -> None:
-    vmm.allocate(ARENA, SIZE, FIXED | GUARDS)
+    vmm.allocate(ARENA, SIZE, RESERVED_FIXED | GUARDS)
     assert named() == [f"{ARENA - PAGE:08x}-{ARENA + SIZE + PAGE:08x} ---p"]
     vmm.commit(ARENA, SIZE)
     assert len(named()) == 3
@@ -69,7 +69,7 @@ def test_a_region_and_its_guards_have_the_name(vmm: VMM) -> None:
 @names_are_given
 def test_islands_that_are_decommitted_leave_one_mapping(vmm: VMM) -> None:
     with without(Feature.GUARD_REGIONS):
-        vmm.allocate(ARENA, SIZE, FIXED)
+        vmm.allocate(ARENA, SIZE, RESERVED_FIXED)
         before = mappings()
         for _ in range(3):
             for page in range(0, SIZE, 2 * PAGE):
@@ -84,8 +84,8 @@ def test_islands_that_are_decommitted_leave_one_mapping(vmm: VMM) -> None:
 
 @names_are_given
 def test_regions_side_by_side_are_one_mapping_and_free_apart(vmm: VMM) -> None:
-    vmm.allocate(ARENA, SIZE, FIXED)
-    vmm.allocate(ARENA + SIZE, SIZE, FIXED)
+    vmm.allocate(ARENA, SIZE, RESERVED_FIXED)
+    vmm.allocate(ARENA + SIZE, SIZE, RESERVED_FIXED)
     assert named() == [f"{ARENA:08x}-{ARENA + 2 * SIZE:08x} ---p"]
     vmm.free(ARENA + PAGE, PAGE)
     assert len(named()) == 2
@@ -107,7 +107,7 @@ def test_a_buffers_mapping_has_its_own_name_and_its_guards_ours(vmm: VMM) -> Non
 @names_are_given
 def test_without_the_feature_memory_has_no_name_and_is_told_as_ours(vmm: VMM) -> None:
     with without(Feature.ANONYMOUS_NAMES):
-        vmm.allocate(ARENA, SIZE, FIXED)
+        vmm.allocate(ARENA, SIZE, RESERVED_FIXED)
         assert named() == []
         mapping = inspect.at(ARENA)
         assert mapping is not None
@@ -144,7 +144,7 @@ def name_every_step() -> None:
     assert [name for _, _, name in library.named()] == ["vmm_linux probe"]
     with VMM() as vmm:
         with names(library, (ARENA - PAGE, SIZE + 2 * PAGE)):
-            vmm.allocate(ARENA, SIZE, FIXED | GUARDS)
+            vmm.allocate(ARENA, SIZE, RESERVED_FIXED | GUARDS)
         with names(library):
             vmm.commit(ARENA + PAGE, 4 * PAGE)
             vmm.protect(ARENA + PAGE, PAGE, VmmFlags.READ)
@@ -159,7 +159,7 @@ def name_every_step() -> None:
             handle = vmm.mdl_create(SIZE, RW)
             vmm.mdl_map(handle, 0, SIZE, ARENA, RW | VmmFlags.FIXED)
             vmm.free(ARENA, SIZE)
-            vmm.allocate(ARENA, SIZE, FIXED | VmmFlags.SHAREABLE)
+            vmm.allocate(ARENA, SIZE, RESERVED_FIXED | VmmFlags.SHAREABLE)
             vmm.free(ARENA, SIZE)
         with names(library, (ARENA - PAGE, SIZE + 2 * PAGE)):
             vmm.mdl_map(handle, 0, SIZE, ARENA, RW | VmmFlags.FIXED | GUARDS)
@@ -171,7 +171,7 @@ def name_every_step() -> None:
 
 def undo_by_name(library: faults.Faults, vmm: VMM) -> None:
     """A commit that fails maps what it had made accessible anew, and names it again."""
-    vmm.allocate(ARENA, SIZE, FIXED | VmmFlags.LOCKED)
+    vmm.allocate(ARENA, SIZE, RESERVED_FIXED | VmmFlags.LOCKED)
     for n in count(1):
         library.answer_names(0)
         with library.armed(faults.Mode.ALONE, n), suppress(MemoryError):
@@ -188,7 +188,7 @@ def close_by_name(library: faults.Faults, vmm: VMM) -> None:
     if not available(Feature.GUARD_REGIONS):
         return
     memory.set_rule(in_chunk=1)
-    vmm.allocate(ARENA, SIZE, FIXED)
+    vmm.allocate(ARENA, SIZE, RESERVED_FIXED)
     with names(library):
         vmm.commit(ARENA, PAGE)
         vmm.commit(ARENA + 2 * PAGE, PAGE)
@@ -212,7 +212,7 @@ def go_on_without_names(number: int) -> None:
     library.answer_names(number)
     before = mappings()
     with without(Feature.GUARD_REGIONS), VMM() as vmm:
-        vmm.allocate(ARENA, SIZE, FIXED | GUARDS)
+        vmm.allocate(ARENA, SIZE, RESERVED_FIXED | GUARDS)
         for page in range(0, SIZE, 2 * PAGE):
             vmm.commit(ARENA + page, PAGE)
             vmm.write(ARENA + page, b"touched")

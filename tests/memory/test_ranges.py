@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kernel_oracle as kernel
-from constants import CHUNK, RW
+from constants import CHUNK, RESERVE_FIXED, RW
 from guarding import RULES, rule
 from kernel_oracle import ARENA, PAGE
 from vmm_linux import VMM, Limits, PageState, Retcode, VmmError, VmmFlags
@@ -18,7 +18,6 @@ from vmm_linux._core.kernel import Feature, without
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RESERVE = VmmFlags.RESERVE | VmmFlags.FIXED
 BOTH = pytest.mark.parametrize("method", ["commit_ranges", "decommit_ranges"])
 
 
@@ -61,7 +60,7 @@ def refused(vmm: VMM, method: str, ranges: Any) -> Retcode:  # noqa: ANN401
 
 
 def test_every_range_is_committed_and_decommitted(vmm: VMM) -> None:
-    vmm.allocate(ARENA, 3 * CHUNK, RESERVE | RW)
+    vmm.allocate(ARENA, 3 * CHUNK, RESERVE_FIXED | RW)
     ranges = every_other(600)
     vmm.commit_ranges(ranges)
     assert kernel.page_permissions(ARENA, ARENA + 1200 * PAGE) == ["rw-p", "---p"] * 600
@@ -81,7 +80,7 @@ def test_ranges_of_several_regions_and_kinds_go_together(vmm: VMM) -> None:
     flags = [RW, RW | VmmFlags.LOCKED, RW | VmmFlags.SHAREABLE, RW | VmmFlags.HUGE]
     bases = [ARENA + 2 * number * CHUNK for number in range(len(flags))]
     for base, flag in zip(bases, flags, strict=True):
-        vmm.allocate(base, CHUNK, RESERVE | flag)
+        vmm.allocate(base, CHUNK, RESERVE_FIXED | flag)
     ranges = [pair for base in bases for pair in every_other(8, base)]
     vmm.commit_ranges(ranges)
     for va, _ in ranges:
@@ -100,7 +99,7 @@ def test_no_range_at_all_is_fine(vmm: VMM, method: str) -> None:
 
 @BOTH
 def test_whatever_gives_pairs_of_integers_will_do(vmm: VMM, method: str) -> None:
-    vmm.allocate(ARENA, 8 * PAGE, RESERVE | RW)
+    vmm.allocate(ARENA, 8 * PAGE, RESERVE_FIXED | RW)
     getattr(vmm, method)(np.array([[ARENA, PAGE], [ARENA + 2 * PAGE, PAGE]], dtype=np.uint64))
     getattr(vmm, method)((va, PAGE) for va in (ARENA, ARENA + PAGE))
     getattr(vmm, method)([[ARENA, np.int64(PAGE)]])
@@ -135,7 +134,7 @@ def test_bad_ranges_are_an_invalid_argument(
     method: str,
     ranges: Any,  # noqa: ANN401
 ) -> None:
-    vmm.allocate(ARENA, 64 * PAGE, RESERVE | RW)
+    vmm.allocate(ARENA, 64 * PAGE, RESERVE_FIXED | RW)
     vmm.commit(ARENA + PAGE, PAGE)
     assert refused(vmm, method, ranges) is Retcode.INVALID_ARGUMENT
 
@@ -145,8 +144,8 @@ def test_bad_ranges_are_an_invalid_argument(
 def test_one_range_outside_among_a_thousand_changes_nothing(
     vmm: VMM, method: str, place: int
 ) -> None:
-    vmm.allocate(ARENA, CHUNK, RESERVE | RW)
-    vmm.allocate(ARENA + 2 * CHUNK, 4 * CHUNK, RESERVE | RW)
+    vmm.allocate(ARENA, CHUNK, RESERVE_FIXED | RW)
+    vmm.allocate(ARENA + 2 * CHUNK, 4 * CHUNK, RESERVE_FIXED | RW)
     vmm.commit(ARENA, 32 * PAGE)
     vmm.write(ARENA, b"\xff" * 32 * PAGE)
     ranges = [*every_other(30), *every_other(970, ARENA + 2 * CHUNK)]
@@ -158,7 +157,7 @@ def test_one_range_outside_among_a_thousand_changes_nothing(
 
 
 def test_one_page_in_view_among_a_thousand_ranges_changes_nothing(vmm: VMM) -> None:
-    vmm.allocate(ARENA, 4 * CHUNK, RESERVE | RW)
+    vmm.allocate(ARENA, 4 * CHUNK, RESERVE_FIXED | RW)
     ranges = every_other(1000)
     vmm.commit_ranges(ranges)
     vmm.write(ARENA, b"kept")
@@ -170,7 +169,7 @@ def test_one_page_in_view_among_a_thousand_ranges_changes_nothing(vmm: VMM) -> N
 
 
 def test_a_refused_commit_takes_back_what_was_committed_before_it(vmm: VMM) -> None:
-    vmm.allocate(ARENA, 64 * PAGE, RESERVE | RW)
+    vmm.allocate(ARENA, 64 * PAGE, RESERVE_FIXED | RW)
     vmm.commit(ARENA + 10 * PAGE, PAGE)
     vmm.write(ARENA + 10 * PAGE, b"old")
     huge = vmm.allocate(0, 1 << 44, VmmFlags.RESERVE | RW)
@@ -188,7 +187,7 @@ def test_ranges_that_make_a_chunk_crowded_open_it_before_the_first_is_committed(
     crowd = (8, 1 << 40)
     for islands, mappings in ((crowd[0], 2 * crowd[0]), (crowd[0] + 1, 1)):
         with rule(*crowd), VMM() as vmm:
-            vmm.allocate(ARENA, CHUNK, RESERVE | RW)
+            vmm.allocate(ARENA, CHUNK, RESERVE_FIXED | RW)
             vmm.commit_ranges(every_other(islands))
             assert len(kernel.maps_between(ARENA, ARENA + CHUNK)) == mappings
 

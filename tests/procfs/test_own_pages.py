@@ -12,7 +12,7 @@ import pytest
 import kernel_oracle as kernel
 from children import run_child
 from kernel_oracle import ARENA, PAGE, USER_SPACE_END
-from own_memory import islands, mapped, memory_file, own, page_way
+from own_memory import READ, WRITE, islands, mapped, memory_file, own, page_way
 from vmm_linux import VMM
 from vmm_linux._core.kernel import Feature, available, without
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["own", "page_way"]  # the fixtures
 
-READ, WRITE, EXECUTE, SHARED = 1, 2, 4, 8
 MADV_HUGEPAGE, MADV_GUARD_INSTALL = 14, 102
 
 

@@ -21,7 +21,7 @@ import kernel_oracle as kernel
 from children import run_child
 from forked import in_child
 from kernel_oracle import ARENA, PAGE, USER_SPACE_END
-from own_memory import islands, mapped, memory_file, own, page_way
+from own_memory import EXECUTE, READ, SHARED, WRITE, islands, mapped, memory_file, own, page_way
 from vmm_linux._core.kernel import Feature, without
 from vmm_linux._core.procfs import OwnProcess
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["own", "page_way"]  # the fixtures
-
-READ, WRITE, EXECUTE, SHARED = 1, 2, 4, 8
 
 
 @pytest.fixture(params=["query", "text"])

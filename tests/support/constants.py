@@ -20,6 +20,8 @@ RESERVED: Final = RESERVE | RW
 #: Reserve and commit pages that can be read and written.
 COMMITTED: Final = RESERVE_COMMIT | RW
 FIXED: Final = VmmFlags.FIXED
+RESERVE_FIXED: Final = RESERVE | FIXED
+HUGE: Final = VmmFlags.HUGE
 #: Between guards a region is a mapping of its own, which the kernel merges with nothing.
 GUARDS: Final = VmmFlags.LOW_GUARD | VmmFlags.HIGH_GUARD
 LOCKED: Final = VmmFlags.LOCKED

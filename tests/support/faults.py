@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from children import TESTS_IMPORTABLE, run_child
-from constants import COMMIT, GUARDS, RESERVE, RW, RX, SUBSETS_OF_RIGHTS
+from constants import COMMIT, FIXED, GUARDS, RESERVE, RW, RX, SUBSETS_OF_RIGHTS
 from forked import in_child
 from kernel_oracle import ARENA, PAGE, descriptors, guarded_pages, present_pages
 from vmm_linux import VMM, Handle, PageKind, Retcode, Rights, VmmError, VmmFlags
@@ -466,7 +466,6 @@ def shortened(value: object) -> str:
 
 NONE = VmmFlags(0)
 R = VmmFlags.READ
-FIXED, HUGE, SHAREABLE = VmmFlags.FIXED, VmmFlags.HUGE, VmmFlags.SHAREABLE
 SHARED = GUARDS | VmmFlags.SHAREABLE
 
 PAGES = 16

@@ -31,12 +31,11 @@ from buffer_scenarios import (
     send_again,
     window,
 )
-from constants import FIXED, GUARDS, LOCKED, RW, RX, SHAREABLE
+from constants import FIXED, GUARDS, HUGE, LOCKED, RW, RX, SHAREABLE
 from faults import (
     CLOSING,
     ELSEWHERE,
     HARMLESS,
-    HUGE,
     HUGE_SIZE,
     LOCKS,
     MIXED,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from constants import COMMIT, FIXED, GUARDS, LOCKED, RESERVE, RW, RX, SHAREABLE
+from constants import COMMIT, FIXED, GUARDS, HUGE, LOCKED, RESERVE, RW, RX, SHAREABLE
 from faults import (
     BASE,
     CLOSING,
     ELSEWHERE,
     HARMLESS,
-    HUGE,
     HUGE_SIZE,
     LOCKS,
     MIXED,
