@@ -156,10 +156,7 @@ class Limits:
         return f"Limits({', '.join(bounds)})"
 
 
-def _remake(
-    kind: type[Limits],
-    values: dict[str, SupportsIndex | None],
-) -> Limits:
+def _remake(kind: type[Limits], values: dict[str, SupportsIndex | None]) -> Limits:
     """Make the limits of a pickle."""
     return kind(**values)
 

@@ -53,10 +53,7 @@ NUMBER = "a whole number from 0 to 2^64 - 1"
 OF_A_MAPPING: Parts = {
     **dict.fromkeys(("start", "end", "offset", "inode"), (is_number, NUMBER)),
     "permissions": (lambda value: is_text(value, "[r-][w-][x-][sp]"), "permissions as 'rw-p'"),
-    "device": (
-        lambda value: is_text(value, "[0-9a-f]{1,8}:[0-9a-f]{1,8}"),
-        "a device as '08:01'",
-    ),
+    "device": (lambda value: is_text(value, "[0-9a-f]{1,8}:[0-9a-f]{1,8}"), "a device as '08:01'"),
     "pathname": (lambda value: value is None or type(value) is str, "a name or None"),
     "vm_flags": (are_flags, "flags as ['rd', 'wr'], or None"),
     "figures": (are_figures, f"a dict whose values are each {NUMBER}"),

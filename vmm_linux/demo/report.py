@@ -12,15 +12,7 @@ from vmm_linux.errors import Retcode
 from vmm_linux.flags import VmmFlags
 from vmm_linux.handles import Handle
 
-__all__ = [
-    "Json",
-    "Machine",
-    "Plain",
-    "Report",
-    "Step",
-    "Subject",
-    "Terminal",
-]
+__all__ = ["Json", "Machine", "Plain", "Report", "Step", "Subject", "Terminal"]
 
 
 @dataclass

@@ -111,10 +111,7 @@ FEATURES: dict[Feature, tuple[str | None, str]] = {
         "6.3",
         "whoever has a buffer's descriptor can make the memory an executable file",
     ),
-    Feature.PROCESS_VM: (
-        None,
-        "read and write copy twice, through a memory file of their own",
-    ),
+    Feature.PROCESS_VM: (None, "read and write copy twice, through a memory file of their own"),
     Feature.TRANSPARENT_HUGE_PAGES: (None, "allocate with HUGE is UNIMPLEMENTED"),
     Feature.FILE_HANDLES: (
         None,

@@ -71,9 +71,7 @@ def measure(run: Run) -> None:
         Column("mlock(2) of as much"),
     )
     plot = run.plot(
-        f"{size // KIB} KiB asked for as LOCKED",
-        Axis("RLIMIT_MEMLOCK", "B"),
-        Axis("pinned", "B"),
+        f"{size // KIB} KiB asked for as LOCKED", Axis("RLIMIT_MEMLOCK", "B"), Axis("pinned", "B")
     )
     for who, claim in ((ORDINARY, claim_bound), (PRIVILEGED, claim_unbound)):
         with run.part(f"LOCKED, {who}"):

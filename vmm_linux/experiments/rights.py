@@ -261,10 +261,7 @@ def attack(connection: Connection, ends: tuple[socket.socket, socket.socket], us
 def outcomes(run: Run, state: State, sender: int, attacker: int) -> dict[str, str]:
     """The outcomes of all attacks of a user on another's buffers."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with (
-        run.child(withstand, ends, sender, state) as defender,
-        run.child(attack, ends, attacker),
-    ):
+    with run.child(withstand, ends, sender, state) as defender, run.child(attack, ends, attacker):
         for end in ends:
             end.close()
         return {name: defender.receive() for name in ATTACKS}

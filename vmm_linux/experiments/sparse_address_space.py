@@ -2,17 +2,7 @@
 
 from typing import NamedTuple
 
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_most,
-    between,
-    equal,
-    need,
-    resident,
-    status,
-)
+from vmm_linux.experiments import Axis, Column, Run, at_most, between, equal, need, resident, status
 
 ORDER = 120
 TITLE = "A sparse address space"

@@ -101,21 +101,13 @@ READY: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
                     "mdl_create_from_buf",
                     "mdl_map",
                 ),
-                all_flags=(
-                    "WRITE",
-                    "EXECUTE",
-                ),
+                all_flags=("WRITE", "EXECUTE"),
             ),
         ),
         "no executable MDL": (
             Rule(
                 name="no executable MDL",
-                deny=(
-                    "mdl_create",
-                    "mdl_create_from_vm",
-                    "mdl_create_from_buf",
-                    "mdl_map",
-                ),
+                deny=("mdl_create", "mdl_create_from_vm", "mdl_create_from_buf", "mdl_map"),
                 any_flags=("EXECUTE",),
             ),
         ),
@@ -127,14 +119,8 @@ READY: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
         "only frozen or published buffers leave": (
             Rule(
                 name="only frozen or published buffers leave",
-                deny=(
-                    "send_handle",
-                    "handle_fileno",
-                ),
-                no_seals=(
-                    "PUBLISH",
-                    "FREEZE",
-                ),
+                deny=("send_handle", "handle_fileno"),
+                no_seals=("PUBLISH", "FREEZE"),
             ),
         ),
     }

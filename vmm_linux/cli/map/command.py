@@ -138,12 +138,7 @@ def complain(message: str) -> int:
 @contextlib.contextmanager
 def demonstration() -> Iterator[tuple[Region, Mdl]]:
     """Make an example to show: 64 GiB reserved, little of it in use, and a buffer."""
-    with (
-        VMM() as vmm,
-        vmm.region(64 << 30) as region,
-        vmm.mdl(8 * MIB) as mdl,
-        mdl.map() as mapped,
-    ):
+    with VMM() as vmm, vmm.region(64 << 30) as region, vmm.mdl(8 * MIB) as mdl, mdl.map() as mapped:
         region.commit(0, 32 * MIB)
         region.view(0, 12 * MIB)[:] = bytes(12 * MIB)
         mapped.view(0, 2 * MIB)[:] = bytes(2 * MIB)

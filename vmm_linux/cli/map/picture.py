@@ -267,10 +267,7 @@ def changed(difference: Difference) -> Iterable[tuple[int, Line]]:
         if not said:
             said = ["its record"]
         most = max((abs(by) for by in (change.grown, *figures.values())), default=0)
-        yield (
-            most,
-            line(("~ ", "bold yellow"), f"{', '.join(said)}  {place(change.after)}"),
-        )
+        yield (most, line(("~ ", "bold yellow"), f"{', '.join(said)}  {place(change.after)}"))
 
 
 # ---- printing -----------------------------------------------------------------------------------

@@ -80,9 +80,7 @@ def class_of(claim: Claim) -> str:
 
 
 def drawn(
-    headings: Iterable[str],
-    rows: Iterable[Sequence[str]],
-    classes: Iterable[str] | None = None,
+    headings: Iterable[str], rows: Iterable[Sequence[str]], classes: Iterable[str] | None = None
 ) -> str:
     """A table; ``classes`` are of the last cell of each row."""
     head = "".join(f"<th>{escape(name)}</th>" for name in headings)
