@@ -9,7 +9,7 @@ Put one file into this folder; nothing else changes. The file's name is the expe
 (``page_faults.py`` is ``page-faults``); the framework is in ``_framework``.
 It has a number, four texts and one function::
 
-    from vmm_linux.experiments import Column, Run, at_least, minor_faults, timed, touch
+    from vmm_linux.experiments import Run, at_least, minor_faults, timed, touch
 
     MIB = 1 << 20
     ORDER = 30                  # where it stands in the list
@@ -20,7 +20,7 @@ It has a number, four texts and one function::
 
     def measure(run: Run) -> None:
         size = run.choose(quick=4 * MIB, full=64 * MIB)
-        table = run.table("Faults", Column("pages"), Column("faults"), Column("time", "µs"))
+        table = run.table("Faults", "pages", "faults", "time [µs]")
         with run.vmm.region(size) as region:
             region.commit()
             before = minor_faults()

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from vmm_linux import Region, VmmFlags
 from vmm_linux.experiments import (
-    Axis,
-    Column,
     Run,
     at_least,
     at_most,
@@ -150,16 +148,12 @@ def show(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
     """The table and the plot."""
     table = run.table(
         "A read, each at a place that the last one told",
-        Column("memory read in turn", "B"),
-        *(Column(kind, "ns") for kind in times),
+        "memory read in turn [B]",
+        *(f"{kind} [ns]" for kind in times),
     )
     for row in zip(sizes, *times.values(), strict=True):
         table.add(*row)
-    plot = run.plot(
-        "What a read costs",
-        Axis("memory read in turn", "B", log=True),
-        Axis("time of a read", "ns", log=True),
-    )
+    plot = run.plot("What a read costs", "memory read in turn [B]", "time of a read [ns]", log="xy")
     for kind, series in times.items():
         plot.add(kind, sizes, series)
 
@@ -170,10 +164,10 @@ def claim(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
     best = dict(zip(sizes, times.get(HUGE, small), strict=True))  # without the TLB's part
     table = run.table(
         "Caches as the kernel tells, and a read within and beyond",
-        Column("level"),
-        Column("size", "B"),
-        Column("within", "ns"),
-        Column("beyond", "ns"),
+        "level",
+        "size [B]",
+        "within [ns]",
+        "beyond [ns]",
     )
     caches = cache_sizes()
     for level in (1, 2, 3):

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 from vmm_linux import Region, VmmFlags
 from vmm_linux.experiments import (
-    Column,
     NotObservable,
     Run,
     at_least,
@@ -71,7 +70,7 @@ def at_once(run: Run, count: int) -> None:
     """Make the kernel collapse small pages while this process waits."""
     size = count * run.huge_page
     title = f"{size // MIB} MiB in huge pages"
-    table = run.table(title, Column("way"), Column("in huge pages", "B"), Column("time", "µs"))
+    table = run.table(title, "way", "in huge pages [B]", "time [µs]")
     with run.vmm.region(size, FLAGS) as region:
         region.commit()
         touching = timed(touch, region)
@@ -102,6 +101,6 @@ def by_khugepaged(run: Run) -> None:
         seconds = time.monotonic() - begin
         there = in_huge_pages(region.base)
     need(there, f"khugepaged had not come by after {PATIENCE} seconds")
-    table = run.table("Collapsed by khugepaged", Column("in huge pages", "B"), Column("after", "s"))
+    table = run.table("Collapsed by khugepaged", "in huge pages [B]", "after [s]")
     table.add(there, seconds)
     run.timing("khugepaged comes by after seconds", seconds, at_least(0.5), "s")

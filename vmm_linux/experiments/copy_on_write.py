@@ -6,9 +6,7 @@ from statistics import median
 
 from vmm_linux import Region, VmmFlags
 from vmm_linux.experiments import (
-    Axis,
     Child,
-    Column,
     Run,
     Table,
     at_least,
@@ -69,18 +67,13 @@ def fork_with_more(run: Run, region: Region) -> None:
     parts = 4
     part = region.size // parts
     table = run.table(
-        "fork() by touched memory",
-        Column("touched", "B"),
-        Column("time", "µs"),
-        Column("page tables of the child", "B"),
+        "fork() by touched memory", "touched [B]", "time [µs]", "page tables of the child [B]"
     )
     for number in run.steps(range(parts + 1), "forking"):
         if number:
             touch(region.view((number - 1) * part, part))
         table.add(number * part, forking_time(run) * 1e6, page_tables_after_fork(run))
-    plot = run.plot(
-        "What fork() costs, before anybody writes", Axis("touched", "B"), Axis("time", "µs")
-    )
+    plot = run.plot("What fork() costs, before anybody writes", "touched [B]", "time [µs]")
     plot.add("fork()", table.column("touched"), table.column("time"))
     with run.part("fork() copies the page table"):
         tables = region.size // (run.page // ENTRY * run.page)
@@ -120,10 +113,10 @@ def write_after_fork(run: Run, region: Region) -> None:
     columns = [f"{who}: {name}" for who in ("child", "parent") for name in FIGURES]
     table = run.table(
         "What the two have after each step",
-        Column("step"),
-        *(Column(name, "B") for name in columns),
-        Column("faults"),
-        Column("time of a page", "µs"),
+        "step",
+        *(f"{name} [B]" for name in columns),
+        "faults",
+        "time of a page [µs]",
     )
 
     def record(step: str, child: Child | None = None, cost: Sequence[float] = ()) -> None:
@@ -179,7 +172,7 @@ def claim(run: Run, table: Table, size: int, parts: int, changed: int) -> None:
     both = [None, *(its[row] + ours[row] for row in range(fork, end))]
     to_write = [size * part // parts for part in range(parts + 1)]
     series = {"both: PSS": both, "child: PSS": its, "private dirty": own, "shared dirty": shared}
-    plot = run.plot("While the child writes", Axis("written", "B"), Axis("memory", "B"))
+    plot = run.plot("While the child writes", "written [B]", "memory [B]")
     for label, values in series.items():
         plot.add(label, to_write, values[while_written])
 

@@ -7,18 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from vmm_linux import inspect
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_least,
-    at_most,
-    equal,
-    need,
-    resident,
-    timed,
-    touch,
-)
+from vmm_linux.experiments import Run, at_least, at_most, equal, need, resident, timed, touch
 
 ORDER = 20
 TITLE = "Giving memory back"
@@ -61,11 +50,11 @@ def measure(run: Run) -> None:
     run.need_memory(size)
     table = run.table(
         f"{size // MIB} MiB touched and given back",
-        Column("way"),
-        Column("resident before", "B"),
-        Column("resident after", "B"),
-        Column("time", "µs"),
-        Column("contents after"),
+        "way",
+        "resident before [B]",
+        "resident after [B]",
+        "time [µs]",
+        "contents after",
     )
     for name, held in run.steps(list(WAYS.items()), "giving back"):
         with run.part(name), held(run, size) as memory:
@@ -78,7 +67,7 @@ def measure(run: Run) -> None:
     found = dict(zip(table.column("way"), table.column("contents after"), strict=True))
     if "Decommit" in found:
         run.physical("Memory that is committed again reads", found["Decommit"], equal("zeros"))
-    plot = run.plot("What stays resident", Axis("way"), Axis("resident", "B"))
+    plot = run.plot("What stays resident", "way", "resident [B]")
     for when in ("before", "after"):
         plot.add(when, table.column("way"), table.column(f"resident {when}"))
 

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from vmm_linux import Region, VmmFlags
 from vmm_linux.experiments import (
-    Axis,
-    Column,
     Run,
     at_least,
     between,
@@ -82,10 +80,10 @@ def overflows(run: Run) -> None:
     code = machine_code(run.vmm, PUSH)
     table = run.table(
         "A thread that needs more stack than it has",
-        Column("stack"),
-        Column("process ended"),
-        Column("stack left unused", "B"),
-        Column("overwritten below", "B"),
+        "stack",
+        "process ended",
+        "stack left unused [B]",
+        "overwritten below [B]",
     )
     without, guarded = overflow(run, code, VmmFlags(0)), overflow(run, code, LOW)
     table.add("without a guard", *without)
@@ -154,19 +152,19 @@ def costs(run: Run) -> None:
     guards = {"none": VmmFlags(0), "below": LOW, "below and above": LOW | HIGH}
     table = run.table(
         f"{count} regions of {size >> 10} KiB, touched",
-        Column("guards"),
-        Column("addresses", "B"),
-        Column("promised", "B"),
-        Column("resident", "B"),
-        Column("resident in guards", "B"),
-        Column("mappings"),
-        Column("time for each", "µs"),
+        "guards",
+        "addresses [B]",
+        "promised [B]",
+        "resident [B]",
+        "resident in guards [B]",
+        "mappings",
+        "time for each [µs]",
     )
     found = {}
     for name, flags in run.steps(list(guards.items()), "regions"):
         found[name] = it = cost_of(run, count, size, flags)
         table.add(name, *it[:-1], it.seconds / count * 1e6)
-    plot = run.plot(table.title, Axis("guards"), Axis("addresses and memory", "B"))
+    plot = run.plot(table.title, "guards", "addresses and memory [B]")
     plot.add_columns(table, "guards", "addresses", "promised", "resident")
 
     bare, both = found["none"], found["below and above"]

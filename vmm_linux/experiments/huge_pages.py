@@ -7,8 +7,6 @@ from statistics import median
 
 from vmm_linux import VmmFlags
 from vmm_linux.experiments import (
-    Axis,
-    Column,
     Run,
     at_least,
     at_most,
@@ -79,13 +77,13 @@ def at_first_touch(run: Run, count: int) -> None:
     few = f"resident for {count} bytes"
     table = run.table(
         f"{size // MIB} MiB touched, with small and with huge pages",
-        Column("pages"),
-        Column("faults"),
-        Column("in huge pages", "B"),
-        Column("touching", "µs"),
-        Column("a fault", "µs"),
-        Column("reading", "µs"),
-        Column(few, "B"),
+        "pages",
+        "faults",
+        "in huge pages [B]",
+        "touching [µs]",
+        "a fault [µs]",
+        "reading [µs]",
+        f"{few} [B]",
     )
     for name in run.steps(list(PAGES), "touching"):
         with PAGES[name]():
@@ -93,7 +91,7 @@ def at_first_touch(run: Run, count: int) -> None:
             faults, there, touching, reading = map(median, zip(*tries, strict=True))
             table.add(name, faults, there, touching, touching / faults, reading, sparse(run, size))
     for work, column in (("First touch", "touching"), ("Reading a byte a page", "reading")):
-        plot = run.plot(f"{work} of {size // MIB} MiB", Axis("pages"), Axis("time", "µs"))
+        plot = run.plot(f"{work} of {size // MIB} MiB", "pages", "time [µs]")
         plot.add(work, table.column("pages"), table.column(column))
     small, huge = table.column("in huge pages")
     run.physical("Without huge pages there are none", small, equal(0), "B")
@@ -139,9 +137,9 @@ def alignment(run: Run) -> None:
     size = 2 * run.huge_page
     table = run.table(
         f"{size // MIB} MiB, at some distance from a border of huge pages",
-        Column("distance", "B"),
-        Column("resident", "B"),
-        Column("in huge pages", "B"),
+        "distance [B]",
+        "resident [B]",
+        "in huge pages [B]",
     )
     for distance in (0, run.page, run.huge_page // 2):
         with run.vmm.region(size + run.huge_page, FLAGS) as region:

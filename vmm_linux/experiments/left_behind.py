@@ -14,18 +14,7 @@ from typing import NamedTuple
 
 from vmm_linux import VMM
 from vmm_linux._tools.children import outlive_parent
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    NotObservable,
-    Run,
-    equal,
-    libc,
-    meminfo,
-    need,
-    sysctl,
-    touch,
-)
+from vmm_linux.experiments import NotObservable, Run, equal, libc, meminfo, need, sysctl, touch
 from vmm_linux.inspect import Kind, sharing
 
 ORDER = 140
@@ -134,15 +123,15 @@ def make_kill_and_look(
 
 def tabulate(run: Run, size: int, looks: Looks) -> None:
     """Show the findings."""
-    columns = [Column(moment, "B") for moment in MOMENTS]
-    table = run.table(f"{size // MIB} MiB each", Column("way"), *columns)
-    plot = run.plot("Shared memory of a process that is killed", Axis("way"), Axis("memory", "B"))
+    columns = [f"{moment} [B]" for moment in MOMENTS]
+    table = run.table(f"{size // MIB} MiB each", "way", *columns)
+    plot = run.plot("Shared memory of a process that is killed", "way", "memory [B]")
     for way in looks.found[0]:
         table.add(way, *(each[way] for each in looks.found))
     plot.add_columns(table, "way", *MOMENTS)
     title = "All together, and all shared memory of the machine (Shmem of /proc/meminfo)"
     names = ("found of ours", "Shmem, more than before")
-    table = run.table(title, Column("moment"), *(Column(name, "B") for name in names))
+    table = run.table(title, "moment", *(f"{name} [B]" for name in names))
     for moment, found, growth in zip(MOMENTS, *looks, strict=True):
         table.add(moment, sum(found.values()), growth)
 

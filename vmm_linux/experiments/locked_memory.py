@@ -6,18 +6,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from vmm_linux import VmmFlags
-from vmm_linux.experiments import (
-    NOBODY,
-    Axis,
-    Column,
-    Run,
-    become,
-    equal,
-    errno_of,
-    libc,
-    need,
-    status,
-)
+from vmm_linux.experiments import NOBODY, Run, become, equal, errno_of, libc, need, status
 
 ORDER = 150
 TITLE = "Locked memory and its limit"
@@ -62,17 +51,15 @@ def measure(run: Run) -> None:
     limits, size = [n * step for n in range(5)], 8 * step
     table = run.table(
         f"{size // KIB} KiB asked for as LOCKED",
-        Column("who"),
-        Column("RLIMIT_MEMLOCK", "B"),
-        Column("pinned, by Query", "B"),
-        Column("pinned, by VmLck", "B"),
-        Column("resident", "B"),
-        Column("pinned after Decommit", "B"),
-        Column("mlock(2) of as much"),
+        "who",
+        "RLIMIT_MEMLOCK [B]",
+        "pinned, by Query [B]",
+        "pinned, by VmLck [B]",
+        "resident [B]",
+        "pinned after Decommit [B]",
+        "mlock(2) of as much",
     )
-    plot = run.plot(
-        f"{size // KIB} KiB asked for as LOCKED", Axis("RLIMIT_MEMLOCK", "B"), Axis("pinned", "B")
-    )
+    plot = run.plot(f"{size // KIB} KiB asked for as LOCKED", "RLIMIT_MEMLOCK [B]", "pinned [B]")
     for who, claim in ((ORDINARY, claim_bound), (PRIVILEGED, claim_unbound)):
         with run.part(f"LOCKED, {who}"):
             rows = [found_under(run, who, limit, size) for limit in run.steps(limits, who)]

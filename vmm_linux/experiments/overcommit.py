@@ -10,8 +10,6 @@ from typing import NamedTuple
 from vmm_linux import Limits, Region, VmmFlags
 from vmm_linux.errors import OutOfMemory
 from vmm_linux.experiments import (
-    Axis,
-    Column,
     NotObservable,
     Run,
     charged,
@@ -76,11 +74,11 @@ def measure(run: Run) -> None:
     size = 2 * least // (PIECES * run.page) * (PIECES * run.page)
     machine = run.table(
         "The machine, and what it is asked for",
-        Column(MODE),
-        Column("memory and swap", "B"),
-        Column("CommitLimit", "B"),
-        Column("Committed_AS", "B"),
-        Column("asked for", "B"),
+        MODE,
+        "memory and swap [B]",
+        "CommitLimit [B]",
+        "Committed_AS [B]",
+        "asked for [B]",
     )
     machine.add(mode, memory, limit, meminfo("Committed_AS"), size)
     ask(run, size, mode)
@@ -92,13 +90,7 @@ def measure(run: Run) -> None:
 
 def ask(run: Run, size: int, mode: int) -> None:
     """Make every request, and compare its result with the prediction for this mode."""
-    table = run.table(
-        "Requests",
-        Column("request"),
-        Column("outcome"),
-        Column("charged", "B"),
-        Column("resident", "B"),
-    )
+    table = run.table("Requests", "request", "outcome", "charged [B]", "resident [B]")
     for name, (request, *expected) in run.steps(list(REQUESTS.items()), "asking"):
         with run.part(name):
             due = expected[mode]
@@ -244,11 +236,7 @@ def possession(run: Run, size: int, memory: int) -> None:
     """Commit piece by piece, then touch a little, and measure after each step."""
     each, few = size // PIECES, 16 * MIB
     table = run.table(
-        "Promise and possession",
-        Column("promised", "B"),
-        Column("touched", "B"),
-        Column("charged", "B"),
-        Column("resident", "B"),
+        "Promise and possession", "promised [B]", "touched [B]", "charged [B]", "resident [B]"
     )
     with run.vmm.region(size) as region, small_pages():
         need(seen("", region).resident is not None, "/proc/self/pagemap may not be read")
@@ -260,7 +248,7 @@ def possession(run: Run, size: int, memory: int) -> None:
         with region.view(0, few) as view:
             touch(view)
         table.add(size, few, *seen("", region)[1:])
-    plot = run.plot("Promise and possession", Axis("promised", "B"), Axis("memory", "B"))
+    plot = run.plot("Promise and possession", "promised [B]", "memory [B]")
     plot.add_columns(table, "promised", "charged", "resident")
     plot.add("memory and swap", [0, size], [memory, memory])
     run.physical("All that is promised is charged", promise[2], equal(size), "B")

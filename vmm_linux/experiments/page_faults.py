@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from vmm_linux import Region
 from vmm_linux.experiments import (
-    Axis,
-    Column,
     Run,
     at_least,
     at_most,
@@ -101,8 +99,8 @@ def private(run: Run) -> None:
         far = list(range(0, COUNT * reach, reach))
         in_fresh_memory(run, far)
         orders["far apart"] = far
-    times = [Column("a first touch", "µs"), Column("a later one", "µs"), Column("a fault", "µs")]
-    table = run.table(f"{COUNT} private pages", Column("order"), Column("faults"), *times)
+    times = ["a first touch [µs]", "a later one [µs]", "a fault [µs]"]
+    table = run.table(f"{COUNT} private pages", "order", "faults", *times)
     tries: dict[str, list[Touched]] = {order: [] for order in orders}
     for _ in run.steps(range(run.choose(quick=15, full=199)), "orders"):
         for order, offsets in orders.items():
@@ -115,7 +113,7 @@ def private(run: Run) -> None:
         faults = median(each.faults for each in found)
         table.add(order, faults, first, again, fault[order])
         run.physical(f"Touched {order}, each page faults once", faults / COUNT, ONCE, PER_PAGE)
-    plot = run.plot("Time of a minor page fault", Axis("order"), Axis("time", "µs"))
+    plot = run.plot("Time of a minor page fault", "order", "time [µs]")
     plot.add("fault", list(fault), list(fault.values()))
     ratio = fault["at random"] / fault["upwards"]
     run.timing("At random a fault takes about as long as in order", ratio, at_most(1.25), "times")
@@ -151,10 +149,10 @@ def shared(run: Run, size: int) -> None:
                 found[access].append(touched(fresh, offsets, access=access))
     table = run.table(
         f"{len(offsets)} shared pages that are filled, touched at random",
-        Column("access"),
-        Column("faults"),
-        Column("a first touch", "µs"),
-        Column("a later one", "µs"),
+        "access",
+        "faults",
+        "a first touch [µs]",
+        "a later one [µs]",
     )
     per_page = {}
     for access, tries in found.items():

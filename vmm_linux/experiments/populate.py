@@ -7,8 +7,6 @@ from statistics import median
 
 from vmm_linux import VmmFlags
 from vmm_linux.experiments import (
-    Axis,
-    Column,
     Run,
     at_least,
     at_most,
@@ -77,13 +75,13 @@ def ahead(run: Run, size: int, tries: int) -> None:
     """Commit memory and touch all of it, with and without populating it between."""
     table = run.table(
         f"{size // MIB} MiB of private memory, all of it needed",
-        Column("way"),
-        Column("faults ahead"),
-        Column("resident ahead", "B"),
-        Column("time ahead", "µs"),
-        Column("faults when touched"),
-        Column("time of touching", "µs"),
-        Column("time in all", "µs"),
+        "way",
+        "faults ahead",
+        "resident ahead [B]",
+        "time ahead [µs]",
+        "faults when touched",
+        "time of touching [µs]",
+        "time in all [µs]",
     )
     for name, way in run.steps(list(WAYS.items()), "populating"):
         found = [prepared(run, size, way) for _ in range(tries)]
@@ -119,12 +117,12 @@ def in_parallel(run: Run, size: int, tries: int) -> None:
     most = min(run.cores, MOST_THREADS)
     counts = [*itertools.takewhile(lambda count: count < most, (1, 2, 4)), most]
     title = f"{size // MIB} MiB populated by threads"
-    table = run.table(title, Column("threads"), Column("time", "µs"), Column("resident", "B"))
+    table = run.table(title, "threads", "time [µs]", "resident [B]")
     for count in run.steps(counts, "threads"):
         found = [by_threads(run, size, count) for _ in range(tries)]
         table.add(count, *(median(values) for values in zip(*found, strict=True)))
     times = table.column("time")
-    run.plot(title, Axis("threads"), Axis("time", "µs")).add("time", [*map(str, counts)], times)
+    run.plot(title, "threads", "time [µs]").add("time", [*map(str, counts)], times)
     there = min(table.column("resident")) / size
     run.physical("However many threads, all of it is there", there, equal(1), "of it")
     run.timing("Two threads are faster than one", times[0] / times[1], at_least(1.2), "times")

@@ -14,17 +14,7 @@ from statistics import median
 from typing import NamedTuple
 
 from vmm_linux import Region, VmmFlags
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    NotObservable,
-    Run,
-    at_least,
-    at_most,
-    equal,
-    need,
-    touch,
-)
+from vmm_linux.experiments import NotObservable, Run, at_least, at_most, equal, need, touch
 
 ORDER = 100
 TITLE = "Protection changes"
@@ -227,17 +217,15 @@ def show(run: Run, costs: dict[str, list[Cost]]) -> None:
     what = ("taken away", "given back", "never touched")
     table = run.table(
         "The right to write, taken from a page, given back, and taken from one never touched",
-        Column("on the other cores"),
-        *(Column(name, "µs") for name in what),
-        *(Column(f"interrupts, {name}") for name in what),
+        "on the other cores",
+        *(f"{name} [µs]" for name in what),
+        *(f"interrupts, {name}" for name in what),
     )
     for name, row in costs.items():
         counts = (cost.interrupts for cost in row)
         table.add(name, *(cost.microseconds for cost in row), *counts)
     plot = run.plot(
-        "What a change of protection costs",
-        Axis("on the other cores"),
-        Axis("time for a page", "µs"),
+        "What a change of protection costs", "on the other cores", "time for a page [µs]"
     )
     plot.add_columns(table, "on the other cores", *what)
 

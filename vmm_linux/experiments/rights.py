@@ -12,18 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm_linux import VMM, Rights, Seal, VmmFlags
-from vmm_linux.experiments import (
-    NOBODY,
-    Axis,
-    Column,
-    Run,
-    at_least,
-    become,
-    equal,
-    errno_of,
-    libc,
-    need,
-)
+from vmm_linux.experiments import NOBODY, Run, at_least, become, equal, errno_of, libc, need
 
 ORDER = 90
 TITLE = "Rights"
@@ -286,7 +275,7 @@ def measure(run: Run) -> None:
     tabulate(run, "A read-only handle, no seal", found, {user: (UNSEALED, user) for user in USERS})
     states = {state: (state, "same user") for state in STATES if state != UNSEALED}
     tabulate(run, "The same user, with another handle or seal", found, states)
-    plot = run.plot("Attacks that change the buffer", Axis("state"), Axis("attacks"))
+    plot = run.plot("Attacks that change the buffer", "state", "attacks")
     for user in users:
         plot.add(user, list(STATES), [len(having(found[state, user])) for state in STATES])
     for user in USERS:
@@ -304,7 +293,7 @@ def may_become_others(run: Run) -> bool:
 
 def tabulate(run: Run, title: str, found: Found, columns: dict[str, tuple[str, str]]) -> None:
     """A table with a row for each attack."""
-    table = run.table(title, Column("attack"), *map(Column, columns))
+    table = run.table(title, "attack", *columns)
     for name in ATTACKS:
         table.add(name, *(found.get(case, {}).get(name) for case in columns.values()))
 

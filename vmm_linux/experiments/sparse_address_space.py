@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from vmm_linux.experiments import Axis, Column, Run, at_most, between, equal, need, resident, status
+from vmm_linux.experiments import Run, at_most, between, equal, need, resident, status
 
 ORDER = 120
 TITLE = "A sparse address space"
@@ -92,17 +92,18 @@ def show(run: Run, count: int, found: dict[int, Found]) -> None:
     """The table and the plot."""
     table = run.table(
         f"{count} pages touched, and the page tables for them",
-        Column("distance", "B"),
-        Column("addresses", "B"),
-        Column("resident", "B"),
-        *(Column(f"tables, {step}", "B") for step in STEPS),
+        "distance [B]",
+        "addresses [B]",
+        "resident [B]",
+        *(f"tables, {step} [B]" for step in STEPS),
     )
     for distance, it in found.items():
         table.add(distance, count * distance, it.resident, *it.tables)
     plot = run.plot(
         f"{count} pages touched, and the page tables for them",
-        Axis("distance from one to the next", "B", log=True),
-        Axis("memory", "B"),
+        "distance from one to the next [B]",
+        "memory [B]",
+        log="x",
     )
     plot.add("pages", list(found), [it.resident for it in found.values()])
     plot.add("page tables", list(found), [it.tables[1] for it in found.values()])

@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 from vmm_linux import VMM, Limits, VmmError, VmmFlags
 from vmm_linux.experiments import (
-    Axis,
-    Column,
     Run,
     at_least,
     at_most,
@@ -105,15 +103,15 @@ def show(run: Run, climbs: dict[str, Climb]) -> None:
     """A table of both ways, and a plot of each figure on the way."""
     table = run.table(
         "Every second page committed",
-        Column("way"),
-        Column("commits"),
-        Column("mappings before"),
-        Column("mappings after"),
-        Column("time a commit", "µs"),
-        Column("refused with"),
+        "way",
+        "commits",
+        "mappings before",
+        "mappings after",
+        "time a commit [µs]",
+        "refused with",
     )
-    mappings = run.plot("Mappings of the process", Axis("commits"), Axis("mappings"))
-    times = run.plot("Time of a commit", Axis("commits"), Axis("time", "µs"))
+    mappings = run.plot("Mappings of the process", "commits", "mappings")
+    times = run.plot("Time of a commit", "commits", "time [µs]")
     for way, climb in climbs.items():
         count, found = climb.commits[-1], climb.mappings
         table.add(way, count, found[0], found[-1], median(climb.times), climb.refusal)

@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 from vmm_linux import VMM, Mdl, Rights
 from vmm_linux.experiments import (
-    Axis,
-    Column,
     NotObservable,
     Run,
     at_least,
@@ -87,10 +85,10 @@ def measure(run: Run) -> None:
         [cost_of(run, size, *way) for way in WAYS.values()] for size in run.steps(sizes, "sizes")
     ]
     title = "A message to another process, and its answer"
-    table = run.table(title, Column("message", "B"), *(Column(way, "µs") for way in WAYS))
+    table = run.table(title, "message [B]", *(f"{way} [µs]" for way in WAYS))
     for size, row in zip(sizes, costs, strict=True):
         table.add(size, *(cost.seconds * 1e6 for cost in row))
-    plot = run.plot(title, Axis("message", "B", log=True), Axis("time", "µs", log=True))
+    plot = run.plot(title, "message [B]", "time [µs]", log="xy")
     plot.add_columns(table, "message", *WAYS)
     claim(run, sizes, costs)
 
@@ -260,7 +258,7 @@ def claim(run: Run, sizes: Sequence[int], costs: Sequence[Sequence[Cost]]) -> No
     run.physical("A buffer that both hold does not fault", held.faults, at_most(5), "a message")
     run.physical("A fresh buffer faults in its receiver", fresh.faults, at_least(1), "a message")
 
-    table = run.table("Where the lines cross", Column("way"), Column("beats the pipe from", "B"))
+    table = run.table("Where the lines cross", "way", "beats the pipe from [B]")
     for number, way in enumerate(WAYS):
         if number:
             gains = [math.log(row[0].seconds / row[number].seconds) for row in costs]

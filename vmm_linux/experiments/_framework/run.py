@@ -60,11 +60,20 @@ REFUSALS = (NotObservable, QuotaExceeded, OutOfMemory)
 PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 
 Item = TypeVar("Item")
+Label = TypeVar("Label", Column, Axis)
 
 
 def ignore_progress(done: int, total: int, what: str) -> None:
     """Show no progress."""
     del done, total, what
+
+
+def labelled(kind: type[Label], label: str | Label, **options: bool) -> Label:
+    """A column or an axis; its label has its name and unit, as "time [µs]"."""
+    if not isinstance(label, str):
+        return label
+    name, _, unit = label.removesuffix("]").partition(" [")
+    return kind(name, unit, **options)
 
 
 class Run:
@@ -120,26 +129,28 @@ class Run:
 
     # ---- what is found ------------------------------------------------------------------------
 
-    def table(self, title: str, *columns: Column) -> Table:
+    def table(self, title: str, *columns: str | Column) -> Table:
         """Add an empty table to the results.
 
         Args:
             title: its subject.
-            columns: ``Column(name, unit)`` each.
+            columns: the name of each, with the unit, as "time [µs]"; or a ``Column(name, unit)``.
         """
-        made = Table(title, list(columns))
+        made = Table(title, [labelled(Column, column) for column in columns])
         self.findings.tables.append(made)
         return made
 
-    def plot(self, title: str, x: Axis, y: Axis) -> Plot:
+    def plot(self, title: str, x: str | Axis, y: str | Axis, log: str = "") -> Plot:
         """A new plot among the results, to which series are added.
 
         Args:
             title: its subject.
-            x: the first axis; a series with names there is drawn as bars.
-            y: the second axis.
+            x: the first axis, as "size [B]" or an ``Axis``; a series with names there is drawn as
+                bars.
+            y: the second axis, likewise.
+            log: the logarithmic axes, as "xy".
         """
-        made = Plot(title, x, y)
+        made = Plot(title, labelled(Axis, x, log="x" in log), labelled(Axis, y, log="y" in log))
         self.findings.plots.append(made)
         return made
 
