@@ -32,8 +32,6 @@ if TYPE_CHECKING:
             """Map whole pages of it."""
 
 
-__all__ = ["array"]
-
 PAGE = kernel.page_size()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from vmm_linux._core.values import index
 from vmm_linux.errors import InvalidArgument
 
-__all__ = ["inside"]
-
 
 def inside(method: str, offset: object, size: object, whole: int, name: str) -> tuple[int, int]:
     """The checked offset and size, at least one byte, of a part.

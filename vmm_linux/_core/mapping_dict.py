@@ -12,8 +12,6 @@ from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["check_told"]
-
 Parts = Mapping[str, tuple[Callable[[object], bool], str]]
 
 

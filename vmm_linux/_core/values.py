@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
     Kind = TypeVar("Kind")
 
-__all__ = [
-    "counted",
-    "describe",
-    "exact_text",
-    "index",
-    "is_a",
-    "kind_of",
-    "one_line",
-    "quoted",
-    "shown",
-    "written",
-]
-
 LONGEST_TEXT = 40
 """Characters of a value that are shown."""
 LONGEST_LINE = 400

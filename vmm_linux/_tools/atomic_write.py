@@ -8,9 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["write_whole"]
-
-
 NO_FILES = {"", ".", ".."}
 """Last parts of a name that name no file."""
 

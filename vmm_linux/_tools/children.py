@@ -14,8 +14,6 @@ try:
 except ImportError:
     prctl = None
 
-__all__ = ["die_with_parent", "name_process", "outlive_parent"]
-
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 

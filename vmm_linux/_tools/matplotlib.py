@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["NoMatplotlibError", "need_matplotlib"]
-
 
 class NoMatplotlibError(Exception):
     """matplotlib is not installed."""

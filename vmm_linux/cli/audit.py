@@ -12,8 +12,6 @@ from vmm_linux._tools.text import human, printable
 from vmm_linux.cli.audit_file import AuditLine, read
 from vmm_linux.flags import Rights, Seal, VmmFlags
 
-__all__ = ["main"]
-
 COLUMNS = ("time", "process", "what", "outcome")
 WORDS: Final = {
     "mdl_create": "created, {data}",

@@ -8,8 +8,6 @@ from typing import Any, Final, NamedTuple
 
 from vmm_linux._core.endpoint import START
 
-__all__ = ["AuditLine", "Problem", "read"]
-
 LONGEST_LINE: Final = 4 << 20
 """Bytes; the longest parts are a policy's names, from a file of at most 1 MiB."""
 NUMBER: Final = (int,)

@@ -12,8 +12,6 @@ from vmm_linux.cli.map.command import printer
 from vmm_linux.cli.map.file import Saved, UnfitMapError, load, record_of
 from vmm_linux.cli.map.picture import Line, change_lines
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command: 0 if both could be read, 2 if not."""

@@ -14,8 +14,6 @@ from vmm_linux.cli.map.file import record_of
 from vmm_linux.cli.map.model import name_of
 from vmm_linux.inspect import Mapping, PageFlags
 
-__all__ = ["main"]
-
 END_OF_ADDRESSES = 1 << 64
 """The end of the address range: numbers from here on are no addresses."""
 

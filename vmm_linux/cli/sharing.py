@@ -12,8 +12,6 @@ from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import human, printable
 from vmm_linux.inspect import Channel, Holder, Mapper, Sharing, sharing
 
-__all__ = ["main"]
-
 COLUMNS = ("memory", "size", "taken", "seals", "process", "holds", "maps")
 NAMED = 20
 """The most unreadable processes that are named."""

@@ -23,9 +23,6 @@ from vmm_linux.demo.caller import RESERVATION, Footprint, made
 from vmm_linux.demo.report import Json, Machine, Plain, Report, Step, Subject, Terminal
 from vmm_linux.demo.steps import Run
 
-__all__ = ["main"]
-
-
 # ---- FILE ---------------------------------------------------------------------------------------
 
 

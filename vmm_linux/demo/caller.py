@@ -14,25 +14,6 @@ from vmm_linux import VMM, PageInfo, Retcode, VmmError
 from vmm_linux._tools.text import human
 from vmm_linux.demo.report import Step
 
-__all__ = [
-    "CHUNK",
-    "PAGE",
-    "RESERVATION",
-    "Caller",
-    "Footprint",
-    "ask",
-    "close",
-    "described",
-    "exit_code_of_child",
-    "is_half",
-    "made",
-    "memory_files",
-    "modes",
-    "raw_read",
-    "raw_write",
-    "signal_name",
-]
-
 PAGE = os.sysconf("SC_PAGE_SIZE")
 RESERVATION = 64 << 30
 CHUNK = 8 << 20

@@ -16,8 +16,6 @@ from vmm_linux.demo.report import Step
 from vmm_linux.demo.steps import Run, free, verify
 from vmm_linux.errors import NoCapability
 
-__all__ = ["STEPS"]
-
 F_SEAL_FUTURE_WRITE = 0x10
 READ_ONLY = Rights.MAP_READ | Rights.GET_SID
 

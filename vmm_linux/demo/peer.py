@@ -43,8 +43,6 @@ from vmm_linux.demo.caller import (
 )
 from vmm_linux.demo.report import Step
 
-__all__ = ["GO_ON", "LEAVE", "READY", "USE", "Other", "unpacked"]
-
 READY = b"ready"
 """This process sends it at its start."""
 GO_ON = b"go on"

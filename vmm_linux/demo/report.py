@@ -12,8 +12,6 @@ from vmm_linux.errors import Retcode
 from vmm_linux.flags import VmmFlags
 from vmm_linux.handles import Handle
 
-__all__ = ["Json", "Machine", "Plain", "Report", "Step", "Subject", "Terminal"]
-
 
 @dataclass
 class Subject:

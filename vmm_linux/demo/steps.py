@@ -28,8 +28,6 @@ from vmm_linux.demo.caller import (
 from vmm_linux.demo.peer import Other
 from vmm_linux.demo.report import Step, Subject
 
-__all__ = ["STEPS", "Run", "free", "verify"]
-
 
 @dataclass
 class Run(Caller):

@@ -15,8 +15,6 @@ from vmm_linux._core.kernel import (
     value_of,
 )
 
-__all__ = ["Setting", "settings"]
-
 UNLIMITED = "unlimited"
 USUAL_MAPPINGS = 65530
 """The default of Linux."""

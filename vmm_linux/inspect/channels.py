@@ -35,8 +35,6 @@ from vmm_linux.inspect.processes import (
     threads_of,
 )
 
-__all__ = ["find"]
-
 GONE = (ResourceNotFound, ProcessLookupError, FileNotFoundError)
 """The errors for a process that no longer exists."""
 SEALS = {

@@ -17,25 +17,6 @@ from typing import NamedTuple
 
 from vmm_linux._core.credentials import known_uid
 
-__all__ = [
-    "DELETED",
-    "IN_MEMORY",
-    "TOO_LONG",
-    "Descriptor",
-    "Facts",
-    "File",
-    "Mount",
-    "Process",
-    "descriptors_of",
-    "device_text",
-    "internal_mounts",
-    "look_at",
-    "mounts_of",
-    "process_of",
-    "processes",
-    "threads_of",
-]
-
 PROC = Path("/proc")
 PF_KTHREAD = 0x00200000
 """In /proc/PID/stat: a thread of the kernel."""

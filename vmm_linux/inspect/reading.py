@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     Answer = TypeVar("Answer")
 
-__all__ = ["asked_of", "mappings_of", "process_asked", "refused", "without_memory"]
-
 LAST_PID = (1 << 31) - 1
 PF_KTHREAD = 0x00200000
 """Of the flags in /proc/PID/stat: a thread of the kernel."""
@@ -119,6 +117,7 @@ def opened(method: str, pid: int | None, name: str) -> Generator[int]:
 
 
 def named(pid: int | None) -> str:
+    """The process, in words."""
     return "this process" if pid is None else f"process {pid}"
 
 
@@ -165,6 +164,7 @@ def without_memory(method: str, pid: int | None, *, opened: bool) -> VmmError:
 
 
 def ended(method: str, pid: int | None) -> ProcessExited:
+    """The error for a process that ended meanwhile."""
     return ProcessExited(
         method, f"process {pid} ended, or started another program, while it was read", errno.ESRCH
     )

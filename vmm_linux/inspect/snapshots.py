@@ -11,8 +11,6 @@ from vmm_linux._core.procfs import NAMES
 from vmm_linux._core.values import counted, describe, exact_text, index, is_a, quoted
 from vmm_linux.errors import InvalidArgument, VmmError
 
-__all__ = ["Change", "Difference", "Snapshot", "diff"]
-
 
 class Snapshot(Sequence[Mapping]):
     """The mappings of a process, lowest first.

@@ -12,16 +12,6 @@ from vmm_linux._core.values import exact_text, is_a, kind_of, quoted, shown
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.policy.rule import BITS, KEYS, READY, FlawError, Rule
 
-__all__ = [
-    "check_reachable",
-    "compile_rule",
-    "compiled_ready",
-    "members",
-    "names_in",
-    "one_of",
-    "suggestion",
-]
-
 LONGEST_NAME: Final = 100
 """The most characters of a name for which a suggestion is searched."""
 MOST: Final = 2**64 - 1

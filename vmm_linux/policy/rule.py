@@ -8,8 +8,6 @@ from typing import Any, Final
 from vmm_linux._core.values import one_line
 from vmm_linux.errors import InvalidArgument
 
-__all__ = ["BITS", "KEYS", "READY", "FlawError", "PolicyError", "Rule"]
-
 BITS: Final = ("all", "any", "no")
 
 

@@ -26,8 +26,6 @@ from vmm_linux.cli.map.picture import (
 )
 from vmm_linux.cli.map.plot import plotted
 
-__all__ = ["main", "process_id"]
-
 STANDARD_OUTPUT = "-"
 PAUSE = 2.0
 """The default of seconds between two snapshots."""

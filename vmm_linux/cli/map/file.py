@@ -16,8 +16,6 @@ from vmm_linux.flags import VmmFlags
 from vmm_linux.inspect import Mapping, Snapshot
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["Saved", "UnfitMapError", "as_csv", "as_json", "load", "record_of"]
-
 FORMAT = "vmm-linux map"
 VERSION = 1
 FIXED = (

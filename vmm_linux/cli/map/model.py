@@ -19,8 +19,6 @@ from vmm_linux.inspect import Mapping, PageFlags
 from vmm_linux.inspect.processes import process_of, threads_of
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["GROUPS", "Group", "MapEntry", "Picture", "name_of", "size_of", "take"]
-
 GROUPS = {
     "ours": "Regions of vmm_linux",
     "heap": "Heap",

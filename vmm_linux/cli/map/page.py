@@ -13,8 +13,6 @@ from vmm_linux.cli.map.model import MapEntry, Picture, name_of
 from vmm_linux.errors import VmmError
 from vmm_linux.inspect import Mapping, PageFlags
 
-__all__ = ["page_of"]
-
 LOOKED_AT_MOST = 64 << 30
 """The most that is read page by page, in bytes: of memory where the kernel skips empty addresses
 (PAGEMAP_SCAN skips terabytes in microseconds), else of addresses."""

@@ -9,8 +9,6 @@ from vmm_linux._tools.text import escaped, human
 from vmm_linux.cli.map.model import Group, MapEntry, Picture, name_of, size_of
 from vmm_linux.inspect import Difference, Mapping
 
-__all__ = ["Line", "Screen", "change_lines", "picture_lines", "region_lines"]
-
 NAMES_SHOWN = 3
 """The number of names below the bar of a group."""
 CHANGES_SHOWN = 12

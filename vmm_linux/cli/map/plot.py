@@ -11,8 +11,6 @@ from vmm_linux.cli.map.model import Group, Picture
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plotted"]
-
 COLOURS = {
     "ours": "#c2255c",
     "heap": "#d9480f",

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from vmm_linux import experiments
 from vmm_linux.experiments import Run
 
-__all__ = ["Experiment", "UnfitError", "catalogue", "chosen"]
-
 TEXTS = ("TITLE", "QUESTION", "PREDICTION", "EXPLANATION")
 
 

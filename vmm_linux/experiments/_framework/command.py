@@ -31,8 +31,6 @@ from vmm_linux.experiments._framework.laboratory import Order, Result, carry_out
 from vmm_linux.experiments._framework.page import page_of
 from vmm_linux.experiments._framework.terminal import progress_of, show, show_list
 
-__all__ = ["main"]
-
 PROGRAM = "vmm-linux experiment"
 STANDARD_OUTPUT = "-"
 MOST_RUNS = 1000

@@ -29,8 +29,6 @@ CLAIM_COLUMNS = (
     "reason",
 )
 
-__all__ = ["as_csv", "as_json", "as_plots", "check_file", "check_folder"]
-
 
 def as_json(results: Sequence[Result], machine: dict[str, Any]) -> bytes:
     """One object: the machine, and every experiment with its texts and all findings."""

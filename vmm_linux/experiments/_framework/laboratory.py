@@ -25,8 +25,6 @@ from vmm_linux.experiments._framework.results import (
     merged,
 )
 
-__all__ = ["Order", "Result", "carry_out"]
-
 QUICK_DEADLINE = 60.0
 """Seconds that a quick run may take."""
 DEADLINE = 600.0

@@ -17,8 +17,6 @@ from vmm_linux.experiments._framework.words import (
     verdict,
 )
 
-__all__ = ["page_of"]
-
 CLASSES = {Outcome.HELD: "held", Outcome.FAILED: "failed", Outcome.NOT_OBSERVABLE: "open"}
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from vmm_linux.experiments._framework.results import Axis, Plot
 
-__all__ = ["figure_of", "inline", "picture_of"]
-
 COLOURS = ("#2f6fde", "#d9480f", "#2b9a3e", "#a03fc4", "#b08900", "#0b8ba3")
 """Colours that colour-blind readers can distinguish, on white and on black."""
 MARKERS = "os^Dv*"

@@ -11,28 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = [
-    "Axis",
-    "Claim",
-    "Column",
-    "Expected",
-    "Findings",
-    "Kind",
-    "NotObservable",
-    "Outcome",
-    "Plot",
-    "Series",
-    "Table",
-    "Value",
-    "at_least",
-    "at_most",
-    "between",
-    "equal",
-    "findings_from",
-    "merged",
-    "need",
-]
-
 Value = int | float | str | bool | None
 """A cell's value; None where nothing could be measured."""
 Number = int | float

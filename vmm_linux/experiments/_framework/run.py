@@ -41,20 +41,6 @@ if TYPE_CHECKING:
 
     from vmm_linux import Region
 
-__all__ = [
-    "REFUSALS",
-    "Child",
-    "Run",
-    "charged",
-    "figures",
-    "in_huge_pages",
-    "minor_faults",
-    "resident",
-    "small_pages",
-    "timed",
-    "touch",
-]
-
 REFUSALS = (NotObservable, QuotaExceeded, OutOfMemory)
 """The errors that make an experiment or a part of it not observable."""
 PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42

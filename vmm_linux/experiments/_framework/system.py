@@ -10,18 +10,6 @@ from vmm_linux._core.kernel import value_of
 from vmm_linux._tools.children import die_with_parent
 from vmm_linux.experiments._framework.results import NotObservable
 
-__all__ = [
-    "NOBODY",
-    "become",
-    "errno_of",
-    "libc",
-    "mappings",
-    "meminfo",
-    "status",
-    "sysctl",
-    "told",
-]
-
 NOBODY = 65534
 """A user without privileges anywhere."""
 PR_SET_DUMPABLE = 4

@@ -19,8 +19,6 @@ from vmm_linux.experiments._framework.words import (
     verdict,
 )
 
-__all__ = ["progress_of", "show", "show_list"]
-
 WIDEST = 100
 PADDING = 3
 """Blanks of a drawn table for each column."""

@@ -4,8 +4,6 @@ from vmm_linux._tools.text import human
 from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.results import Claim, Expected, Kind, Outcome, Table, Value
 
-__all__ = ["CLAIM_COLUMNS", "cells_of", "claim_cells", "headings_of", "shown", "verdict"]
-
 NOTHING = "-"
 """Stands for a missing value."""
 CLAIM_COLUMNS = ("prediction", "measured", "expected", "outcome")

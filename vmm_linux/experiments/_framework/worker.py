@@ -20,8 +20,6 @@ from vmm_linux.experiments import Run
 from vmm_linux.experiments._framework.catalogue import chosen
 from vmm_linux.experiments._framework.run import REFUSALS
 
-__all__ = ["main", "measured"]
-
 OWN = 1 << 30
 """Bytes for the interpreter, its threads and its modules, beside the measured memory."""
 PAUSE = 0.05
