@@ -20,7 +20,7 @@ It has a number, four texts and one function::
 
     def measure(run: Run) -> None:
         size = run.choose(quick=4 * MIB, full=64 * MIB)
-        table = run.table("Faults", "pages", "faults", "time [µs]")
+        table = run.table("Faults", "pages | faults | time [µs]")
         with run.vmm.region(size) as region:
             region.commit()
             before = minor_faults()

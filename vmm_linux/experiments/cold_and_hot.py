@@ -154,10 +154,7 @@ def claim(run: lab.Run, sizes: list[int], times: dict[str, list[float]]) -> None
     best = dict(zip(sizes, times.get(HUGE, small), strict=True))  # without the TLB's part
     table = run.table(
         "Caches as the kernel tells, and a read within and beyond",
-        "level",
-        "size [B]",
-        "within [ns]",
-        "beyond [ns]",
+        "level | size [B] | within [ns] | beyond [ns]",
     )
     caches = cache_sizes()
     for level in (1, 2, 3):

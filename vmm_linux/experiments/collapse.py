@@ -63,7 +63,7 @@ def at_once(run: lab.Run, count: int) -> None:
     """Make the kernel collapse small pages while this process waits."""
     size = count * run.huge_page
     title = f"{size // MIB} MiB in huge pages"
-    table = run.table(title, "way", "in huge pages [B]", "time [µs]")
+    table = run.table(title, "way | in huge pages [B] | time [µs]")
     with run.vmm.region(size, FLAGS) as region:
         region.commit()
         touching = lab.timed(lab.touch, region)
@@ -94,6 +94,6 @@ def by_khugepaged(run: lab.Run) -> None:
         seconds = time.monotonic() - begin
         there = lab.in_huge_pages(region.base)
     lab.need(there, f"khugepaged had not come by after {PATIENCE} seconds")
-    table = run.table("Collapsed by khugepaged", "in huge pages [B]", "after [s]")
+    table = run.table("Collapsed by khugepaged", "in huge pages [B] | after [s]")
     table.add(there, seconds)
     run.timing("khugepaged comes by after seconds", seconds, lab.at_least(0.5), "s")

@@ -52,7 +52,7 @@ def fork_with_more(run: lab.Run, region: Region) -> None:
     parts = 4
     part = region.size // parts
     table = run.table(
-        "fork() by touched memory", "touched [B]", "time [µs]", "page tables of the child [B]"
+        "fork() by touched memory", "touched [B] | time [µs] | page tables of the child [B]"
     )
     for number in run.steps(range(parts + 1), "forking"):
         if number:
@@ -100,8 +100,7 @@ def write_after_fork(run: lab.Run, region: Region) -> None:
         "What the two have after each step",
         "step",
         *(f"{name} [B]" for name in columns),
-        "faults",
-        "time of a page [µs]",
+        "faults | time of a page [µs]",
     )
 
     def record(step: str, child: lab.Child | None = None, cost: Sequence[float] = ()) -> None:

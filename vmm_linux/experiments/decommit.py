@@ -50,11 +50,7 @@ def measure(run: Run) -> None:
     run.need_memory(size)
     table = run.table(
         f"{size // MIB} MiB touched and given back",
-        "way",
-        "resident before [B]",
-        "resident after [B]",
-        "time [µs]",
-        "contents after",
+        "way | resident before [B] | resident after [B] | time [µs] | contents after",
     )
     for name, held in run.steps(list(WAYS.items()), "giving back"):
         with run.part(name), held(run, size) as memory:

@@ -69,10 +69,7 @@ def overflows(run: lab.Run) -> None:
     code = lab.machine_code(run.vmm, PUSH)
     table = run.table(
         "A thread that needs more stack than it has",
-        "stack",
-        "process ended",
-        "stack left unused [B]",
-        "overwritten below [B]",
+        "stack | process ended | stack left unused [B] | overwritten below [B]",
     )
     without, guarded = overflow(run, code, VmmFlags(0)), overflow(run, code, LOW)
     table.add("without a guard", *without)
@@ -141,12 +138,7 @@ def costs(run: lab.Run) -> None:
     guards = {"none": VmmFlags(0), "below": LOW, "below and above": LOW | HIGH}
     table = run.table(
         f"{count} regions of {size >> 10} KiB, touched",
-        "guards",
-        "addresses [B]",
-        "promised [B]",
-        "resident [B]",
-        "resident in guards [B]",
-        "mappings",
+        "guards | addresses [B] | promised [B] | resident [B] | resident in guards [B] | mappings",
         "time for each [µs]",
     )
     found = {}

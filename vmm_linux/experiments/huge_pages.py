@@ -64,12 +64,7 @@ def at_first_touch(run: lab.Run, count: int) -> None:
     few = f"resident for {count} bytes"
     table = run.table(
         f"{size // MIB} MiB touched, with small and with huge pages",
-        "pages",
-        "faults",
-        "in huge pages [B]",
-        "touching [µs]",
-        "a fault [µs]",
-        "reading [µs]",
+        "pages | faults | in huge pages [B] | touching [µs] | a fault [µs] | reading [µs]",
         f"{few} [B]",
     )
     for name in run.steps(list(PAGES), "touching"):
@@ -124,9 +119,7 @@ def alignment(run: lab.Run) -> None:
     size = 2 * run.huge_page
     table = run.table(
         f"{size // MIB} MiB, at some distance from a border of huge pages",
-        "distance [B]",
-        "resident [B]",
-        "in huge pages [B]",
+        "distance [B] | resident [B] | in huge pages [B]",
     )
     for distance in (0, run.page, run.huge_page // 2):
         with run.vmm.region(size + run.huge_page, FLAGS) as region:

@@ -51,13 +51,8 @@ def measure(run: Run) -> None:
     limits, size = [n * step for n in range(5)], 8 * step
     table = run.table(
         f"{size // KIB} KiB asked for as LOCKED",
-        "who",
-        "RLIMIT_MEMLOCK [B]",
-        "pinned, by Query [B]",
-        "pinned, by VmLck [B]",
-        "resident [B]",
-        "pinned after Decommit [B]",
-        "mlock(2) of as much",
+        "who | RLIMIT_MEMLOCK [B] | pinned, by Query [B] | pinned, by VmLck [B] | resident [B]",
+        "pinned after Decommit [B] | mlock(2) of as much",
     )
     plot = run.plot(f"{size // KIB} KiB asked for as LOCKED", "RLIMIT_MEMLOCK [B]", "pinned [B]")
     for who, claim in ((ORDINARY, claim_bound), (PRIVILEGED, claim_unbound)):

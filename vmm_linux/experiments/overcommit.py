@@ -64,11 +64,7 @@ def measure(run: lab.Run) -> None:
     size = 2 * least // (PIECES * run.page) * (PIECES * run.page)
     machine = run.table(
         "The machine, and what it is asked for",
-        MODE,
-        "memory and swap [B]",
-        "CommitLimit [B]",
-        "Committed_AS [B]",
-        "asked for [B]",
+        f"{MODE} | memory and swap [B] | CommitLimit [B] | Committed_AS [B] | asked for [B]",
     )
     machine.add(mode, memory, limit, lab.meminfo("Committed_AS"), size)
     ask(run, size, mode)
@@ -80,7 +76,7 @@ def measure(run: lab.Run) -> None:
 
 def ask(run: lab.Run, size: int, mode: int) -> None:
     """Make every request, and compare its result with the prediction for this mode."""
-    table = run.table("Requests", "request", "outcome", "charged [B]", "resident [B]")
+    table = run.table("Requests", "request | outcome | charged [B] | resident [B]")
     for name, (request, *expected) in run.steps(list(REQUESTS.items()), "asking"):
         with run.part(name):
             due = expected[mode]
@@ -226,7 +222,7 @@ def possession(run: lab.Run, size: int, memory: int) -> None:
     """Commit piece by piece, then touch a little, and measure after each step."""
     each, few = size // PIECES, 16 * MIB
     table = run.table(
-        "Promise and possession", "promised [B]", "touched [B]", "charged [B]", "resident [B]"
+        "Promise and possession", "promised [B] | touched [B] | charged [B] | resident [B]"
     )
     with run.vmm.region(size) as region, lab.small_pages():
         lab.need(seen("", region).resident is not None, "/proc/self/pagemap may not be read")

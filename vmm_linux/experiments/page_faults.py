@@ -142,10 +142,7 @@ def shared(run: lab.Run, size: int) -> None:
                 found[access].append(touched(fresh, offsets, access=access))
     table = run.table(
         f"{len(offsets)} shared pages that are filled, touched at random",
-        "access",
-        "faults",
-        "a first touch [µs]",
-        "a later one [µs]",
+        "access | faults | a first touch [µs] | a later one [µs]",
     )
     per_page = {}
     for access, tries in found.items():

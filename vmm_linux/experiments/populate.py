@@ -64,13 +64,8 @@ def ahead(run: lab.Run, size: int, tries: int) -> None:
     """Commit memory and touch all of it, with and without populating it between."""
     table = run.table(
         f"{size // MIB} MiB of private memory, all of it needed",
-        "way",
-        "faults ahead",
-        "resident ahead [B]",
-        "time ahead [µs]",
-        "faults when touched",
-        "time of touching [µs]",
-        "time in all [µs]",
+        "way | faults ahead | resident ahead [B] | time ahead [µs] | faults when touched",
+        "time of touching [µs] | time in all [µs]",
     )
     for name, way in run.steps(list(WAYS.items()), "populating"):
         found = [prepared(run, size, way) for _ in range(tries)]
@@ -106,7 +101,7 @@ def in_parallel(run: lab.Run, size: int, tries: int) -> None:
     most = min(run.cores, MOST_THREADS)
     counts = [*itertools.takewhile(lambda count: count < most, (1, 2, 4)), most]
     title = f"{size // MIB} MiB populated by threads"
-    table = run.table(title, "threads", "time [µs]", "resident [B]")
+    table = run.table(title, "threads | time [µs] | resident [B]")
     for count in run.steps(counts, "threads"):
         found = [by_threads(run, size, count) for _ in range(tries)]
         table.add(count, *(median(values) for values in zip(*found, strict=True)))

@@ -92,9 +92,7 @@ def show(run: Run, count: int, found: dict[int, Found]) -> None:
     """The table and the plot."""
     table = run.table(
         f"{count} pages touched, and the page tables for them",
-        "distance [B]",
-        "addresses [B]",
-        "resident [B]",
+        "distance [B] | addresses [B] | resident [B]",
         *(f"tables, {step} [B]" for step in STEPS),
     )
     for distance, it in found.items():

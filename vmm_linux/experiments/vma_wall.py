@@ -93,12 +93,7 @@ def show(run: lab.Run, climbs: dict[str, Climb]) -> None:
     """A table of both ways, and a plot of each figure on the way."""
     table = run.table(
         "Every second page committed",
-        "way",
-        "commits",
-        "mappings before",
-        "mappings after",
-        "time a commit [µs]",
-        "refused with",
+        "way | commits | mappings before | mappings after | time a commit [µs] | refused with",
     )
     mappings = run.plot("Mappings of the process", "commits", "mappings")
     times = run.plot("Time of a commit", "commits", "time [µs]")

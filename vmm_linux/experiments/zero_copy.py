@@ -250,7 +250,7 @@ def claim(run: lab.Run, sizes: Sequence[int], costs: Sequence[Sequence[Cost]]) -
         "A fresh buffer faults in its receiver", fresh.faults, lab.at_least(1), "a message"
     )
 
-    table = run.table("Where the lines cross", "way", "beats the pipe from [B]")
+    table = run.table("Where the lines cross", "way | beats the pipe from [B]")
     for number, way in enumerate(WAYS):
         if number:
             gains = [math.log(row[0].seconds / row[number].seconds) for row in costs]

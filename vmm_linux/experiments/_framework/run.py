@@ -120,9 +120,12 @@ class Run:
 
         Args:
             title: its subject.
-            columns: the name of each, with the unit, as "time [µs]"; or a ``Column(name, unit)``.
+            columns: texts as "size [B] | time [µs]", or ``Column(name, unit)`` each.
         """
-        made = Table(title, [labelled(Column, column) for column in columns])
+        made = Table(title, [])
+        for column in columns:
+            headings = column.split(" | ") if isinstance(column, str) else [column]
+            made.columns += [labelled(Column, heading) for heading in headings]
         self.findings.tables.append(made)
         return made
 
