@@ -207,9 +207,7 @@ def show_catalogue(*, as_object: bool) -> int:
     """The list."""
     experiments = catalogue()
     if as_object:
-        texts = ("name", "title", "question", "prediction", "explanation")
-        listed = [{text: getattr(each, text) for text in texts} for each in experiments]
-        print_line(json.dumps({"experiments": listed}, indent=1))
+        print_line(json.dumps({"experiments": [each.texts() for each in experiments]}, indent=1))
     else:
         show_list(experiments)
     return 0
@@ -272,20 +270,17 @@ def machine_facts() -> dict[str, Any]:
     """The machine of the results: its facts and the doctor's report."""
     diagnosis = diagnose()
     memory = machine.memory()
-    facts = {
-        **asdict(diagnosis.machine),
-        "kernel": f"Linux {diagnosis.machine.kernel}",
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": memory.total,
-        "available": memory.available,
-    }
     return {
         "taken": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "facts": {
-            **facts,
+            **asdict(diagnosis.machine),
+            "kernel": f"Linux {diagnosis.machine.kernel}",
             "user_space_end": f"{diagnosis.machine.user_space_end:#x}",
             "lowest_address": f"{diagnosis.machine.lowest_address:#x}",
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory": memory.total,
+            "available": memory.available,
         },
         "features": [asdict(each) for each in diagnosis.features],
         "settings": [asdict(each) for each in diagnosis.settings],
