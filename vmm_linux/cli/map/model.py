@@ -30,6 +30,8 @@ GROUPS = {
     "kernel": "The kernel's own",
 }
 """The groups and their titles."""
+SUMS = ("reserved", "committed", "resident", "pss")
+"""The figures of entries and groups that are shown."""
 
 OF_THE_KERNEL = re.compile(r"\[(vdso|vvar.*|vsyscall|uprobes|vectors|sigpage)\]")
 """The kernel's own mappings in every process."""
@@ -85,29 +87,19 @@ class Group:
         return GROUPS[self.key]
 
     @property
-    def reserved(self) -> int:
-        """Bytes of addresses."""
-        return sum(entry.reserved for entry in self.entries)
-
-    @property
-    def committed(self) -> int:
-        """Bytes that may be accessed."""
-        return sum(entry.committed for entry in self.entries)
-
-    @property
-    def resident(self) -> int:
-        """Bytes that have memory."""
-        return sum(entry.resident for entry in self.entries)
-
-    @property
-    def pss(self) -> int:
-        """Bytes of memory; shared memory is divided by the number of its processes."""
-        return sum(entry.pss for entry in self.entries)
+    def sums(self) -> dict[str, int]:
+        """The sums of its entries' ``SUMS``."""
+        return {name: sum(getattr(entry, name) for entry in self.entries) for name in SUMS}
 
     @property
     def weight(self) -> tuple[int, int, int]:
         """The key that orders groups by size."""
-        return self.resident, self.committed, self.reserved
+        sums = self.sums
+        return sums["resident"], sums["committed"], sums["reserved"]
+
+    def as_object(self) -> dict[str, int]:
+        """The number of mappings and the sums, for JSON."""
+        return {"mappings": len(self.entries), **self.sums}
 
     def by_name(self) -> list[tuple[str, "Group"]]:
         """The entries in groups of one name, the biggest first."""
@@ -162,10 +154,9 @@ def take(pid: int | None) -> Picture:
     program, command = words_of(snapshot.pid)
     entries = entries_of(list(snapshot), pid)
     totals = {
-        name: sum(getattr(entry, name) for entry in entries) for name in ("reserved", "committed")
-    }
-    # The kernel's own sums: a mapping that is cut at the borders of regions counts once.
-    totals |= {
+        "reserved": sum(entry.reserved for entry in entries),
+        "committed": sum(entry.committed for entry in entries),
+        # The kernel's own sums: a mapping that is cut at the borders of regions counts once.
         "resident": snapshot.total("rss"),
         "pss": snapshot.total("pss"),
         "swap": snapshot.total("swap"),
@@ -191,11 +182,7 @@ def words_of(pid: int) -> tuple[str, str]:
 
 def entries_of(mappings: Sequence[Mapping], pid: int | None) -> list[MapEntry]:
     """Every mapping with its group and its sums."""
-    programs = {
-        mapping.pathname
-        for mapping in mappings
-        if mapping.permissions[2] == "x" and is_file(mapping)
-    }
+    programs = {each.pathname for each in mappings if each.permissions[2] == "x" and is_file(each)}
     stacks = thread_stacks(mappings)
     return [entry_of(mapping, group_of(mapping, programs, stacks), pid) for mapping in mappings]
 
