@@ -135,11 +135,8 @@ def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
 
 def is_peer(peer: list[Any]) -> bool:
     """Whether these are a process, a user and a group; the last two may be unknown."""
-    return (
-        len(peer) == 3
-        and type(peer[0]) is int
-        and all(each is None or type(each) is int for each in peer[1:])
-    )
+    kinds = [type(each) for each in peer]
+    return len(kinds) == 3 and kinds[0] is int and {*kinds} <= {int, type(None)}
 
 
 def flaw_of(record: dict[str, Any]) -> str:

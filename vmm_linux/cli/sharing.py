@@ -26,9 +26,8 @@ def main(arguments: Sequence[str]) -> int:
         "mapped shared. Who holds a descriptor of it, with which access; who maps it, with which "
         "protection. Nothing is changed. Processes that may not be read are counted.",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="also what only one process has, or none"
-    )
+    every = "also what only one process has, or none"
+    parser.add_argument("--all", action="store_true", help=every)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     asked = parser.parse_args(arguments)
     try:
@@ -71,9 +70,7 @@ def rows_of(channel: Channel) -> Iterator[tuple[str, ...]]:
         + f" [{channel.device} {channel.inode}]",
         human(channel.size),
         "" if channel.resident is None else human(channel.resident),
-        ""
-        if channel.seals is None
-        else " ".join(seal.removeprefix("F_SEAL_") for seal in channel.seals),
+        " ".join(seal.removeprefix("F_SEAL_") for seal in channel.seals or ()),
     )
     ends: dict[int, tuple[str, list[str], list[str]]] = {}
     for holder in channel.holders:

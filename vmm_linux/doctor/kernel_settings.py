@@ -45,7 +45,7 @@ class Setting:
     value: Value
     ceiling: Value
     source: str
-    advice: str | None
+    advice: str | None = None
 
 
 def settings() -> tuple[Setting, ...]:
@@ -131,7 +131,7 @@ def commit_charge() -> Iterator[Setting]:
             "or add swap"
         )
     yield Setting("CommitLimit", limit, None, "/proc/meminfo", advice)
-    yield Setting("Committed_AS", used, None, "/proc/meminfo", None)
+    yield Setting("Committed_AS", used, None, "/proc/meminfo")
 
 
 # ---- limits -------------------------------------------------------------------------------------
@@ -233,8 +233,8 @@ def cgroup_memory() -> Iterator[Setting]:
     """The tightest limit above this process, and its cgroup's usage."""
     cgroup = memory_cgroup()
     if cgroup is None:
-        yield Setting("cgroup memory limit", None, None, "/proc/self/cgroup", None)
-        yield Setting("cgroup memory in use", None, None, "/proc/self/cgroup", None)
+        yield Setting("cgroup memory limit", None, None, "/proc/self/cgroup")
+        yield Setting("cgroup memory in use", None, None, "/proc/self/cgroup")
     else:
         yield from settings_of(cgroup)
 
@@ -244,14 +244,10 @@ def settings_of(cgroup: MemoryCgroup) -> Iterator[Setting]:
     files = [f"{folder}/{cgroup.limit}" for folder in cgroup.levels]
     found = [(value, file) for file in files if (value := number_in(file)) is not None]
     value, file = min(found, default=(NO_LIMIT, files[0]), key=lambda pair: pair[0])
-    limited = value < NO_LIMIT
+    name, usage = f"cgroup {cgroup.version} memory", f"{cgroup.levels[0]}/{cgroup.usage}"
     advice = "near it calls are OUT_OF_MEMORY; beyond it the kernel kills a process of the group"
-    yield Setting(
-        f"cgroup {cgroup.version} memory limit",
-        value if limited else UNLIMITED,
-        None,
-        file,
-        advice if limited else None,
-    )
-    usage = f"{cgroup.levels[0]}/{cgroup.usage}"
-    yield Setting(f"cgroup {cgroup.version} memory in use", number_in(usage), None, usage, None)
+    if value < NO_LIMIT:
+        yield Setting(f"{name} limit", value, None, file, advice)
+    else:
+        yield Setting(f"{name} limit", UNLIMITED, None, file)
+    yield Setting(f"{name} in use", number_in(usage), None, usage)
