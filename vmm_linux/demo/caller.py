@@ -1,7 +1,6 @@
 """The tools of every step of the demonstration, in both of its processes."""
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -126,13 +125,10 @@ def described(info: PageInfo) -> dict[str, Any]:
     """The state of a page, and the smaps record of its mapping, or the bounds of the hole."""
     if (record := info.smaps) is None:
         return {"state": info.state.name, "start": info.base, "end": info.base + info.size}
+    place = ("start", "end", "permissions", "offset", "inode")
     return {
         "state": info.state.name,
-        "start": record.start,
-        "end": record.end,
-        "permissions": record.permissions,
-        "offset": record.offset,
-        "inode": record.inode,
+        **{name: getattr(record, name) for name in place},
         **record.figures,
         "vm_flags": sorted(record.vm_flags or ()),
     }
@@ -191,13 +187,3 @@ def close(caller: Caller) -> None:
         f"{len(after.mappings)} maps, {len(after.descriptors)} fds",
         f"{len(caller.before.mappings)} and {len(caller.before.descriptors)} before",
     ]
-
-
-def raw_read(va: int) -> None:
-    """Read the byte at an address without any check."""
-    ctypes.string_at(va, 1)
-
-
-def raw_write(va: int) -> None:
-    """Write to the byte at an address without any check."""
-    ctypes.memset(va, 0xFF, 1)

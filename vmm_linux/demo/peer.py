@@ -38,7 +38,6 @@ from vmm_linux.demo.caller import (
     made,
     memory_files,
     modes,
-    raw_write,
     signal_name,
 )
 from vmm_linux.demo.report import Step
@@ -210,13 +209,11 @@ def verify(peer: Peer) -> None:
 
 def protect_refused(peer: Peer) -> None:
     """The kernel's own call: the mapping comes from a read-only descriptor."""
-    peer.step = Step(
-        "mprotect", {"va": peer.va, "size": PAGE, "prot": VmmFlags.READ | VmmFlags.WRITE}
-    )
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.mprotect(
-        ctypes.c_void_p(peer.va), ctypes.c_size_t(PAGE), mmap.PROT_READ | mmap.PROT_WRITE
-    )
+    prot = VmmFlags.READ | VmmFlags.WRITE
+    peer.step = Step("mprotect", {"va": peer.va, "size": PAGE, "prot": prot})
+    call = ctypes.CDLL(None, use_errno=True).mprotect
+    va, size = ctypes.c_void_p(peer.va), ctypes.c_size_t(PAGE)
+    result = call(va, size, mmap.PROT_READ | mmap.PROT_WRITE)
     error = errno.errorcode.get(ctypes.get_errno()) if result else None
     kernel = ask(peer, peer.va)
     kernel["errno"] = error
@@ -231,7 +228,7 @@ def write_kills(peer: Peer) -> None:
     """A child that writes anyway is killed."""
     peer.step = Step("poke", {"va": peer.va})
     before = peer.vmm.read(peer.va, 1)
-    code = exit_code_of_child(functools.partial(raw_write, peer.va))
+    code = exit_code_of_child(functools.partial(ctypes.memset, peer.va, 0xFF, 1))
     peer.step.kernel = {"signal": signal_name(code)}
     peer.step.facts = [f"died of {signal_name(code)}"]
     peer.step.checks = {
@@ -251,9 +248,9 @@ def reopening_is_no_use(peer: Peer) -> None:
     try:
         mode, _ = modes(writable)
         refused = {
-            "write": error_of(functools.partial(os.pwrite, writable, b"!", 0)),
-            "mmap": error_of(functools.partial(mmap.mmap, writable, PAGE)),
-            "ftruncate": error_of(functools.partial(os.ftruncate, writable, 0)),
+            "write": error_of(os.pwrite, writable, b"!", 0),
+            "mmap": error_of(mmap.mmap, writable, PAGE),
+            "ftruncate": error_of(os.ftruncate, writable, 0),
         }
     finally:
         os.close(writable)
@@ -262,10 +259,10 @@ def reopening_is_no_use(peer: Peer) -> None:
     peer.step.checks = {f"{name} is refused": error == "EPERM" for name, error in refused.items()}
 
 
-def error_of(call: Callable[[], object]) -> str | None:
+def error_of(call: Callable[..., object], *arguments: object) -> str | None:
     """The name of a system call's error, None if it succeeds."""
     try:
-        call()
+        call(*arguments)
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return None

@@ -5,6 +5,7 @@ To add a step, write it and name it in ``STEPS``.
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import signal
@@ -22,7 +23,6 @@ from vmm_linux.demo.caller import (
     ask,
     described,
     exit_code_of_child,
-    raw_read,
     signal_name,
 )
 from vmm_linux.demo.peer import Other
@@ -167,7 +167,7 @@ def touch(run: Run) -> None:
     """A child that reads the last page given back is killed."""
     va = run.base + run.need - PAGE
     run.step = Step("touch", {"va": va})
-    code = exit_code_of_child(functools.partial(raw_read, va))
+    code = exit_code_of_child(functools.partial(ctypes.string_at, va, 1))
     kernel = ask(run, va)
     kernel["signal"] = signal_name(code)
     run.step.facts = [f"died of {kernel['signal']}", kernel["permissions"]]

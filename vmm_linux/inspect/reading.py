@@ -125,23 +125,16 @@ def refused(method: str, pid: int | None, reason: OSError, *, opened: bool = Fal
     """The exception for an errno of ``/proc``; ``opened``: the file was already open."""
     number = reason.errno or errno.EIO
     if number in (errno.EACCES, errno.EPERM):
-        return AccessDenied(
-            method,
-            f"the kernel does not let this process look at {named(pid)}; be its user or root "
-            "(ptrace(2), CAP_SYS_PTRACE)",
-            number,
-        )
+        advice = "be its user or root (ptrace(2), CAP_SYS_PTRACE)"
+        message = f"the kernel does not let this process look at {named(pid)}; {advice}"
+        return AccessDenied(method, message, number)
     # By its folder: that of a thread goes with the thread.
     if number == errno.ENOENT and reason.filename and Path(reason.filename).parent.exists():
         return Unimplemented(method, f"this kernel has no {reason.filename}", number)
     if pid is not None and number in (errno.ENOENT, errno.ESRCH):
         return without_memory(method, pid, opened=opened)
-    return error(
-        RETCODES.get(number, Retcode.FAIL),
-        method,
-        f"the kernel did not tell about {named(pid)}: {reason.strerror}",
-        number,
-    )
+    message = f"the kernel did not tell about {named(pid)}: {reason.strerror}"
+    return error(RETCODES.get(number, Retcode.FAIL), method, message, number)
 
 
 def without_memory(method: str, pid: int | None, *, opened: bool) -> VmmError:
