@@ -12,17 +12,31 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURES", "Limits", "Usage", "Use"]
 
-FIGURES = (
-    "regions",
-    "reserved",
-    "committed",
-    "locked",
-    "mappings",
-    "mdls",
-    "mdl_bytes",
-    "mdl_mappings",
-    "handles",
-)
+
+class Use(NamedTuple):
+    """One usage count of a VMM."""
+
+    used: int
+    """The present count."""
+    bound: int | None
+    """The highest count allowed; None is no bound. It can be below the present count."""
+
+
+class Usage(NamedTuple):
+    """The usage counts of a VMM at one moment; ``Limits`` defines each."""
+
+    regions: Use
+    reserved: Use
+    committed: Use
+    locked: Use
+    mappings: Use
+    mdls: Use
+    mdl_bytes: Use
+    mdl_mappings: Use
+    handles: Use
+
+
+FIGURES = Usage._fields
 """The limited counts, in the order of the core's enum (``memory.pxd``)."""
 
 NO_BOUND = 2**64 - 1
@@ -182,26 +196,3 @@ def _check_pair(limits: Limits, inner: str, outer: str, reason: str) -> None:
             f"{inner} {low} can never be reached, as {outer} is {high} and {reason}; lower "
             f"{inner} to {high}, or leave it None",
         )
-
-
-class Use(NamedTuple):
-    """One usage count of a VMM."""
-
-    used: int
-    """The present count."""
-    bound: int | None
-    """The highest count allowed; None is no bound. It can be below the present count."""
-
-
-class Usage(NamedTuple):
-    """The usage counts of a VMM at one moment; ``Limits`` defines each."""
-
-    regions: Use
-    reserved: Use
-    committed: Use
-    locked: Use
-    mappings: Use
-    mdls: Use
-    mdl_bytes: Use
-    mdl_mappings: Use
-    handles: Use

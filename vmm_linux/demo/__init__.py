@@ -23,8 +23,6 @@ from vmm_linux.demo.caller import RESERVATION, Footprint, made
 from vmm_linux.demo.report import Json, Machine, Plain, Report, Subject, Terminal
 from vmm_linux.demo.steps import Run
 
-# ---- FILE ---------------------------------------------------------------------------------------
-
 
 class UnfitFileError(Exception):
     """FILE cannot be used; the message continues after its name."""
@@ -71,9 +69,6 @@ def check_room(size: int) -> None:
     room = min((here.available + here.swap_free) // 2, RESERVATION)
     if size > room:
         raise UnfitFileError(f"is too big: {human(size)}, and there is room for {human(room)}")
-
-
-# ---- the command --------------------------------------------------------------------------------
 
 
 def carry_out(subject: Subject, report: Report) -> bool:

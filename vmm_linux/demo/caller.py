@@ -118,9 +118,6 @@ def made(caller: Player, steps: Iterable[Callable[[Player], None]]) -> Iterator[
             return
 
 
-# ---- the kernel's data --------------------------------------------------------------------------
-
-
 def described(info: PageInfo) -> dict[str, Any]:
     """The state of a page, and the smaps record of its mapping, or the bounds of the hole."""
     if (record := info.smaps) is None:

@@ -19,9 +19,6 @@ F_SEAL_FUTURE_WRITE = 0x10
 READ_ONLY = Rights.MAP_READ | Rights.GET_SID
 
 
-# ---- the steps ----------------------------------------------------------------------------------
-
-
 def share(run: Run) -> None:
     """FILE's pages become a buffer in place, each with its protection unchanged."""
     flags = VmmFlags.READ | VmmFlags.WRITE

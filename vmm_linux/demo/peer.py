@@ -61,9 +61,6 @@ TYPES = {
 """Types of arguments other than plain numbers."""
 
 
-# ---- between the two processes ------------------------------------------------------------------
-
-
 class Other:
     """This program run as a process of its own, and the socket to it."""
 
@@ -113,9 +110,6 @@ def unpacked(packet: bytes) -> Step:
     step.arguments = {name: TYPES.get(name, int)(value) for name, value in step.arguments.items()}
     step.rc = None if step.rc is None else Retcode(step.rc)
     return step
-
-
-# ---- the steps ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -342,9 +336,6 @@ USE = (
 )
 LEAVE = (free_file, close)
 """After ``GO_ON``."""
-
-
-# ---- the program --------------------------------------------------------------------------------
 
 
 def main(parent: str, size: str, sha256: str) -> int:

@@ -154,8 +154,6 @@ Report = Plain | Terminal | Json
 """Receives the steps as they are made; ``begin`` before the first, ``end`` after the last."""
 
 
-# ---- words and figures --------------------------------------------------------------------------
-
 WIDE, NARROW = 51, 38
 """Room for the call, in columns: for all of them, and for all but the longest, whose short return
 code leaves it the rest."""

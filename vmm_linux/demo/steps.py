@@ -72,9 +72,6 @@ class Run(Caller):
         return found
 
 
-# ---- the steps ----------------------------------------------------------------------------------
-
-
 def reserve(run: Run) -> None:
     """Addresses alone. The guard page keeps what is mapped below them a mapping of its own."""
     flags = VmmFlags.RESERVE | VmmFlags.READ | VmmFlags.WRITE | VmmFlags.LOW_GUARD

@@ -155,9 +155,6 @@ def diagnose() -> Diagnosis:
     return Diagnosis(machine, checks, tuple(features), settings())
 
 
-# ---- the command --------------------------------------------------------------------------------
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the command: 0 if the package can do its work here, 1 if it cannot."""
     parser = argparse.ArgumentParser(

@@ -131,9 +131,6 @@ def link(run: lab.Run, region: Region, size: int) -> None:
         words[:: LINE // 8] = memoryview(array("Q", (place % size for place in following)))
 
 
-# ---- results ------------------------------------------------------------------------------------
-
-
 def show(run: lab.Run, sizes: list[int], times: dict[str, list[float]]) -> None:
     """The table and the plot."""
     table = run.table(

@@ -44,9 +44,6 @@ def measure(run: lab.Run) -> None:
         write_after_fork(run, region)
 
 
-# ---- fork() -------------------------------------------------------------------------------------
-
-
 def fork_with_more(run: lab.Run, region: Region) -> None:
     """Touch the region part by part, and fork after each."""
     parts = 4
@@ -84,9 +81,6 @@ def page_tables_after_fork(run: lab.Run) -> int:
     """The bytes of a fresh child's page tables."""
     with run.child(Connection.recv) as child:
         return lab.status("VmPTE", child.pid)
-
-
-# ---- writing ------------------------------------------------------------------------------------
 
 
 def write_after_fork(run: lab.Run, region: Region) -> None:
@@ -142,9 +136,6 @@ def written(region: Region, offsets: Sequence[int]) -> tuple[int, float]:
     before = lab.minor_faults()
     seconds = lab.timed(write)
     return lab.minor_faults() - before, seconds
-
-
-# ---- what was predicted -------------------------------------------------------------------------
 
 
 def claim(run: lab.Run, table: lab.Table, size: int, parts: int, changed: int) -> None:

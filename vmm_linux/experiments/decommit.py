@@ -52,13 +52,12 @@ def measure(run: Run) -> None:
         f"{size // MIB} MiB touched and given back",
         "way | resident before [B] | resident after [B] | time [µs] | contents after",
     )
-    for name, held in run.steps(list(WAYS.items()), "giving back"):
+    for name, (held, statement, expected) in run.steps(list(WAYS.items()), "giving back"):
         with run.part(name), held(run, size) as memory:
             before = memory.resident()
             seconds = timed(memory.give_back)
             after = memory.resident()
             table.add(name, before, after, seconds * 1e6, memory.contents())
-            statement, expected = PREDICTED[name]
             run.physical(statement, (before - after) / size, expected, "of it")
     found = dict(zip(table.column("way"), table.column("contents after"), strict=True))
     if "Decommit" in found:
@@ -145,18 +144,15 @@ def rss() -> int:
 
 
 WAYS = {
-    "Decommit": decommit,
-    "MADV_FREE": advised(mmap.MADV_FREE),
-    "MADV_COLD": advised(MADV_COLD),
-    "free(), large": allocated(0),
-    "free(), small": allocated(SMALL),
-    "malloc_trim()": allocated(SMALL, trim=True),
+    "Decommit": (decommit, "Decommit gives all of it back at once", equal(1)),
+    "MADV_FREE": (advised(mmap.MADV_FREE), "MADV_FREE leaves it resident", at_most(0.1)),
+    "MADV_COLD": (advised(MADV_COLD), "MADV_COLD leaves it resident", at_most(0.1)),
+    "free(), large": (allocated(0), "free() of a large block gives it back", at_least(0.9)),
+    "free(), small": (allocated(SMALL), "The allocator keeps small blocks", at_most(0.1)),
+    "malloc_trim()": (
+        allocated(SMALL, trim=True),
+        "malloc_trim() makes it give them back",
+        at_least(0.9),
+    ),
 }
-PREDICTED = {
-    "Decommit": ("Decommit gives all of it back at once", equal(1)),
-    "MADV_FREE": ("MADV_FREE leaves it resident", at_most(0.1)),
-    "MADV_COLD": ("MADV_COLD leaves it resident", at_most(0.1)),
-    "free(), large": ("free() of a large block gives it back", at_least(0.9)),
-    "free(), small": ("The allocator keeps small blocks", at_most(0.1)),
-    "malloc_trim()": ("malloc_trim() makes it give them back", at_least(0.9)),
-}
+"""The ways, and how much each should give back."""

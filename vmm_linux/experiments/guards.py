@@ -53,9 +53,6 @@ def measure(run: lab.Run) -> None:
         costs(run)
 
 
-# ---- overflow -----------------------------------------------------------------------------------
-
-
 class Overflow(NamedTuple):
     """The end of a process whose thread needed too much stack."""
 
@@ -114,9 +111,6 @@ def run_on(connection: Connection, stack: Region, code: Region) -> None:
     if any(failures):
         raise OSError(f"the thread could not be started: {failures}")
     libc.pthread_join(thread, None)
-
-
-# ---- cost ---------------------------------------------------------------------------------------
 
 
 class Cost(NamedTuple):

@@ -156,9 +156,6 @@ def sizes_of(places: dict[str, Made]) -> dict[str, int]:
     return {way: (channel.resident or 0) if channel else 0 for way, channel in there.items()}
 
 
-# ---- processes ----------------------------------------------------------------------------------
-
-
 def live_on(connection: Connection, way: str, size: int, means: Means) -> None:
     """In the process to be killed: make memory, report it, and wait."""
     try:
@@ -209,9 +206,6 @@ def clean_up(connection: Connection, means: Sequence[Means]) -> None:
             libc("shmctl", libc("shmget", each.key, 0, 0), IPC_RMID, 0)
     with contextlib.suppress(OSError):
         connection.send("done")
-
-
-# ---- the ways -----------------------------------------------------------------------------------
 
 
 def buffer(size: int, means: Means) -> Made:

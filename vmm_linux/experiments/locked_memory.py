@@ -101,9 +101,6 @@ def fork_a_lock(run: Run) -> None:
     run.physical("It has no lock", pinned, equal(0), "B")
 
 
-# ---- under a limit ------------------------------------------------------------------------------
-
-
 def found_under(run: Run, who: str, limit: int, size: int) -> Found:
     """The result of a request for LOCKED memory by a process under a limit."""
     with run.child(lock_under, run, who, limit, size) as child:

@@ -119,9 +119,6 @@ def seen(said: str, region: Region) -> Answer:
     return Answer(said, lab.charged(region), there)
 
 
-# ---- the requests -------------------------------------------------------------------------------
-
-
 def reserve(run: lab.Run, size: int) -> Answer:
     """Addresses alone."""
     with run.vmm.region(size) as region:
@@ -213,9 +210,6 @@ REQUESTS: dict[str, tuple[Callable[[lab.Run, int], Answer], str, str, str]] = {
 }
 """The requests, and the expected results in the modes 0, 1 and 2."""
 MODES = (0, 1, 2)
-
-
-# ---- promise and possession ---------------------------------------------------------------------
 
 
 def possession(run: lab.Run, size: int, memory: int) -> None:

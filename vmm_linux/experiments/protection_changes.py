@@ -129,9 +129,6 @@ def shootdowns() -> int | None:
     return None
 
 
-# ---- company ------------------------------------------------------------------------------------
-
-
 def company_on(run: Run, cores: list[int]) -> Company:
     """The company on other cores: other processes, and 1, 2, 4, ... threads of this one."""
     powers = {1 << n for n in range(len(cores).bit_length())}
@@ -207,9 +204,6 @@ def write_and_forbid(connection: Connection, run: Run) -> None:
     here.acquire()
     region.protect(READ)
     writer.join()
-
-
-# ---- results ------------------------------------------------------------------------------------
 
 
 def show(run: Run, costs: dict[str, list[Cost]]) -> None:

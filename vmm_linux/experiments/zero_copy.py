@@ -127,9 +127,6 @@ def copied(what: str) -> int:
     return 0
 
 
-# ---- the ways -----------------------------------------------------------------------------------
-
-
 def fill(view: memoryview, number: int) -> None:
     """Make a message: write its number to every page."""
     view[::PAGE] = bytes([number]) * -(-len(view) // PAGE)
@@ -232,9 +229,6 @@ WAYS: dict[str, tuple[Sender, Receiver]] = {
     "buffer held by both": (into_a_held_buffer, in_a_held_buffer),
     "fresh buffer": (into_a_fresh_buffer, in_a_fresh_buffer),
 }
-
-
-# ---- what was predicted -------------------------------------------------------------------------
 
 
 def claim(run: lab.Run, sizes: Sequence[int], costs: Sequence[Sequence[Cost]]) -> None:

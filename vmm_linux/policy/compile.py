@@ -79,9 +79,6 @@ class Compiled:
         )
 
 
-# ---- checks -------------------------------------------------------------------------------------
-
-
 def compiled_ready(ready: tuple[str, ...]) -> list[Compiled]:
     """The ready rules with these names."""
     compiled: list[Compiled] = []

@@ -102,9 +102,6 @@ def region_words(mapping: Mapping) -> str:
     return f"{region.state.name}, {region.protection.name or 'no access'}"
 
 
-# ---- page by page -------------------------------------------------------------------------------
-
-
 def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str]:
     """Runs of present pages of every mapping, and a text about them.
 

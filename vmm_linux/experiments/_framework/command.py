@@ -79,9 +79,6 @@ def complain(message: str) -> int:
     return 2
 
 
-# ---- the command line ---------------------------------------------------------------------------
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     made = argparse.ArgumentParser(
@@ -198,9 +195,6 @@ def order_of(asked: argparse.Namespace) -> Order:
         )
     page = os.sysconf("SC_PAGE_SIZE")
     return Order(asked.quick, asked.seed, asked.repeat, memory // page * page)
-
-
-# ---- execution ----------------------------------------------------------------------------------
 
 
 def show_catalogue(*, as_object: bool) -> int:

@@ -32,9 +32,6 @@ def errno_of(refusal: OSError | VmmError) -> str:
     return errno.errorcode.get(refusal.errno or 0, "?")
 
 
-# ---- processes ----------------------------------------------------------------------------------
-
-
 def become(user: int) -> None:
     """In a child, become this user and group, like a program that the user starts.
 
@@ -50,9 +47,6 @@ def become(user: int) -> None:
     # A change of user resets both: inspection by the same user, and the end with the parent.
     libc("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
     die_with_parent(parent)
-
-
-# ---- figures ------------------------------------------------------------------------------------
 
 
 def status(figure: str, pid: int | None = None) -> int:
