@@ -70,12 +70,7 @@ OF_A_REGION: Parts = {
 
 
 def check_told(values: object, *, is_whole: bool = False) -> None:
-    """Refuse a value that is no dict of ``Mapping.as_dict``.
-
-    Args:
-        values: what the caller passed.
-        is_whole: it is the whole mapping of a part, and so no part itself.
-    """
+    """Refuse a value that is no dict of ``Mapping.as_dict``; a whole mapping is no part itself."""
     parts = check_parts(values, OF_A_MAPPING, "")
     if parts["start"] > parts["end"]:
         raise refused(f"start {parts['start']:#x} is above end {parts['end']:#x}")

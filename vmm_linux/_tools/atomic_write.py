@@ -19,9 +19,6 @@ def write_whole(contents: Mapping[str, bytes]) -> None:
     on the disk. A device or a pipe cannot be replaced: it is written last. A symbolic link stays
     one.
 
-    Args:
-        contents: the new contents of each file, by name.
-
     Errors:
         OSError of the first that cannot be written, with its name.
     """

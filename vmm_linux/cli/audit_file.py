@@ -64,11 +64,8 @@ class Problem(NamedTuple):
 def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[AuditLine], list[Problem]]:
     """The calls in the files, in the order of time.
 
-    A call with its end in a file appears once.
-
-    Args:
-        paths: the paths of the files.
-        sid: only calls with this buffer, itself or as an origin; None for all calls.
+    A call with its end in a file appears once. With a ``sid``, only calls with this buffer, itself
+    or as an origin.
 
     Errors:
         OSError: a file cannot be read.

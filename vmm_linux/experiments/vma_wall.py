@@ -37,25 +37,19 @@ LOOKS = 15
 
 
 class Climb(NamedTuple):
-    """The commits up to the limit.
-
-    Attributes:
-        commits: the numbers of commits at each measurement.
-        mappings: of the process, then; the first of both is before the first commit.
-        times: of a commit since the last measurement, in µs; of whole steps alone.
-        refusal: the kernel's error, or "nothing".
-        message: the error's, or "".
-        free: the result of giving pages back at the limit.
-        fill: the result of filling a gap there.
-    """
+    """The commits up to the limit."""
 
     commits: list[int]
     mappings: list[int]
+    """Of the process, after so many commits; the first of both is before the first commit."""
     times: list[float]
+    """Of a commit since the last measurement, in µs; of whole steps alone."""
     refusal: str = "nothing"
     message: str = ""
     free: str = ""
+    """The result of giving pages back at the limit."""
     fill: str = ""
+    """The result of filling a gap there."""
 
 
 def measure(run: lab.Run) -> None:

@@ -120,12 +120,7 @@ class UnfitMapError(Exception):
 
 
 class Saved(Snapshot):
-    """A map from a file.
-
-    Attributes:
-        pid: the process.
-        taken: its time, from the file.
-    """
+    """A map from a file; ``taken`` is its time, as the file has it."""
 
     def __init__(self, pid: int, taken: str, mappings: list[Mapping]) -> None:
         super().__init__(pid, mappings)

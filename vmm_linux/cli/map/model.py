@@ -47,17 +47,10 @@ LARGEST_GUARD = 1 << 20
 
 @dataclass
 class MapEntry:
-    """One mapping, or a region's part of one.
+    """One mapping, or a region's part of one, in a group of ``GROUPS``; its figures in bytes.
 
-    Attributes:
-        mapping: the record.
-        group: a key of ``GROUPS``.
-        reserved: bytes of addresses.
-        committed: how many of them may be accessed.
-        resident: how many of them have memory now.
-        pss: its share of that memory, where processes share it; of a part of a mapping in
-            proportion to what of it is resident.
-        swapped: how many are in swap.
+    ``pss`` is its share of the resident memory, where processes share it; of a part of a mapping in
+    proportion to what of it is resident.
     """
 
     mapping: Mapping
@@ -111,16 +104,9 @@ class Group:
 
 @dataclass
 class Picture:
-    """The memory of a process at one moment.
+    """The memory of a process at one moment: its mappings, and sums over all in bytes by name.
 
-    Attributes:
-        pid: the process.
-        program: its name, empty where that could not be read.
-        command: its command line, empty likewise.
-        taken: when, in UTC.
-        page_size: in bytes.
-        entries: every mapping, the lowest address first.
-        totals: sums over all in bytes, by name.
+    ``program``, its name, and ``command``, its command line, are empty where they are unreadable.
     """
 
     pid: int
@@ -190,10 +176,8 @@ def entries_of(mappings: Sequence[Mapping], pid: int | None) -> list[MapEntry]:
 def group_of(mapping: Mapping, programs: set[str | None], stacks: set[int]) -> str:
     """The key of a mapping's group.
 
-    Args:
-        mapping: the mapping.
-        programs: names of the files of which this process may execute something.
-        stacks: where the stacks without a name begin, their guards included.
+    ``programs`` are the files of which this process may execute something, ``stacks`` the places
+    where the stacks without a name begin, their guards included.
     """
     name = mapping.pathname or ""
     is_shared = mapping.permissions[3] == "s" and not is_read_only_file(mapping)

@@ -47,15 +47,12 @@ def line(*pieces: tuple[str, str] | str) -> Line:
 
 
 class Screen(NamedTuple):
-    """The properties of the terminal.
-
-    Attributes:
-        width: columns, of which the last stays empty.
-        shades: characters for resident, committed and reserved memory.
-    """
+    """The properties of the terminal."""
 
     width: int
+    """Columns, of which the last stays empty."""
     shades: str
+    """Characters for resident, committed and reserved memory."""
 
     @classmethod
     def of(cls, width: int, encoding: str) -> "Screen":

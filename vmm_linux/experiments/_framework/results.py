@@ -21,14 +21,9 @@ class NotObservable(Exception):  # noqa: N818 (it is an answer, not an error)
 
 
 def need(condition: object, because: str) -> None:
-    """Continue only if this machine can show what follows.
+    """Continue only if this machine can show what follows, else raise ``NotObservable``.
 
-    Args:
-        condition: whether it can.
-        because: the reason if not, to follow the words "not observable here, because".
-
-    Errors:
-        NotObservable: the condition is false.
+    The reason follows the words "not observable here, because".
     """
     if not condition:
         raise NotObservable(because)
