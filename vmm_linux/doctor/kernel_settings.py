@@ -170,21 +170,11 @@ def advice_on_descriptors(value: int) -> str | None:
     )
 
 
-def advice_on_addresses(value: int) -> str | None:
-    """Reserving counts here."""
-    return f"all that is reserved counts, and ends at {value} bytes; ulimit -v unlimited"
-
-
-def advice_on_data(value: int) -> str | None:
-    """Writable private memory counts here."""
-    return f"private writable memory ends at {value} bytes; ulimit -d unlimited"
-
-
 LIMITS: dict[str, Callable[[int], str | None]] = {
     "RLIMIT_MEMLOCK": advice_on_locking,
     "RLIMIT_NOFILE": advice_on_descriptors,
-    "RLIMIT_AS": advice_on_addresses,
-    "RLIMIT_DATA": advice_on_data,
+    "RLIMIT_AS": "all that is reserved counts, and ends at {} bytes; ulimit -v unlimited".format,
+    "RLIMIT_DATA": "private writable memory ends at {} bytes; ulimit -d unlimited".format,
 }
 
 

@@ -87,15 +87,12 @@ class Snapshot(Sequence[Mapping]):
         figure = name
         sizes = [whole.figures[figure] for whole in self.wholes() if figure in whole.figures]
         if not sizes and figure not in NAMES:
-            raise InvalidArgument("Snapshot.total", self._no_figure(figure))
+            names = sorted({*NAMES}.union(*(whole.figures for whole in self.wholes())))
+            near = get_close_matches(figure[:100], names, 1)
+            meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+            message = f"figure is {quoted(figure)}, of which no mapping tells; {meant}"
+            raise InvalidArgument("Snapshot.total", message)
         return sum(sizes)
-
-    def _no_figure(self, figure: str) -> str:
-        """The error for an unknown name of a figure, with the nearest known one."""
-        names = sorted({*NAMES}.union(*(whole.figures for whole in self.wholes())))
-        near = get_close_matches(figure[:100], names, 1)
-        meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
-        return f"figure is {quoted(figure)}, of which no mapping tells; {meant}"
 
 
 class Change(NamedTuple):

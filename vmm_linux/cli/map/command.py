@@ -21,8 +21,8 @@ from vmm_linux.cli.map.picture import (
     Screen,
     change_lines,
     picture_lines,
-    plain_writer,
     region_lines,
+    write_plain,
 )
 from vmm_linux.cli.map.plot import plotted
 
@@ -184,13 +184,13 @@ def lines_of(picture: Picture, regions: bool) -> list[Line]:
 def printer() -> Write:
     """The function that prints lines: coloured on a terminal where rich is installed."""
     if not sys.stdout.isatty():
-        return plain_writer()
+        return write_plain
     try:
         from rich.console import Console  # noqa: PLC0415 (needed only here)
         from rich.text import Text  # noqa: PLC0415 (as above)
     except ModuleNotFoundError:
         sys.stderr.write("plain text; for colours: pip install 'vmm-linux[tools]'\n")
-        return plain_writer()
+        return write_plain
     console = Console(highlight=False, soft_wrap=True)
 
     def write(lines: Sequence[Line]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from vmm_linux import inspect
 from vmm_linux._tools.text import escaped
@@ -19,17 +20,26 @@ from vmm_linux.inspect import Mapping, PageFlags
 from vmm_linux.inspect.processes import process_of, threads_of
 from vmm_linux.states import PageKind, PageState
 
+
+class Look(NamedTuple):
+    """How a group is shown: its title and its colours."""
+
+    title: str
+    on_a_terminal: str
+    in_a_plot: str
+
+
 GROUPS = {
-    "ours": "Regions of vmm_linux",
-    "heap": "Heap",
-    "stacks": "Stacks",
-    "libraries": "Programs, libraries",
-    "files": "Files",
-    "anonymous": "Anonymous",
-    "shared": "Shared",
-    "kernel": "The kernel's own",
+    "ours": Look("Regions of vmm_linux", "bright_magenta", "#c2255c"),
+    "heap": Look("Heap", "bright_red", "#d9480f"),
+    "stacks": Look("Stacks", "yellow", "#8a6d00"),
+    "libraries": Look("Programs, libraries", "bright_blue", "#2457c5"),
+    "files": Look("Files", "cyan", "#0b7285"),
+    "anonymous": Look("Anonymous", "green", "#2b8a3e"),
+    "shared": Look("Shared", "magenta", "#7048e8"),
+    "kernel": Look("The kernel's own", "bright_black", "#5f6b7c"),
 }
-"""The groups and their titles."""
+"""The groups."""
 SUMS = ("reserved", "committed", "resident", "pss")
 """The figures of entries and groups that are shown."""
 
@@ -77,7 +87,7 @@ class Group:
     @property
     def title(self) -> str:
         """Its title."""
-        return GROUPS[self.key]
+        return GROUPS[self.key].title
 
     @property
     def sums(self) -> dict[str, int]:

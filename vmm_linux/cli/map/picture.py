@@ -2,11 +2,11 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from vmm_linux._tools.text import escaped, human
-from vmm_linux.cli.map.model import SUMS, Group, MapEntry, Picture, name_of, size_of
+from vmm_linux.cli.map.model import GROUPS, SUMS, Group, MapEntry, Picture, name_of, size_of
 from vmm_linux.inspect import Difference, Mapping
 
 NAMES_SHOWN = 3
@@ -17,17 +17,6 @@ SIZE_WIDTH, SIZES_WIDTH = 10, 40
 """Columns of a size with its unit, and of the four sizes of a line."""
 SHOWN_FIGURES = ("rss", "pss", "swap", "private_dirty", "locked")
 """The figures whose changes are shown. Others change with every reading."""
-
-COLOURS = {
-    "ours": "bright_magenta",
-    "heap": "bright_red",
-    "stacks": "yellow",
-    "libraries": "bright_blue",
-    "files": "cyan",
-    "anonymous": "green",
-    "shared": "magenta",
-    "kernel": "bright_black",
-}
 
 
 class Line(NamedTuple):
@@ -104,7 +93,7 @@ def heading(picture: Picture, screen: Screen) -> list[Line]:
 
 def group_lines(group: Group, screen: Screen, smallest: int, largest: int) -> list[Line]:
     """A group with its bar, and the biggest of its names."""
-    colour = COLOURS[group.key]
+    colour = GROUPS[group.key].on_a_terminal
     bar = bar_of(group, screen, smallest, largest)
     lines = [
         line(
@@ -184,7 +173,7 @@ def region_line(entry: MapEntry, wide: int) -> Line:
     mapping = entry.mapping
     sums = figures((entry.reserved, entry.resident, entry.pss, entry.swapped))
     place = f"{mapping.start:{wide}x} {mapping.end:{wide}x} {mapping.permissions}"
-    return line(place, sums, (f"  {name_of(mapping)}", COLOURS[entry.group]))
+    return line(place, sums, (f"  {name_of(mapping)}", GROUPS[entry.group].on_a_terminal))
 
 
 # ---- changes ------------------------------------------------------------------------------------
@@ -238,11 +227,7 @@ def changed(difference: Difference) -> Iterable[tuple[int, Line]]:
 # ---- printing -----------------------------------------------------------------------------------
 
 
-def plain_writer() -> Callable[[Sequence[Line]], None]:
-    """The function that prints lines without styles."""
-
-    def write(lines: Sequence[Line]) -> None:
-        sys.stdout.write("".join(f"{line.text}\n" for line in lines))
-        sys.stdout.flush()
-
-    return write
+def write_plain(lines: Sequence[Line]) -> None:
+    """Print lines without styles."""
+    sys.stdout.write("".join(f"{line.text}\n" for line in lines))
+    sys.stdout.flush()

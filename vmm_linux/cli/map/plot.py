@@ -6,21 +6,10 @@ from typing import TYPE_CHECKING
 from vmm_linux._core.values import counted
 from vmm_linux._tools.matplotlib import need_matplotlib
 from vmm_linux._tools.text import escaped, human
-from vmm_linux.cli.map.model import Group, Picture
+from vmm_linux.cli.map.model import GROUPS, Group, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-COLOURS = {
-    "ours": "#c2255c",
-    "heap": "#d9480f",
-    "stacks": "#8a6d00",
-    "libraries": "#2457c5",
-    "files": "#0b7285",
-    "anonymous": "#2b8a3e",
-    "shared": "#7048e8",
-    "kernel": "#5f6b7c",
-}
 
 
 def plotted(picture: Picture, kind: str) -> bytes:
@@ -71,7 +60,7 @@ def draw(axes: "Axes", groups: list[Group], smallest: int) -> None:
             [max(0, each[label] - smallest / 2) for each in sums],
             left=smallest / 2,
             height=0.66,
-            color=[COLOURS[group.key] for group in groups],
+            color=[GROUPS[group.key].in_a_plot for group in groups],
             alpha=alpha,
         )
         bars.set_label(label)

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,20 +133,17 @@ def add_common(action: argparse.ArgumentParser) -> None:
     )
 
 
-class number:  # noqa: N801 (argparse calls it like a function, and names it so)
-    """Reads a whole number between two bounds."""
+def number(least: int, most: int) -> Callable[[str], int]:
+    """A reader of whole numbers between two bounds."""
 
-    def __init__(self, least: int, most: int) -> None:
-        self.least, self.most = least, most
-
-    def __call__(self, text: str) -> int:
-        """The number."""
+    def read(text: str) -> int:
         fits = text.isascii() and text.isdecimal() and len(text) < 20
-        if not (fits and self.least <= int(text) <= self.most):
-            raise argparse.ArgumentTypeError(
-                f"{printable(text)} is no number from {self.least} to {self.most}"
-            )
+        if not (fits and least <= int(text) <= most):
+            message = f"{printable(text)} is no number from {least} to {most}"
+            raise argparse.ArgumentTypeError(message)
         return int(text)
+
+    return read
 
 
 def size(text: str) -> int:
@@ -199,11 +196,10 @@ def order_of(asked: argparse.Namespace) -> Order:
 
 def show_catalogue(*, as_object: bool) -> int:
     """The list."""
-    experiments = catalogue()
     if as_object:
-        print_line(json.dumps({"experiments": [each.texts() for each in experiments]}, indent=1))
+        print_line(json.dumps({"experiments": [each.texts() for each in catalogue()]}, indent=1))
     else:
-        show_list(experiments)
+        show_list(catalogue())
     return 0
 
 
