@@ -62,8 +62,7 @@ def in_small_pages(run: lab.Run, size: int) -> Iterator[Region]:
 def at_once(run: lab.Run, count: int) -> None:
     """Make the kernel collapse small pages while this process waits."""
     size = count * run.huge_page
-    title = f"{size // MIB} MiB in huge pages"
-    table = run.table(title, "way | in huge pages [B] | time [µs]")
+    table = run.table(f"{size // MIB} MiB in huge pages", "way | in huge pages [B] | time [µs]")
     with run.vmm.region(size, FLAGS) as region:
         region.commit()
         touching = lab.timed(lab.touch, region)

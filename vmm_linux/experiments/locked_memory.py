@@ -91,11 +91,11 @@ def fork_a_lock(run: Run) -> None:
     """Check a locked page in a forked child."""
     with run.vmm.region(run.page, LOCKED) as region:
         need(region.query(0, smaps=False).locked, "this process may lock nothing")
-        with run.child(
-            lambda connection: connection.send(
-                (region.query(0, smaps=False).resident, status("VmLck"))
-            )
-        ) as child:
+
+        def look(connection: Connection) -> None:
+            connection.send((region.query(0, smaps=False).resident, status("VmLck")))
+
+        with run.child(look) as child:
             inherited, pinned = child.receive()
     run.physical("A forked child has the memory", inherited, equal(value=True))
     run.physical("It has no lock", pinned, equal(0), "B")
@@ -126,15 +126,9 @@ def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int
         pages = [region.query(place, smaps=False) for place in range(0, size, run.page)]
         by_kernel = status("VmLck")
         region.decommit()
-        connection.send(
-            (
-                sum(bool(page.locked) for page in pages) * run.page,
-                by_kernel,
-                sum(bool(page.resident) for page in pages) * run.page,
-                status("VmLck"),
-                answer,
-            )
-        )
+        pinned = sum(bool(page.locked) for page in pages) * run.page
+        there = sum(bool(page.resident) for page in pages) * run.page
+        connection.send((pinned, by_kernel, there, status("VmLck"), answer))
 
 
 def mlock(run: Run, size: int) -> str:

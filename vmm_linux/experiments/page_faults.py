@@ -90,18 +90,17 @@ def private(run: lab.Run) -> None:
         far = list(range(0, COUNT * reach, reach))
         in_fresh_memory(run, far)
         orders["far apart"] = far
-    times = ["a first touch [µs]", "a later one [µs]", "a fault [µs]"]
-    table = run.table(f"{COUNT} private pages", "order", "faults", *times)
+    columns = "order | faults | a first touch [µs] | a later one [µs] | a fault [µs]"
+    table = run.table(f"{COUNT} private pages", columns)
     tries: dict[str, list[Touched]] = {order: [] for order in orders}
     for _ in run.steps(range(run.choose(quick=15, full=199)), "orders"):
         for order, offsets in orders.items():
             tries[order].append(in_fresh_memory(run, offsets))
     fault = {}
     for order, found in tries.items():
-        first = median(each.first for each in found) / COUNT * 1e6
-        again = median(each.again for each in found) / COUNT * 1e6
+        faults, *times = map(median, zip(*found, strict=True))
+        first, again = (seconds / COUNT * 1e6 for seconds in times)
         fault[order] = first - again
-        faults = median(each.faults for each in found)
         table.add(order, faults, first, again, fault[order])
         run.physical(f"Touched {order}, each page faults once", faults / COUNT, ONCE, PER_PAGE)
     plot = run.plot("Time of a minor page fault", "order", "time [µs]")

@@ -334,8 +334,5 @@ def claim_of_states(run: Run, found: Found) -> None:
     }.items():
         changed = {name for (of, _), came in found.items() if of == state for name in having(came)}
         but = " but through the writer" if through else ""
-        run.physical(
-            f"{state.capitalize()}: attacks that succeed{but}",
-            listed(changed - through),
-            equal("none"),
-        )
+        statement = f"{state.capitalize()}: attacks that succeed{but}"
+        run.physical(statement, listed(changed - through), equal("none"))
