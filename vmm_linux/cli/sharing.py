@@ -10,7 +10,7 @@ from vmm_linux import VmmError
 from vmm_linux._core.values import counted
 from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import human, printable
-from vmm_linux.inspect import Channel, Holder, Mapper, Sharing, sharing
+from vmm_linux.inspect import Channel, Mapper, Sharing, sharing
 
 COLUMNS = ("memory", "size", "taken", "seals", "process", "holds", "maps")
 NAMED = 20
@@ -74,7 +74,8 @@ def rows_of(channel: Channel) -> Iterator[tuple[str, ...]]:
     )
     ends: dict[int, tuple[str, list[str], list[str]]] = {}
     for holder in channel.holders:
-        ends.setdefault(holder.pid, (holder.name, [], []))[1].append(held(holder))
+        held = f"{holder.access} fd {' '.join(map(str, holder.descriptors))}"
+        ends.setdefault(holder.pid, (holder.name, [], []))[1].append(held)
     for mapper in channel.mappers:
         ends.setdefault(mapper.pid, (mapper.name, [], []))[2].append(mapped(mapper))
     unseen = channel.attached is not None and not channel.mappers
@@ -85,11 +86,6 @@ def rows_of(channel: Channel) -> Iterator[tuple[str, ...]]:
     for pid, (name, holds, maps) in sorted(ends.items()):
         yield (*about, f"{pid} {name}", ", ".join(holds), ", ".join(maps))
         about = ("", "", "", "")
-
-
-def held(holder: Holder) -> str:
-    """Descriptors in a few words."""
-    return f"{holder.access} fd {' '.join(map(str, holder.descriptors))}"
 
 
 def mapped(mapper: Mapper) -> str:

@@ -58,11 +58,8 @@ def descriptors() -> dict[int, str]:
 
 def memory_files() -> dict[int, os.stat_result]:
     """This process's descriptors of MDL buffers' memory, with their fstat(2) data."""
-    return {
-        number: os.fstat(number)
-        for number, name in descriptors().items()
-        if name == "/memfd:vmm_linux (deleted)"
-    }
+    memory = "/memfd:vmm_linux (deleted)"
+    return {number: os.fstat(number) for number, name in descriptors().items() if name == memory}
 
 
 def modes(descriptor: int) -> tuple[str, bool]:
@@ -88,17 +85,14 @@ class Caller:
         """Begin a step with a call of a method, and return its result."""
         self.step = Step(name, arguments)
         try:
-            value = getattr(self.vmm, python_name(name))(*arguments.values())
+            # As MdlCreateFromVm: the VMM's method is mdl_create_from_vm.
+            method = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+            value = getattr(self.vmm, method)(*arguments.values())
         except VmmError as error:
             self.step.rc = error.rc
             raise
         self.step.rc = Retcode.OK
         return value
-
-
-def python_name(name: str) -> str:
-    """The ``VMM`` method for a name of the reference, as ``MdlCreateFromVm``."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
 Player = TypeVar("Player", bound=Caller)

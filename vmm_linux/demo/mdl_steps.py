@@ -6,6 +6,8 @@ A step is a function over one ``Run`` (see ``steps.py``). The other process is
 
 import fcntl
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from vmm_linux import PageKind, Retcode, Rights, Seal, VmmFlags
@@ -117,23 +119,11 @@ def start(run: Run) -> None:
     run.step.checks["it maps nothing of the buffer"] = not shared
 
 
-def send_file(run: Run) -> None:
-    """Send FILE, read-only. This process keeps its own handle."""
-    send(run, "file", READ_ONLY, run.base)
-
-
-def send_window(run: Run) -> None:
-    """Send the window, read-only."""
-    send(run, "window", READ_ONLY, run.base)
-
-
-def send_board(run: Run) -> None:
-    """Send the board, writable."""
-    send(run, "board", READ_ONLY | Rights.MAP_WRITE, run.board)
-
-
-def send(run: Run, name: str, rights: Rights, va: int) -> None:
-    """Send a handle; the memory is mapped here at ``va``."""
+def send(name: str, run: Run) -> None:
+    """Send a handle, writable to the board alone. This process keeps its own."""
+    rights, va = READ_ONLY, run.base
+    if name == "board":
+        rights, va = READ_ONLY | Rights.MAP_WRITE, run.board
     handle = run.handles[name]
     run.call("send_handle", sock=run.other.sock, handle=handle, rights=rights)
     run.step.arguments = {"handle": handle, "rights": rights}
@@ -188,7 +178,7 @@ def part(run: Run) -> None:
     }
 
 
-STEPS = (
+STEPS: tuple[Callable[[Run], None], ...] = (
     share,
     verify,
     publish,
@@ -197,11 +187,11 @@ STEPS = (
     make_board,
     map_board,
     start,
-    send_file,
+    partial(send, "file"),
     hear,
-    send_window,
+    partial(send, "window"),
     hear,
-    send_board,
+    partial(send, "board"),
     hear,
     *(hear for _ in peer.USE),
     share_cost,

@@ -98,11 +98,6 @@ class Other:
         self.process.wait()
 
 
-def packed(step: Step) -> bytes:
-    """A step as one packet."""
-    return json.dumps({**vars(step), "arguments": dict(step.arguments)}).encode()
-
-
 def unpacked(packet: bytes) -> Step:
     """The step in a packet, with its process before the method."""
     step = Step(**json.loads(packet))
@@ -349,6 +344,6 @@ def main(parent: str, size: str, sha256: str) -> int:
         with VMM() as vmm:
             peer = Peer(vmm, before, sock, int(size), sha256)
             for step in made(peer, (*RECEIVE, *USE, *LEAVE)):
-                sock.send(packed(step))
+                sock.send(json.dumps({**vars(step), "arguments": dict(step.arguments)}).encode())
                 ok = step.ok
     return 0 if ok else 1

@@ -57,7 +57,10 @@ def measure(run: Run) -> None:
     plot = run.plot(f"{size // KIB} KiB asked for as LOCKED", "RLIMIT_MEMLOCK [B]", "pinned [B]")
     for who, claim in ((ORDINARY, claim_bound), (PRIVILEGED, claim_unbound)):
         with run.part(f"LOCKED, {who}"):
-            rows = [found_under(run, who, limit, size) for limit in run.steps(limits, who)]
+            rows = []
+            for limit in run.steps(limits, who):
+                with run.child(lock_under, run, who, limit, size) as child:
+                    rows.append(Found(*child.receive()))
             for limit, row in zip(limits, rows, strict=True):
                 table.add(who, limit, *row)
             plot.add(who, limits, [row.pinned for row in rows])
@@ -99,12 +102,6 @@ def fork_a_lock(run: Run) -> None:
             inherited, pinned = child.receive()
     run.physical("A forked child has the memory", inherited, equal(value=True))
     run.physical("It has no lock", pinned, equal(0), "B")
-
-
-def found_under(run: Run, who: str, limit: int, size: int) -> Found:
-    """The result of a request for LOCKED memory by a process under a limit."""
-    with run.child(lock_under, run, who, limit, size) as child:
-        return Found(*child.receive())
 
 
 def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int) -> None:

@@ -162,11 +162,9 @@ def mounts_of(thread: str) -> dict[int, Mount]:
         number, _, device, _, point = ours.split(b" ")[:5]
         major, minor = map(int, device.split(b":"))
         point = OCTAL.sub(lambda escaped: bytes([int(escaped[1], 8)]), point)
-        found[int(number)] = Mount(
-            device_text(os.makedev(major, minor)),
-            os.fsdecode(point),
-            os.fsdecode(theirs.split(b" ")[0]),
-        )
+        device_name = device_text(os.makedev(major, minor))
+        filesystem = os.fsdecode(theirs.split(b" ")[0])
+        found[int(number)] = Mount(device_name, os.fsdecode(point), filesystem)
     return found
 
 

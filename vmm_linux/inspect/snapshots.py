@@ -180,9 +180,6 @@ def _finish(mapping: Mapping) -> tuple[object, ...]:
 
 def _change(before: Mapping, after: Mapping) -> Change:
     old, new = before.figures, after.figures
-    return Change(
-        before,
-        after,
-        (after.end - after.start) - (before.end - before.start),
-        {name: new[name] - old[name] for name in new if name in old and new[name] != old[name]},
-    )
+    grown = (after.end - after.start) - (before.end - before.start)
+    figures = {name: new[name] - old[name] for name in new if old.get(name, new[name]) != new[name]}
+    return Change(before, after, grown, figures)

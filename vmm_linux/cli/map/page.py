@@ -108,10 +108,11 @@ def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str
     Mappings without resident or swapped memory are skipped. Of the rest, those with the most memory
     are scanned first, up to the limits; None where none was scanned.
     """
-    strips: list[Runs | None] = [
-        None if entry.resident + entry.swapped or has_guards(entry) else []
-        for entry in picture.entries
-    ]
+    strips: list[Runs | None] = []
+    for entry in picture.entries:
+        # Guards have no memory, but are shown.
+        may_be_guards = "gu" in (entry.mapping.whole.vm_flags or ())
+        strips.append(None if entry.resident + entry.swapped or may_be_guards else [])
     wanted = [number for number, strip in enumerate(strips) if strip is None]
     wanted.sort(key=lambda number: picture.entries[number].weight, reverse=True)
     budget = Budget()
@@ -128,11 +129,6 @@ def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str
             "looked at)"
         )
     return strips, "all looked at"
-
-
-def has_guards(entry: MapEntry) -> bool:
-    """Whether pages may be guards, which have no memory, but are shown."""
-    return "gu" in (entry.mapping.whole.vm_flags or ())
 
 
 class Budget:

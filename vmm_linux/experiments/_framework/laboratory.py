@@ -127,13 +127,12 @@ def one_run(name: str, order: Order, seed: int, progress: Callable[..., None]) -
         finally:
             os.close(theirs)
         request = {
+            **asdict(order),
             "parent": os.getpid(),
             "answers": theirs,
             "folders": list(experiments.__path__),
             "name": name,
-            "quick": order.quick,
             "seed": seed,
-            "memory": order.memory,
         }
         assert process.stdin is not None  # noqa: S101 (the pipe was requested)
         with contextlib.suppress(BrokenPipeError), process.stdin as orders:

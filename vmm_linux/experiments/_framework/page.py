@@ -18,6 +18,8 @@ from vmm_linux.experiments._framework.words import (
     verdict,
 )
 
+IN_BYTES = {"page", "huge_page", "memory", "available"}
+"""The facts about the machine that are sizes."""
 CLASSES = {Outcome.HELD: "held", Outcome.FAILED: "failed", Outcome.NOT_OBSERVABLE: "open"}
 
 
@@ -92,10 +94,10 @@ def drawn(
 
 def machine_section(machine: dict[str, Any]) -> str:
     """The machine's facts, and the doctor's report."""
-    facts = "".join(
-        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(shown(value, unit_of(name)))}</dd>"
-        for name, value in machine["facts"].items()
-    )
+    facts = ""
+    for name, value in machine["facts"].items():
+        text = shown(value, "B" if name in IN_BYTES else "")
+        facts += f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(text)}</dd>"
     features = [[each["name"], each["state"]] for each in machine["features"]]
     settings = [[each["name"], shown(each["value"])] for each in machine["settings"]]
     return (
@@ -103,8 +105,3 @@ def machine_section(machine: dict[str, Any]) -> str:
         f"<h3>Features of the kernel</h3>{drawn(('feature', 'state'), features)}"
         f"<h3>Settings and limits</h3>{drawn(('setting', 'value'), settings)}</section>"
     )
-
-
-def unit_of(name: str) -> str:
-    """The unit of a fact."""
-    return "B" if name in {"page", "huge_page", "memory", "available"} else ""
