@@ -191,8 +191,5 @@ def _check_pair(limits: Limits, inner: str, outer: str, reason: str) -> None:
     """Refuse two bounds if the first can never be reached."""
     low, high = getattr(limits, inner), getattr(limits, outer)
     if low is not None and high is not None and low > high:
-        raise InvalidArgument(
-            "Limits",
-            f"{inner} {low} can never be reached, as {outer} is {high} and {reason}; lower "
-            f"{inner} to {high}, or leave it None",
-        )
+        why = f"{inner} {low} can never be reached, as {outer} is {high} and {reason}"
+        raise InvalidArgument("Limits", f"{why}; lower {inner} to {high}, or leave it None")

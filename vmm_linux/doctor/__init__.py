@@ -193,11 +193,8 @@ def show(diagnosis: Diagnosis) -> None:
     show_table(Table("Features", ("feature", "since", "state", "without it"), features))
     show_table(Table("Settings", ("setting", "value", "can be raised to"), settings))
     show_table(Table("Advice", ("about", "what to do"), advice(diagnosis)))
-    print_line(
-        "The package can do its work here."
-        if diagnosis.ok
-        else "The package CANNOT do its work here: see the needs that failed."
-    )
+    failed = "CANNOT do its work here: see the needs that failed"
+    print_line(f"The package {'can do its work here' if diagnosis.ok else failed}.")
 
 
 def advice(diagnosis: Diagnosis) -> list[tuple[str, str]]:

@@ -37,14 +37,8 @@ from vmm_linux.inspect.processes import (
 
 GONE = (ResourceNotFound, ProcessLookupError, FileNotFoundError)
 """The errors for a process that no longer exists."""
-SEALS = {
-    0x1: "F_SEAL_SEAL",
-    0x2: "F_SEAL_SHRINK",
-    0x4: "F_SEAL_GROW",
-    0x8: "F_SEAL_WRITE",
-    0x10: "F_SEAL_FUTURE_WRITE",
-    0x20: "F_SEAL_EXEC",
-}
+SEALS = ("SEAL", "SHRINK", "GROW", "WRITE", "FUTURE_WRITE", "EXEC")
+"""The seals by their bits, as in ``F_SEAL_SEAL``."""
 SHM = "/dev/shm"  # noqa: S108 (read, not written)
 
 
@@ -335,8 +329,8 @@ def facts_of(key: Key, found: Found) -> Facts:
 
 def seal_names(seals: int) -> tuple[str, ...]:
     """The kernel's names of seals; a bit without a known name is a number."""
-    bits = (1 << at for at in range(seals.bit_length()) if seals >> at & 1)
-    return tuple(SEALS.get(bit, hex(bit)) for bit in bits)
+    bits = (at for at in range(seals.bit_length()) if seals >> at & 1)
+    return tuple(f"F_SEAL_{SEALS[at]}" if at < len(SEALS) else hex(1 << at) for at in bits)
 
 
 def holders_of(found: Found) -> Iterator[Holder]:

@@ -220,23 +220,20 @@ def watch(pid: int, seconds: float, regions: bool) -> int:
 
 def news(before: Picture, after: Picture, regions: bool) -> list[Line]:
     """The changes between two snapshots; on a terminal, below the whole picture."""
-    difference = inspect.diff(snapshot_of(before), snapshot_of(after))
-    changes = change_lines(difference)
+    changes = change_lines(inspect.diff(mappings_of(before), mappings_of(after)))
     totals = ", ".join(
         f"{name} {after.totals[name] - before.totals[name]:+,} B"
         for name in ("reserved", "resident")
         if after.totals[name] != before.totals[name]
     )
-    since = (
-        f"{after.taken:%H:%M:%S}Z, since {before.taken:%H:%M:%S}Z: {totals or 'no more, no less'}"
-    )
-    found = [Line(((since, "bold"),)), *changes]
+    times = f"{after.taken:%H:%M:%S}Z, since {before.taken:%H:%M:%S}Z"
+    found = [Line(((f"{times}: {totals or 'no more, no less'}", "bold"),)), *changes]
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return found
     sys.stdout.write("\x1b[H\x1b[2J")
     return [*lines_of(after, regions), Line((("", ""),)), *found]
 
 
-def snapshot_of(picture: Picture) -> inspect.Snapshot:
+def mappings_of(picture: Picture) -> list[inspect.Mapping]:
     """The records behind a picture."""
-    return inspect.Snapshot(picture.pid, [entry.mapping for entry in picture.entries])
+    return [entry.mapping for entry in picture.entries]
