@@ -29,6 +29,7 @@ It has a number, four texts and one function::
         table.add(size // run.page, faults, seconds * 1e6)
         run.physical("Each page faults once", faults, at_least(size // run.page))
 
+* A table's columns and a plot's axes are named with their units, as in "size [B] | time [µs]".
 * Make memory with ``run.vmm`` (a ``VMM``), by its public methods, and other mechanisms that are
   compared with the standard library.
 * ``run.physical`` states a fact about the kernel's figures: one that does not hold is a

@@ -96,16 +96,9 @@ def draw_lines(axes: Axes, plot: Plot) -> None:
     """A line with markers for each series, its bounds beside it."""
     for number, series in enumerate(plot.series):
         colour = COLOURS[number % len(COLOURS)]
-        axes.plot(
-            series.x,
-            series.y,
-            label=series.label,
-            color=colour,
-            linestyle=LINES[number % len(LINES)],
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=5,
-            linewidth=1.6,
-        )
+        (line,) = axes.plot(series.x, series.y, label=series.label, color=colour)
+        line.set(linestyle=LINES[number % len(LINES)], linewidth=1.6)
+        line.set(marker=MARKERS[number % len(MARKERS)], markersize=5)
         if series.low:
             axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.2)
 
