@@ -149,10 +149,8 @@ def claim(run: lab.Run, sizes: list[int], times: dict[str, list[float]]) -> None
     """Compare with the kernel's data about the caches."""
     small = times[SMALL]
     best = dict(zip(sizes, times.get(HUGE, small), strict=True))  # without the TLB's part
-    table = run.table(
-        "Caches as the kernel tells, and a read within and beyond",
-        "level | size [B] | within [ns] | beyond [ns]",
-    )
+    columns = "level | size [B] | within [ns] | beyond [ns]"
+    table = run.table("Caches as the kernel tells, and a read within and beyond", columns)
     caches = cache_sizes()
     for level in (1, 2, 3):
         with run.part(f"The cache of level {level}"):

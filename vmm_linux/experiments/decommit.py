@@ -48,10 +48,8 @@ def measure(run: Run) -> None:
     """Touch the same amount of memory each way, give it back, and measure."""
     size = run.choose(quick=16 * MIB, full=128 * MIB)
     run.need_memory(size)
-    table = run.table(
-        f"{size // MIB} MiB touched and given back",
-        "way | resident before [B] | resident after [B] | time [µs] | contents after",
-    )
+    columns = "way | resident before [B] | resident after [B] | time [µs] | contents after"
+    table = run.table(f"{size // MIB} MiB touched and given back", columns)
     for name, (held, statement, expected) in run.steps(list(WAYS.items()), "giving back"):
         with run.part(name), held(run, size) as memory:
             before = memory.resident()

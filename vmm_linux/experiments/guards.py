@@ -64,10 +64,8 @@ class Overflow(NamedTuple):
 def overflows(run: lab.Run) -> None:
     """Run the same thread on a stack without a guard, and on one with a guard."""
     code = lab.machine_code(run.vmm, PUSH)
-    table = run.table(
-        "A thread that needs more stack than it has",
-        "stack | process ended | stack left unused [B] | overwritten below [B]",
-    )
+    columns = "stack | process ended | stack left unused [B] | overwritten below [B]"
+    table = run.table("A thread that needs more stack than it has", columns)
     without, guarded = overflow(run, code, VmmFlags(0)), overflow(run, code, LOW)
     table.add("without a guard", *without)
     table.add("with a guard", *guarded)

@@ -117,10 +117,8 @@ def sparse(run: lab.Run, size: int) -> int:
 def alignment(run: lab.Run) -> None:
     """Memory of two huge pages' size, aligned to huge pages and not."""
     size = 2 * run.huge_page
-    table = run.table(
-        f"{size // MIB} MiB, at some distance from a border of huge pages",
-        "distance [B] | resident [B] | in huge pages [B]",
-    )
+    columns = "distance [B] | resident [B] | in huge pages [B]"
+    table = run.table(f"{size // MIB} MiB, at some distance from a border of huge pages", columns)
     for distance in (0, run.page, run.huge_page // 2):
         with run.vmm.region(size + run.huge_page, FLAGS) as region:
             region.commit(distance, size)

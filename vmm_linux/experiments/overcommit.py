@@ -62,10 +62,8 @@ def measure(run: lab.Run) -> None:
     limit = lab.meminfo("CommitLimit")
     least = max(memory, limit if mode == 2 else 0)
     size = 2 * least // (PIECES * run.page) * (PIECES * run.page)
-    machine = run.table(
-        "The machine, and what it is asked for",
-        f"{MODE} | memory and swap [B] | CommitLimit [B] | Committed_AS [B] | asked for [B]",
-    )
+    columns = f"{MODE} | memory and swap [B] | CommitLimit [B] | Committed_AS [B] | asked for [B]"
+    machine = run.table("The machine, and what it is asked for", columns)
     machine.add(mode, memory, limit, lab.meminfo("Committed_AS"), size)
     ask(run, size, mode)
     with run.part("Promise and possession"):
@@ -215,9 +213,8 @@ MODES = (0, 1, 2)
 def possession(run: lab.Run, size: int, memory: int) -> None:
     """Commit piece by piece, then touch a little, and measure after each step."""
     each, few = size // PIECES, 16 * MIB
-    table = run.table(
-        "Promise and possession", "promised [B] | touched [B] | charged [B] | resident [B]"
-    )
+    columns = "promised [B] | touched [B] | charged [B] | resident [B]"
+    table = run.table("Promise and possession", columns)
     with run.vmm.region(size) as region, lab.small_pages():
         lab.need(seen("", region).resident is not None, "/proc/self/pagemap may not be read")
         table.add(0, 0, *seen("", region)[1:])

@@ -139,10 +139,8 @@ def shared(run: lab.Run, size: int) -> None:
         for access in run.steps(list(found) * run.choose(quick=3, full=9), "shared memory"):
             with mdl.map() as fresh:
                 found[access].append(touched(fresh, offsets, access=access))
-    table = run.table(
-        f"{len(offsets)} shared pages that are filled, touched at random",
-        "access | faults | a first touch [µs] | a later one [µs]",
-    )
+    columns = "access | faults | a first touch [µs] | a later one [µs]"
+    table = run.table(f"{len(offsets)} shared pages that are filled, touched at random", columns)
     per_page = {}
     for access, tries in found.items():
         faults, *times = (median(values) for values in zip(*tries, strict=True))

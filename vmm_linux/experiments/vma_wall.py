@@ -85,10 +85,8 @@ def measure(run: lab.Run) -> None:
 
 def show(run: lab.Run, climbs: dict[str, Climb]) -> None:
     """A table of both ways, and a plot of each figure on the way."""
-    table = run.table(
-        "Every second page committed",
-        "way | commits | mappings before | mappings after | time a commit [µs] | refused with",
-    )
+    columns = "way | commits | mappings before | mappings after | time a commit [µs] | refused with"
+    table = run.table("Every second page committed", columns)
     mappings = run.plot("Mappings of the process", "commits", "mappings")
     times = run.plot("Time of a commit", "commits", "time [µs]")
     for way, climb in climbs.items():
