@@ -32,8 +32,6 @@ if TYPE_CHECKING:
             """Map whole pages of it."""
 
 
-__all__ = ["array"]
-
 PAGE = kernel.page_size()
 
 
@@ -50,12 +48,8 @@ def array(
         size *= length
     whole = buffer.size
     if not 0 <= start <= whole or size > whole - start:
-        raise InvalidArgument(
-            "array",
-            f"shape {shown(lengths)} of {counted(kind.itemsize, 'byte')} each at offset {start} "
-            "is not inside "
-            f"the buffer of {whole} bytes",
-        )
+        part = f"shape {shown(lengths)} of {counted(kind.itemsize, 'byte')} each at offset {start}"
+        raise InvalidArgument("array", f"{part} is not inside the buffer of {whole} bytes")
     if start % kind.alignment:
         raise InvalidArgument(
             "array", f"offset {start} is not a multiple of {kind}'s alignment, {kind.alignment}"

@@ -10,8 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm_linux.vmm import VMM
 
-__all__ = ["default_vmm"]
-
 MODULE = "vmm_linux.vmm"
 """The class's module, loaded with the package. It imports ``Mdl``, which imports this module."""
 DEFAULT: dict[str, VMM] = {}

@@ -55,19 +55,6 @@ if TYPE_CHECKING:
             """Whether it is closed."""
 
 
-__all__ = [
-    "REFUSAL",
-    "arrived",
-    "carry",
-    "delivered",
-    "enable",
-    "gone",
-    "is_multiprocessing",
-    "pack",
-    "reduced",
-    "unpack",
-]
-
 REDUCTION = "multiprocessing.reduction"
 ENABLED: set[type] = set()
 """Classes that ``multiprocessing``'s pickler knows."""

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     import socket
     from typing import Any, Final
 
-__all__ = ["GONE", "NO_DESCRIPTOR_LEFT", "Ticket", "prepare", "share", "stop"]
-
 MOST_WAITING: Final = 512
 """Descriptors that wait here at most; half of RLIMIT_NOFILE where that is less."""
 AT_EXIT: Final = 10.0

@@ -5,18 +5,11 @@ from __future__ import annotations
 from vmm_linux._core.values import index
 from vmm_linux.errors import InvalidArgument
 
-__all__ = ["inside"]
-
 
 def inside(method: str, offset: object, size: object, whole: int, name: str) -> tuple[int, int]:
-    """The checked offset and size, at least one byte, of a part.
+    """The checked offset and size, at least one byte, of a part of a region or buffer in bytes.
 
-    Args:
-        method: the method that was called.
-        offset: of the part's first byte, in bytes.
-        size: in bytes, or None for all from the offset on.
-        whole: bytes of the region or buffer.
-        name: what it is called.
+    Size None is all from the offset on; ``whole`` is the size of all, called ``name``.
 
     Errors:
         INVALID_ARGUMENT: no integers, or not inside.

@@ -45,13 +45,11 @@ async def recv_handle(
     peer_uid: SupportsIndex | None,
 ) -> Handle:
     """See ``VMM.recv_handle_async``."""
-    return await repeat(
-        "recv_handle_async",
-        vmm,
-        sock,
-        lambda: vmm.recv_handle(sock, require, max_size, peer_uid),
-        readable,
-    )
+
+    def attempt() -> Handle:
+        return vmm.recv_handle(sock, require, max_size, peer_uid)
+
+    return await repeat("recv_handle_async", vmm, sock, attempt, readable)
 
 
 async def repeat(
@@ -149,8 +147,5 @@ def duplicate(method: str, fd: int) -> Descriptor:
     except OSError as problem:
         if problem.errno != errno.EMFILE:
             raise
-        raise QuotaExceeded(
-            method,
-            "waiting takes a descriptor; raise RLIMIT_NOFILE (ulimit -n) or close some",
-            problem.errno,
-        ) from None
+        message = "waiting takes a descriptor; raise RLIMIT_NOFILE (ulimit -n) or close some"
+        raise QuotaExceeded(method, message, problem.errno) from None

@@ -62,6 +62,10 @@ class VmmError(Exception):
 
     rc: ClassVar[Retcode]
 
+    def __init_subclass__(cls, rc: Retcode | None = None) -> None:
+        if rc is not None:  # else that of the base class
+            cls.rc = rc
+
     def __init__(
         self, method: str, message: str, errno: int | None = None, completed: int = 0
     ) -> None:
@@ -76,22 +80,16 @@ class VmmError(Exception):
         return type(self), (self.method, self.message, self.errno, self.completed)
 
 
-class InvalidArgument(VmmError, ValueError):
+class InvalidArgument(VmmError, ValueError, rc=Retcode.INVALID_ARGUMENT):
     """``INVALID_ARGUMENT``."""
 
-    rc = Retcode.INVALID_ARGUMENT
 
-
-class ResourceNotFound(VmmError, LookupError):
+class ResourceNotFound(VmmError, LookupError, rc=Retcode.RESOURCE_NOT_FOUND):
     """``RESOURCE_NOT_FOUND``."""
 
-    rc = Retcode.RESOURCE_NOT_FOUND
 
-
-class InvalidOperation(VmmError, RuntimeError):
+class InvalidOperation(VmmError, RuntimeError, rc=Retcode.INVALID_OPERATION):
     """``INVALID_OPERATION``."""
-
-    rc = Retcode.INVALID_OPERATION
 
 
 class NotCopyable(InvalidOperation, TypeError):
@@ -101,64 +99,44 @@ class NotCopyable(InvalidOperation, TypeError):
     """
 
 
-class AlreadyExists(VmmError, FileExistsError):
+class AlreadyExists(VmmError, FileExistsError, rc=Retcode.ALREADY_EXISTS):
     """``ALREADY_EXISTS``."""
 
-    rc = Retcode.ALREADY_EXISTS
 
-
-class OutOfMemory(VmmError, MemoryError):
+class OutOfMemory(VmmError, MemoryError, rc=Retcode.OUT_OF_MEMORY):
     """``OUT_OF_MEMORY``."""
 
-    rc = Retcode.OUT_OF_MEMORY
 
-
-class QuotaExceeded(VmmError, MemoryError):
+class QuotaExceeded(VmmError, MemoryError, rc=Retcode.QUOTA_EXCEEDED):
     """``QUOTA_EXCEEDED``."""
 
-    rc = Retcode.QUOTA_EXCEEDED
 
-
-class NoCapability(VmmError, PermissionError):
+class NoCapability(VmmError, PermissionError, rc=Retcode.NO_CAPABILITY):
     """``NO_CAPABILITY``."""
 
-    rc = Retcode.NO_CAPABILITY
 
-
-class SecurityDisallow(VmmError, PermissionError):
+class SecurityDisallow(VmmError, PermissionError, rc=Retcode.SECURITY_DISALLOW):
     """``SECURITY_DISALLOW``."""
 
-    rc = Retcode.SECURITY_DISALLOW
 
-
-class HandleRevoked(VmmError, LookupError):
+class HandleRevoked(VmmError, LookupError, rc=Retcode.HANDLE_REVOKED):
     """``HANDLE_REVOKED``."""
 
-    rc = Retcode.HANDLE_REVOKED
 
-
-class Busy(VmmError, BufferError):
+class Busy(VmmError, BufferError, rc=Retcode.BUSY):
     """``BUSY``."""
 
-    rc = Retcode.BUSY
 
-
-class Unimplemented(VmmError, NotImplementedError):
+class Unimplemented(VmmError, NotImplementedError, rc=Retcode.UNIMPLEMENTED):
     """``UNIMPLEMENTED``."""
 
-    rc = Retcode.UNIMPLEMENTED
 
-
-class Fail(VmmError, OSError):
+class Fail(VmmError, OSError, rc=Retcode.FAIL):
     """``FAIL``: the kernel refused, ``errno`` says how."""
 
-    rc = Retcode.FAIL
 
-
-class InternalError(VmmError, RuntimeError):
+class InternalError(VmmError, RuntimeError, rc=Retcode.INTERNAL_ERROR):
     """``INTERNAL_ERROR``: please report it."""
-
-    rc = Retcode.INTERNAL_ERROR
 
 
 EXCEPTIONS: dict[Retcode, type[VmmError]] = {

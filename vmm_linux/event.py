@@ -384,8 +384,7 @@ def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
         number, cause = None, problem
     if number is None:
         raise InvalidArgument(
-            f"Event.{method}",
-            f"timeout is {describe(timeout)}, not a number of seconds or None",
+            f"Event.{method}", f"timeout is {describe(timeout)}, not a number of seconds or None"
         ) from cause
     if not number >= 0:
         raise InvalidArgument(f"Event.{method}", f"timeout is {number}; 0 or more is expected")

@@ -12,17 +12,31 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURES", "Limits", "Usage", "Use"]
 
-FIGURES = (
-    "regions",
-    "reserved",
-    "committed",
-    "locked",
-    "mappings",
-    "mdls",
-    "mdl_bytes",
-    "mdl_mappings",
-    "handles",
-)
+
+class Use(NamedTuple):
+    """One usage count of a VMM."""
+
+    used: int
+    """The present count."""
+    bound: int | None
+    """The highest count allowed; None is no bound. It can be below the present count."""
+
+
+class Usage(NamedTuple):
+    """The usage counts of a VMM at one moment; ``Limits`` defines each."""
+
+    regions: Use
+    reserved: Use
+    committed: Use
+    locked: Use
+    mappings: Use
+    mdls: Use
+    mdl_bytes: Use
+    mdl_mappings: Use
+    handles: Use
+
+
+FIGURES = Usage._fields
 """The limited counts, in the order of the core's enum (``memory.pxd``)."""
 
 NO_BOUND = 2**64 - 1
@@ -156,10 +170,7 @@ class Limits:
         return f"Limits({', '.join(bounds)})"
 
 
-def _remake(
-    kind: type[Limits],
-    values: dict[str, SupportsIndex | None],
-) -> Limits:
+def _remake(kind: type[Limits], values: dict[str, SupportsIndex | None]) -> Limits:
     """Make the limits of a pickle."""
     return kind(**values)
 
@@ -180,31 +191,5 @@ def _check_pair(limits: Limits, inner: str, outer: str, reason: str) -> None:
     """Refuse two bounds if the first can never be reached."""
     low, high = getattr(limits, inner), getattr(limits, outer)
     if low is not None and high is not None and low > high:
-        raise InvalidArgument(
-            "Limits",
-            f"{inner} {low} can never be reached, as {outer} is {high} and {reason}; lower "
-            f"{inner} to {high}, or leave it None",
-        )
-
-
-class Use(NamedTuple):
-    """One usage count of a VMM."""
-
-    used: int
-    """The present count."""
-    bound: int | None
-    """The highest count allowed; None is no bound. It can be below the present count."""
-
-
-class Usage(NamedTuple):
-    """The usage counts of a VMM at one moment; ``Limits`` defines each."""
-
-    regions: Use
-    reserved: Use
-    committed: Use
-    locked: Use
-    mappings: Use
-    mdls: Use
-    mdl_bytes: Use
-    mdl_mappings: Use
-    handles: Use
+        why = f"{inner} {low} can never be reached, as {outer} is {high} and {reason}"
+        raise InvalidArgument("Limits", f"{why}; lower {inner} to {high}, or leave it None")

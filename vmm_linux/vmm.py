@@ -74,10 +74,7 @@ class VMM(endpoint.VMM):
         return Region._made(self, length, self.allocate, addr, length, bits)  # noqa: SLF001
 
     def mdl(
-        self,
-        size: SupportsIndex,
-        prot: SupportsIndex = READ_WRITE,
-        segment_size: SupportsIndex = 0,
+        self, size: SupportsIndex, prot: SupportsIndex = READ_WRITE, segment_size: SupportsIndex = 0
     ) -> Mdl:
         """Make an MDL buffer as an object, which closes its handle when it is dropped.
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["known_gid", "known_uid"]
-
 NO_ID = 2**32 - 1
 """The number that stands for no id, and so the number of ids."""
 USUAL_OVERFLOW = 65534

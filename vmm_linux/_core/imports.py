@@ -27,8 +27,6 @@ if sys.warnoptions:
     except ImportError:
         pass
 
-__all__ = ["loaded", "needed"]
-
 INTERRUPTED: set[str] = set()
 """Modules that other threads were importing at the fork of this process or an ancestor."""
 

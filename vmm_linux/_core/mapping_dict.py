@@ -12,8 +12,6 @@ from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["check_told"]
-
 Parts = Mapping[str, tuple[Callable[[object], bool], str]]
 
 
@@ -53,10 +51,7 @@ NUMBER = "a whole number from 0 to 2^64 - 1"
 OF_A_MAPPING: Parts = {
     **dict.fromkeys(("start", "end", "offset", "inode"), (is_number, NUMBER)),
     "permissions": (lambda value: is_text(value, "[r-][w-][x-][sp]"), "permissions as 'rw-p'"),
-    "device": (
-        lambda value: is_text(value, "[0-9a-f]{1,8}:[0-9a-f]{1,8}"),
-        "a device as '08:01'",
-    ),
+    "device": (lambda value: is_text(value, "[0-9a-f]{1,8}:[0-9a-f]{1,8}"), "a device as '08:01'"),
     "pathname": (lambda value: value is None or type(value) is str, "a name or None"),
     "vm_flags": (are_flags, "flags as ['rd', 'wr'], or None"),
     "figures": (are_figures, f"a dict whose values are each {NUMBER}"),
@@ -75,12 +70,7 @@ OF_A_REGION: Parts = {
 
 
 def check_told(values: object, *, is_whole: bool = False) -> None:
-    """Refuse a value that is no dict of ``Mapping.as_dict``.
-
-    Args:
-        values: what the caller passed.
-        is_whole: it is the whole mapping of a part, and so no part itself.
-    """
+    """Refuse a value that is no dict of ``Mapping.as_dict``; a whole mapping is no part itself."""
     parts = check_parts(values, OF_A_MAPPING, "")
     if parts["start"] > parts["end"]:
         raise refused(f"start {parts['start']:#x} is above end {parts['end']:#x}")

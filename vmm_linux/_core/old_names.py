@@ -12,10 +12,7 @@ from types import ModuleType
 from vmm_linux._core import imports
 
 OLD_NAMES: dict[str, tuple[str, dict[str, str]]] = {
-    "vmm_linux._audit": (
-        "vmm_linux._core.endpoint",
-        {"_restore_record": "restore_audit_record"},
-    ),
+    "vmm_linux._audit": ("vmm_linux._core.endpoint", {"_restore_record": "restore_audit_record"}),
     "vmm_linux._inspect": ("vmm_linux._core.inspect", {"_restore": "restore_mapping"}),
     "vmm_linux._inspect_types": ("vmm_linux.inspect", {}),
     "vmm_linux._query": ("vmm_linux._core.endpoint", {"_restore": "restore_page_info"}),

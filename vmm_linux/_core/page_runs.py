@@ -6,8 +6,6 @@ from typing import NamedTuple
 from vmm_linux.flags import VmmFlags
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["PageFlags", "PageRun", "RegionRun"]
-
 
 class RegionRun(NamedTuple):
     """Pages of a region of this process that are alike: what a VMM made there."""

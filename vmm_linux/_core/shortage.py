@@ -17,8 +17,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NAMES", "explain"]
-
 NAMES = {
     errno.EMFILE: "no descriptor is left for this process; raise RLIMIT_NOFILE (ulimit -n) or "
     "close some",

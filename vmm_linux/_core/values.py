@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
     Kind = TypeVar("Kind")
 
-__all__ = [
-    "counted",
-    "describe",
-    "exact_text",
-    "index",
-    "is_a",
-    "kind_of",
-    "one_line",
-    "quoted",
-    "shown",
-    "written",
-]
-
 LONGEST_TEXT = 40
 """Characters of a value that are shown."""
 LONGEST_LINE = 400
@@ -45,9 +32,7 @@ _name_of = type.__dict__["__name__"].__get__
 def is_a(value: object, kind: type[Kind]) -> TypeGuard[Kind]:
     """Whether a value is of a class, by its type alone: ``__class__`` may be anything.
 
-    Args:
-        value: anything.
-        kind: a class without a metaclass of its own.
+    The class has no metaclass of its own.
     """
     return issubclass(type(value), kind)
 
@@ -87,12 +72,7 @@ def _text_of(value: object) -> str:
 
 
 def written(number: int, form: str = "d") -> str:
-    """A number for a message: its digits, or its size where it is beyond 64 bits.
-
-    Args:
-        number: of any size and any subclass of int.
-        form: a format for ints, as ``"#x"``.
-    """
+    """A number for a message: its digits, as in "#x", or its size where it is beyond 64 bits."""
     exact = int.__index__(number)
     bits = exact.bit_length()
     if bits > MOST_BITS:
@@ -101,13 +81,7 @@ def written(number: int, form: str = "d") -> str:
 
 
 def index(method: str, name: str, value: object, wanted: str = "an integer") -> int:
-    """The plain int that a value with ``__index__`` stands for, of at most 64 bits and a sign.
-
-    Args:
-        method: the method that was called.
-        name: the argument's name.
-        value: of any class.
-        wanted: what is expected, in words.
+    """The plain int that an argument with ``__index__`` stands for, of at most 64 bits and a sign.
 
     Errors:
         INVALID_ARGUMENT: a bool, no integer, or one beyond 64 bits.

@@ -8,9 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["write_whole"]
-
-
 NO_FILES = {"", ".", ".."}
 """Last parts of a name that name no file."""
 
@@ -21,9 +18,6 @@ def write_whole(contents: Mapping[str, bytes]) -> None:
     Each content goes to a new file beside its place first, which replaces the old one when all are
     on the disk. A device or a pipe cannot be replaced: it is written last. A symbolic link stays
     one.
-
-    Args:
-        contents: the new contents of each file, by name.
 
     Errors:
         OSError of the first that cannot be written, with its name.

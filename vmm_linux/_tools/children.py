@@ -14,17 +14,13 @@ try:
 except ImportError:
     prctl = None
 
-__all__ = ["die_with_parent", "name_process", "outlive_parent"]
-
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
 def die_with_parent(parent: int | None = None) -> None:
     """Make the kernel kill this process when its parent's thread ends.
 
-    Args:
-        parent: the parent's process id, from the parent itself: this process ends now if that one
-            has ended already. None: it goes on then.
+    With the parent's process id, from the parent itself, it ends now if that one has ended already.
     """
     set_signal(signal.SIGKILL)
     if parent is not None and os.getppid() != parent:

@@ -6,9 +6,6 @@ from typing import NamedTuple
 
 from vmm_linux._core.kernel import text_of, value_of
 
-__all__ = ["Memory", "memory"]
-
-
 LABELS = ("MemTotal", "MemAvailable", "SwapFree")
 
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["NoMatplotlibError", "need_matplotlib"]
-
 
 class NoMatplotlibError(Exception):
     """matplotlib is not installed."""
 
 
 def need_matplotlib(wanted: str) -> None:
-    """Check for matplotlib, before the work that leads to a drawing.
-
-    Args:
-        wanted: what needs it, in the plural.
-
-    Errors:
-        NoMatplotlibError: there is no matplotlib.
-    """
+    """Raise unless there is matplotlib, which this, in the plural, needs."""
     try:
         import matplotlib.figure  # noqa: F401, PLC0415 (needed only here)
     except ModuleNotFoundError as error:

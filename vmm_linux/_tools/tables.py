@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from vmm_linux._tools.text import printable
 
-__all__ = ["Table", "choose_printer", "print_line"]
-
 
 class Table(NamedTuple):
     """A heading, the columns' names, and rows with a cell for each of them."""

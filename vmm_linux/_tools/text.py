@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["escaped", "human", "printable"]
-
 
 def human(size: int) -> str:
     """A byte count in the largest unit that it reaches."""

@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 from vmm_linux import VmmError, __version__
 
-__all__ = ["main"]
-
 CANNOT_TRY = 2
 INTERRUPTED = 130
 PIPE_CLOSED = 141

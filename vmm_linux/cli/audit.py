@@ -12,8 +12,6 @@ from vmm_linux._tools.text import human, printable
 from vmm_linux.cli.audit_file import AuditLine, read
 from vmm_linux.flags import Rights, Seal, VmmFlags
 
-__all__ = ["main"]
-
 COLUMNS = ("time", "process", "what", "outcome")
 WORDS: Final = {
     "mdl_create": "created, {data}",
@@ -60,10 +58,9 @@ def main(arguments: Sequence[str]) -> int:
         )
     if asked.json:
         events = [
-            {**entry.record, "what": what_of(entry, asked.sid), "file": entry.file,
-             "line": entry.line}
-            for entry in found
-        ]  # fmt: skip
+            {**it.record, "what": what_of(it, asked.sid), "file": it.file, "line": it.line}
+            for it in found
+        ]
         left_out = [problem._asdict() for problem in problems]
         print_line(json.dumps({"sid": asked.sid, "events": events, "left_out": left_out}, indent=2))
     else:

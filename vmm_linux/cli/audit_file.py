@@ -8,8 +8,6 @@ from typing import Any, Final, NamedTuple
 
 from vmm_linux._core.endpoint import START
 
-__all__ = ["AuditLine", "Problem", "read"]
-
 LONGEST_LINE: Final = 4 << 20
 """Bytes; the longest parts are a policy's names, from a file of at most 1 MiB."""
 NUMBER: Final = (int,)
@@ -66,11 +64,8 @@ class Problem(NamedTuple):
 def read(paths: Iterable[str], sid: int | None = None) -> tuple[list[AuditLine], list[Problem]]:
     """The calls in the files, in the order of time.
 
-    A call with its end in a file appears once.
-
-    Args:
-        paths: the paths of the files.
-        sid: only calls with this buffer, itself or as an origin; None for all calls.
+    A call with its end in a file appears once. With a ``sid``, only calls with this buffer, itself
+    or as an origin.
 
     Errors:
         OSError: a file cannot be read.
@@ -137,11 +132,8 @@ def parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
 
 def is_peer(peer: list[Any]) -> bool:
     """Whether these are a process, a user and a group; the last two may be unknown."""
-    return (
-        len(peer) == 3
-        and type(peer[0]) is int
-        and all(each is None or type(each) is int for each in peer[1:])
-    )
+    kinds = [type(each) for each in peer]
+    return len(kinds) == 3 and kinds[0] is int and {*kinds} <= {int, type(None)}
 
 
 def flaw_of(record: dict[str, Any]) -> str:

@@ -12,8 +12,6 @@ from vmm_linux.cli.map.command import printer
 from vmm_linux.cli.map.file import Saved, UnfitMapError, load, record_of
 from vmm_linux.cli.map.picture import Line, change_lines
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command: 0 if both could be read, 2 if not."""
@@ -26,14 +24,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("after", metavar="B.json")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     asked = parser.parse_args(arguments)
-    maps = []
-    for path in (asked.before, asked.after):
-        try:
-            maps.append(load(path))
-        except UnfitMapError as error:
-            sys.stderr.write(f"vmm-linux diff: {escaped(path)} {error}\n")
-            return 2
-    before, after = maps
+    path = asked.before
+    try:
+        before = load(path)
+        path = asked.after
+        after = load(path)
+    except UnfitMapError as error:
+        sys.stderr.write(f"vmm-linux diff: {escaped(path)} {error}\n")
+        return 2
     difference = inspect.diff(before, after)
     if asked.json:
         sys.stdout.write(json.dumps(as_object(before, after, difference), indent=1) + "\n")
@@ -50,18 +48,14 @@ def heading(before: Saved, after: Saved) -> Line:
 
 def as_object(before: Saved, after: Saved, difference: inspect.Difference) -> dict[str, Any]:
     """The difference for JSON, with whole records."""
+    changed = []
+    for was, now, grown, figures in difference.changed:
+        records = {"before": record_of(was, None), "after": record_of(now, None)}
+        changed.append({**records, "grown": grown, "figures": figures})
     return {
         "before": {"pid": before.pid, "taken": before.taken},
         "after": {"pid": after.pid, "taken": after.taken},
         "appeared": [record_of(mapping, None) for mapping in difference.appeared],
         "went": [record_of(mapping, None) for mapping in difference.went],
-        "changed": [
-            {
-                "before": record_of(change.before, None),
-                "after": record_of(change.after, None),
-                "grown": change.grown,
-                "figures": change.figures,
-            }
-            for change in difference.changed
-        ],
+        "changed": changed,
     }

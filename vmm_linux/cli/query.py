@@ -1,6 +1,7 @@
 """``vmm-linux query``: the page and the mapping at an address of a process."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -13,8 +14,6 @@ from vmm_linux.cli.map.command import demonstration, process_id
 from vmm_linux.cli.map.file import record_of
 from vmm_linux.cli.map.model import name_of
 from vmm_linux.inspect import Mapping, PageFlags
-
-__all__ = ["main"]
 
 END_OF_ADDRESSES = 1 << 64
 """The end of the address range: numbers from here on are no addresses."""
@@ -40,10 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
     try:
-        if pid is None:
-            with demonstration():
-                answer = page_at(va, None)
-        else:
+        with demonstration() if pid is None else contextlib.nullcontext():
             answer = page_at(va, pid)
     except VmmError as error:
         sys.stderr.write(f"vmm-linux query: {escaped(str(error))}\n")
@@ -90,32 +86,26 @@ def page_at(va: int, pid: int | None) -> dict[str, Any]:
     if found.end <= 1 << 63:  # pagemap lacks the kernel's own pages, which are above
         flags = inspect.pages(page, page_size, pid, exclusive=True)[0].flags
         answer["page_flags"] = [
-            flag.name.lower() for flag in PageFlags if flag in flags and flag.name
+            each.name.lower() for each in PageFlags if each.name and each in flags
         ]
     return answer
 
 
 def hole(mappings: Sequence[Mapping], va: int) -> dict[str, int]:
     """The boundaries of the free range around an address."""
-    return {
-        "start": max((mapping.end for mapping in mappings if mapping.end <= va), default=0),
-        "end": min(
-            (mapping.start for mapping in mappings if mapping.start > va), default=END_OF_ADDRESSES
-        ),
-    }
+    before = (each.end for each in mappings if each.end <= va)
+    after = (each.start for each in mappings if each.start > va)
+    return {"start": max(before, default=0), "end": min(after, default=END_OF_ADDRESSES)}
 
 
 def lines_of(answer: dict[str, Any]) -> list[str]:
     """The answer in lines."""
     lines = [f"{answer['address']:#x} of PID {answer['pid']}"]
     if answer["hole"] is not None:
-        start, end = answer["hole"]["start"], answer["hole"]["end"]
-        return [
-            *lines,
-            f"free: nothing is mapped from {start:#x} to {end:#x}, {human(end - start)}",
-        ]
-    record = answer["mapping"]
-    flags = answer["page_flags"]
+        start, end = answer["hole"].values()
+        free = f"free: nothing is mapped from {start:#x} to {end:#x}, {human(end - start)}"
+        return [*lines, free]
+    record, flags = answer["mapping"], answer["page_flags"]
     if flags is not None:
         lines.append(f"page     {', '.join(flags).replace('_', ' ') or 'nothing there yet'}")
     lines.append(f"mapping  {record['start']:x}-{record['end']:x} {record['permissions']}")

@@ -10,9 +10,7 @@ from vmm_linux import VmmError
 from vmm_linux._core.values import counted
 from vmm_linux._tools.tables import Table, choose_printer, print_line
 from vmm_linux._tools.text import human, printable
-from vmm_linux.inspect import Channel, Holder, Mapper, Sharing, sharing
-
-__all__ = ["main"]
+from vmm_linux.inspect import Channel, Mapper, Sharing, sharing
 
 COLUMNS = ("memory", "size", "taken", "seals", "process", "holds", "maps")
 NAMED = 20
@@ -28,9 +26,8 @@ def main(arguments: Sequence[str]) -> int:
         "mapped shared. Who holds a descriptor of it, with which access; who maps it, with which "
         "protection. Nothing is changed. Processes that may not be read are counted.",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="also what only one process has, or none"
-    )
+    every = "also what only one process has, or none"
+    parser.add_argument("--all", action="store_true", help=every)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     asked = parser.parse_args(arguments)
     try:
@@ -73,13 +70,12 @@ def rows_of(channel: Channel) -> Iterator[tuple[str, ...]]:
         + f" [{channel.device} {channel.inode}]",
         human(channel.size),
         "" if channel.resident is None else human(channel.resident),
-        ""
-        if channel.seals is None
-        else " ".join(seal.removeprefix("F_SEAL_") for seal in channel.seals),
+        " ".join(seal.removeprefix("F_SEAL_") for seal in channel.seals or ()),
     )
     ends: dict[int, tuple[str, list[str], list[str]]] = {}
     for holder in channel.holders:
-        ends.setdefault(holder.pid, (holder.name, [], []))[1].append(held(holder))
+        held = f"{holder.access} fd {' '.join(map(str, holder.descriptors))}"
+        ends.setdefault(holder.pid, (holder.name, [], []))[1].append(held)
     for mapper in channel.mappers:
         ends.setdefault(mapper.pid, (mapper.name, [], []))[2].append(mapped(mapper))
     unseen = channel.attached is not None and not channel.mappers
@@ -90,11 +86,6 @@ def rows_of(channel: Channel) -> Iterator[tuple[str, ...]]:
     for pid, (name, holds, maps) in sorted(ends.items()):
         yield (*about, f"{pid} {name}", ", ".join(holds), ", ".join(maps))
         about = ("", "", "", "")
-
-
-def held(holder: Holder) -> str:
-    """Descriptors in a few words."""
-    return f"{holder.access} fd {' '.join(map(str, holder.descriptors))}"
 
 
 def mapped(mapper: Mapper) -> str:

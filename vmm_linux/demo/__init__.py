@@ -20,13 +20,8 @@ from vmm_linux._tools import machine
 from vmm_linux._tools.text import human, printable
 from vmm_linux.demo import mdl_steps, steps
 from vmm_linux.demo.caller import RESERVATION, Footprint, made
-from vmm_linux.demo.report import Json, Machine, Plain, Report, Step, Subject, Terminal
+from vmm_linux.demo.report import Json, Machine, Plain, Report, Subject, Terminal
 from vmm_linux.demo.steps import Run
-
-__all__ = ["main"]
-
-
-# ---- FILE ---------------------------------------------------------------------------------------
 
 
 class UnfitFileError(Exception):
@@ -68,45 +63,30 @@ def has_changed(subject: Subject) -> bool:
         return True
 
 
-def this_machine() -> Machine:
-    """The present memory of this machine."""
-    return Machine(*machine.memory())
-
-
 def check_room(size: int) -> None:
     """Refuse a FILE that does not fit into memory twice: it is copied into an MDL buffer."""
-    here = this_machine()
+    here = machine.memory()
     room = min((here.available + here.swap_free) // 2, RESERVATION)
     if size > room:
         raise UnfitFileError(f"is too big: {human(size)}, and there is room for {human(room)}")
 
 
-# ---- the command --------------------------------------------------------------------------------
-
-
 def carry_out(subject: Subject, report: Report) -> bool:
     """Make the steps: whether all succeeded."""
-    report.begin(subject, this_machine())
+    report.begin(subject, Machine(*machine.memory()))
     ok = True
     before = Footprint.take()
     with VMM() as vmm, contextlib.ExitStack() as at_end:
         run = Run(vmm, before, subject, at_end)
         for step in made(run, (*steps.STEPS, *mdl_steps.STEPS)):
-            if not step.ok:
-                report_failures(step)
+            for check in (check for check, held in step.checks.items() if not held):
+                complain(f"{step.method}: not so: {check}")
             if not step.ok and has_changed(subject):
                 raise UnfitFileError("changed while it was read")
             report.show(step)
             ok = step.ok
     report.end(ok)
     return ok
-
-
-def report_failures(step: Step) -> None:
-    """Print the failed checks of a step."""
-    for check, held in step.checks.items():
-        if not held:
-            complain(f"{step.method}: not so: {check}")
 
 
 def complain(message: str) -> None:

@@ -1,7 +1,6 @@
 """The tools of every step of the demonstration, in both of its processes."""
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -13,25 +12,6 @@ from typing import Any, NamedTuple, TypeVar
 from vmm_linux import VMM, PageInfo, Retcode, VmmError
 from vmm_linux._tools.text import human
 from vmm_linux.demo.report import Step
-
-__all__ = [
-    "CHUNK",
-    "PAGE",
-    "RESERVATION",
-    "Caller",
-    "Footprint",
-    "ask",
-    "close",
-    "described",
-    "exit_code_of_child",
-    "is_half",
-    "made",
-    "memory_files",
-    "modes",
-    "raw_read",
-    "raw_write",
-    "signal_name",
-]
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 RESERVATION = 64 << 30
@@ -78,11 +58,8 @@ def descriptors() -> dict[int, str]:
 
 def memory_files() -> dict[int, os.stat_result]:
     """This process's descriptors of MDL buffers' memory, with their fstat(2) data."""
-    return {
-        number: os.fstat(number)
-        for number, name in descriptors().items()
-        if name == "/memfd:vmm_linux (deleted)"
-    }
+    memory = "/memfd:vmm_linux (deleted)"
+    return {number: os.fstat(number) for number, name in descriptors().items() if name == memory}
 
 
 def modes(descriptor: int) -> tuple[str, bool]:
@@ -108,17 +85,14 @@ class Caller:
         """Begin a step with a call of a method, and return its result."""
         self.step = Step(name, arguments)
         try:
-            value = getattr(self.vmm, python_name(name))(*arguments.values())
+            # As MdlCreateFromVm: the VMM's method is mdl_create_from_vm.
+            method = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+            value = getattr(self.vmm, method)(*arguments.values())
         except VmmError as error:
             self.step.rc = error.rc
             raise
         self.step.rc = Retcode.OK
         return value
-
-
-def python_name(name: str) -> str:
-    """The ``VMM`` method for a name of the reference, as ``MdlCreateFromVm``."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
 Player = TypeVar("Player", bound=Caller)
@@ -138,20 +112,14 @@ def made(caller: Player, steps: Iterable[Callable[[Player], None]]) -> Iterator[
             return
 
 
-# ---- the kernel's data --------------------------------------------------------------------------
-
-
 def described(info: PageInfo) -> dict[str, Any]:
     """The state of a page, and the smaps record of its mapping, or the bounds of the hole."""
     if (record := info.smaps) is None:
         return {"state": info.state.name, "start": info.base, "end": info.base + info.size}
+    place = ("start", "end", "permissions", "offset", "inode")
     return {
         "state": info.state.name,
-        "start": record.start,
-        "end": record.end,
-        "permissions": record.permissions,
-        "offset": record.offset,
-        "inode": record.inode,
+        **{name: getattr(record, name) for name in place},
         **record.figures,
         "vm_flags": sorted(record.vm_flags or ()),
     }
@@ -210,13 +178,3 @@ def close(caller: Caller) -> None:
         f"{len(after.mappings)} maps, {len(after.descriptors)} fds",
         f"{len(caller.before.mappings)} and {len(caller.before.descriptors)} before",
     ]
-
-
-def raw_read(va: int) -> None:
-    """Read the byte at an address without any check."""
-    ctypes.string_at(va, 1)
-
-
-def raw_write(va: int) -> None:
-    """Write to the byte at an address without any check."""
-    ctypes.memset(va, 0xFF, 1)

@@ -6,23 +6,19 @@ A step is a function over one ``Run`` (see ``steps.py``). The other process is
 
 import fcntl
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from vmm_linux import PageKind, Rights, Seal, VmmFlags
+from vmm_linux import PageKind, Retcode, Rights, Seal, VmmFlags
 from vmm_linux._tools.text import human
 from vmm_linux.demo import peer
 from vmm_linux.demo.caller import PAGE, ask, close, described, is_half, memory_files, modes
 from vmm_linux.demo.report import Step
 from vmm_linux.demo.steps import Run, free, verify
-from vmm_linux.errors import NoCapability
-
-__all__ = ["STEPS"]
 
 F_SEAL_FUTURE_WRITE = 0x10
 READ_ONLY = Rights.MAP_READ | Rights.GET_SID
-
-
-# ---- the steps ----------------------------------------------------------------------------------
 
 
 def share(run: Run) -> None:
@@ -46,31 +42,21 @@ def publish(run: Run) -> None:
     run.call("mdl_seal", handle=handle, seals=Seal.PUBLISH)
     seals = fcntl.fcntl(descriptor(run, run.base, "O_RDWR"), fcntl.F_GET_SEALS)
     sealed = bool(seals & F_SEAL_FUTURE_WRITE)
+    writable = VmmFlags.READ | VmmFlags.WRITE
+    _, rc = run.vmm.endpoint.MdlMap(handle, 0, PAGE, 0, writable)
     run.step.kernel = {"seals": seals}
     run.step.facts = ["F_SEAL_FUTURE_WRITE" if sealed else f"seals {seals:#x}"]
     run.step.checks = {
         "the memory is sealed": sealed,
-        "not even here is it mapped writable": maps_no_more(run),
+        "not even here is it mapped writable": rc is Retcode.NO_CAPABILITY,
     }
-
-
-def maps_no_more(run: Run) -> bool:
-    """Whether a new writable mapping is refused."""
-    try:
-        run.vmm.mdl_map(run.handles["file"], 0, PAGE, 0, VmmFlags.READ | VmmFlags.WRITE)
-    except NoCapability:
-        return True
-    return False
 
 
 def descriptor(run: Run, va: int, mode: str) -> int:
     """The descriptor, open in this mode, of the memory mapped at an address."""
     inode = described(run.vmm.query(va))["inode"]
-    (found,) = (
-        number
-        for number, file in memory_files().items()
-        if file.st_ino == inode and modes(number)[0] == mode
-    )
+    files = [number for number, file in memory_files().items() if file.st_ino == inode]
+    (found,) = (number for number in files if modes(number)[0] == mode)
     return found
 
 
@@ -87,9 +73,8 @@ def clone(run: Run) -> None:
     """A window on the second half: the same memory with an identity of its own."""
     va, length = run.second_half
     origin = run.handles["file"]
-    run.handles["window"] = run.call(
-        "MdlClone", originHandle=origin, offset=va - run.base, length=length
-    )
+    arguments = {"originHandle": origin, "offset": va - run.base, "length": length}
+    run.handles["window"] = run.call("MdlClone", **arguments)
     info, whole = (run.vmm.handle_info(run.handles[name]) for name in ("window", "file"))
     run.step.kernel = {"sid": info.sid, "origin_sid": info.origin_sid, "size": info.size}
     run.step.facts = [f"sid {info.sid:016x}"[:12] + "...", f"of {whole.sid:016x}"[:11] + "..."]
@@ -134,23 +119,11 @@ def start(run: Run) -> None:
     run.step.checks["it maps nothing of the buffer"] = not shared
 
 
-def send_file(run: Run) -> None:
-    """Send FILE, read-only. This process keeps its own handle."""
-    send(run, "file", READ_ONLY, run.base)
-
-
-def send_window(run: Run) -> None:
-    """Send the window, read-only."""
-    send(run, "window", READ_ONLY, run.base)
-
-
-def send_board(run: Run) -> None:
-    """Send the board, writable."""
-    send(run, "board", READ_ONLY | Rights.MAP_WRITE, run.board)
-
-
-def send(run: Run, name: str, rights: Rights, va: int) -> None:
-    """Send a handle; the memory is mapped here at ``va``."""
+def send(name: str, run: Run) -> None:
+    """Send a handle, writable to the board alone. This process keeps its own."""
+    rights, va = READ_ONLY, run.base
+    if name == "board":
+        rights, va = READ_ONLY | Rights.MAP_WRITE, run.board
     handle = run.handles[name]
     run.call("send_handle", sock=run.other.sock, handle=handle, rights=rights)
     run.step.arguments = {"handle": handle, "rights": rights}
@@ -205,7 +178,7 @@ def part(run: Run) -> None:
     }
 
 
-STEPS = (
+STEPS: tuple[Callable[[Run], None], ...] = (
     share,
     verify,
     publish,
@@ -214,11 +187,11 @@ STEPS = (
     make_board,
     map_board,
     start,
-    send_file,
+    partial(send, "file"),
     hear,
-    send_window,
+    partial(send, "window"),
     hear,
-    send_board,
+    partial(send, "board"),
     hear,
     *(hear for _ in peer.USE),
     share_cost,

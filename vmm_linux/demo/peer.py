@@ -38,12 +38,9 @@ from vmm_linux.demo.caller import (
     made,
     memory_files,
     modes,
-    raw_write,
     signal_name,
 )
 from vmm_linux.demo.report import Step
-
-__all__ = ["GO_ON", "LEAVE", "READY", "USE", "Other", "unpacked"]
 
 READY = b"ready"
 """This process sends it at its start."""
@@ -62,9 +59,6 @@ TYPES = {
     "path": str,
 }
 """Types of arguments other than plain numbers."""
-
-
-# ---- between the two processes ------------------------------------------------------------------
 
 
 class Other:
@@ -104,11 +98,6 @@ class Other:
         self.process.wait()
 
 
-def packed(step: Step) -> bytes:
-    """A step as one packet."""
-    return json.dumps({**vars(step), "arguments": dict(step.arguments)}).encode()
-
-
 def unpacked(packet: bytes) -> Step:
     """The step in a packet, with its process before the method."""
     step = Step(**json.loads(packet))
@@ -116,9 +105,6 @@ def unpacked(packet: bytes) -> Step:
     step.arguments = {name: TYPES.get(name, int)(value) for name, value in step.arguments.items()}
     step.rc = None if step.rc is None else Retcode(step.rc)
     return step
-
-
-# ---- the steps ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -212,13 +198,11 @@ def verify(peer: Peer) -> None:
 
 def protect_refused(peer: Peer) -> None:
     """The kernel's own call: the mapping comes from a read-only descriptor."""
-    peer.step = Step(
-        "mprotect", {"va": peer.va, "size": PAGE, "prot": VmmFlags.READ | VmmFlags.WRITE}
-    )
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.mprotect(
-        ctypes.c_void_p(peer.va), ctypes.c_size_t(PAGE), mmap.PROT_READ | mmap.PROT_WRITE
-    )
+    prot = VmmFlags.READ | VmmFlags.WRITE
+    peer.step = Step("mprotect", {"va": peer.va, "size": PAGE, "prot": prot})
+    call = ctypes.CDLL(None, use_errno=True).mprotect
+    va, size = ctypes.c_void_p(peer.va), ctypes.c_size_t(PAGE)
+    result = call(va, size, mmap.PROT_READ | mmap.PROT_WRITE)
     error = errno.errorcode.get(ctypes.get_errno()) if result else None
     kernel = ask(peer, peer.va)
     kernel["errno"] = error
@@ -233,7 +217,7 @@ def write_kills(peer: Peer) -> None:
     """A child that writes anyway is killed."""
     peer.step = Step("poke", {"va": peer.va})
     before = peer.vmm.read(peer.va, 1)
-    code = exit_code_of_child(functools.partial(raw_write, peer.va))
+    code = exit_code_of_child(functools.partial(ctypes.memset, peer.va, 0xFF, 1))
     peer.step.kernel = {"signal": signal_name(code)}
     peer.step.facts = [f"died of {signal_name(code)}"]
     peer.step.checks = {
@@ -253,9 +237,9 @@ def reopening_is_no_use(peer: Peer) -> None:
     try:
         mode, _ = modes(writable)
         refused = {
-            "write": error_of(functools.partial(os.pwrite, writable, b"!", 0)),
-            "mmap": error_of(functools.partial(mmap.mmap, writable, PAGE)),
-            "ftruncate": error_of(functools.partial(os.ftruncate, writable, 0)),
+            "write": error_of(os.pwrite, writable, b"!", 0),
+            "mmap": error_of(mmap.mmap, writable, PAGE),
+            "ftruncate": error_of(os.ftruncate, writable, 0),
         }
     finally:
         os.close(writable)
@@ -264,10 +248,10 @@ def reopening_is_no_use(peer: Peer) -> None:
     peer.step.checks = {f"{name} is refused": error == "EPERM" for name, error in refused.items()}
 
 
-def error_of(call: Callable[[], object]) -> str | None:
+def error_of(call: Callable[..., object], *arguments: object) -> str | None:
     """The name of a system call's error, None if it succeeds."""
     try:
-        call()
+        call(*arguments)
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return None
@@ -349,9 +333,6 @@ LEAVE = (free_file, close)
 """After ``GO_ON``."""
 
 
-# ---- the program --------------------------------------------------------------------------------
-
-
 def main(parent: str, size: str, sha256: str) -> int:
     """Make the steps: 0 if every check held, 1 if one did not."""
     die_with_parent(int(parent))
@@ -363,6 +344,6 @@ def main(parent: str, size: str, sha256: str) -> int:
         with VMM() as vmm:
             peer = Peer(vmm, before, sock, int(size), sha256)
             for step in made(peer, (*RECEIVE, *USE, *LEAVE)):
-                sock.send(packed(step))
+                sock.send(json.dumps({**vars(step), "arguments": dict(step.arguments)}).encode())
                 ok = step.ok
     return 0 if ok else 1

@@ -5,22 +5,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntFlag
-from typing import Any, Protocol
+from typing import Any
 
 from vmm_linux._tools.text import human, printable
 from vmm_linux.errors import Retcode
 from vmm_linux.flags import VmmFlags
 from vmm_linux.handles import Handle
-
-__all__ = [
-    "Json",
-    "Machine",
-    "Plain",
-    "Report",
-    "Step",
-    "Subject",
-    "Terminal",
-]
 
 
 @dataclass
@@ -66,19 +56,6 @@ class Step:
     def ok(self) -> bool:
         """Whether every check held."""
         return all(self.checks.values())
-
-
-class Report(Protocol):
-    """Receives the steps as they are made."""
-
-    def begin(self, subject: Subject, machine: Machine) -> None:
-        """Before the first step."""
-
-    def show(self, step: Step) -> None:
-        """After each step."""
-
-    def end(self, ok: bool) -> None:
-        """After the last one; ``ok``: whether all succeeded."""
 
 
 class Plain:
@@ -173,7 +150,9 @@ class Json:
         sys.stdout.write(json.dumps({**self.object, "ok": ok}, indent=2) + "\n")
 
 
-# ---- words and figures --------------------------------------------------------------------------
+Report = Plain | Terminal | Json
+"""Receives the steps as they are made; ``begin`` before the first, ``end`` after the last."""
+
 
 WIDE, NARROW = 51, 38
 """Room for the call, in columns: for all of them, and for all but the longest, whose short return
@@ -204,12 +183,6 @@ def simple(value: object) -> int | str:
     return value if isinstance(value, int) else repr(value)
 
 
-def call_of(step: Step) -> str:
-    """The call as in a program, but shorter."""
-    texts = [shown(name, value) for name, value in step.arguments.items()]
-    return f"{step.method}({', '.join(texts)})"
-
-
 def shown(name: str, value: Any) -> str:  # noqa: ANN401 (any argument of a method)
     """An argument in a line."""
     if isinstance(value, Handle):
@@ -225,6 +198,7 @@ def shown(name: str, value: Any) -> str:  # noqa: ANN401 (any argument of a meth
 
 def columns_of(step: Step, width: int) -> tuple[str, str]:
     """The call and its outcome, together as wide as the two columns where they fit."""
-    call = f"{call_of(step)}  ".ljust(width)
+    texts = [shown(name, value) for name, value in step.arguments.items()]
+    call = f"{step.method}({', '.join(texts)})  ".ljust(width)
     outcome = "" if step.rc is None else f"{step.rc}  "
     return call, outcome.ljust(width + OUTCOME - len(call))

@@ -5,6 +5,7 @@ To add a step, write it and name it in ``STEPS``.
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import signal
@@ -22,13 +23,10 @@ from vmm_linux.demo.caller import (
     ask,
     described,
     exit_code_of_child,
-    raw_read,
     signal_name,
 )
 from vmm_linux.demo.peer import Other
 from vmm_linux.demo.report import Step, Subject
-
-__all__ = ["STEPS", "Run", "free", "verify"]
 
 
 @dataclass
@@ -72,9 +70,6 @@ class Run(Caller):
             found["pss"] += record["pss"]
             va = record["end"]
         return found
-
-
-# ---- the steps ----------------------------------------------------------------------------------
 
 
 def reserve(run: Run) -> None:
@@ -132,10 +127,7 @@ def verify(run: Run) -> None:
         left -= len(piece)
     run.step.arguments = {"va": run.base, "size": run.need}
     run.step.kernel["sha256"] = digest.hexdigest()
-    run.step.facts = [
-        f"SHA-256 {digest.hexdigest()[:8]}...",
-        f"FILE's {run.subject.sha256[:8]}...",
-    ]
+    run.step.facts = [f"SHA-256 {digest.hexdigest()[:8]}...", f"FILE's {run.subject.sha256[:8]}..."]
     run.step.checks["it is FILE"] = digest.hexdigest() == run.subject.sha256
     run.step.checks["zeros follow"] = not any(piece[left:]) if left else True
 
@@ -172,7 +164,7 @@ def touch(run: Run) -> None:
     """A child that reads the last page given back is killed."""
     va = run.base + run.need - PAGE
     run.step = Step("touch", {"va": va})
-    code = exit_code_of_child(functools.partial(raw_read, va))
+    code = exit_code_of_child(functools.partial(ctypes.string_at, va, 1))
     kernel = ask(run, va)
     kernel["signal"] = signal_name(code)
     run.step.facts = [f"died of {kernel['signal']}", kernel["permissions"]]

@@ -111,10 +111,7 @@ FEATURES: dict[Feature, tuple[str | None, str]] = {
         "6.3",
         "whoever has a buffer's descriptor can make the memory an executable file",
     ),
-    Feature.PROCESS_VM: (
-        None,
-        "read and write copy twice, through a memory file of their own",
-    ),
+    Feature.PROCESS_VM: (None, "read and write copy twice, through a memory file of their own"),
     Feature.TRANSPARENT_HUGE_PAGES: (None, "allocate with HUGE is UNIMPLEMENTED"),
     Feature.FILE_HANDLES: (
         None,
@@ -144,13 +141,8 @@ def diagnose() -> Diagnosis:
     Errors:
         None.
     """
-    return Diagnosis(look_at_machine(), tuple(map(attempt, TRIALS)), look_at_features(), settings())
-
-
-def look_at_machine() -> Machine:
-    """The kernel and its sizes."""
     system = os.uname()
-    return Machine(
+    machine = Machine(
         kernel=system.release,
         architecture=system.machine,
         page=kernel.page_size(),
@@ -158,17 +150,9 @@ def look_at_machine() -> Machine:
         user_space_end=kernel.user_space_end(),
         lowest_address=kernel.mmap_min_addr(),
     )
-
-
-def look_at_features() -> tuple[FeatureReport, ...]:
-    """Every feature, as it is in this process."""
-    return tuple(
-        FeatureReport(feature.name, kernel.state(feature), *FEATURES[feature])
-        for feature in Feature
-    )
-
-
-# ---- the command --------------------------------------------------------------------------------
+    checks = tuple(map(attempt, TRIALS))
+    features = (FeatureReport(each.name, kernel.state(each), *FEATURES[each]) for each in Feature)
+    return Diagnosis(machine, checks, tuple(features), settings())
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -199,46 +183,18 @@ def show(diagnosis: Diagnosis) -> None:
         f"{machine.user_space_end:#x}"
     )
     print_line()
-    show_table(
-        Table(
-            "Needs, each tried",
-            ("need", "outcome"),
-            [
-                (each.name, "ok" if each.ok else f"FAILED: {each.problem}")
-                for each in diagnosis.checks
-            ],
-        )
-    )
-    show_table(
-        Table(
-            "Features",
-            ("feature", "since", "state", "without it"),
-            [
-                (each.name, each.since or "", each.state, each.without)
-                for each in diagnosis.features
-            ],
-        )
-    )
-    show_table(
-        Table(
-            "Settings",
-            ("setting", "value", "can be raised to"),
-            [
-                (
-                    each.name,
-                    written(each.name, each.value, "not told"),
-                    written(each.name, each.ceiling, ""),
-                )
-                for each in diagnosis.settings
-            ],
-        )
-    )
+    needs = [(it.name, "ok" if it.ok else f"FAILED: {it.problem}") for it in diagnosis.checks]
+    features = [(it.name, it.since or "", it.state, it.without) for it in diagnosis.features]
+    settings = [
+        (it.name, written(it.name, it.value, "not told"), written(it.name, it.ceiling, ""))
+        for it in diagnosis.settings
+    ]
+    show_table(Table("Needs, each tried", ("need", "outcome"), needs))
+    show_table(Table("Features", ("feature", "since", "state", "without it"), features))
+    show_table(Table("Settings", ("setting", "value", "can be raised to"), settings))
     show_table(Table("Advice", ("about", "what to do"), advice(diagnosis)))
-    print_line(
-        "The package can do its work here."
-        if diagnosis.ok
-        else "The package CANNOT do its work here: see the needs that failed."
-    )
+    failed = "CANNOT do its work here: see the needs that failed"
+    print_line(f"The package {'can do its work here' if diagnosis.ok else failed}.")
 
 
 def advice(diagnosis: Diagnosis) -> list[tuple[str, str]]:

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from vmm_linux import VMM, PageState, Rights, Seal, VmmError, VmmFlags
 
-__all__ = ["TRIALS", "Check", "Trial", "attempt"]
-
 PAGE = os.sysconf("SC_PAGE_SIZE")
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 

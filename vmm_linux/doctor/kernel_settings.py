@@ -15,8 +15,6 @@ from vmm_linux._core.kernel import (
     value_of,
 )
 
-__all__ = ["Setting", "settings"]
-
 UNLIMITED = "unlimited"
 USUAL_MAPPINGS = 65530
 """The default of Linux."""
@@ -47,7 +45,7 @@ class Setting:
     value: Value
     ceiling: Value
     source: str
-    advice: str | None
+    advice: str | None = None
 
 
 def settings() -> tuple[Setting, ...]:
@@ -133,7 +131,7 @@ def commit_charge() -> Iterator[Setting]:
             "or add swap"
         )
     yield Setting("CommitLimit", limit, None, "/proc/meminfo", advice)
-    yield Setting("Committed_AS", used, None, "/proc/meminfo", None)
+    yield Setting("Committed_AS", used, None, "/proc/meminfo")
 
 
 # ---- limits -------------------------------------------------------------------------------------
@@ -172,21 +170,11 @@ def advice_on_descriptors(value: int) -> str | None:
     )
 
 
-def advice_on_addresses(value: int) -> str | None:
-    """Reserving counts here."""
-    return f"all that is reserved counts, and ends at {value} bytes; ulimit -v unlimited"
-
-
-def advice_on_data(value: int) -> str | None:
-    """Writable private memory counts here."""
-    return f"private writable memory ends at {value} bytes; ulimit -d unlimited"
-
-
 LIMITS: dict[str, Callable[[int], str | None]] = {
     "RLIMIT_MEMLOCK": advice_on_locking,
     "RLIMIT_NOFILE": advice_on_descriptors,
-    "RLIMIT_AS": advice_on_addresses,
-    "RLIMIT_DATA": advice_on_data,
+    "RLIMIT_AS": "all that is reserved counts, and ends at {} bytes; ulimit -v unlimited".format,
+    "RLIMIT_DATA": "private writable memory ends at {} bytes; ulimit -d unlimited".format,
 }
 
 
@@ -235,8 +223,8 @@ def cgroup_memory() -> Iterator[Setting]:
     """The tightest limit above this process, and its cgroup's usage."""
     cgroup = memory_cgroup()
     if cgroup is None:
-        yield Setting("cgroup memory limit", None, None, "/proc/self/cgroup", None)
-        yield Setting("cgroup memory in use", None, None, "/proc/self/cgroup", None)
+        yield Setting("cgroup memory limit", None, None, "/proc/self/cgroup")
+        yield Setting("cgroup memory in use", None, None, "/proc/self/cgroup")
     else:
         yield from settings_of(cgroup)
 
@@ -246,14 +234,10 @@ def settings_of(cgroup: MemoryCgroup) -> Iterator[Setting]:
     files = [f"{folder}/{cgroup.limit}" for folder in cgroup.levels]
     found = [(value, file) for file in files if (value := number_in(file)) is not None]
     value, file = min(found, default=(NO_LIMIT, files[0]), key=lambda pair: pair[0])
-    limited = value < NO_LIMIT
+    name, usage = f"cgroup {cgroup.version} memory", f"{cgroup.levels[0]}/{cgroup.usage}"
     advice = "near it calls are OUT_OF_MEMORY; beyond it the kernel kills a process of the group"
-    yield Setting(
-        f"cgroup {cgroup.version} memory limit",
-        value if limited else UNLIMITED,
-        None,
-        file,
-        advice if limited else None,
-    )
-    usage = f"{cgroup.levels[0]}/{cgroup.usage}"
-    yield Setting(f"cgroup {cgroup.version} memory in use", number_in(usage), None, usage, None)
+    if value < NO_LIMIT:
+        yield Setting(f"{name} limit", value, None, file, advice)
+    else:
+        yield Setting(f"{name} limit", UNLIMITED, None, file)
+    yield Setting(f"{name} in use", number_in(usage), None, usage)

@@ -9,7 +9,7 @@ Put one file into this folder; nothing else changes. The file's name is the expe
 (``page_faults.py`` is ``page-faults``); the framework is in ``_framework``.
 It has a number, four texts and one function::
 
-    from vmm_linux.experiments import Column, Run, at_least, minor_faults, timed, touch
+    from vmm_linux.experiments import Run, at_least, minor_faults, timed, touch
 
     MIB = 1 << 20
     ORDER = 30                  # where it stands in the list
@@ -20,7 +20,7 @@ It has a number, four texts and one function::
 
     def measure(run: Run) -> None:
         size = run.choose(quick=4 * MIB, full=64 * MIB)
-        table = run.table("Faults", Column("pages"), Column("faults"), Column("time", "µs"))
+        table = run.table("Faults", "pages | faults | time [µs]")
         with run.vmm.region(size) as region:
             region.commit()
             before = minor_faults()
@@ -29,6 +29,7 @@ It has a number, four texts and one function::
         table.add(size // run.page, faults, seconds * 1e6)
         run.physical("Each page faults once", faults, at_least(size // run.page))
 
+* A table's columns and a plot's axes are named with their units, as in "size [B] | time [µs]".
 * Make memory with ``run.vmm`` (a ``VMM``), by its public methods, and other mechanisms that are
   compared with the standard library.
 * ``run.physical`` states a fact about the kernel's figures: one that does not hold is a

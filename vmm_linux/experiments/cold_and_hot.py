@@ -10,21 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmm_linux import Region, VmmFlags
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_least,
-    at_most,
-    equal,
-    libc,
-    machine_code,
-    minor_faults,
-    need,
-    resident,
-    sysctl,
-    touch,
-)
+from vmm_linux import experiments as lab
 
 ORDER = 130
 TITLE = "Cold and hot"
@@ -65,12 +51,12 @@ CACHE_FILES = ("type", "level", "size")
 """The kernel's data about a cache."""
 
 
-def measure(run: Run) -> None:
+def measure(run: lab.Run) -> None:
     """Read more and more memory, in small pages and in huge ones."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # caches belong to a core
     most = run.fitting(run.choose(quick=64 * MIB, full=512 * MIB), times=2.5)
     sizes = [size for n in range(40) if 16 * KIB <= (size := 1 << n) <= most]
-    code = machine_code(run.vmm, HOPS)
+    code = lab.machine_code(run.vmm, HOPS)
     hops: Hops = ctypes.CFUNCTYPE(*[ctypes.c_size_t] * 4)(code.base)
     with contextlib.ExitStack() as regions:
         memory = {}
@@ -82,26 +68,26 @@ def measure(run: Run) -> None:
     claim(run, sizes, times)
 
 
-def memory_in(run: Run, kind: str, size: int) -> Region:
+def memory_in(run: lab.Run, kind: str, size: int) -> Region:
     """Memory in pages of this kind, touched."""
     if kind == HUGE:
         run.need_huge_pages()
         region = run.vmm.region(size, READ_WRITE | VmmFlags.HUGE)
-        touch(region)
+        lab.touch(region)
         record = region.query().smaps
         huge = record.figures.get("anon_huge_pages", 0) if record else 0
-        need(huge >= size * 9 // 10, "the kernel gave too few of them (see vmm-linux doctor)")
+        lab.need(huge >= size * 9 // 10, "the kernel gave too few of them (see vmm-linux doctor)")
     else:
         region = run.vmm.region(size, READ_WRITE)
         # For a setting that gives huge pages to all; a kernel without them may refuse.
         with contextlib.suppress(OSError):
-            libc("madvise", region.base, size, mmap.MADV_NOHUGEPAGE)
-        touch(region)
+            lab.libc("madvise", region.base, size, mmap.MADV_NOHUGEPAGE)
+        lab.touch(region)
     return region
 
 
 def times_in(
-    run: Run, memory: dict[str, Region], hops: Hops, sizes: list[int]
+    run: lab.Run, memory: dict[str, Region], hops: Hops, sizes: list[int]
 ) -> dict[str, list[float]]:
     """The nanoseconds of a read in pages of each kind, for each amount of memory."""
     times: dict[str, list[float]] = {kind: [] for kind in memory}
@@ -112,25 +98,27 @@ def times_in(
         for kind, region in memory.items():
             link(run, region, size)
             place, took = 0, []
-            before = minor_faults()
+            before = lab.minor_faults()
             for _ in range(tries):
                 begin = time.perf_counter_ns()
                 place = hops(region.base, place, count)  # continues where the last ones ended
                 took.append((time.perf_counter_ns() - begin) / count)
-            faults += minor_faults() - before
+            faults += lab.minor_faults() - before
             times[kind].append(min(took))
     with run.part("What is read is in memory"):
-        whole = [resident(region.base, len(region)) == len(region) for region in memory.values()]
-        run.physical("All that is read is resident", all(whole), equal(value=True))
+        whole = [
+            lab.resident(region.base, len(region)) == len(region) for region in memory.values()
+        ]
+        run.physical("All that is read is resident", all(whole), lab.equal(value=True))
     reads = len(memory) * len(sizes) * tries * count
     with run.part("Faults while reading"):
-        balanced = sysctl("kernel.numa_balancing", otherwise=0)
-        need(not balanced, "kernel.numa_balancing makes pages fault to see who uses them")
-        run.physical("Reading faults no page", faults / reads, at_most(0.001), "faults a read")
+        balanced = lab.sysctl("kernel.numa_balancing", otherwise=0)
+        lab.need(not balanced, "kernel.numa_balancing makes pages fault to see who uses them")
+        run.physical("Reading faults no page", faults / reads, lab.at_most(0.001), "faults a read")
     return times
 
 
-def link(run: Run, region: Region, size: int) -> None:
+def link(run: lab.Run, region: Region, size: int) -> None:
     """Link the cache lines of the first so many bytes into one ring.
 
     The order is that of a linear congruential generator, which visits all numbers below a power of
@@ -143,55 +131,43 @@ def link(run: Run, region: Region, size: int) -> None:
         words[:: LINE // 8] = memoryview(array("Q", (place % size for place in following)))
 
 
-# ---- results ------------------------------------------------------------------------------------
-
-
-def show(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
+def show(run: lab.Run, sizes: list[int], times: dict[str, list[float]]) -> None:
     """The table and the plot."""
     table = run.table(
         "A read, each at a place that the last one told",
-        Column("memory read in turn", "B"),
-        *(Column(kind, "ns") for kind in times),
+        "memory read in turn [B]",
+        *(f"{kind} [ns]" for kind in times),
     )
     for row in zip(sizes, *times.values(), strict=True):
         table.add(*row)
-    plot = run.plot(
-        "What a read costs",
-        Axis("memory read in turn", "B", log=True),
-        Axis("time of a read", "ns", log=True),
-    )
+    plot = run.plot("What a read costs", "memory read in turn [B]", "time of a read [ns]", log="xy")
     for kind, series in times.items():
         plot.add(kind, sizes, series)
 
 
-def claim(run: Run, sizes: list[int], times: dict[str, list[float]]) -> None:
+def claim(run: lab.Run, sizes: list[int], times: dict[str, list[float]]) -> None:
     """Compare with the kernel's data about the caches."""
     small = times[SMALL]
     best = dict(zip(sizes, times.get(HUGE, small), strict=True))  # without the TLB's part
-    table = run.table(
-        "Caches as the kernel tells, and a read within and beyond",
-        Column("level"),
-        Column("size", "B"),
-        Column("within", "ns"),
-        Column("beyond", "ns"),
-    )
+    columns = "level | size [B] | within [ns] | beyond [ns]"
+    table = run.table("Caches as the kernel tells, and a read within and beyond", columns)
     caches = cache_sizes()
     for level in (1, 2, 3):
         with run.part(f"The cache of level {level}"):
-            need(level in caches, "the kernel tells of none")
+            lab.need(level in caches, "the kernel tells of none")
             size = caches[level]
             within = [best[each] for each in sizes if each <= size * 3 // 4]
             beyond = [best[each] for each in sizes if each >= size * 2]
-            need(within and beyond, f"as {size >> 10} KiB it is outside of what is read")
+            lab.need(within and beyond, f"as {size >> 10} KiB it is outside of what is read")
             table.add(level, size, within[-1], beyond[0])
             statement = f"Beyond the cache of level {level} a read takes longer"
-            run.timing(statement, beyond[0] / within[-1], at_least(1.5), "times")
+            run.timing(statement, beyond[0] / within[-1], lab.at_least(1.5), "times")
     statement = "Memory takes far longer than the first cache"
-    run.timing(statement, small[-1] / small[0], at_least(10), "times")
+    run.timing(statement, small[-1] / small[0], lab.at_least(10), "times")
     with run.part("The TLB"):
-        need(HUGE in times, "there are no huge pages to compare with")
+        lab.need(HUGE in times, "there are no huge pages to compare with")
         statement = "In small pages the largest amount takes longer than in huge pages"
-        run.timing(statement, small[-1] / times[HUGE][-1], at_least(1.2), "times")
+        run.timing(statement, small[-1] / times[HUGE][-1], lab.at_least(1.2), "times")
 
 
 def cache_sizes() -> dict[int, int]:

@@ -5,19 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vmm_linux import Region, VmmFlags
-from vmm_linux.experiments import (
-    Column,
-    NotObservable,
-    Run,
-    at_least,
-    equal,
-    in_huge_pages,
-    libc,
-    need,
-    small_pages,
-    timed,
-    touch,
-)
+from vmm_linux import experiments as lab
 
 ORDER = 45
 TITLE = "Collapsing into huge pages"
@@ -43,7 +31,7 @@ PATIENCE = 40
 """Seconds to wait for khugepaged."""
 
 
-def measure(run: Run) -> None:
+def measure(run: lab.Run) -> None:
     """Collapse memory at once; then wait until the kernel's thread collapses some."""
     run.need_huge_pages()
     run.need_memory(4 * run.huge_page)
@@ -51,57 +39,60 @@ def measure(run: Run) -> None:
     with run.part("Collapsing at once"):
         at_once(run, count)
     with run.part("Collapsing by khugepaged"):
-        need(not run.quick, "khugepaged sleeps for seconds, and quick mode does not wait for it")
+        lab.need(
+            not run.quick, "khugepaged sleeps for seconds, and quick mode does not wait for it"
+        )
         by_khugepaged(run)
 
 
 @contextmanager
-def in_small_pages(run: Run, size: int) -> Iterator[Region]:
+def in_small_pages(run: lab.Run, size: int) -> Iterator[Region]:
     """Memory that may have huge pages, touched while it could not; every page differs."""
     with run.vmm.region(size, FLAGS) as region:
         region.commit()
-        with small_pages(), region.view() as view:
+        with lab.small_pages(), region.view() as view:
             for number, offset in enumerate(range(0, size, run.page)):
                 view[offset] = number % 251
-            need(not in_huge_pages(region.base), "small pages cannot be had in this process")
+            lab.need(
+                not lab.in_huge_pages(region.base), "small pages cannot be had in this process"
+            )
         yield region
 
 
-def at_once(run: Run, count: int) -> None:
+def at_once(run: lab.Run, count: int) -> None:
     """Make the kernel collapse small pages while this process waits."""
     size = count * run.huge_page
-    title = f"{size // MIB} MiB in huge pages"
-    table = run.table(title, Column("way"), Column("in huge pages", "B"), Column("time", "µs"))
+    table = run.table(f"{size // MIB} MiB in huge pages", "way | in huge pages [B] | time [µs]")
     with run.vmm.region(size, FLAGS) as region:
         region.commit()
-        touching = timed(touch, region)
-        touched = in_huge_pages(region.base)
+        touching = lab.timed(lab.touch, region)
+        touched = lab.in_huge_pages(region.base)
     table.add("first touch", touched, touching * 1e6)
     with in_small_pages(run, size) as region:
         contents = region.read()
         try:
-            seconds = timed(libc, "madvise", region.base, size, MADV_COLLAPSE)
+            seconds = lab.timed(lab.libc, "madvise", region.base, size, MADV_COLLAPSE)
         except OSError as refusal:
-            raise NotObservable(f"MADV_COLLAPSE is refused: {refusal.strerror}") from None
-        there, same = in_huge_pages(region.base), region.read() == contents
+            raise lab.NotObservable(f"MADV_COLLAPSE is refused: {refusal.strerror}") from None
+        there, same = lab.in_huge_pages(region.base), region.read() == contents
     table.add("MADV_COLLAPSE", there, seconds * 1e6)
-    run.physical("Collapsed, all of it is huge", there, equal(size), "B")
-    run.physical("The contents stay", same, equal(True))
+    run.physical("Collapsed, all of it is huge", there, lab.equal(size), "B")
+    run.physical("The contents stay", same, lab.equal(True))
     with run.part("Collapsing against first touch"):
-        need(touched == size, "the kernel gave too few huge pages at first touch")
+        lab.need(touched == size, "the kernel gave too few huge pages at first touch")
         ratio = seconds / touching
-        run.timing("It takes longer than at first touch", ratio, at_least(1), "times")
+        run.timing("It takes longer than at first touch", ratio, lab.at_least(1), "times")
 
 
-def by_khugepaged(run: Run) -> None:
+def by_khugepaged(run: lab.Run) -> None:
     """Wait until the kernel's thread has made a huge page of small ones."""
     with in_small_pages(run, run.huge_page) as region:
         begin = time.monotonic()
-        while not in_huge_pages(region.base) and time.monotonic() < begin + PATIENCE:
+        while not lab.in_huge_pages(region.base) and time.monotonic() < begin + PATIENCE:
             time.sleep(0.05)
         seconds = time.monotonic() - begin
-        there = in_huge_pages(region.base)
-    need(there, f"khugepaged had not come by after {PATIENCE} seconds")
-    table = run.table("Collapsed by khugepaged", Column("in huge pages", "B"), Column("after", "s"))
+        there = lab.in_huge_pages(region.base)
+    lab.need(there, f"khugepaged had not come by after {PATIENCE} seconds")
+    table = run.table("Collapsed by khugepaged", "in huge pages [B] | after [s]")
     table.add(there, seconds)
-    run.timing("khugepaged comes by after seconds", seconds, at_least(0.5), "s")
+    run.timing("khugepaged comes by after seconds", seconds, lab.at_least(0.5), "s")

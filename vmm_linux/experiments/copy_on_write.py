@@ -5,24 +5,7 @@ from multiprocessing.connection import Connection
 from statistics import median
 
 from vmm_linux import Region, VmmFlags
-from vmm_linux.experiments import (
-    Axis,
-    Child,
-    Column,
-    Run,
-    Table,
-    at_least,
-    at_most,
-    between,
-    equal,
-    figures,
-    minor_faults,
-    need,
-    small_pages,
-    status,
-    timed,
-    touch,
-)
+from vmm_linux import experiments as lab
 
 ORDER = 70
 TITLE = "Copy on write"
@@ -52,66 +35,55 @@ ENTRY = 8
 FIGURES = {"PSS": "pss", "private dirty": "private_dirty", "shared dirty": "shared_dirty"}
 
 
-def measure(run: Run) -> None:
+def measure(run: lab.Run) -> None:
     """Fork with touched memory, and let the child write to more and more of it."""
     size = run.fitting(run.choose(quick=16 * MIB, full=256 * MIB), times=2)
-    with small_pages(), run.vmm.region(size, FLAGS) as region:
+    with lab.small_pages(), run.vmm.region(size, FLAGS) as region:
         region.commit()
         fork_with_more(run, region)
         write_after_fork(run, region)
 
 
-# ---- fork() -------------------------------------------------------------------------------------
-
-
-def fork_with_more(run: Run, region: Region) -> None:
+def fork_with_more(run: lab.Run, region: Region) -> None:
     """Touch the region part by part, and fork after each."""
     parts = 4
     part = region.size // parts
     table = run.table(
-        "fork() by touched memory",
-        Column("touched", "B"),
-        Column("time", "µs"),
-        Column("page tables of the child", "B"),
+        "fork() by touched memory", "touched [B] | time [µs] | page tables of the child [B]"
     )
     for number in run.steps(range(parts + 1), "forking"):
         if number:
-            touch(region.view((number - 1) * part, part))
+            lab.touch(region.view((number - 1) * part, part))
         table.add(number * part, forking_time(run) * 1e6, page_tables_after_fork(run))
-    plot = run.plot(
-        "What fork() costs, before anybody writes", Axis("touched", "B"), Axis("time", "µs")
-    )
+    plot = run.plot("What fork() costs, before anybody writes", "touched [B]", "time [µs]")
     plot.add("fork()", table.column("touched"), table.column("time"))
     with run.part("fork() copies the page table"):
         tables = region.size // (run.page // ENTRY * run.page)
-        need(tables >= 4, "pages are so large that a table or two hold all entries")
+        lab.need(tables >= 4, "pages are so large that a table or two hold all entries")
         first, *_, last = table.column("page tables of the child")
         # The two at the ends may hold entries of neighbours, and so existed before.
-        expected = at_least((tables - 2) * run.page)
+        expected = lab.at_least((tables - 2) * run.page)
         run.physical("fork() copies the page table", last - first, expected, "B")
 
 
-def forking_time(run: Run) -> float:
+def forking_time(run: lab.Run) -> float:
     """Seconds, the median of several."""
     times = []
     for _ in range(run.choose(quick=5, full=9)):
-        children: list[Child] = []
-        times.append(timed(lambda made=children: made.append(run.child(Connection.recv))))
+        children: list[lab.Child] = []
+        times.append(lab.timed(lambda made=children: made.append(run.child(Connection.recv))))
         with children[0]:
             pass
     return median(times)
 
 
-def page_tables_after_fork(run: Run) -> int:
+def page_tables_after_fork(run: lab.Run) -> int:
     """The bytes of a fresh child's page tables."""
     with run.child(Connection.recv) as child:
-        return status("VmPTE", child.pid)
+        return lab.status("VmPTE", child.pid)
 
 
-# ---- writing ------------------------------------------------------------------------------------
-
-
-def write_after_fork(run: Run, region: Region) -> None:
+def write_after_fork(run: lab.Run, region: Region) -> None:
     """Write in the child and in the parent, and record both after each step."""
     offsets = list(range(0, region.size, run.page))
     run.random.shuffle(offsets)
@@ -120,17 +92,16 @@ def write_after_fork(run: Run, region: Region) -> None:
     columns = [f"{who}: {name}" for who in ("child", "parent") for name in FIGURES]
     table = run.table(
         "What the two have after each step",
-        Column("step"),
-        *(Column(name, "B") for name in columns),
-        Column("faults"),
-        Column("time of a page", "µs"),
+        "step",
+        *(f"{name} [B]" for name in columns),
+        "faults | time of a page [µs]",
     )
 
-    def record(step: str, child: Child | None = None, cost: Sequence[float] = ()) -> None:
+    def record(step: str, child: lab.Child | None = None, cost: Sequence[float] = ()) -> None:
         its: Sequence[int | None] = [None] * len(FIGURES)
         if child:
-            its = figures(region.base, FIGURES.values(), child.pid)
-        ours = figures(region.base, FIGURES.values())
+            its = lab.figures(region.base, FIGURES.values(), child.pid)
+        ours = lab.figures(region.base, FIGURES.values())
         faults, seconds = cost or (None, None)
         table.add(step, *its, *ours, faults, seconds and seconds / pages * 1e6)
 
@@ -162,15 +133,12 @@ def written(region: Region, offsets: Sequence[int]) -> tuple[int, float]:
         for offset in offsets:
             view[offset] = 2
 
-    before = minor_faults()
-    seconds = timed(write)
-    return minor_faults() - before, seconds
+    before = lab.minor_faults()
+    seconds = lab.timed(write)
+    return lab.minor_faults() - before, seconds
 
 
-# ---- what was predicted -------------------------------------------------------------------------
-
-
-def claim(run: Run, table: Table, size: int, parts: int, changed: int) -> None:
+def claim(run: lab.Run, table: lab.Table, size: int, parts: int, changed: int) -> None:
     """Compare with the prediction, a row of the table for each step."""
     fork, last, parents, again, end = 1, 1 + parts, 2 + parts, 3 + parts, 4 + parts
     while_written = slice(fork, last + 1)
@@ -179,26 +147,30 @@ def claim(run: Run, table: Table, size: int, parts: int, changed: int) -> None:
     both = [None, *(its[row] + ours[row] for row in range(fork, end))]
     to_write = [size * part // parts for part in range(parts + 1)]
     series = {"both: PSS": both, "child: PSS": its, "private dirty": own, "shared dirty": shared}
-    plot = run.plot("While the child writes", Axis("written", "B"), Axis("memory", "B"))
+    plot = run.plot("While the child writes", "written [B]", "memory [B]")
     for label, values in series.items():
         plot.add(label, to_write, values[while_written])
 
-    run.physical("After fork() all pages are shared", shared[fork], equal(size), "B")
-    run.physical("Each of the two counts half of them", its[fork], equal(size // 2), "B")
+    run.physical("After fork() all pages are shared", shared[fork], lab.equal(size), "B")
+    run.physical("Each of the two counts half of them", its[fork], lab.equal(size // 2), "B")
     off = sum(abs(is_ - was) for is_, was in zip(own[while_written], to_write, strict=True))
-    run.physical("At every step the child owns just what it wrote to", off, equal(0), "B off")
+    run.physical("At every step the child owns just what it wrote to", off, lab.equal(0), "B off")
     more = (both[last] - both[fork]) / size
-    run.physical("Both together grow by what is written", more, between(0.99, 1.01), "of it")
+    run.physical("Both together grow by what is written", more, lab.between(0.99, 1.01), "of it")
     pages = size // run.page / parts
     faults, times = table.column("faults"), table.column("time of a page")
     firsts = sum(faults[fork + 1 : last + 1]) / (pages * parts)
-    run.physical("A page's first write is a fault", firsts, between(1, 1.1), "a page")
-    run.physical("The parent sees no change", changed, equal(0), "pages")
-    run.physical("The last owner's write faults", faults[parents] / pages, at_least(1), "a page")
-    run.physical("It copies nothing", both[parents] - both[last], equal(0), "B more")
-    run.physical("Another write does not fault", faults[again] / pages, at_most(0.1), "a page")
-    run.physical("When the child is gone the parent has all of it", ours[end], equal(size), "B")
+    run.physical("A page's first write is a fault", firsts, lab.between(1, 1.1), "a page")
+    run.physical("The parent sees no change", changed, lab.equal(0), "pages")
+    run.physical(
+        "The last owner's write faults", faults[parents] / pages, lab.at_least(1), "a page"
+    )
+    run.physical("It copies nothing", both[parents] - both[last], lab.equal(0), "B more")
+    run.physical("Another write does not fault", faults[again] / pages, lab.at_most(0.1), "a page")
+    run.physical("When the child is gone the parent has all of it", ours[end], lab.equal(size), "B")
     copying = median(times[fork + 1 : last + 1])
-    run.timing("A copy costs far more than a write", copying / times[again], at_least(3), "times")
+    run.timing(
+        "A copy costs far more than a write", copying / times[again], lab.at_least(3), "times"
+    )
     fault = copying / times[parents]
-    run.timing("A copy costs more than a fault without one", fault, at_least(1.2), "times")
+    run.timing("A copy costs more than a fault without one", fault, lab.at_least(1.2), "times")

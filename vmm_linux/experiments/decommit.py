@@ -7,18 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from vmm_linux import inspect
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_least,
-    at_most,
-    equal,
-    need,
-    resident,
-    timed,
-    touch,
-)
+from vmm_linux.experiments import Run, at_least, at_most, equal, need, resident, timed, touch
 
 ORDER = 20
 TITLE = "Giving memory back"
@@ -59,26 +48,19 @@ def measure(run: Run) -> None:
     """Touch the same amount of memory each way, give it back, and measure."""
     size = run.choose(quick=16 * MIB, full=128 * MIB)
     run.need_memory(size)
-    table = run.table(
-        f"{size // MIB} MiB touched and given back",
-        Column("way"),
-        Column("resident before", "B"),
-        Column("resident after", "B"),
-        Column("time", "µs"),
-        Column("contents after"),
-    )
-    for name, held in run.steps(list(WAYS.items()), "giving back"):
+    columns = "way | resident before [B] | resident after [B] | time [µs] | contents after"
+    table = run.table(f"{size // MIB} MiB touched and given back", columns)
+    for name, (held, statement, expected) in run.steps(list(WAYS.items()), "giving back"):
         with run.part(name), held(run, size) as memory:
             before = memory.resident()
             seconds = timed(memory.give_back)
             after = memory.resident()
             table.add(name, before, after, seconds * 1e6, memory.contents())
-            statement, expected = PREDICTED[name]
             run.physical(statement, (before - after) / size, expected, "of it")
     found = dict(zip(table.column("way"), table.column("contents after"), strict=True))
     if "Decommit" in found:
         run.physical("Memory that is committed again reads", found["Decommit"], equal("zeros"))
-    plot = run.plot("What stays resident", Axis("way"), Axis("resident", "B"))
+    plot = run.plot("What stays resident", "way", "resident [B]")
     for when in ("before", "after"):
         plot.add(when, table.column("way"), table.column(f"resident {when}"))
 
@@ -160,18 +142,15 @@ def rss() -> int:
 
 
 WAYS = {
-    "Decommit": decommit,
-    "MADV_FREE": advised(mmap.MADV_FREE),
-    "MADV_COLD": advised(MADV_COLD),
-    "free(), large": allocated(0),
-    "free(), small": allocated(SMALL),
-    "malloc_trim()": allocated(SMALL, trim=True),
+    "Decommit": (decommit, "Decommit gives all of it back at once", equal(1)),
+    "MADV_FREE": (advised(mmap.MADV_FREE), "MADV_FREE leaves it resident", at_most(0.1)),
+    "MADV_COLD": (advised(MADV_COLD), "MADV_COLD leaves it resident", at_most(0.1)),
+    "free(), large": (allocated(0), "free() of a large block gives it back", at_least(0.9)),
+    "free(), small": (allocated(SMALL), "The allocator keeps small blocks", at_most(0.1)),
+    "malloc_trim()": (
+        allocated(SMALL, trim=True),
+        "malloc_trim() makes it give them back",
+        at_least(0.9),
+    ),
 }
-PREDICTED = {
-    "Decommit": ("Decommit gives all of it back at once", equal(1)),
-    "MADV_FREE": ("MADV_FREE leaves it resident", at_most(0.1)),
-    "MADV_COLD": ("MADV_COLD leaves it resident", at_most(0.1)),
-    "free(), large": ("free() of a large block gives it back", at_least(0.9)),
-    "free(), small": ("The allocator keeps small blocks", at_most(0.1)),
-    "malloc_trim()": ("malloc_trim() makes it give them back", at_least(0.9)),
-}
+"""The ways, and how much each should give back."""

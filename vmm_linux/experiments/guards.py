@@ -5,20 +5,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from vmm_linux import Region, VmmFlags
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_least,
-    between,
-    equal,
-    machine_code,
-    mappings,
-    resident,
-    status,
-    timed,
-    touch,
-)
+from vmm_linux import experiments as lab
 
 ORDER = 110
 TITLE = "Guard pages"
@@ -58,15 +45,12 @@ PUSH = {
 """A function that pushes so many words of all ones, and returns."""
 
 
-def measure(run: Run) -> None:
+def measure(run: lab.Run) -> None:
     """Let stacks overflow, and measure the cost of guards."""
     with run.part("A stack that overflows"):
         overflows(run)
     with run.part("What guards cost"):
         costs(run)
-
-
-# ---- overflow -----------------------------------------------------------------------------------
 
 
 class Overflow(NamedTuple):
@@ -77,28 +61,23 @@ class Overflow(NamedTuple):
     overwritten: int
 
 
-def overflows(run: Run) -> None:
+def overflows(run: lab.Run) -> None:
     """Run the same thread on a stack without a guard, and on one with a guard."""
-    code = machine_code(run.vmm, PUSH)
-    table = run.table(
-        "A thread that needs more stack than it has",
-        Column("stack"),
-        Column("process ended"),
-        Column("stack left unused", "B"),
-        Column("overwritten below", "B"),
-    )
+    code = lab.machine_code(run.vmm, PUSH)
+    columns = "stack | process ended | stack left unused [B] | overwritten below [B]"
+    table = run.table("A thread that needs more stack than it has", columns)
     without, guarded = overflow(run, code, VmmFlags(0)), overflow(run, code, LOW)
     table.add("without a guard", *without)
     table.add("with a guard", *guarded)
-    run.physical("Without a guard nobody notices", without.ended, equal("by itself"))
+    run.physical("Without a guard nobody notices", without.ended, lab.equal("by itself"))
     beyond = BEYOND * 8
-    run.physical("What is below is overwritten", without.overwritten, at_least(beyond), "B")
-    run.physical("With a guard the process ends", guarded.ended, equal("by SIGSEGV"))
-    run.physical("It has used its stack to the end", guarded.unused, equal(0), "B")
-    run.physical("What is below the guard is as it was", guarded.overwritten, equal(0), "B")
+    run.physical("What is below is overwritten", without.overwritten, lab.at_least(beyond), "B")
+    run.physical("With a guard the process ends", guarded.ended, lab.equal("by SIGSEGV"))
+    run.physical("It has used its stack to the end", guarded.unused, lab.equal(0), "B")
+    run.physical("What is below the guard is as it was", guarded.overwritten, lab.equal(0), "B")
 
 
-def overflow(run: Run, code: Region, guard: VmmFlags) -> Overflow:
+def overflow(run: lab.Run, code: Region, guard: VmmFlags) -> Overflow:
     """Overflow a stack in a process of its own, with shared memory below it for a check."""
     gap = run.page if guard else 0
     with run.vmm.region(2 * STACK + gap) as room:
@@ -132,9 +111,6 @@ def run_on(connection: Connection, stack: Region, code: Region) -> None:
     libc.pthread_join(thread, None)
 
 
-# ---- cost ---------------------------------------------------------------------------------------
-
-
 class Cost(NamedTuple):
     """The cost of committed and touched regions together: bytes, mappings, seconds."""
 
@@ -146,7 +122,7 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def costs(run: Run) -> None:
+def costs(run: lab.Run) -> None:
     """Make many small regions, without guards and with."""
     size = 4 * run.page
     count = min(run.choose(quick=200, full=4000), run.memory // size)
@@ -154,49 +130,48 @@ def costs(run: Run) -> None:
     guards = {"none": VmmFlags(0), "below": LOW, "below and above": LOW | HIGH}
     table = run.table(
         f"{count} regions of {size >> 10} KiB, touched",
-        Column("guards"),
-        Column("addresses", "B"),
-        Column("promised", "B"),
-        Column("resident", "B"),
-        Column("resident in guards", "B"),
-        Column("mappings"),
-        Column("time for each", "µs"),
+        "guards | addresses [B] | promised [B] | resident [B] | resident in guards [B] | mappings",
+        "time for each [µs]",
     )
     found = {}
     for name, flags in run.steps(list(guards.items()), "regions"):
         found[name] = it = cost_of(run, count, size, flags)
         table.add(name, *it[:-1], it.seconds / count * 1e6)
-    plot = run.plot(table.title, Axis("guards"), Axis("addresses and memory", "B"))
+    plot = run.plot(table.title, "guards", "addresses and memory [B]")
     plot.add_columns(table, "guards", "addresses", "promised", "resident")
 
     bare, both = found["none"], found["below and above"]
     pages = (both.addresses - bare.addresses) / run.page / count
-    run.physical("Two guards take the addresses of two pages", pages, between(1.75, 2.25), "pages")
-    run.physical("Nothing is ever in them", both.in_guards, equal(0), "B")
-    run.physical("Touched, the regions are resident", both.resident, equal(count * size), "B")
+    run.physical(
+        "Two guards take the addresses of two pages", pages, lab.between(1.75, 2.25), "pages"
+    )
+    run.physical("Nothing is ever in them", both.in_guards, lab.equal(0), "B")
+    run.physical("Touched, the regions are resident", both.resident, lab.equal(count * size), "B")
     more = abs(both.promised - bare.promised) / (count * size)
-    run.physical("Guards are no promise of memory", more, between(0, 0.1), "of the regions")
+    run.physical("Guards are no promise of memory", more, lab.between(0, 0.1), "of the regions")
     entries = (both.mappings - bare.mappings) / count
-    run.physical("They take entries in the list of mappings", entries, between(0.5, 3), "a region")
+    run.physical(
+        "They take entries in the list of mappings", entries, lab.between(0.5, 3), "a region"
+    )
 
 
-def cost_of(run: Run, count: int, size: int, flags: VmmFlags) -> Cost:
+def cost_of(run: lab.Run, count: int, size: int, flags: VmmFlags) -> Cost:
     """The cost of regions with these flags."""
     regions: list[Region] = []
 
     def make() -> None:
         regions.extend(run.vmm.region(size, COMMITTED | flags) for _ in range(count))
 
-    addresses, promised, entries = status("VmSize"), status("VmData"), mappings()
-    seconds = timed(make)
+    addresses, promised, entries = lab.status("VmSize"), lab.status("VmData"), lab.mappings()
+    seconds = lab.timed(make)
     for region in regions:
-        touch(region)
+        lab.touch(region)
     cost = Cost(
-        status("VmSize") - addresses,
-        status("VmData") - promised,
-        sum(resident(region.base, size) for region in regions),
+        lab.status("VmSize") - addresses,
+        lab.status("VmData") - promised,
+        sum(lab.resident(region.base, size) for region in regions),
         sum(in_guards(run, region, flags) for region in regions),
-        mappings() - entries,
+        lab.mappings() - entries,
         seconds,
     )
     for region in regions:
@@ -204,8 +179,8 @@ def cost_of(run: Run, count: int, size: int, flags: VmmFlags) -> Cost:
     return cost
 
 
-def in_guards(run: Run, region: Region, flags: VmmFlags) -> int:
+def in_guards(run: lab.Run, region: Region, flags: VmmFlags) -> int:
     """The bytes that are resident in the guards of a region."""
-    below = resident(region.base - run.page, run.page) if flags & LOW else 0
-    above = resident(region.base + region.size, run.page) if flags & HIGH else 0
+    below = lab.resident(region.base - run.page, run.page) if flags & LOW else 0
+    above = lab.resident(region.base + region.size, run.page) if flags & HIGH else 0
     return below + above

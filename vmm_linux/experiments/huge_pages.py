@@ -6,22 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from vmm_linux import VmmFlags
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_least,
-    at_most,
-    between,
-    equal,
-    in_huge_pages,
-    minor_faults,
-    need,
-    resident,
-    small_pages,
-    timed,
-    touch,
-)
+from vmm_linux import experiments as lab
 
 ORDER = 40
 TITLE = "Huge pages"
@@ -45,22 +30,22 @@ MIB = 1 << 20
 FLAGS = VmmFlags.READ | VmmFlags.WRITE | VmmFlags.HUGE
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGES: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
-    "small": small_pages,
+    "small": lab.small_pages,
     "huge": contextlib.nullcontext,
 }
-ONCE = between(1, 1.5)
+ONCE = lab.between(1, 1.5)
 """The interpreter itself may touch new pages meanwhile."""
 
 
-def measure(run: Run) -> None:
+def measure(run: lab.Run) -> None:
     """Touch memory with small and with huge pages, then at odd addresses."""
     run.need_huge_pages()
     run.need_memory(4 * run.huge_page)
     count = min(run.memory // run.huge_page, run.choose(quick=16, full=128))
     with run.vmm.region(run.huge_page, FLAGS) as region:
         region.commit()
-        touch(region)
-        need(in_huge_pages(region.base), f"the kernel gave none ({SETTING} is {setting()})")
+        lab.touch(region)
+        lab.need(lab.in_huge_pages(region.base), f"the kernel gave none ({SETTING} is {setting()})")
     at_first_touch(run, count)
     with run.part("Alignment"):
         alignment(run)
@@ -73,19 +58,14 @@ def setting() -> str:
     return "not readable"
 
 
-def at_first_touch(run: Run, count: int) -> None:
+def at_first_touch(run: lab.Run, count: int) -> None:
     """Touch and read all of some memory; touch one byte per huge page of other memory."""
     size = count * run.huge_page
     few = f"resident for {count} bytes"
     table = run.table(
         f"{size // MIB} MiB touched, with small and with huge pages",
-        Column("pages"),
-        Column("faults"),
-        Column("in huge pages", "B"),
-        Column("touching", "µs"),
-        Column("a fault", "µs"),
-        Column("reading", "µs"),
-        Column(few, "B"),
+        "pages | faults | in huge pages [B] | touching [µs] | a fault [µs] | reading [µs]",
+        f"{few} [B]",
     )
     for name in run.steps(list(PAGES), "touching"):
         with PAGES[name]():
@@ -93,64 +73,62 @@ def at_first_touch(run: Run, count: int) -> None:
             faults, there, touching, reading = map(median, zip(*tries, strict=True))
             table.add(name, faults, there, touching, touching / faults, reading, sparse(run, size))
     for work, column in (("First touch", "touching"), ("Reading a byte a page", "reading")):
-        plot = run.plot(f"{work} of {size // MIB} MiB", Axis("pages"), Axis("time", "µs"))
+        plot = run.plot(f"{work} of {size // MIB} MiB", "pages", "time [µs]")
         plot.add(work, table.column("pages"), table.column(column))
     small, huge = table.column("in huge pages")
-    run.physical("Without huge pages there are none", small, equal(0), "B")
+    run.physical("Without huge pages there are none", small, lab.equal(0), "B")
     with run.part("All of it in huge pages"):
-        need(huge == size, "the kernel found too few huge pages")
+        lab.need(huge == size, "the kernel found too few huge pages")
         small, huge = table.column("faults")
         run.physical("Small pages fault once each", small * run.page / size, ONCE, "faults a page")
         run.physical("Huge pages fault once each", huge / count, ONCE, "faults a page")
         small, huge = table.column(few)
-        run.physical("One byte takes a small page", small / count, equal(run.page), "B")
-        run.physical("One byte takes a huge page", huge / count, equal(run.huge_page), "B")
+        run.physical("One byte takes a small page", small / count, lab.equal(run.page), "B")
+        run.physical("One byte takes a huge page", huge / count, lab.equal(run.huge_page), "B")
     small, huge = table.column("touching")
-    run.timing("Huge pages are there in less time", huge / small, at_most(0.7), "times")
+    run.timing("Huge pages are there in less time", huge / small, lab.at_most(0.7), "times")
     small, huge = table.column("a fault")
-    run.timing("One fault takes longer", huge / small, at_least(10), "times")
+    run.timing("One fault takes longer", huge / small, lab.at_least(10), "times")
     small, huge = table.column("reading")
-    run.timing("Reading a byte a page is faster in them", huge / small, at_most(1), "times")
+    run.timing("Reading a byte a page is faster in them", huge / small, lab.at_most(1), "times")
 
 
-def touched(run: Run, size: int) -> tuple[float, ...]:
+def touched(run: lab.Run, size: int) -> tuple[float, ...]:
     """Touch new memory and read it: faults, bytes in huge pages, µs of touching and of reading."""
     with run.vmm.region(size, FLAGS) as region:
         region.commit()
-        faults = minor_faults()
-        touching = timed(touch, region)
-        faults = minor_faults() - faults
+        faults = lab.minor_faults()
+        touching = lab.timed(lab.touch, region)
+        faults = lab.minor_faults() - faults
         # Different offsets in pages: equal ones would use the same few sets of the cache.
         with region.view() as view:
-            reading = min(timed(bytes, view[:: run.page + 64]) for _ in range(15))
-        return faults, in_huge_pages(region.base), touching * 1e6, reading * 1e6
+            reading = min(lab.timed(bytes, view[:: run.page + 64]) for _ in range(15))
+        return faults, lab.in_huge_pages(region.base), touching * 1e6, reading * 1e6
 
 
-def sparse(run: Run, size: int) -> int:
+def sparse(run: lab.Run, size: int) -> int:
     """The bytes resident when one byte of each huge page is touched."""
     with run.vmm.region(size, FLAGS) as region:
         region.commit()
-        touch(region, run.huge_page)
-        return resident(region.base, size)
+        lab.touch(region, run.huge_page)
+        return lab.resident(region.base, size)
 
 
-def alignment(run: Run) -> None:
+def alignment(run: lab.Run) -> None:
     """Memory of two huge pages' size, aligned to huge pages and not."""
     size = 2 * run.huge_page
-    table = run.table(
-        f"{size // MIB} MiB, at some distance from a border of huge pages",
-        Column("distance", "B"),
-        Column("resident", "B"),
-        Column("in huge pages", "B"),
-    )
+    columns = "distance [B] | resident [B] | in huge pages [B]"
+    table = run.table(f"{size // MIB} MiB, at some distance from a border of huge pages", columns)
     for distance in (0, run.page, run.huge_page // 2):
         with run.vmm.region(size + run.huge_page, FLAGS) as region:
             region.commit(distance, size)
             with region.view(distance, size) as view:
-                touch(view)
+                lab.touch(view)
             start = region.base + distance
-            table.add(distance, resident(start, size), in_huge_pages(start))
+            table.add(distance, lab.resident(start, size), lab.in_huge_pages(start))
     aligned, *others = table.column("in huge pages")
-    need(aligned == size, "the kernel found too few huge pages")
-    run.physical("From a border on, all of it is huge", aligned, equal(size), "B")
-    run.physical("Off the border, a huge page is lost", max(others), at_most(run.huge_page), "B")
+    lab.need(aligned == size, "the kernel found too few huge pages")
+    run.physical("From a border on, all of it is huge", aligned, lab.equal(size), "B")
+    run.physical(
+        "Off the border, a huge page is lost", max(others), lab.at_most(run.huge_page), "B"
+    )

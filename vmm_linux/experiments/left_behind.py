@@ -14,18 +14,7 @@ from typing import NamedTuple
 
 from vmm_linux import VMM
 from vmm_linux._tools.children import outlive_parent
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    NotObservable,
-    Run,
-    equal,
-    libc,
-    meminfo,
-    need,
-    sysctl,
-    touch,
-)
+from vmm_linux.experiments import NotObservable, Run, equal, libc, meminfo, need, sysctl, touch
 from vmm_linux.inspect import Kind, sharing
 
 ORDER = 140
@@ -134,15 +123,15 @@ def make_kill_and_look(
 
 def tabulate(run: Run, size: int, looks: Looks) -> None:
     """Show the findings."""
-    columns = [Column(moment, "B") for moment in MOMENTS]
-    table = run.table(f"{size // MIB} MiB each", Column("way"), *columns)
-    plot = run.plot("Shared memory of a process that is killed", Axis("way"), Axis("memory", "B"))
+    columns = [f"{moment} [B]" for moment in MOMENTS]
+    table = run.table(f"{size // MIB} MiB each", "way", *columns)
+    plot = run.plot("Shared memory of a process that is killed", "way", "memory [B]")
     for way in looks.found[0]:
         table.add(way, *(each[way] for each in looks.found))
     plot.add_columns(table, "way", *MOMENTS)
     title = "All together, and all shared memory of the machine (Shmem of /proc/meminfo)"
     names = ("found of ours", "Shmem, more than before")
-    table = run.table(title, Column("moment"), *(Column(name, "B") for name in names))
+    table = run.table(title, "moment", *(f"{name} [B]" for name in names))
     for moment, found, growth in zip(MOMENTS, *looks, strict=True):
         table.add(moment, sum(found.values()), growth)
 
@@ -165,9 +154,6 @@ def sizes_of(places: dict[str, Made]) -> dict[str, int]:
     channels = {(each.kind, each.inode): each for each in sharing(all=True).channels}
     there = {way: channels.get((made.kind, made.number)) for way, made in places.items()}
     return {way: (channel.resident or 0) if channel else 0 for way, channel in there.items()}
-
-
-# ---- processes ----------------------------------------------------------------------------------
 
 
 def live_on(connection: Connection, way: str, size: int, means: Means) -> None:
@@ -220,9 +206,6 @@ def clean_up(connection: Connection, means: Sequence[Means]) -> None:
             libc("shmctl", libc("shmget", each.key, 0, 0), IPC_RMID, 0)
     with contextlib.suppress(OSError):
         connection.send("done")
-
-
-# ---- the ways -----------------------------------------------------------------------------------
 
 
 def buffer(size: int, means: Means) -> Made:

@@ -6,18 +6,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from vmm_linux import VmmFlags
-from vmm_linux.experiments import (
-    NOBODY,
-    Axis,
-    Column,
-    Run,
-    become,
-    equal,
-    errno_of,
-    libc,
-    need,
-    status,
-)
+from vmm_linux.experiments import NOBODY, Run, become, equal, errno_of, libc, need, status
 
 ORDER = 150
 TITLE = "Locked memory and its limit"
@@ -62,22 +51,16 @@ def measure(run: Run) -> None:
     limits, size = [n * step for n in range(5)], 8 * step
     table = run.table(
         f"{size // KIB} KiB asked for as LOCKED",
-        Column("who"),
-        Column("RLIMIT_MEMLOCK", "B"),
-        Column("pinned, by Query", "B"),
-        Column("pinned, by VmLck", "B"),
-        Column("resident", "B"),
-        Column("pinned after Decommit", "B"),
-        Column("mlock(2) of as much"),
+        "who | RLIMIT_MEMLOCK [B] | pinned, by Query [B] | pinned, by VmLck [B] | resident [B]",
+        "pinned after Decommit [B] | mlock(2) of as much",
     )
-    plot = run.plot(
-        f"{size // KIB} KiB asked for as LOCKED",
-        Axis("RLIMIT_MEMLOCK", "B"),
-        Axis("pinned", "B"),
-    )
+    plot = run.plot(f"{size // KIB} KiB asked for as LOCKED", "RLIMIT_MEMLOCK [B]", "pinned [B]")
     for who, claim in ((ORDINARY, claim_bound), (PRIVILEGED, claim_unbound)):
         with run.part(f"LOCKED, {who}"):
-            rows = [found_under(run, who, limit, size) for limit in run.steps(limits, who)]
+            rows = []
+            for limit in run.steps(limits, who):
+                with run.child(lock_under, run, who, limit, size) as child:
+                    rows.append(Found(*child.receive()))
             for limit, row in zip(limits, rows, strict=True):
                 table.add(who, limit, *row)
             plot.add(who, limits, [row.pinned for row in rows])
@@ -111,23 +94,14 @@ def fork_a_lock(run: Run) -> None:
     """Check a locked page in a forked child."""
     with run.vmm.region(run.page, LOCKED) as region:
         need(region.query(0, smaps=False).locked, "this process may lock nothing")
-        with run.child(
-            lambda connection: connection.send(
-                (region.query(0, smaps=False).resident, status("VmLck"))
-            )
-        ) as child:
+
+        def look(connection: Connection) -> None:
+            connection.send((region.query(0, smaps=False).resident, status("VmLck")))
+
+        with run.child(look) as child:
             inherited, pinned = child.receive()
     run.physical("A forked child has the memory", inherited, equal(value=True))
     run.physical("It has no lock", pinned, equal(0), "B")
-
-
-# ---- under a limit ------------------------------------------------------------------------------
-
-
-def found_under(run: Run, who: str, limit: int, size: int) -> Found:
-    """The result of a request for LOCKED memory by a process under a limit."""
-    with run.child(lock_under, run, who, limit, size) as child:
-        return Found(*child.receive())
 
 
 def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int) -> None:
@@ -149,15 +123,9 @@ def lock_under(connection: Connection, run: Run, who: str, limit: int, size: int
         pages = [region.query(place, smaps=False) for place in range(0, size, run.page)]
         by_kernel = status("VmLck")
         region.decommit()
-        connection.send(
-            (
-                sum(bool(page.locked) for page in pages) * run.page,
-                by_kernel,
-                sum(bool(page.resident) for page in pages) * run.page,
-                status("VmLck"),
-                answer,
-            )
-        )
+        pinned = sum(bool(page.locked) for page in pages) * run.page
+        there = sum(bool(page.resident) for page in pages) * run.page
+        connection.send((pinned, by_kernel, there, status("VmLck"), answer))
 
 
 def mlock(run: Run, size: int) -> str:

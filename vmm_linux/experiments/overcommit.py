@@ -8,22 +8,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vmm_linux import Limits, Region, VmmFlags
+from vmm_linux import experiments as lab
 from vmm_linux.errors import OutOfMemory
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    NotObservable,
-    Run,
-    charged,
-    equal,
-    errno_of,
-    meminfo,
-    need,
-    resident,
-    small_pages,
-    sysctl,
-    touch,
-)
 
 ORDER = 60
 TITLE = "Overcommit"
@@ -62,64 +48,54 @@ class Answer(NamedTuple):
     resident: int | None = None
 
 
-def measure(run: Run) -> None:
+def measure(run: lab.Run) -> None:
     """Request twice the machine's memory, in many ways, and touch almost nothing of it."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
     run.vmm.limits = Limits.unlimited()  # the kernel must answer, not the package's limits
-    mode = sysctl(MODE)
-    need(mode in MODES, f"{MODE} is {mode}, which this experiment does not know")
+    mode = lab.sysctl(MODE)
+    lab.need(mode in MODES, f"{MODE} is {mode}, which this experiment does not know")
     # In some containers /proc/meminfo is not the kernel's.
-    memory = max(meminfo("MemTotal"), os.sysconf("SC_PHYS_PAGES") * run.page) + meminfo("SwapTotal")
-    limit = meminfo("CommitLimit")
+    memory = max(lab.meminfo("MemTotal"), os.sysconf("SC_PHYS_PAGES") * run.page) + lab.meminfo(
+        "SwapTotal"
+    )
+    limit = lab.meminfo("CommitLimit")
     least = max(memory, limit if mode == 2 else 0)
     size = 2 * least // (PIECES * run.page) * (PIECES * run.page)
-    machine = run.table(
-        "The machine, and what it is asked for",
-        Column(MODE),
-        Column("memory and swap", "B"),
-        Column("CommitLimit", "B"),
-        Column("Committed_AS", "B"),
-        Column("asked for", "B"),
-    )
-    machine.add(mode, memory, limit, meminfo("Committed_AS"), size)
+    columns = f"{MODE} | memory and swap [B] | CommitLimit [B] | Committed_AS [B] | asked for [B]"
+    machine = run.table("The machine, and what it is asked for", columns)
+    machine.add(mode, memory, limit, lab.meminfo("Committed_AS"), size)
     ask(run, size, mode)
     with run.part("Promise and possession"):
-        need(mode != 2, TOO_MUCH)
+        lab.need(mode != 2, TOO_MUCH)
         possession(run, size, memory)
     leave_out(run, mode)
 
 
-def ask(run: Run, size: int, mode: int) -> None:
+def ask(run: lab.Run, size: int, mode: int) -> None:
     """Make every request, and compare its result with the prediction for this mode."""
-    table = run.table(
-        "Requests",
-        Column("request"),
-        Column("outcome"),
-        Column("charged", "B"),
-        Column("resident", "B"),
-    )
+    table = run.table("Requests", "request | outcome | charged [B] | resident [B]")
     for name, (request, *expected) in run.steps(list(REQUESTS.items()), "asking"):
         with run.part(name):
             due = expected[mode]
-            need(due, TOO_MUCH)
+            lab.need(due, TOO_MUCH)
             try:
                 answer = request(run, size)
             except OutOfMemory as refusal:  # during the preparation
                 answer = Answer(refusal.rc.name)
             table.add(name, *answer)
-            run.physical(f"In mode {mode}: {name}", answer.outcome, equal(due))
+            run.physical(f"In mode {mode}: {name}", answer.outcome, lab.equal(due))
 
 
-def leave_out(run: Run, mode: int) -> None:
+def leave_out(run: lab.Run, mode: int) -> None:
     """Report a request that is not tried."""
     for other in (each for each in MODES if each != mode):
         with run.part(f"Mode {other}"):
-            raise NotObservable(
+            raise lab.NotObservable(
                 f"{MODE} is {mode}; it belongs to the whole machine, and to its administrator"
             )
     with run.part("A touch that finds no memory"):
-        raise NotObservable("it would take all memory, and the kernel would end some process")
+        raise lab.NotObservable("it would take all memory, and the kernel would end some process")
 
 
 def outcome(call: Callable[..., object], *arguments: object) -> str:
@@ -129,34 +105,31 @@ def outcome(call: Callable[..., object], *arguments: object) -> str:
     except OutOfMemory as refusal:
         return refusal.rc.name
     except OSError as refusal:
-        return errno_of(refusal)
+        return lab.errno_of(refusal)
     return "OK"
 
 
 def seen(said: str, region: Region) -> Answer:
     """An outcome, with the kernel's data about the region."""
     there = None
-    with contextlib.suppress(NotObservable):  # the outcome is useful without it
-        there = resident(region.base, region.size)
-    return Answer(said, charged(region), there)
+    with contextlib.suppress(lab.NotObservable):  # the outcome is useful without it
+        there = lab.resident(region.base, region.size)
+    return Answer(said, lab.charged(region), there)
 
 
-# ---- the requests -------------------------------------------------------------------------------
-
-
-def reserve(run: Run, size: int) -> Answer:
+def reserve(run: lab.Run, size: int) -> Answer:
     """Addresses alone."""
     with run.vmm.region(size) as region:
         return seen("OK", region)
 
 
-def commit(run: Run, size: int) -> Answer:
+def commit(run: lab.Run, size: int) -> Answer:
     """All of it in one call."""
     with run.vmm.region(size) as region:
         return seen(outcome(region.commit), region)
 
 
-def commit_in_pieces(run: Run, size: int) -> Answer:
+def commit_in_pieces(run: lab.Run, size: int) -> Answer:
     """All of it in calls for a part each."""
     with run.vmm.region(size) as region:
         return seen(outcome(pieces, region, size // PIECES), region)
@@ -168,49 +141,49 @@ def pieces(region: Region, each: int, gap: int = 0) -> None:
         region.commit(number * (each + gap), each)
 
 
-def commit_read_only(run: Run, size: int) -> Answer:
+def commit_read_only(run: lab.Run, size: int) -> Answer:
     """All of it, read-only."""
     with run.vmm.region(size, READ) as region:
         return seen(outcome(region.commit), region)
 
 
-def make_writable(run: Run, size: int) -> Answer:
+def make_writable(run: lab.Run, size: int) -> Answer:
     """Committed as read-only, and then made writable."""
     with run.vmm.region(size, READ) as region:
         region.commit()
         return seen(outcome(region.protect, READ_WRITE), region)
 
 
-def share(run: Run, size: int) -> Answer:
+def share(run: lab.Run, size: int) -> Answer:
     """An MDL buffer, mapped."""
     with run.vmm.mdl(size) as mdl, mdl.map() as region:
         return seen("OK", region)
 
 
-def fork_one(run: Run, size: int) -> Answer:
+def fork_one(run: lab.Run, size: int) -> Answer:
     """A child of a process with that much in one mapping."""
     with run.vmm.region(size) as region:
         pieces(region, size // PIECES)
         return seen(outcome(fork, run), region)
 
 
-def fork_several(run: Run, size: int) -> Answer:
+def fork_several(run: lab.Run, size: int) -> Answer:
     """A child of a process with that much in mappings that cannot merge."""
     with run.vmm.region(size + PIECES * run.page) as region:
         pieces(region, size // PIECES, run.page)
         return seen(outcome(fork, run), region)
 
 
-def fork(run: Run) -> None:
+def fork(run: lab.Run) -> None:
     """Make a child, which ends at once."""
     with run.child(lambda _: None) as child:
         child.wait()
 
 
-def spawn(run: Run, size: int) -> Answer:
+def spawn(run: lab.Run, size: int) -> Answer:
     """Another program, from a process with that much in one mapping."""
     program = shutil.which("true")
-    need(program, "there is no program named true")
+    lab.need(program, "there is no program named true")
     with run.vmm.region(size) as region:
         pieces(region, size // PIECES)
 
@@ -222,7 +195,7 @@ def spawn(run: Run, size: int) -> Answer:
 
 NO_MEMORY = "OUT_OF_MEMORY"
 NOT_TRIED = ""
-REQUESTS: dict[str, tuple[Callable[[Run, int], Answer], str, str, str]] = {
+REQUESTS: dict[str, tuple[Callable[[lab.Run, int], Answer], str, str, str]] = {
     "Reserve": (reserve, "OK", "OK", "OK"),
     "Commit, at once": (commit, NO_MEMORY, "OK", NO_MEMORY),
     "Commit, piece by piece": (commit_in_pieces, "OK", "OK", NOT_TRIED),
@@ -237,32 +210,24 @@ REQUESTS: dict[str, tuple[Callable[[Run, int], Answer], str, str, str]] = {
 MODES = (0, 1, 2)
 
 
-# ---- promise and possession ---------------------------------------------------------------------
-
-
-def possession(run: Run, size: int, memory: int) -> None:
+def possession(run: lab.Run, size: int, memory: int) -> None:
     """Commit piece by piece, then touch a little, and measure after each step."""
     each, few = size // PIECES, 16 * MIB
-    table = run.table(
-        "Promise and possession",
-        Column("promised", "B"),
-        Column("touched", "B"),
-        Column("charged", "B"),
-        Column("resident", "B"),
-    )
-    with run.vmm.region(size) as region, small_pages():
-        need(seen("", region).resident is not None, "/proc/self/pagemap may not be read")
+    columns = "promised [B] | touched [B] | charged [B] | resident [B]"
+    table = run.table("Promise and possession", columns)
+    with run.vmm.region(size) as region, lab.small_pages():
+        lab.need(seen("", region).resident is not None, "/proc/self/pagemap may not be read")
         table.add(0, 0, *seen("", region)[1:])
         for number in range(PIECES):
             region.commit(number * each, each)
             table.add((number + 1) * each, 0, *seen("", region)[1:])
         promise = table.rows[-1]
         with region.view(0, few) as view:
-            touch(view)
+            lab.touch(view)
         table.add(size, few, *seen("", region)[1:])
-    plot = run.plot("Promise and possession", Axis("promised", "B"), Axis("memory", "B"))
+    plot = run.plot("Promise and possession", "promised [B]", "memory [B]")
     plot.add_columns(table, "promised", "charged", "resident")
     plot.add("memory and swap", [0, size], [memory, memory])
-    run.physical("All that is promised is charged", promise[2], equal(size), "B")
-    run.physical("A promise takes no memory", promise[3], equal(0), "B")
-    run.physical("Touching takes just what is touched", table.rows[-1][3], equal(few), "B")
+    run.physical("All that is promised is charged", promise[2], lab.equal(size), "B")
+    run.physical("A promise takes no memory", promise[3], lab.equal(0), "B")
+    run.physical("Touching takes just what is touched", table.rows[-1][3], lab.equal(few), "B")

@@ -6,20 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 from vmm_linux import Region
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_least,
-    at_most,
-    between,
-    minor_faults,
-    need,
-    resident,
-    small_pages,
-    timed,
-    touch,
-)
+from vmm_linux import experiments as lab
 
 ORDER = 30
 TITLE = "Page faults"
@@ -56,12 +43,14 @@ class Touched(NamedTuple):
     again: float
 
 
-def measure(run: Run) -> None:
+def measure(run: lab.Run) -> None:
     """Touch private memory in every order, then shared memory."""
-    with small_pages():
+    with lab.small_pages():
         private(run)
         with run.part("Fault-around"):
-            need(run.page < FAULT_AROUND, "a page is as large as what the kernel maps around it")
+            lab.need(
+                run.page < FAULT_AROUND, "a page is as large as what the kernel maps around it"
+            )
             shared(run, min(run.memory, run.choose(quick=16 * MIB, full=128 * MIB)))
 
 
@@ -81,13 +70,13 @@ def touched(region: Region, offsets: Sequence[int], *, access: str = "write") ->
     """Touch pages twice; only the first time can fault."""
     go = {"write": write, "read": read}[access]
     with region.view() as view:
-        before = minor_faults()
-        first = timed(go, view, offsets)
-        faults = minor_faults() - before
-        return Touched(faults, first, timed(go, view, offsets))
+        before = lab.minor_faults()
+        first = lab.timed(go, view, offsets)
+        faults = lab.minor_faults() - before
+        return Touched(faults, first, lab.timed(go, view, offsets))
 
 
-def private(run: Run) -> None:
+def private(run: lab.Run) -> None:
     """As many pages of private memory, touched in four orders."""
     pages = list(range(0, COUNT * run.page, run.page))
     orders = {
@@ -97,74 +86,72 @@ def private(run: Run) -> None:
     }
     with run.part("Touched far apart"):
         reach = run.page * (run.page // 8)  # of one page of page-table entries, 8 bytes each
-        need(reach <= 2 * MIB, "where pages are large, it takes too many addresses")
+        lab.need(reach <= 2 * MIB, "where pages are large, it takes too many addresses")
         far = list(range(0, COUNT * reach, reach))
         in_fresh_memory(run, far)
         orders["far apart"] = far
-    times = [Column("a first touch", "µs"), Column("a later one", "µs"), Column("a fault", "µs")]
-    table = run.table(f"{COUNT} private pages", Column("order"), Column("faults"), *times)
+    columns = "order | faults | a first touch [µs] | a later one [µs] | a fault [µs]"
+    table = run.table(f"{COUNT} private pages", columns)
     tries: dict[str, list[Touched]] = {order: [] for order in orders}
     for _ in run.steps(range(run.choose(quick=15, full=199)), "orders"):
         for order, offsets in orders.items():
             tries[order].append(in_fresh_memory(run, offsets))
     fault = {}
     for order, found in tries.items():
-        first = median(each.first for each in found) / COUNT * 1e6
-        again = median(each.again for each in found) / COUNT * 1e6
+        faults, *times = map(median, zip(*found, strict=True))
+        first, again = (seconds / COUNT * 1e6 for seconds in times)
         fault[order] = first - again
-        faults = median(each.faults for each in found)
         table.add(order, faults, first, again, fault[order])
         run.physical(f"Touched {order}, each page faults once", faults / COUNT, ONCE, PER_PAGE)
-    plot = run.plot("Time of a minor page fault", Axis("order"), Axis("time", "µs"))
+    plot = run.plot("Time of a minor page fault", "order", "time [µs]")
     plot.add("fault", list(fault), list(fault.values()))
     ratio = fault["at random"] / fault["upwards"]
-    run.timing("At random a fault takes about as long as in order", ratio, at_most(1.25), "times")
+    run.timing(
+        "At random a fault takes about as long as in order", ratio, lab.at_most(1.25), "times"
+    )
     if "far apart" in fault:
         ratio = fault["far apart"] / fault["upwards"]
-        run.timing("Far apart it takes longer", ratio, at_least(1.25), "times")
+        run.timing("Far apart it takes longer", ratio, lab.at_least(1.25), "times")
 
 
-ONCE = between(1, 1.05)
+ONCE = lab.between(1, 1.05)
 """The interpreter itself may touch new pages meanwhile."""
 PER_PAGE = "faults a page"
 
 
-def in_fresh_memory(run: Run, offsets: Sequence[int]) -> Touched:
+def in_fresh_memory(run: lab.Run, offsets: Sequence[int]) -> Touched:
     """Touch these pages of new private memory."""
     with run.vmm.region(max(offsets) + run.page) as region:
         region.commit()
         return touched(region, offsets)
 
 
-def shared(run: Run, size: int) -> None:
+def shared(run: lab.Run, size: int) -> None:
     """Touch an MDL buffer that has all its memory, mapped anew for each access."""
     offsets = run.random.sample(range(0, size, run.page), size // run.page)
     found: dict[str, list[Touched]] = {"read": [], "write": []}
     with run.vmm.mdl(size) as mdl:
         with mdl.map() as filled:
-            touch(filled)
+            lab.touch(filled)
         with mdl.map() as fresh:
             touched(fresh, [size // 2], access="read")
-            window = resident(fresh.base, size) // run.page
+            window = lab.resident(fresh.base, size) // run.page
         for access in run.steps(list(found) * run.choose(quick=3, full=9), "shared memory"):
             with mdl.map() as fresh:
                 found[access].append(touched(fresh, offsets, access=access))
-    table = run.table(
-        f"{len(offsets)} shared pages that are filled, touched at random",
-        Column("access"),
-        Column("faults"),
-        Column("a first touch", "µs"),
-        Column("a later one", "µs"),
-    )
+    columns = "access | faults | a first touch [µs] | a later one [µs]"
+    table = run.table(f"{len(offsets)} shared pages that are filled, touched at random", columns)
     per_page = {}
     for access, tries in found.items():
         faults, *times = (median(values) for values in zip(*tries, strict=True))
         per_page[access] = faults / len(offsets)
         table.add(access, faults, *(seconds / len(offsets) * 1e6 for seconds in times))
-    run.physical("One read maps several pages", window, at_least(2), "pages")
-    run.physical("Reading faults less than once a page", per_page["read"], at_most(0.75), PER_PAGE)
+    run.physical("One read maps several pages", window, lab.at_least(2), "pages")
+    run.physical(
+        "Reading faults less than once a page", per_page["read"], lab.at_most(0.75), PER_PAGE
+    )
     with run.part("Writing to shared memory"):
-        need(shared_pages_are_small(), "this kernel gives shared memory huge pages")
+        lab.need(shared_pages_are_small(), "this kernel gives shared memory huge pages")
         run.physical("Writing faults once a page", per_page["write"], ONCE, PER_PAGE)
 
 

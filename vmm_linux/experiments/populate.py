@@ -6,20 +6,7 @@ from collections.abc import Callable
 from statistics import median
 
 from vmm_linux import VmmFlags
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_least,
-    at_most,
-    equal,
-    libc,
-    minor_faults,
-    resident,
-    small_pages,
-    timed,
-    touch,
-)
+from vmm_linux import experiments as lab
 
 ORDER = 35
 TITLE = "Populating memory"
@@ -46,19 +33,19 @@ READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 MOST_THREADS = 8
 
 
-def measure(run: Run) -> None:
+def measure(run: lab.Run) -> None:
     """Populate memory each way, then with more and more threads."""
     size = min(run.memory, run.choose(quick=16 * MIB, full=128 * MIB))
-    with small_pages():
+    with lab.small_pages():
         ahead(run, size, run.choose(quick=3, full=15))
-    with small_pages(), run.part("Populating in parallel"):
+    with lab.small_pages(), run.part("Populating in parallel"):
         run.need_cores(2)
         in_parallel(run, size, run.choose(quick=5, full=15))
 
 
 def populate(start: int, size: int) -> None:
     """Make the kernel give memory to these pages, as the first write to each would."""
-    libc("madvise", start, size, MADV_POPULATE_WRITE)
+    lab.libc("madvise", start, size, MADV_POPULATE_WRITE)
 
 
 def nothing(start: int, size: int) -> None:
@@ -73,64 +60,59 @@ WAYS: dict[str, Way] = {
 }
 
 
-def ahead(run: Run, size: int, tries: int) -> None:
+def ahead(run: lab.Run, size: int, tries: int) -> None:
     """Commit memory and touch all of it, with and without populating it between."""
     table = run.table(
         f"{size // MIB} MiB of private memory, all of it needed",
-        Column("way"),
-        Column("faults ahead"),
-        Column("resident ahead", "B"),
-        Column("time ahead", "µs"),
-        Column("faults when touched"),
-        Column("time of touching", "µs"),
-        Column("time in all", "µs"),
+        "way | faults ahead | resident ahead [B] | time ahead [µs] | faults when touched",
+        "time of touching [µs] | time in all [µs]",
     )
     for name, way in run.steps(list(WAYS.items()), "populating"):
         found = [prepared(run, size, way) for _ in range(tries)]
         table.add(name, *(median(values) for values in zip(*found, strict=True)))
     lazy, populated, locked = table.column("resident ahead")
     pages = size // run.page
-    run.physical("Memory is not there before it is touched", lazy, equal(0), "B")
-    run.physical("Populated memory is there", populated / size, equal(1), "of it")
-    run.physical("LOCKED memory is there", locked / size, equal(1), "of it")
+    run.physical("Memory is not there before it is touched", lazy, lab.equal(0), "B")
+    run.physical("Populated memory is there", populated / size, lab.equal(1), "of it")
+    run.physical("LOCKED memory is there", locked / size, lab.equal(1), "of it")
     faults = max(table.column("faults when touched")[1:])
-    run.physical("It does not fault any more", faults / pages, at_most(0.01), "faults a page")
+    run.physical("It does not fault any more", faults / pages, lab.at_most(0.01), "faults a page")
     faults = table.column("faults ahead")[1]
-    run.physical("Populating counts faults too", faults / pages, at_least(1), "faults a page")
+    run.physical("Populating counts faults too", faults / pages, lab.at_least(1), "faults a page")
     lazy, populated, _ = table.column("time in all")
-    run.timing("It takes less time than touching", populated / lazy, at_most(1), "times")
+    run.timing("It takes less time than touching", populated / lazy, lab.at_most(1), "times")
 
 
-def prepared(run: Run, size: int, way: Way) -> tuple[float, ...]:
+def prepared(run: lab.Run, size: int, way: Way) -> tuple[float, ...]:
     """Commit, prepare and touch memory: a row of the table without its name."""
     flags, prepare = way
     with run.vmm.region(size, flags) as region:
-        begin = minor_faults()
-        before = (timed(region.commit) + timed(prepare, region.base, size)) * 1e6
-        ahead = minor_faults() - begin
-        there = resident(region.base, size)
-        begin = minor_faults()
-        touching = timed(touch, region) * 1e6
-        return ahead, there, before, minor_faults() - begin, touching, before + touching
+        begin = lab.minor_faults()
+        before = (lab.timed(region.commit) + lab.timed(prepare, region.base, size)) * 1e6
+        ahead = lab.minor_faults() - begin
+        there = lab.resident(region.base, size)
+        begin = lab.minor_faults()
+        touching = lab.timed(lab.touch, region) * 1e6
+        return ahead, there, before, lab.minor_faults() - begin, touching, before + touching
 
 
-def in_parallel(run: Run, size: int, tries: int) -> None:
+def in_parallel(run: lab.Run, size: int, tries: int) -> None:
     """The same memory, populated by more and more threads."""
     most = min(run.cores, MOST_THREADS)
     counts = [*itertools.takewhile(lambda count: count < most, (1, 2, 4)), most]
     title = f"{size // MIB} MiB populated by threads"
-    table = run.table(title, Column("threads"), Column("time", "µs"), Column("resident", "B"))
+    table = run.table(title, "threads | time [µs] | resident [B]")
     for count in run.steps(counts, "threads"):
         found = [by_threads(run, size, count) for _ in range(tries)]
         table.add(count, *(median(values) for values in zip(*found, strict=True)))
     times = table.column("time")
-    run.plot(title, Axis("threads"), Axis("time", "µs")).add("time", [*map(str, counts)], times)
+    run.plot(title, "threads", "time [µs]").add("time", [*map(str, counts)], times)
     there = min(table.column("resident")) / size
-    run.physical("However many threads, all of it is there", there, equal(1), "of it")
-    run.timing("Two threads are faster than one", times[0] / times[1], at_least(1.2), "times")
+    run.physical("However many threads, all of it is there", there, lab.equal(1), "of it")
+    run.timing("Two threads are faster than one", times[0] / times[1], lab.at_least(1.2), "times")
 
 
-def by_threads(run: Run, size: int, threads: int) -> tuple[float, int]:
+def by_threads(run: lab.Run, size: int, threads: int) -> tuple[float, int]:
     """Populate new memory, each thread its part: microseconds, and resident bytes."""
     cuts = [size // run.page * number // threads * run.page for number in range(threads + 1)]
     with run.vmm.region(size) as region:
@@ -146,4 +128,4 @@ def by_threads(run: Run, size: int, threads: int) -> tuple[float, int]:
             for worker in workers:
                 worker.join()
 
-        return timed(work) * 1e6, resident(region.base, size)
+        return lab.timed(work) * 1e6, lab.resident(region.base, size)

@@ -14,17 +14,7 @@ from statistics import median
 from typing import NamedTuple
 
 from vmm_linux import Region, VmmFlags
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    NotObservable,
-    Run,
-    at_least,
-    at_most,
-    equal,
-    need,
-    touch,
-)
+from vmm_linux.experiments import NotObservable, Run, at_least, at_most, equal, need, touch
 
 ORDER = 100
 TITLE = "Protection changes"
@@ -139,9 +129,6 @@ def shootdowns() -> int | None:
     return None
 
 
-# ---- company ------------------------------------------------------------------------------------
-
-
 def company_on(run: Run, cores: list[int]) -> Company:
     """The company on other cores: other processes, and 1, 2, 4, ... threads of this one."""
     powers = {1 << n for n in range(len(cores).bit_length())}
@@ -219,25 +206,20 @@ def write_and_forbid(connection: Connection, run: Run) -> None:
     writer.join()
 
 
-# ---- results ------------------------------------------------------------------------------------
-
-
 def show(run: Run, costs: dict[str, list[Cost]]) -> None:
     """The table and the plot."""
     what = ("taken away", "given back", "never touched")
     table = run.table(
         "The right to write, taken from a page, given back, and taken from one never touched",
-        Column("on the other cores"),
-        *(Column(name, "µs") for name in what),
-        *(Column(f"interrupts, {name}") for name in what),
+        "on the other cores",
+        *(f"{name} [µs]" for name in what),
+        *(f"interrupts, {name}" for name in what),
     )
     for name, row in costs.items():
         counts = (cost.interrupts for cost in row)
         table.add(name, *(cost.microseconds for cost in row), *counts)
     plot = run.plot(
-        "What a change of protection costs",
-        Axis("on the other cores"),
-        Axis("time for a page", "µs"),
+        "What a change of protection costs", "on the other cores", "time for a page [µs]"
     )
     plot.add_columns(table, "on the other cores", *what)
 

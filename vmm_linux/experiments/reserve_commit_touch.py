@@ -5,18 +5,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_least,
-    at_most,
-    charged,
-    equal,
-    resident,
-    timed,
-    touch,
-)
+from vmm_linux.experiments import Run, at_least, at_most, charged, equal, resident, timed, touch
 
 ORDER = 10
 TITLE = "Reserve, commit, touch"
@@ -56,15 +45,15 @@ def measure(run: Run) -> None:
     for size in run.steps(sizes, "sizes"):
         costs[size] = cost_of(run, size, STEPS if size <= limit else STEPS[:1])
 
-    time = run.table("Time of each step", Column("size", "B"), *(Column(s, "µs") for s in STEPS))
-    counted = [Column(f"{what} after {s}", "B") for what in ("resident", "charged") for s in STEPS]
-    memory = run.table("Memory after each step", Column("size", "B"), *counted)
+    time = run.table("Time of each step", "size [B]", *(f"{s} [µs]" for s in STEPS))
+    counted = [f"{what} after {s} [B]" for what in ("resident", "charged") for s in STEPS]
+    memory = run.table("Memory after each step", "size [B]", *counted)
     for size, cost in costs.items():
         blank = [None] * (len(STEPS) - len(cost.seconds))
         time.add(size, *(seconds * 1e6 for seconds in cost.seconds), *blank)
         memory.add(size, *cost.resident, *blank, *cost.charged, *blank)
 
-    plot = run.plot("What each step costs", Axis("size", "B", log=True), Axis("time", "µs", True))
+    plot = run.plot("What each step costs", "size [B]", "time [µs]", log="xy")
     for number, step in enumerate(STEPS):
         done = {size: cost for size, cost in costs.items() if number < len(cost.seconds)}
         plot.add(step, list(done), [cost.seconds[number] * 1e6 for cost in done.values()])

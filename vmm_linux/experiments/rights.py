@@ -12,18 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm_linux import VMM, Rights, Seal, VmmFlags
-from vmm_linux.experiments import (
-    NOBODY,
-    Axis,
-    Column,
-    Run,
-    at_least,
-    become,
-    equal,
-    errno_of,
-    libc,
-    need,
-)
+from vmm_linux.experiments import NOBODY, Run, at_least, become, equal, errno_of, libc, need
 
 ORDER = 90
 TITLE = "Rights"
@@ -261,10 +250,7 @@ def attack(connection: Connection, ends: tuple[socket.socket, socket.socket], us
 def outcomes(run: Run, state: State, sender: int, attacker: int) -> dict[str, str]:
     """The outcomes of all attacks of a user on another's buffers."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with (
-        run.child(withstand, ends, sender, state) as defender,
-        run.child(attack, ends, attacker),
-    ):
+    with run.child(withstand, ends, sender, state) as defender, run.child(attack, ends, attacker):
         for end in ends:
             end.close()
         return {name: defender.receive() for name in ATTACKS}
@@ -289,7 +275,7 @@ def measure(run: Run) -> None:
     tabulate(run, "A read-only handle, no seal", found, {user: (UNSEALED, user) for user in USERS})
     states = {state: (state, "same user") for state in STATES if state != UNSEALED}
     tabulate(run, "The same user, with another handle or seal", found, states)
-    plot = run.plot("Attacks that change the buffer", Axis("state"), Axis("attacks"))
+    plot = run.plot("Attacks that change the buffer", "state", "attacks")
     for user in users:
         plot.add(user, list(STATES), [len(having(found[state, user])) for state in STATES])
     for user in USERS:
@@ -307,7 +293,7 @@ def may_become_others(run: Run) -> bool:
 
 def tabulate(run: Run, title: str, found: Found, columns: dict[str, tuple[str, str]]) -> None:
     """A table with a row for each attack."""
-    table = run.table(title, Column("attack"), *map(Column, columns))
+    table = run.table(title, "attack", *columns)
     for name in ATTACKS:
         table.add(name, *(found.get(case, {}).get(name) for case in columns.values()))
 
@@ -348,8 +334,5 @@ def claim_of_states(run: Run, found: Found) -> None:
     }.items():
         changed = {name for (of, _), came in found.items() if of == state for name in having(came)}
         but = " but through the writer" if through else ""
-        run.physical(
-            f"{state.capitalize()}: attacks that succeed{but}",
-            listed(changed - through),
-            equal("none"),
-        )
+        statement = f"{state.capitalize()}: attacks that succeed{but}"
+        run.physical(statement, listed(changed - through), equal("none"))

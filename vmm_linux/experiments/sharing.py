@@ -6,7 +6,7 @@ import socket
 from multiprocessing.connection import Connection
 
 from vmm_linux import VMM, Mdl, Rights
-from vmm_linux.experiments import Axis, Column, Run, Table, between, equal, figures, touch
+from vmm_linux.experiments import Run, Table, between, equal, figures, touch
 
 ORDER = 80
 TITLE = "Sharing"
@@ -35,9 +35,9 @@ def measure(run: Run) -> None:
     counts = run.choose(quick=[1, 2, 4, 8], full=[1, 2, 3, 4, 6, 8, 12, 16, 24, 32])
     table = run.table(
         f"One buffer of {size // MIB} MiB",
-        Column("processes"),
-        *(Column(name, "B") for name in ("RSS of one", "PSS of one", "sum of RSS", "sum of PSS")),
-        Column("memory of the file", "B"),
+        "processes",
+        *(f"{name} [B]" for name in ("RSS of one", "PSS of one", "sum of RSS", "sum of PSS")),
+        "memory of the file [B]",
     )
     with contextlib.ExitStack() as at_end:
         mdl = at_end.enter_context(run.vmm.mdl(size))
@@ -54,7 +54,7 @@ def measure(run: Run) -> None:
             counted = [figures(base, ("rss", "pss"), pid) for pid, base in places]
             sums = (sum(column) for column in zip(*counted, strict=True))
             table.add(count, *counted[-1], *sums, os.fstat(mdl.fileno()).st_blocks * 512)
-    plot = run.plot("What N processes count", Axis("processes"), Axis("memory", "B"))
+    plot = run.plot("What N processes count", "processes", "memory [B]")
     plot.add_columns(table, "processes", "sum of RSS", "sum of PSS", "PSS of one")
     claim(run, table, size, counts[-1])
 

@@ -2,17 +2,7 @@
 
 from typing import NamedTuple
 
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_most,
-    between,
-    equal,
-    need,
-    resident,
-    status,
-)
+from vmm_linux.experiments import Run, at_most, between, equal, need, resident, status
 
 ORDER = 120
 TITLE = "A sparse address space"
@@ -100,19 +90,11 @@ def found_at(run: Run, count: int, distance: int) -> Found:
 
 def show(run: Run, count: int, found: dict[int, Found]) -> None:
     """The table and the plot."""
-    table = run.table(
-        f"{count} pages touched, and the page tables for them",
-        Column("distance", "B"),
-        Column("addresses", "B"),
-        Column("resident", "B"),
-        *(Column(f"tables, {step}", "B") for step in STEPS),
-    )
+    title = f"{count} pages touched, and the page tables for them"
+    columns = "distance [B] | addresses [B] | resident [B]"
+    table = run.table(title, columns, *(f"tables, {step} [B]" for step in STEPS))
     for distance, it in found.items():
         table.add(distance, count * distance, it.resident, *it.tables)
-    plot = run.plot(
-        f"{count} pages touched, and the page tables for them",
-        Axis("distance from one to the next", "B", log=True),
-        Axis("memory", "B"),
-    )
+    plot = run.plot(title, "distance from one to the next [B]", "memory [B]", log="x")
     plot.add("pages", list(found), [it.resident for it in found.values()])
     plot.add("page tables", list(found), [it.tables[1] for it in found.values()])

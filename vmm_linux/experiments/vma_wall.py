@@ -9,19 +9,7 @@ from statistics import median
 from typing import NamedTuple
 
 from vmm_linux import VMM, Limits, VmmError, VmmFlags
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    Run,
-    at_least,
-    at_most,
-    between,
-    equal,
-    errno_of,
-    mappings,
-    need,
-    sysctl,
-)
+from vmm_linux import experiments as lab
 
 ORDER = 50
 TITLE = "The wall of mappings"
@@ -49,32 +37,26 @@ LOOKS = 15
 
 
 class Climb(NamedTuple):
-    """The commits up to the limit.
-
-    Attributes:
-        commits: the numbers of commits at each measurement.
-        mappings: of the process, then; the first of both is before the first commit.
-        times: of a commit since the last measurement, in µs; of whole steps alone.
-        refusal: the kernel's error, or "nothing".
-        message: the error's, or "".
-        free: the result of giving pages back at the limit.
-        fill: the result of filling a gap there.
-    """
+    """The commits up to the limit."""
 
     commits: list[int]
     mappings: list[int]
+    """Of the process, after so many commits; the first of both is before the first commit."""
     times: list[float]
+    """Of a commit since the last measurement, in µs; of whole steps alone."""
     refusal: str = "nothing"
     message: str = ""
     free: str = ""
+    """The result of giving pages back at the limit."""
     fill: str = ""
+    """The result of filling a gap there."""
 
 
-def measure(run: Run) -> None:
+def measure(run: lab.Run) -> None:
     """Commit every second page, without guards and with them."""
-    wall = sysctl(SYSCTL)
+    wall = lab.sysctl(SYSCTL)
     far = run.choose(quick=200_000, full=2_000_000)
-    need(wall <= far, f"{SYSCTL} is {wall}, and this run goes no further than {far}")
+    lab.need(wall <= far, f"{SYSCTL} is {wall}, and this run goes no further than {far}")
     most = wall * run.choose(quick=1, full=8)
     climbs = {"mprotect": climbed(run, "GUARD_REGIONS", most, wall // LOOKS)}
     with run.part("Commits by guards"):
@@ -83,37 +65,30 @@ def measure(run: Run) -> None:
     show(run, climbs)
 
     stopped = climbs["mprotect"]
-    run.physical("By mprotect the kernel refuses at last", stopped.refusal, equal("ENOMEM"))
+    run.physical("By mprotect the kernel refuses at last", stopped.refusal, lab.equal("ENOMEM"))
     # A split at the end may be half done, and the kernel lists one page of its own.
-    near = between(wall - 2, wall + 2)
+    near = lab.between(wall - 2, wall + 2)
     run.physical("The mappings are as many as allowed then", stopped.mappings[-1], near, "mappings")
     each = (stopped.mappings[-1] - stopped.mappings[0]) / stopped.commits[-1]
-    run.physical("A commit costs two mappings", each, between(1.99, 2.01), "mappings")
-    run.physical("Giving a page back fails there", stopped.free, equal("OUT_OF_MEMORY"))
-    run.physical("Filling a gap works there", stopped.fill, equal("OK"))
+    run.physical("A commit costs two mappings", each, lab.between(1.99, 2.01), "mappings")
+    run.physical("Giving a page back fails there", stopped.free, lab.equal("OUT_OF_MEMORY"))
+    run.physical("Filling a gap works there", stopped.fill, lab.equal("OK"))
     if "guards" in climbs:
         beyond = climbs["guards"]
         ratio = beyond.commits[-1] / stopped.commits[-1]
-        run.physical("Guards go on beyond the wall", ratio, at_least(1.9), "times as far")
+        run.physical("Guards go on beyond the wall", ratio, lab.at_least(1.9), "times as far")
         cost = max(beyond.mappings) - beyond.mappings[0]
-        run.physical("They cost no mappings", cost, at_most(wall / 500), "mappings")
+        run.physical("They cost no mappings", cost, lab.at_most(wall / 500), "mappings")
         ratio = median(beyond.times) / median(stopped.times)
-        run.timing("They take less time", ratio, at_most(1), "times")
+        run.timing("They take less time", ratio, lab.at_most(1), "times")
 
 
-def show(run: Run, climbs: dict[str, Climb]) -> None:
+def show(run: lab.Run, climbs: dict[str, Climb]) -> None:
     """A table of both ways, and a plot of each figure on the way."""
-    table = run.table(
-        "Every second page committed",
-        Column("way"),
-        Column("commits"),
-        Column("mappings before"),
-        Column("mappings after"),
-        Column("time a commit", "µs"),
-        Column("refused with"),
-    )
-    mappings = run.plot("Mappings of the process", Axis("commits"), Axis("mappings"))
-    times = run.plot("Time of a commit", Axis("commits"), Axis("time", "µs"))
+    columns = "way | commits | mappings before | mappings after | time a commit [µs] | refused with"
+    table = run.table("Every second page committed", columns)
+    mappings = run.plot("Mappings of the process", "commits", "mappings")
+    times = run.plot("Time of a commit", "commits", "time [µs]")
     for way, climb in climbs.items():
         count, found = climb.commits[-1], climb.mappings
         table.add(way, count, found[0], found[-1], median(climb.times), climb.refusal)
@@ -121,11 +96,11 @@ def show(run: Run, climbs: dict[str, Climb]) -> None:
         times.add(way, climb.commits[1 : len(climb.times) + 1], climb.times)
 
 
-def climbed(run: Run, without: str, most: int, step: int) -> Climb:
+def climbed(run: lab.Run, without: str, most: int, step: int) -> Climb:
     """Commit up to so many pages in an interpreter of its own, without a feature of the kernel."""
     with run.child(start_anew, without, most, step) as child:
         climb: Climb = child.receive()
-    need(not climb.message or SYSCTL in climb.message, climb.message)  # another limit
+    lab.need(not climb.message or SYSCTL in climb.message, climb.message)  # another limit
     return climb
 
 
@@ -152,7 +127,7 @@ def to_the_wall(vmm: VMM, most: int, step: int) -> Climb:
     """Commit every second page of a region until the kernel refuses."""
     page = os.sysconf("SC_PAGE_SIZE")
     base = vmm.allocate(0, 2 * (most + step) * page, RESERVED)
-    commits, counts, times = [0], [mappings()], []
+    commits, counts, times = [0], [lab.mappings()], []
     refused: VmmError | None = None
     while commits[-1] < most and not refused:
         done = commits[-1]
@@ -165,12 +140,12 @@ def to_the_wall(vmm: VMM, most: int, step: int) -> Climb:
         except VmmError as refusal:
             refused = refusal
         commits.append(done)
-        counts.append(mappings())
+        counts.append(lab.mappings())
     if not refused:
         return Climb(commits, counts, times)
     last = base + 2 * commits[-1] * page
     # A single one may still fit: it takes one mapping, and a commit two.
     frees = [vmm.endpoint.Free(last + n * page, page) for n in (3, 5, 7)]
     fill = vmm.endpoint.Commit(base + 2 * page, page, 0)
-    name, message = errno_of(refused), str(refused)
+    name, message = lab.errno_of(refused), str(refused)
     return Climb(commits, counts, times, name, message, frees[-1].name, fill.name)

@@ -11,19 +11,7 @@ from statistics import median
 from typing import NamedTuple
 
 from vmm_linux import VMM, Mdl, Rights
-from vmm_linux.experiments import (
-    Axis,
-    Column,
-    NotObservable,
-    Run,
-    at_least,
-    at_most,
-    between,
-    minor_faults,
-    need,
-    timed,
-    told,
-)
+from vmm_linux import experiments as lab
 
 ORDER = 85
 TITLE = "Zero-copy against pipes"
@@ -77,7 +65,7 @@ class Cost(NamedTuple):
     faults: float
 
 
-def measure(run: Run) -> None:
+def measure(run: lab.Run) -> None:
     """Send messages of many sizes in each way."""
     largest = run.choose(quick=4 * MIB, full=64 * MIB)
     sizes = [64]
@@ -87,15 +75,15 @@ def measure(run: Run) -> None:
         [cost_of(run, size, *way) for way in WAYS.values()] for size in run.steps(sizes, "sizes")
     ]
     title = "A message to another process, and its answer"
-    table = run.table(title, Column("message", "B"), *(Column(way, "µs") for way in WAYS))
+    table = run.table(title, "message [B]", *(f"{way} [µs]" for way in WAYS))
     for size, row in zip(sizes, costs, strict=True):
         table.add(size, *(cost.seconds * 1e6 for cost in row))
-    plot = run.plot(title, Axis("message", "B", log=True), Axis("time", "µs", log=True))
+    plot = run.plot(title, "message [B]", "time [µs]", log="xy")
     plot.add_columns(table, "message", *WAYS)
     claim(run, sizes, costs)
 
 
-def cost_of(run: Run, size: int, sender: Sender, receiver: Receiver) -> Cost:
+def cost_of(run: lab.Run, size: int, sender: Sender, receiver: Receiver) -> Cost:
     """Send messages of a size in a way to a process that answers each."""
     rounds = run.choose(quick=15, full=30)
     (ours, its), (source, sink) = socket.socketpair(), os.pipe()
@@ -111,7 +99,7 @@ def cost_of(run: Run, size: int, sender: Sender, receiver: Receiver) -> Cost:
 
         exchange(0)  # mapping during the first message does not count
         written = copied("wchar")
-        times = [timed(exchange, number) for number in range(1, rounds + 1)]
+        times = [lab.timed(exchange, number) for number in range(1, rounds + 1)]
         written = copied("wchar") - written
         read, faults = child.receive()
     return Cost(median(times), (written + read) / size / rounds, faults / rounds)
@@ -126,20 +114,17 @@ def receive(
     with VMM() as vmm:
         look = receiver(vmm, size, mine)
         look()
-        read, faults = copied("rchar"), minor_faults()
+        read, faults = copied("rchar"), lab.minor_faults()
         for _ in range(rounds):
             look()
-        connection.send((copied("rchar") - read, minor_faults() - faults))
+        connection.send((copied("rchar") - read, lab.minor_faults() - faults))
 
 
 def copied(what: str) -> int:
     """The bytes that read(2) ("rchar") or write(2) ("wchar") copied so far; 0: unknown."""
-    with suppress(OSError, NotObservable):
-        return told("/proc/self/io", what)
+    with suppress(OSError, lab.NotObservable):
+        return lab.told("/proc/self/io", what)
     return 0
-
-
-# ---- the ways -----------------------------------------------------------------------------------
 
 
 def fill(view: memoryview, number: int) -> None:
@@ -246,30 +231,31 @@ WAYS: dict[str, tuple[Sender, Receiver]] = {
 }
 
 
-# ---- what was predicted -------------------------------------------------------------------------
-
-
-def claim(run: Run, sizes: Sequence[int], costs: Sequence[Sequence[Cost]]) -> None:
+def claim(run: lab.Run, sizes: Sequence[int], costs: Sequence[Sequence[Cost]]) -> None:
     """Compare with the prediction."""
     pipe, held, fresh = costs[-1]
     with run.part("Bytes that read(2) and write(2) copied"):
-        need(copied("rchar"), "this kernel does not count them for a process (/proc/self/io)")
-        run.physical("A pipe copies every byte twice", pipe.copies, between(2, 2.1), "times")
+        lab.need(copied("rchar"), "this kernel does not count them for a process (/proc/self/io)")
+        run.physical("A pipe copies every byte twice", pipe.copies, lab.between(2, 2.1), "times")
         most = max(held.copies, fresh.copies)
-        run.physical("Shared memory is not copied", most, at_most(0.01), "times")
-    run.physical("A buffer that both hold does not fault", held.faults, at_most(5), "a message")
-    run.physical("A fresh buffer faults in its receiver", fresh.faults, at_least(1), "a message")
+        run.physical("Shared memory is not copied", most, lab.at_most(0.01), "times")
+    run.physical("A buffer that both hold does not fault", held.faults, lab.at_most(5), "a message")
+    run.physical(
+        "A fresh buffer faults in its receiver", fresh.faults, lab.at_least(1), "a message"
+    )
 
-    table = run.table("Where the lines cross", Column("way"), Column("beats the pipe from", "B"))
+    table = run.table("Where the lines cross", "way | beats the pipe from [B]")
     for number, way in enumerate(WAYS):
         if number:
             gains = [math.log(row[0].seconds / row[number].seconds) for row in costs]
             table.add(way, crossing(sizes, gains))
     of_held, of_fresh = table.column("beats the pipe from")
-    run.timing("A buffer that both hold beats the pipe", of_held, at_most(64 * KIB), "B")
-    run.timing("A fresh buffer needs more bytes for that", of_fresh, at_least(of_held or 0), "B")
+    run.timing("A buffer that both hold beats the pipe", of_held, lab.at_most(64 * KIB), "B")
+    run.timing(
+        "A fresh buffer needs more bytes for that", of_fresh, lab.at_least(of_held or 0), "B"
+    )
     gain = pipe.seconds / held.seconds
-    run.timing("A large message shows many times the gain", gain, at_least(5), "times")
+    run.timing("A large message shows many times the gain", gain, lab.at_least(5), "times")
 
 
 def crossing(sizes: Sequence[int], gains: Sequence[float]) -> int | None:

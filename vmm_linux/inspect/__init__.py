@@ -69,27 +69,9 @@ __all__ = [
     "snapshot",
 ]
 
-for _public in (
-    AccessDenied,
-    Change,
-    Channel,
-    Difference,
-    Holder,
-    KernelThread,
-    Kind,
-    Mapper,
-    NoSuchProcess,
-    PageFlags,
-    PageRun,
-    ProcessExited,
-    RegionRun,
-    Sharing,
-    Snapshot,
-    Unread,
-    UnreadableText,
-    ZombieProcess,
-):
-    _public.__module__ = __name__  # the name in tracebacks and pickles
+for _public in map(globals().get, __all__):
+    if isinstance(_public, type) and _public is not Mapping:  # whose module the core names
+        _public.__module__ = __name__  # the name in tracebacks and pickles
 
 SLICE = 1 << 30
 """Bytes whose pages are read one by one between two checks for signals."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Channel", "Holder", "Kind", "Mapper", "Sharing", "Unread"]
-
 
 class Kind(StrEnum):
     """The kinds of channels, the more specific first."""

@@ -35,18 +35,10 @@ from vmm_linux.inspect.processes import (
     threads_of,
 )
 
-__all__ = ["find"]
-
 GONE = (ResourceNotFound, ProcessLookupError, FileNotFoundError)
 """The errors for a process that no longer exists."""
-SEALS = {
-    0x1: "F_SEAL_SEAL",
-    0x2: "F_SEAL_SHRINK",
-    0x4: "F_SEAL_GROW",
-    0x8: "F_SEAL_WRITE",
-    0x10: "F_SEAL_FUTURE_WRITE",
-    0x20: "F_SEAL_EXEC",
-}
+SEALS = ("SEAL", "SHRINK", "GROW", "WRITE", "FUTURE_WRITE", "EXEC")
+"""The seals by their bits, as in ``F_SEAL_SEAL``."""
 SHM = "/dev/shm"  # noqa: S108 (read, not written)
 
 
@@ -94,13 +86,7 @@ def find(
     *,
     all: bool,  # noqa: A002 (what people call it)
 ) -> Sharing:
-    """Look through all processes; see ``vmm_linux.inspect.sharing``.
-
-    Args:
-        maps: reads a process's mappings.
-        snapshot: reads them with their figures.
-        all: also channels that one process has, or none.
-    """
+    """See ``vmm_linux.inspect.sharing``: ``snapshot`` reads the mappings with their figures."""
     internal = internal_mounts()
     found: defaultdict[Key, Found] = defaultdict(Found)
     unread: list[Unread] = []
@@ -206,8 +192,7 @@ def mappings_of(maps: Callable[[int], Iterable[Mapping]], process: Process) -> l
 def ipc_namespace(threads: Iterable[str]) -> str:
     """The namespace whose System V segments a process sees; empty if unknown.
 
-    Args:
-        threads: the folders of its threads under ``/proc``. An ended thread's has no namespace.
+    ``threads`` are the folders of its threads under ``/proc``; an ended one's has no namespace.
     """
     for thread in threads:
         with contextlib.suppress(OSError):
@@ -312,10 +297,11 @@ def figures_of(
 
 def channel_of(key: Key, found: Found, figures: dict[tuple[int, int], Mapping]) -> Channel:
     """The finished record of a channel."""
-    facts = found.facts or facts_of(key, found) or Facts(None, None, None)
+    facts = found.facts or facts_of(key, found)
     size = facts.size
     if size is None:
         size = max((r.offset + r.end - r.start for _, r in found.mapped), default=0)
+    has_seals = found.kind is Kind.MEMFD and facts.seals is not None
     return Channel(
         kind=found.kind,
         device=key.device,
@@ -324,32 +310,27 @@ def channel_of(key: Key, found: Found, figures: dict[tuple[int, int], Mapping]) 
         deleted=found.deleted,
         size=size,
         resident=facts.resident,
-        seals=seal_names(facts.seals) if found.kind is Kind.MEMFD else None,
+        seals=seal_names(facts.seals or 0) if has_seals else None,
         holders=tuple(holders_of(found)),
         mappers=tuple(mappers_of(found, figures)),
         attached=found.attached,
     )
 
 
-def facts_of(key: Key, found: Found) -> Facts | None:
+def facts_of(key: Key, found: Found) -> Facts:
     """The kernel's data about the file, through a descriptor or, where permitted, a mapping."""
     paths = [(process, descriptor.path) for process, descriptor in found.held]
     for process, record in found.mapped:
         whole = record.whole
         paths.append((process, f"{process.pid}/map_files/{whole.start:x}-{whole.end:x}"))
-    for process, path in paths:
-        facts = look_at(path, key.inode, found.mounts[process.pid])
-        if facts is not None:
-            return facts
-    return None
+    looks = (look_at(path, key.inode, found.mounts[process.pid]) for process, path in paths)
+    return next(filter(None, looks), Facts(None, None, None))
 
 
-def seal_names(seals: int | None) -> tuple[str, ...] | None:
+def seal_names(seals: int) -> tuple[str, ...]:
     """The kernel's names of seals; a bit without a known name is a number."""
-    if seals is None:
-        return None
-    bits = (1 << at for at in range(seals.bit_length()) if seals >> at & 1)
-    return tuple(SEALS.get(bit, hex(bit)) for bit in bits)
+    bits = (at for at in range(seals.bit_length()) if seals >> at & 1)
+    return tuple(f"F_SEAL_{SEALS[at]}" if at < len(SEALS) else hex(1 << at) for at in bits)
 
 
 def holders_of(found: Found) -> Iterator[Holder]:

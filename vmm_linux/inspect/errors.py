@@ -2,15 +2,6 @@
 
 from vmm_linux.errors import Fail, InvalidOperation, NoCapability, ResourceNotFound
 
-__all__ = [
-    "AccessDenied",
-    "KernelThread",
-    "NoSuchProcess",
-    "ProcessExited",
-    "UnreadableText",
-    "ZombieProcess",
-]
-
 
 class NoSuchProcess(ResourceNotFound, ProcessLookupError):
     """No process has this id (``RESOURCE_NOT_FOUND``)."""

@@ -17,25 +17,6 @@ from typing import NamedTuple
 
 from vmm_linux._core.credentials import known_uid
 
-__all__ = [
-    "DELETED",
-    "IN_MEMORY",
-    "TOO_LONG",
-    "Descriptor",
-    "Facts",
-    "File",
-    "Mount",
-    "Process",
-    "descriptors_of",
-    "device_text",
-    "internal_mounts",
-    "look_at",
-    "mounts_of",
-    "process_of",
-    "processes",
-    "threads_of",
-]
-
 PROC = Path("/proc")
 PF_KTHREAD = 0x00200000
 """In /proc/PID/stat: a thread of the kernel."""
@@ -55,20 +36,15 @@ NO_ACCESS = os.O_PATH
 
 
 class Process(NamedTuple):
-    """The public data of a process.
-
-    Attributes:
-        pid: its number.
-        name: its command, as it calls itself; empty if unknown.
-        uid: its user; None if unknown, as outside this user namespace.
-        started: its start in ticks, which differs for a later process with the same number; 0 if
-            unknown.
-    """
+    """The public data of a process."""
 
     pid: int
     name: str
+    """Its command, as it calls itself; empty if unknown."""
     uid: int | None
+    """Its user; None if unknown, as outside this user namespace."""
     started: int
+    """In ticks, which differ for a later process with the same number; 0 if unknown."""
 
 
 class Mount(NamedTuple):
@@ -90,18 +66,12 @@ class File(NamedTuple):
 
 
 class Descriptor(NamedTuple):
-    """A descriptor of another process.
-
-    Attributes:
-        path: its link under ``/proc``, for more questions.
-        number: in its process.
-        access: ``"r"``, ``"w"``, ``"rw"``, or ``"path"``: only a name of the file.
-        file: its file.
-    """
+    """A descriptor of another process; ``path`` is its link under ``/proc``."""
 
     path: str
     number: int
     access: str
+    """``"r"``, ``"w"``, ``"rw"``, or ``"path"``: only a name of the file."""
     file: File
 
 
@@ -119,10 +89,8 @@ class Facts(NamedTuple):
 def processes() -> Iterator[Process]:
     """Every process except kernel threads; one that ends meanwhile may be missing."""
     for folder in PROC.iterdir():
-        if folder.name.isdecimal():
-            process = process_of(int(folder.name))
-            if process is not None:
-                yield process
+        if folder.name.isdecimal() and (process := process_of(int(folder.name))) is not None:
+            yield process
 
 
 def process_of(pid: int) -> Process | None:
@@ -186,11 +154,7 @@ def huge_page_flags() -> Iterator[int]:
 
 
 def mounts_of(thread: str) -> dict[int, Mount]:
-    """The mounts that a thread sees, by number; OSError when it cannot be read.
-
-    Args:
-        thread: its folder under ``/proc``.
-    """
+    """The mounts that a thread, by its folder under ``/proc``, sees, by number; or OSError."""
     found = {}
     # A path may hold other characters that split lines or words, such as a carriage return.
     for line in (PROC / thread / "mountinfo").read_bytes().split(b"\n")[:-1]:
@@ -198,11 +162,9 @@ def mounts_of(thread: str) -> dict[int, Mount]:
         number, _, device, _, point = ours.split(b" ")[:5]
         major, minor = map(int, device.split(b":"))
         point = OCTAL.sub(lambda escaped: bytes([int(escaped[1], 8)]), point)
-        found[int(number)] = Mount(
-            device_text(os.makedev(major, minor)),
-            os.fsdecode(point),
-            os.fsdecode(theirs.split(b" ")[0]),
-        )
+        device_name = device_text(os.makedev(major, minor))
+        filesystem = os.fsdecode(theirs.split(b" ")[0])
+        found[int(number)] = Mount(device_name, os.fsdecode(point), filesystem)
     return found
 
 
@@ -298,14 +260,9 @@ def fdinfo(path: str) -> dict[str, str]:
 def look_at(path: str, inode: int, mounts: dict[int, Mount]) -> Facts | None:
     """Size, memory and seals of the file behind a link under ``/proc``; None if unknown.
 
-    The link's target is held without opening it (O_PATH), and checked. Only a memory file is then
-    opened, that very one, for reading, which changes nothing in it. Its process cannot make this
-    open anything else.
-
-    Args:
-        path: of the link, under ``/proc``.
-        inode: of the expected file; the link may lead elsewhere by now.
-        mounts: the mounts that may hold it.
+    The link's target is held without opening it (O_PATH), and checked: it may not be the file with
+    this inode any more, or not on one of these mounts. Only a memory file is then opened, that very
+    one, for reading, which changes nothing in it. Its process cannot make this open anything else.
     """
     try:
         held = os.open(PROC / path, os.O_PATH | os.O_CLOEXEC)

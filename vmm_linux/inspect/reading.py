@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     Answer = TypeVar("Answer")
 
-__all__ = ["asked_of", "mappings_of", "process_asked", "refused", "without_memory"]
-
 LAST_PID = (1 << 31) - 1
 PF_KTHREAD = 0x00200000
 """Of the flags in /proc/PID/stat: a thread of the kernel."""
@@ -119,6 +117,7 @@ def opened(method: str, pid: int | None, name: str) -> Generator[int]:
 
 
 def named(pid: int | None) -> str:
+    """The process, in words."""
     return "this process" if pid is None else f"process {pid}"
 
 
@@ -126,23 +125,16 @@ def refused(method: str, pid: int | None, reason: OSError, *, opened: bool = Fal
     """The exception for an errno of ``/proc``; ``opened``: the file was already open."""
     number = reason.errno or errno.EIO
     if number in (errno.EACCES, errno.EPERM):
-        return AccessDenied(
-            method,
-            f"the kernel does not let this process look at {named(pid)}; be its user or root "
-            "(ptrace(2), CAP_SYS_PTRACE)",
-            number,
-        )
+        advice = "be its user or root (ptrace(2), CAP_SYS_PTRACE)"
+        message = f"the kernel does not let this process look at {named(pid)}; {advice}"
+        return AccessDenied(method, message, number)
     # By its folder: that of a thread goes with the thread.
     if number == errno.ENOENT and reason.filename and Path(reason.filename).parent.exists():
         return Unimplemented(method, f"this kernel has no {reason.filename}", number)
     if pid is not None and number in (errno.ENOENT, errno.ESRCH):
         return without_memory(method, pid, opened=opened)
-    return error(
-        RETCODES.get(number, Retcode.FAIL),
-        method,
-        f"the kernel did not tell about {named(pid)}: {reason.strerror}",
-        number,
-    )
+    message = f"the kernel did not tell about {named(pid)}: {reason.strerror}"
+    return error(RETCODES.get(number, Retcode.FAIL), method, message, number)
 
 
 def without_memory(method: str, pid: int | None, *, opened: bool) -> VmmError:
@@ -165,6 +157,7 @@ def without_memory(method: str, pid: int | None, *, opened: bool) -> VmmError:
 
 
 def ended(method: str, pid: int | None) -> ProcessExited:
+    """The error for a process that ended meanwhile."""
     return ProcessExited(
         method, f"process {pid} ended, or started another program, while it was read", errno.ESRCH
     )

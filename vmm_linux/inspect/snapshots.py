@@ -11,8 +11,6 @@ from vmm_linux._core.procfs import NAMES
 from vmm_linux._core.values import counted, describe, exact_text, index, is_a, quoted
 from vmm_linux.errors import InvalidArgument, VmmError
 
-__all__ = ["Change", "Difference", "Snapshot", "diff"]
-
 
 class Snapshot(Sequence[Mapping]):
     """The mappings of a process, lowest first.
@@ -89,15 +87,12 @@ class Snapshot(Sequence[Mapping]):
         figure = name
         sizes = [whole.figures[figure] for whole in self.wholes() if figure in whole.figures]
         if not sizes and figure not in NAMES:
-            raise InvalidArgument("Snapshot.total", self._no_figure(figure))
+            names = sorted({*NAMES}.union(*(whole.figures for whole in self.wholes())))
+            near = get_close_matches(figure[:100], names, 1)
+            meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+            message = f"figure is {quoted(figure)}, of which no mapping tells; {meant}"
+            raise InvalidArgument("Snapshot.total", message)
         return sum(sizes)
-
-    def _no_figure(self, figure: str) -> str:
-        """The error for an unknown name of a figure, with the nearest known one."""
-        names = sorted({*NAMES}.union(*(whole.figures for whole in self.wholes())))
-        near = get_close_matches(figure[:100], names, 1)
-        meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
-        return f"figure is {quoted(figure)}, of which no mapping tells; {meant}"
 
 
 class Change(NamedTuple):
@@ -185,9 +180,6 @@ def _finish(mapping: Mapping) -> tuple[object, ...]:
 
 def _change(before: Mapping, after: Mapping) -> Change:
     old, new = before.figures, after.figures
-    return Change(
-        before,
-        after,
-        (after.end - after.start) - (before.end - before.start),
-        {name: new[name] - old[name] for name in new if name in old and new[name] != old[name]},
-    )
+    grown = (after.end - after.start) - (before.end - before.start)
+    figures = {name: new[name] - old[name] for name in new if old.get(name, new[name]) != new[name]}
+    return Change(before, after, grown, figures)

@@ -161,11 +161,7 @@ class Policy(RuleTable):
             rules.append(Rule(**each))
         ready = names_in(table.get("ready", []), "ready")
         self._take(
-            rules,
-            table.get("default", "allow"),
-            list(ready),
-            None,
-            table.get("audit_failure"),
+            rules, table.get("default", "allow"), list(ready), None, table.get("audit_failure")
         )
         if "default" not in table:
             raise FlawError("default is missing: 'allow' or 'deny'", "default")

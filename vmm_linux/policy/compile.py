@@ -12,16 +12,6 @@ from vmm_linux._core.values import exact_text, is_a, kind_of, quoted, shown
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.policy.rule import BITS, KEYS, READY, FlawError, Rule
 
-__all__ = [
-    "check_reachable",
-    "compile_rule",
-    "compiled_ready",
-    "members",
-    "names_in",
-    "one_of",
-    "suggestion",
-]
-
 LONGEST_NAME: Final = 100
 """The most characters of a name for which a suggestion is searched."""
 MOST: Final = 2**64 - 1
@@ -87,9 +77,6 @@ class Compiled:
             condition.sizes,
             (sorted(condition.uids), sorted(condition.gids), condition.other_user),
         )
-
-
-# ---- checks -------------------------------------------------------------------------------------
 
 
 def compiled_ready(ready: tuple[str, ...]) -> list[Compiled]:
@@ -213,13 +200,10 @@ def lack_of(rule: Rule, condition: Condition, method: Method) -> tuple[str, str]
         value = getattr(rule, key)
         if not has[about] and value is not None and not (type(value) is tuple and not value):
             return (f"has no {about}", key)
-    unknown = (condition.flags.all or condition.flags.any) and not (
-        condition.flags.all & ~method.flags == 0
-        and (not condition.flags.any or condition.flags.any & method.flags)
-    )
-    if unknown:
-        key = "all_flags" if condition.flags.all & ~method.flags else "any_flags"
-        return ("does not take these flags", key)
+    if condition.flags.all & ~method.flags:
+        return ("does not take these flags", "all_flags")
+    if condition.flags.any and not condition.flags.any & method.flags:
+        return ("does not take these flags", "any_flags")
     return None
 
 
@@ -237,14 +221,11 @@ def mask_of(rule: Rule, what: str, kind: type[IntFlag], *path: str | int) -> Mas
         values[which] = int(value)
     mask = Mask(**values)
     if mask.all & mask.no:
-        named = kind(mask.all & mask.no).name
-        raise FlawError(
-            f"the rule can never match: {named} in all_{what} and in no_{what}", *path, f"no_{what}"
-        )
+        why = f"{kind(mask.all & mask.no).name} in all_{what} and in no_{what}"
+        raise FlawError(f"the rule can never match: {why}", *path, f"no_{what}")
     if mask.any and mask.any & ~mask.no == 0:
-        raise FlawError(
-            f"the rule can never match: no_{what} has all of any_{what}", *path, f"any_{what}"
-        )
+        why = f"no_{what} has all of any_{what}"
+        raise FlawError(f"the rule can never match: {why}", *path, f"any_{what}")
     return mask
 
 
@@ -259,11 +240,8 @@ def sizes_of(rule: Rule, *path: str | int) -> tuple[int, int]:
             raise FlawError(f"{key} is {shown(value)}, not 0 to 2**64 - 1 bytes", *path, key)
         bounds.append(value)
     if bounds[0] > bounds[1]:
-        raise FlawError(
-            f"the rule can never match: min_size {bounds[0]} is above max_size {bounds[1]}",
-            *path,
-            "min_size",
-        )
+        why = f"min_size {bounds[0]} is above max_size {bounds[1]}"
+        raise FlawError(f"the rule can never match: {why}", *path, "min_size")
     return bounds[0], bounds[1]
 
 

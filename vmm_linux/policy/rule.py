@@ -8,8 +8,6 @@ from typing import Any, Final
 from vmm_linux._core.values import one_line
 from vmm_linux.errors import InvalidArgument
 
-__all__ = ["BITS", "KEYS", "READY", "FlawError", "PolicyError", "Rule"]
-
 BITS: Final = ("all", "any", "no")
 
 
@@ -88,55 +86,24 @@ class Rule:
 
 KEYS: Final = tuple(each.name for each in fields(Rule))
 
+BUFFERS: Final = ("mdl_create", "mdl_create_from_vm", "mdl_create_from_buf", "mdl_map")
+"""The methods that make and map buffers."""
+READY_RULES: Final = (
+    Rule(name="W^X", deny=("allocate", "protect", *BUFFERS), all_flags=("WRITE", "EXECUTE")),
+    Rule(name="no executable MDL", deny=BUFFERS, any_flags=("EXECUTE",)),
+    Rule(name="no transfer to other users", deny=("send_handle",), other_user=True),
+    # The receiver of a descriptor is unknown.
+    Rule(name="no transfer to other users", deny=("handle_fileno",)),
+    Rule(
+        name="only frozen or published buffers leave",
+        deny=("send_handle", "handle_fileno"),
+        no_seals=("PUBLISH", "FREEZE"),
+    ),
+)
 READY: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
     {
-        "W^X": (
-            Rule(
-                name="W^X",
-                deny=(
-                    "allocate",
-                    "protect",
-                    "mdl_create",
-                    "mdl_create_from_vm",
-                    "mdl_create_from_buf",
-                    "mdl_map",
-                ),
-                all_flags=(
-                    "WRITE",
-                    "EXECUTE",
-                ),
-            ),
-        ),
-        "no executable MDL": (
-            Rule(
-                name="no executable MDL",
-                deny=(
-                    "mdl_create",
-                    "mdl_create_from_vm",
-                    "mdl_create_from_buf",
-                    "mdl_map",
-                ),
-                any_flags=("EXECUTE",),
-            ),
-        ),
-        "no transfer to other users": (
-            Rule(name="no transfer to other users", deny=("send_handle",), other_user=True),
-            # The receiver of a descriptor is unknown.
-            Rule(name="no transfer to other users", deny=("handle_fileno",)),
-        ),
-        "only frozen or published buffers leave": (
-            Rule(
-                name="only frozen or published buffers leave",
-                deny=(
-                    "send_handle",
-                    "handle_fileno",
-                ),
-                no_seals=(
-                    "PUBLISH",
-                    "FREEZE",
-                ),
-            ),
-        ),
+        str(each.name): tuple(rule for rule in READY_RULES if rule.name == each.name)
+        for each in READY_RULES
     }
 )
 """The ready rules, by name."""

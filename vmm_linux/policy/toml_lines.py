@@ -9,8 +9,6 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["SyntaxProblem", "line_of", "parse"]
-
 MOST_EFFORT = 400_000
 """The most lines that are parsed, counted each time, to find one: some seconds."""
 

@@ -21,12 +21,10 @@ from vmm_linux.cli.map.picture import (
     Screen,
     change_lines,
     picture_lines,
-    plain_writer,
     region_lines,
+    write_plain,
 )
 from vmm_linux.cli.map.plot import plotted
-
-__all__ = ["main", "process_id"]
 
 STANDARD_OUTPUT = "-"
 PAUSE = 2.0
@@ -138,12 +136,7 @@ def complain(message: str) -> int:
 @contextlib.contextmanager
 def demonstration() -> Iterator[tuple[Region, Mdl]]:
     """Make an example to show: 64 GiB reserved, little of it in use, and a buffer."""
-    with (
-        VMM() as vmm,
-        vmm.region(64 << 30) as region,
-        vmm.mdl(8 * MIB) as mdl,
-        mdl.map() as mapped,
-    ):
+    with VMM() as vmm, vmm.region(64 << 30) as region, vmm.mdl(8 * MIB) as mdl, mdl.map() as mapped:
         region.commit(0, 32 * MIB)
         region.view(0, 12 * MIB)[:] = bytes(12 * MIB)
         mapped.view(0, 2 * MIB)[:] = bytes(2 * MIB)
@@ -191,13 +184,13 @@ def lines_of(picture: Picture, regions: bool) -> list[Line]:
 def printer() -> Write:
     """The function that prints lines: coloured on a terminal where rich is installed."""
     if not sys.stdout.isatty():
-        return plain_writer()
+        return write_plain
     try:
         from rich.console import Console  # noqa: PLC0415 (needed only here)
         from rich.text import Text  # noqa: PLC0415 (as above)
     except ModuleNotFoundError:
         sys.stderr.write("plain text; for colours: pip install 'vmm-linux[tools]'\n")
-        return plain_writer()
+        return write_plain
     console = Console(highlight=False, soft_wrap=True)
 
     def write(lines: Sequence[Line]) -> None:
@@ -227,23 +220,20 @@ def watch(pid: int, seconds: float, regions: bool) -> int:
 
 def news(before: Picture, after: Picture, regions: bool) -> list[Line]:
     """The changes between two snapshots; on a terminal, below the whole picture."""
-    difference = inspect.diff(snapshot_of(before), snapshot_of(after))
-    changes = change_lines(difference)
+    changes = change_lines(inspect.diff(mappings_of(before), mappings_of(after)))
     totals = ", ".join(
         f"{name} {after.totals[name] - before.totals[name]:+,} B"
         for name in ("reserved", "resident")
         if after.totals[name] != before.totals[name]
     )
-    since = (
-        f"{after.taken:%H:%M:%S}Z, since {before.taken:%H:%M:%S}Z: {totals or 'no more, no less'}"
-    )
-    found = [Line(((since, "bold"),)), *changes]
+    times = f"{after.taken:%H:%M:%S}Z, since {before.taken:%H:%M:%S}Z"
+    found = [Line(((f"{times}: {totals or 'no more, no less'}", "bold"),)), *changes]
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return found
     sys.stdout.write("\x1b[H\x1b[2J")
     return [*lines_of(after, regions), Line((("", ""),)), *found]
 
 
-def snapshot_of(picture: Picture) -> inspect.Snapshot:
+def mappings_of(picture: Picture) -> list[inspect.Mapping]:
     """The records behind a picture."""
-    return inspect.Snapshot(picture.pid, [entry.mapping for entry in picture.entries])
+    return [entry.mapping for entry in picture.entries]

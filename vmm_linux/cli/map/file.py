@@ -16,30 +16,16 @@ from vmm_linux.flags import VmmFlags
 from vmm_linux.inspect import Mapping, Snapshot
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["Saved", "UnfitMapError", "as_csv", "as_json", "load", "record_of"]
-
 FORMAT = "vmm-linux map"
 VERSION = 1
-FIXED = (
-    "start",
-    "end",
-    "permissions",
-    "offset",
-    "device",
-    "inode",
-    "pathname",
-    "deleted",
-    "group",
-    "region",
-    "cut_from",
-    "vm_flags",
-    "committed",
-    "resident",
-)
+PLACE = ("start", "end", "permissions", "offset", "device", "inode", "pathname", "deleted")
+FIXED = (*PLACE, "group", "region", "cut_from", "vm_flags", "committed", "resident")
 """The parts of a record that are no figures."""
 END_OF_ADDRESSES = 1 << 64
 
 T = TypeVar("T")
+Reader = Callable[[object, str], T]
+"""Checks a value, and returns it; the text is its place."""
 
 
 # ---- written ------------------------------------------------------------------------------------
@@ -54,18 +40,10 @@ def record_of(mapping: Mapping, group: str | None) -> dict[str, Any]:
     region, whole = mapping.region, mapping.whole
     figures = {name: value for name, value in mapping.figures.items() if name not in FIXED}
     return {
-        "start": mapping.start,
-        "end": mapping.end,
-        "permissions": mapping.permissions,
-        "offset": mapping.offset,
-        "device": mapping.device,
-        "inode": mapping.inode,
-        "pathname": mapping.pathname,
-        "deleted": mapping.deleted,
+        **{name: getattr(mapping, name) for name in PLACE},
         "group": group,
-        "region": None
-        if region is None
-        else {
+        "region": region
+        and {
             "base": region.base,
             "size": region.size,
             "state": region.state.name,
@@ -100,17 +78,7 @@ def as_json(picture: Picture) -> str:
         "taken": picture.taken.isoformat(timespec="milliseconds"),
         "page_size": picture.page_size,
         "totals": picture.totals,
-        "groups": [
-            {
-                "group": group.key,
-                "mappings": len(group.entries),
-                "reserved": group.reserved,
-                "committed": group.committed,
-                "resident": group.resident,
-                "pss": group.pss,
-            }
-            for group in picture.groups
-        ],
+        "groups": [{"group": group.key, **group.as_object()} for group in picture.groups],
     }
     # A mapping is a line: half the size of one member a line, and other programs can compare it.
     lines = ",\n".join(json.dumps(record_of_entry(entry)) for entry in picture.entries)
@@ -152,12 +120,7 @@ class UnfitMapError(Exception):
 
 
 class Saved(Snapshot):
-    """A map from a file.
-
-    Attributes:
-        pid: the process.
-        taken: its time, from the file.
-    """
+    """A map from a file; ``taken`` is its time, as the file has it."""
 
     def __init__(self, pid: int, taken: str, mappings: list[Mapping]) -> None:
         super().__init__(pid, mappings)
@@ -215,6 +178,11 @@ def refuse(where: str, wanted: str, found: object) -> NoReturn:
     raise UnfitMapError(f"is no map: {where}: {shown} is not {wanted}")
 
 
+def optional(kind: Reader[T]) -> Reader[T | None]:
+    """A reader of what may be null."""
+    return lambda value, where: None if value is None else kind(value, where)
+
+
 def number(value: object, where: str) -> int:
     """An unsigned whole number of 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < END_OF_ADDRESSES:
@@ -236,7 +204,7 @@ def listed(value: object, where: str) -> list[object]:
     return value
 
 
-def member(row: object, name: str, where: str, kind: Callable[[object, str], T]) -> T:
+def member(row: object, name: str, where: str, kind: Reader[T]) -> T:
     """A member of an object."""
     place = f"{where}.{name}" if where else name
     if not isinstance(row, Object):
@@ -244,11 +212,6 @@ def member(row: object, name: str, where: str, kind: Callable[[object, str], T])
     if name not in row:
         raise UnfitMapError(f"is no map: {place} is missing")
     return kind(row[name], place)
-
-
-def optional_text(value: object, where: str) -> str | None:
-    """A text, or null."""
-    return None if value is None else text(value, where)
 
 
 def anything(value: object, _where: str) -> object:
@@ -265,25 +228,12 @@ def truth(value: object, where: str) -> bool:
 
 def read_record(row: object, where: str) -> Mapping:
     """A mapping of a file."""
-    start, end, offset, inode = (
-        member(row, name, where, number) for name in ("start", "end", "offset", "inode")
-    )
-    if start >= end:
-        refuse(f"{where}.end", f"above the start, {start}", end)
+    values: dict[str, Any] = {name: member(row, name, where, number) for name in NUMBERS}
+    if values["start"] >= values["end"]:
+        refuse(f"{where}.end", f"above the start, {values['start']}", values["end"])
     member(row, "deleted", where, truth)  # which the name says too
-    values = {
-        "start": start,
-        "end": end,
-        "permissions": member(row, "permissions", where, PERMISSIONS),
-        "offset": offset,
-        "device": member(row, "device", where, DEVICE),
-        "inode": inode,
-        "pathname": member(row, "pathname", where, optional_text),
-        "vm_flags": member(row, "vm_flags", where, flags_of),
-        "region": member(row, "region", where, region_of),
-        "whole": None,
-        "figures": figures_of(row, where),
-    }
+    values |= {name: member(row, name, where, kind) for name, kind in PARTS.items()}
+    values |= {"whole": None, "figures": figures_of(row, where)}
     if (whole := member(row, "cut_from", where, anything)) is not None:
         values["whole"] = read_whole(whole, f"{where}.cut_from").as_dict()
     try:
@@ -299,7 +249,7 @@ def read_whole(row: object, where: str) -> Mapping:
     return read_record(row, where)
 
 
-def matching(pattern: str, wanted: str) -> Callable[[object, str], str]:
+def matching(pattern: str, wanted: str) -> Reader[str]:
     """A reader of texts that match a pattern."""
 
     def check(value: object, where: str) -> str:
@@ -310,15 +260,11 @@ def matching(pattern: str, wanted: str) -> Callable[[object, str], str]:
     return check
 
 
-PERMISSIONS = matching(r"[r-][w-][x-][sp]", "permissions as 'rw-p'")
-DEVICE = matching(r"[0-9a-f]{2,8}:[0-9a-f]{2,8}", "a device as '08:01'")
 FLAG = matching(r"[ -~]{2}", "a flag of two letters")
 
 
-def flags_of(value: object, where: str) -> list[str] | None:
-    """The kernel's flags; null is unknown."""
-    if value is None:
-        return None
+def flags_of(value: object, where: str) -> list[str]:
+    """The kernel's flags."""
     return [FLAG(flag, f"{where}[{index}]") for index, flag in enumerate(listed(value, where))]
 
 
@@ -334,24 +280,12 @@ def figures_of(row: object, where: str) -> dict[str, int]:
     return figures
 
 
-def region_of(value: object, where: str) -> dict[str, int | None] | None:
-    """The region in numbers; null is none."""
-    if value is None:
-        return None
-    return {
-        "base": member(value, "base", where, number),
-        "size": member(value, "size", where, number),
-        "state": member(value, "state", where, named(PageState)),
-        "kind": member(value, "kind", where, named(PageKind)),
-        "flags": member(value, "flags", where, named(VmmFlags)),
-        "protection": member(value, "protection", where, named(VmmFlags)),
-        "sid": None
-        if member(value, "sid", where, anything) is None
-        else member(value, "sid", where, number),
-    }
+def region_of(value: object, where: str) -> dict[str, int | None]:
+    """The region in numbers."""
+    return {name: member(value, name, where, kind) for name, kind in REGION.items()}
 
 
-def named(kind: type[IntEnum | IntFlag]) -> Callable[[object, str], int]:
+def named(kind: type[IntEnum | IntFlag]) -> Reader[int]:
     """A reader of names of an enumeration's members, with | between them."""
 
     def check(value: object, where: str) -> int:
@@ -363,3 +297,24 @@ def named(kind: type[IntEnum | IntFlag]) -> Callable[[object, str], int]:
         return total
 
     return check
+
+
+NUMBERS = ("start", "end", "offset", "inode")
+PARTS: dict[str, Reader[object]] = {
+    "permissions": matching(r"[r-][w-][x-][sp]", "permissions as 'rw-p'"),
+    "device": matching(r"[0-9a-f]{2,8}:[0-9a-f]{2,8}", "a device as '08:01'"),
+    "pathname": optional(text),
+    "vm_flags": optional(flags_of),
+    "region": optional(region_of),
+}
+"""The parts of a record that are neither numbers nor figures."""
+REGION: dict[str, Reader[int | None]] = {
+    "base": number,
+    "size": number,
+    "state": named(PageState),
+    "kind": named(PageKind),
+    "flags": named(VmmFlags),
+    "protection": named(VmmFlags),
+    "sid": optional(number),
+}
+"""The parts of a region."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from vmm_linux import inspect
 from vmm_linux._tools.text import escaped
@@ -19,19 +20,28 @@ from vmm_linux.inspect import Mapping, PageFlags
 from vmm_linux.inspect.processes import process_of, threads_of
 from vmm_linux.states import PageKind, PageState
 
-__all__ = ["GROUPS", "Group", "MapEntry", "Picture", "name_of", "size_of", "take"]
+
+class Look(NamedTuple):
+    """How a group is shown: its title and its colours."""
+
+    title: str
+    on_a_terminal: str
+    in_a_plot: str
+
 
 GROUPS = {
-    "ours": "Regions of vmm_linux",
-    "heap": "Heap",
-    "stacks": "Stacks",
-    "libraries": "Programs, libraries",
-    "files": "Files",
-    "anonymous": "Anonymous",
-    "shared": "Shared",
-    "kernel": "The kernel's own",
+    "ours": Look("Regions of vmm_linux", "bright_magenta", "#c2255c"),
+    "heap": Look("Heap", "bright_red", "#d9480f"),
+    "stacks": Look("Stacks", "yellow", "#8a6d00"),
+    "libraries": Look("Programs, libraries", "bright_blue", "#2457c5"),
+    "files": Look("Files", "cyan", "#0b7285"),
+    "anonymous": Look("Anonymous", "green", "#2b8a3e"),
+    "shared": Look("Shared", "magenta", "#7048e8"),
+    "kernel": Look("The kernel's own", "bright_black", "#5f6b7c"),
 }
-"""The groups and their titles."""
+"""The groups."""
+SUMS = ("reserved", "committed", "resident", "pss")
+"""The figures of entries and groups that are shown."""
 
 OF_THE_KERNEL = re.compile(r"\[(vdso|vvar.*|vsyscall|uprobes|vectors|sigpage)\]")
 """The kernel's own mappings in every process."""
@@ -47,17 +57,10 @@ LARGEST_GUARD = 1 << 20
 
 @dataclass
 class MapEntry:
-    """One mapping, or a region's part of one.
+    """One mapping, or a region's part of one, in a group of ``GROUPS``; its figures in bytes.
 
-    Attributes:
-        mapping: the record.
-        group: a key of ``GROUPS``.
-        reserved: bytes of addresses.
-        committed: how many of them may be accessed.
-        resident: how many of them have memory now.
-        pss: its share of that memory, where processes share it; of a part of a mapping in
-            proportion to what of it is resident.
-        swapped: how many are in swap.
+    ``pss`` is its share of the resident memory, where processes share it; of a part of a mapping in
+    proportion to what of it is resident.
     """
 
     mapping: Mapping
@@ -84,32 +87,22 @@ class Group:
     @property
     def title(self) -> str:
         """Its title."""
-        return GROUPS[self.key]
+        return GROUPS[self.key].title
 
     @property
-    def reserved(self) -> int:
-        """Bytes of addresses."""
-        return sum(entry.reserved for entry in self.entries)
-
-    @property
-    def committed(self) -> int:
-        """Bytes that may be accessed."""
-        return sum(entry.committed for entry in self.entries)
-
-    @property
-    def resident(self) -> int:
-        """Bytes that have memory."""
-        return sum(entry.resident for entry in self.entries)
-
-    @property
-    def pss(self) -> int:
-        """Bytes of memory; shared memory is divided by the number of its processes."""
-        return sum(entry.pss for entry in self.entries)
+    def sums(self) -> dict[str, int]:
+        """The sums of its entries' ``SUMS``."""
+        return {name: sum(getattr(entry, name) for entry in self.entries) for name in SUMS}
 
     @property
     def weight(self) -> tuple[int, int, int]:
         """The key that orders groups by size."""
-        return self.resident, self.committed, self.reserved
+        sums = self.sums
+        return sums["resident"], sums["committed"], sums["reserved"]
+
+    def as_object(self) -> dict[str, int]:
+        """The number of mappings and the sums, for JSON."""
+        return {"mappings": len(self.entries), **self.sums}
 
     def by_name(self) -> list[tuple[str, "Group"]]:
         """The entries in groups of one name, the biggest first."""
@@ -121,16 +114,9 @@ class Group:
 
 @dataclass
 class Picture:
-    """The memory of a process at one moment.
+    """The memory of a process at one moment: its mappings, and sums over all in bytes by name.
 
-    Attributes:
-        pid: the process.
-        program: its name, empty where that could not be read.
-        command: its command line, empty likewise.
-        taken: when, in UTC.
-        page_size: in bytes.
-        entries: every mapping, the lowest address first.
-        totals: sums over all in bytes, by name.
+    ``program``, its name, and ``command``, its command line, are empty where they are unreadable.
     """
 
     pid: int
@@ -164,10 +150,9 @@ def take(pid: int | None) -> Picture:
     program, command = words_of(snapshot.pid)
     entries = entries_of(list(snapshot), pid)
     totals = {
-        name: sum(getattr(entry, name) for entry in entries) for name in ("reserved", "committed")
-    }
-    # The kernel's own sums: a mapping that is cut at the borders of regions counts once.
-    totals |= {
+        "reserved": sum(entry.reserved for entry in entries),
+        "committed": sum(entry.committed for entry in entries),
+        # The kernel's own sums: a mapping that is cut at the borders of regions counts once.
         "resident": snapshot.total("rss"),
         "pss": snapshot.total("pss"),
         "swap": snapshot.total("swap"),
@@ -193,11 +178,7 @@ def words_of(pid: int) -> tuple[str, str]:
 
 def entries_of(mappings: Sequence[Mapping], pid: int | None) -> list[MapEntry]:
     """Every mapping with its group and its sums."""
-    programs = {
-        mapping.pathname
-        for mapping in mappings
-        if mapping.permissions[2] == "x" and is_file(mapping)
-    }
+    programs = {each.pathname for each in mappings if each.permissions[2] == "x" and is_file(each)}
     stacks = thread_stacks(mappings)
     return [entry_of(mapping, group_of(mapping, programs, stacks), pid) for mapping in mappings]
 
@@ -205,10 +186,8 @@ def entries_of(mappings: Sequence[Mapping], pid: int | None) -> list[MapEntry]:
 def group_of(mapping: Mapping, programs: set[str | None], stacks: set[int]) -> str:
     """The key of a mapping's group.
 
-    Args:
-        mapping: the mapping.
-        programs: names of the files of which this process may execute something.
-        stacks: where the stacks without a name begin, their guards included.
+    ``programs`` are the files of which this process may execute something, ``stacks`` the places
+    where the stacks without a name begin, their guards included.
     """
     name = mapping.pathname or ""
     is_shared = mapping.permissions[3] == "s" and not is_read_only_file(mapping)

@@ -13,8 +13,6 @@ from vmm_linux.cli.map.model import MapEntry, Picture, name_of
 from vmm_linux.errors import VmmError
 from vmm_linux.inspect import Mapping, PageFlags
 
-__all__ = ["page_of"]
-
 LOOKED_AT_MOST = 64 << 30
 """The most that is read page by page, in bytes: of memory where the kernel skips empty addresses
 (PAGEMAP_SCAN skips terabytes in microseconds), else of addresses."""
@@ -26,6 +24,7 @@ RUNS_AT_MOST = 200_000
 
 PRESENT, SWAPPED, SHARED, HUGE, GUARD = (1 << bit for bit in range(5))
 """The bits of the page's own flags."""
+FIXED_TEXT = ("permissions", "offset", "device", "inode", "pathname")
 NO_SIZES = ("thp_eligible", "protection_key")
 """Figures that are no sizes."""
 
@@ -35,12 +34,10 @@ Runs = list[tuple[int, int, int]]
 def page_of(picture: Picture, pid: int | None) -> str:
     """The page with all its data; its own policy forbids it to load anything.
 
-    Args:
-        picture: the picture to show.
-        pid: the process of the pages, None for this one. If it has ended, or is unreadable, the
-            result lacks them.
+    If the process has ended, or is unreadable, the result lacks its pages. ``pid`` None is this
+    process.
     """
-    template = resources.files("vmm_linux.cli.map").joinpath("page.html").read_text("utf-8")
+    template = resources.files(__package__).joinpath("page.html").read_text("utf-8")
     data = json.dumps(data_of(picture, pid), separators=(",", ":"))
     # In a script element nothing but "</script" and "<!--" means anything.
     for letter in "<>&":
@@ -55,7 +52,7 @@ def data_of(picture: Picture, pid: int | None) -> dict[str, Any]:
     groups = picture.groups
     index = {group.key: number for number, group in enumerate(groups)}
     names = list(dict.fromkeys(name for entry in picture.entries for name in entry.mapping.figures))
-    fixed = ["permissions", "offset", "device", "inode", "pathname"]
+    fixed = list(FIXED_TEXT)
     strips, scanned = strips_of(picture, pid)
     return {
         "title": f"Memory of {picture.title}",
@@ -66,18 +63,7 @@ def data_of(picture: Picture, pid: int | None) -> dict[str, Any]:
         "scanned": scanned,
         "fields": [*fixed, *names, "vm_flags", "region"],
         "in_bytes": [name for name in names if name not in NO_SIZES],
-        "groups": [
-            {
-                "key": group.key,
-                "name": group.title,
-                "mappings": len(group.entries),
-                "reserved": group.reserved,
-                "committed": group.committed,
-                "resident": group.resident,
-                "pss": group.pss,
-            }
-            for group in groups
-        ],
+        "groups": [{"key": each.key, "name": each.title, **each.as_object()} for each in groups],
         "mappings": [
             mapping_of(entry, index[entry.group], [*fixed, *names], strip, picture.page_size)
             for entry, strip in zip(picture.entries, strips, strict=True)
@@ -91,10 +77,9 @@ def mapping_of(
     """A mapping with its record as a row, with printable texts."""
     mapping = entry.mapping
     name = name_of(mapping)
-    record: list[object] = []
-    for field in names:
-        value = getattr(mapping, field, None) if field in FIXED_TEXT else mapping.figures.get(field)
-        record.append(escaped(value) if isinstance(value, str) else value)
+    found = {**mapping.figures, **{field: getattr(mapping, field) for field in FIXED_TEXT}}
+    values = map(found.get, names)
+    record = [escaped(value) if isinstance(value, str) else value for value in values]
     return {
         "start": mapping.start // page,
         "end": mapping.end // page,
@@ -117,22 +102,17 @@ def region_words(mapping: Mapping) -> str:
     return f"{region.state.name}, {region.protection.name or 'no access'}"
 
 
-FIXED_TEXT = {"permissions", "offset", "device", "inode", "pathname"}
-
-
-# ---- page by page -------------------------------------------------------------------------------
-
-
 def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str]:
     """Runs of present pages of every mapping, and a text about them.
 
     Mappings without resident or swapped memory are skipped. Of the rest, those with the most memory
     are scanned first, up to the limits; None where none was scanned.
     """
-    strips: list[Runs | None] = [
-        None if entry.resident + entry.swapped or has_guards(entry) else []
-        for entry in picture.entries
-    ]
+    strips: list[Runs | None] = []
+    for entry in picture.entries:
+        # Guards have no memory, but are shown.
+        may_be_guards = "gu" in (entry.mapping.whole.vm_flags or ())
+        strips.append(None if entry.resident + entry.swapped or may_be_guards else [])
     wanted = [number for number, strip in enumerate(strips) if strip is None]
     wanted.sort(key=lambda number: picture.entries[number].weight, reverse=True)
     budget = Budget()
@@ -149,11 +129,6 @@ def strips_of(picture: Picture, pid: int | None) -> tuple[list[Runs | None], str
             "looked at)"
         )
     return strips, "all looked at"
-
-
-def has_guards(entry: MapEntry) -> bool:
-    """Whether pages may be guards, which have no memory, but are shown."""
-    return "gu" in (entry.mapping.whole.vm_flags or ())
 
 
 class Budget:

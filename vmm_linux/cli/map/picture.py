@@ -2,14 +2,12 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from vmm_linux._tools.text import escaped, human
-from vmm_linux.cli.map.model import Group, MapEntry, Picture, name_of, size_of
+from vmm_linux.cli.map.model import GROUPS, SUMS, Group, MapEntry, Picture, name_of, size_of
 from vmm_linux.inspect import Difference, Mapping
-
-__all__ = ["Line", "Screen", "change_lines", "picture_lines", "region_lines"]
 
 NAMES_SHOWN = 3
 """The number of names below the bar of a group."""
@@ -19,17 +17,6 @@ SIZE_WIDTH, SIZES_WIDTH = 10, 40
 """Columns of a size with its unit, and of the four sizes of a line."""
 SHOWN_FIGURES = ("rss", "pss", "swap", "private_dirty", "locked")
 """The figures whose changes are shown. Others change with every reading."""
-
-COLOURS = {
-    "ours": "bright_magenta",
-    "heap": "bright_red",
-    "stacks": "yellow",
-    "libraries": "bright_blue",
-    "files": "cyan",
-    "anonymous": "green",
-    "shared": "magenta",
-    "kernel": "bright_black",
-}
 
 
 class Line(NamedTuple):
@@ -49,15 +36,12 @@ def line(*pieces: tuple[str, str] | str) -> Line:
 
 
 class Screen(NamedTuple):
-    """The properties of the terminal.
-
-    Attributes:
-        width: columns, of which the last stays empty.
-        shades: characters for resident, committed and reserved memory.
-    """
+    """The properties of the terminal."""
 
     width: int
+    """Columns, of which the last stays empty."""
     shades: str
+    """Characters for resident, committed and reserved memory."""
 
     @classmethod
     def of(cls, width: int, encoding: str) -> "Screen":
@@ -85,28 +69,15 @@ class Screen(NamedTuple):
 def picture_lines(picture: Picture, screen: Screen) -> list[Line]:
     """The groups, biggest first, with the biggest of each and the totals."""
     groups = picture.groups
-    largest = max((group.reserved for group in groups), default=picture.page_size)
+    largest = max((group.sums["reserved"] for group in groups), default=picture.page_size)
     found = heading(picture, screen)
     for group in groups:
         found += group_lines(group, screen, picture.page_size, largest)
     totals = picture.totals
-    resident, committed, reserved = (screen.shades[number] for number in range(3))
-    return [
-        *found,
-        line(
-            (fitted("Total", screen.name + screen.bar + 2), "bold"),
-            (
-                figures(totals["reserved"], totals["committed"], totals["resident"], totals["pss"]),
-                "bold",
-            ),
-        ),
-        line(
-            (
-                f"{resident} resident  {committed} committed  {reserved} reserved   (logarithmic)",
-                "dim",
-            )
-        ),
-    ]
+    title = fitted("Total", screen.name + screen.bar + 2)
+    legend = "{} resident  {} committed  {} reserved   (logarithmic)".format(*screen.shades)
+    sums = figures(totals[name] for name in SUMS)
+    return [*found, line((title + sums, "bold")), line((legend, "dim"))]
 
 
 def heading(picture: Picture, screen: Screen) -> list[Line]:
@@ -116,15 +87,13 @@ def heading(picture: Picture, screen: Screen) -> list[Line]:
     lines = [line((clipped(title, screen.width - 1), "bold"))]
     if picture.command:
         lines.append(line((clipped(escaped(picture.command), screen.width - 1), "dim")))
-    heads = "".join(
-        f"{head:>{SIZE_WIDTH}}" for head in ("reserved", "committed", "resident", "pss")
-    )
+    heads = "".join(f"{head:>{SIZE_WIDTH}}" for head in SUMS)
     return [*lines, line((" " * (screen.name + screen.bar + 2) + heads, "dim"))]
 
 
 def group_lines(group: Group, screen: Screen, smallest: int, largest: int) -> list[Line]:
     """A group with its bar, and the biggest of its names."""
-    colour = COLOURS[group.key]
+    colour = GROUPS[group.key].on_a_terminal
     bar = bar_of(group, screen, smallest, largest)
     lines = [
         line(
@@ -132,7 +101,7 @@ def group_lines(group: Group, screen: Screen, smallest: int, largest: int) -> li
             " ",
             *((text, colour) for text in bar),
             " ",
-            figures(group.reserved, group.committed, group.resident, group.pss),
+            figures(group.sums.values()),
         )
     ]
     names = group.by_name()
@@ -141,12 +110,7 @@ def group_lines(group: Group, screen: Screen, smallest: int, largest: int) -> li
         count = f" x {len(part.entries)}" if len(part.entries) > 1 else ""
         room = screen.name + screen.bar + 1
         title = f"  {clipped(name, room - 3 - len(count))}{count}"
-        lines.append(
-            line(
-                (fitted(title, room + 1), ""),
-                (figures(part.reserved, part.committed, part.resident, part.pss), "dim"),
-            )
-        )
+        lines.append(line(fitted(title, room + 1), (figures(part.sums.values()), "dim")))
     if len(names) > len(shown):
         lines.append(line((f"  and {len(names) - len(shown)} more", "dim")))
     return lines
@@ -154,12 +118,9 @@ def group_lines(group: Group, screen: Screen, smallest: int, largest: int) -> li
 
 def bar_of(group: Group, screen: Screen, smallest: int, largest: int) -> list[str]:
     """Resident, committed and reserved memory over each other, as long as their logarithms."""
-    ends = [
-        length(size, smallest, largest, screen.bar)
-        for size in (group.resident, group.committed, group.reserved)
-    ]
-    done, pieces = 0, []
-    for end, shade in zip(ends, screen.shades, strict=True):
+    sums, done, pieces = group.sums, 0, []
+    for name, shade in zip(("resident", "committed", "reserved"), screen.shades, strict=True):
+        end = length(sums[name], smallest, largest, screen.bar)
         pieces.append(shade * max(0, end - done))
         done = max(done, end)
     return [*pieces, " " * (screen.bar - done)]
@@ -173,7 +134,7 @@ def length(size: int, smallest: int, largest: int, room: int) -> int:
     return max(1, min(room, round(room * (math.log2(max(1, size / smallest)) + 1) / steps)))
 
 
-def figures(*sizes: int) -> str:
+def figures(sizes: Iterable[int]) -> str:
     """Sizes in columns."""
     return "".join(f"{human(size) if size else '-':>{SIZE_WIDTH}}" for size in sizes)
 
@@ -203,19 +164,16 @@ def region_lines(picture: Picture, screen: Screen) -> list[Line]:
     lines = [*heading(picture, screen)[:-1], line((heads + "  name", "dim"))]
     lines += [region_line(entry, wide) for entry in picture.entries]
     totals = picture.totals
-    sums = figures(totals["reserved"], totals["resident"], totals["pss"], totals["swap"])
+    sums = figures(totals[name] for name in ("reserved", "resident", "pss", "swap"))
     return [*lines, line((f"{'Total':<{wide * 2 + 6}}{sums}", "bold"))]
 
 
 def region_line(entry: MapEntry, wide: int) -> Line:
     """A mapping."""
     mapping = entry.mapping
-    sums = figures(entry.reserved, entry.resident, entry.pss, entry.swapped)
-    return line(
-        (f"{mapping.start:{wide}x} {mapping.end:{wide}x} {mapping.permissions}", ""),
-        sums,
-        (f"  {name_of(mapping)}", COLOURS[entry.group]),
-    )
+    sums = figures((entry.reserved, entry.resident, entry.pss, entry.swapped))
+    place = f"{mapping.start:{wide}x} {mapping.end:{wide}x} {mapping.permissions}"
+    return line(place, sums, (f"  {name_of(mapping)}", GROUPS[entry.group].on_a_terminal))
 
 
 # ---- changes ------------------------------------------------------------------------------------
@@ -224,8 +182,8 @@ def region_line(entry: MapEntry, wide: int) -> Line:
 def change_lines(difference: Difference, shown: int | None = CHANGES_SHOWN) -> list[Line]:
     """The changes, the biggest first; all of them if ``shown`` is None."""
     found = [
-        *((size_of(mapping), appeared(mapping)) for mapping in difference.appeared),
-        *((size_of(mapping), went(mapping)) for mapping in difference.went),
+        *((size_of(each), whole("+ ", "green", each)) for each in difference.appeared),
+        *((size_of(each), whole("- ", "red", each)) for each in difference.went),
         *changed(difference),
     ]
     found.sort(key=lambda item: -item[0])
@@ -240,14 +198,10 @@ def place(mapping: Mapping) -> str:
     return f"{mapping.start:x}-{mapping.end:x} {mapping.permissions}  {name_of(mapping)}"
 
 
-def appeared(mapping: Mapping) -> Line:
-    """A new mapping."""
-    return line(("+ ", "bold green"), f"{human(size_of(mapping)):>{SIZE_WIDTH}}  {place(mapping)}")
-
-
-def went(mapping: Mapping) -> Line:
-    """A mapping that is gone."""
-    return line(("- ", "bold red"), f"{human(size_of(mapping)):>{SIZE_WIDTH}}  {place(mapping)}")
+def whole(mark: str, colour: str, mapping: Mapping) -> Line:
+    """A mapping that is new or gone."""
+    size = f"{human(size_of(mapping)):>{SIZE_WIDTH}}"
+    return line((mark, f"bold {colour}"), f"{size}  {place(mapping)}")
 
 
 def changed(difference: Difference) -> Iterable[tuple[int, Line]]:
@@ -267,20 +221,13 @@ def changed(difference: Difference) -> Iterable[tuple[int, Line]]:
         if not said:
             said = ["its record"]
         most = max((abs(by) for by in (change.grown, *figures.values())), default=0)
-        yield (
-            most,
-            line(("~ ", "bold yellow"), f"{', '.join(said)}  {place(change.after)}"),
-        )
+        yield (most, line(("~ ", "bold yellow"), f"{', '.join(said)}  {place(change.after)}"))
 
 
 # ---- printing -----------------------------------------------------------------------------------
 
 
-def plain_writer() -> Callable[[Sequence[Line]], None]:
-    """The function that prints lines without styles."""
-
-    def write(lines: Sequence[Line]) -> None:
-        sys.stdout.write("".join(f"{line.text}\n" for line in lines))
-        sys.stdout.flush()
-
-    return write
+def write_plain(lines: Sequence[Line]) -> None:
+    """Print lines without styles."""
+    sys.stdout.write("".join(f"{line.text}\n" for line in lines))
+    sys.stdout.flush()

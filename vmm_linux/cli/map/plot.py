@@ -6,31 +6,14 @@ from typing import TYPE_CHECKING
 from vmm_linux._core.values import counted
 from vmm_linux._tools.matplotlib import need_matplotlib
 from vmm_linux._tools.text import escaped, human
-from vmm_linux.cli.map.model import Group, Picture
+from vmm_linux.cli.map.model import GROUPS, Group, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plotted"]
-
-COLOURS = {
-    "ours": "#c2255c",
-    "heap": "#d9480f",
-    "stacks": "#8a6d00",
-    "libraries": "#2457c5",
-    "files": "#0b7285",
-    "anonymous": "#2b8a3e",
-    "shared": "#7048e8",
-    "kernel": "#5f6b7c",
-}
-
 
 def plotted(picture: Picture, kind: str) -> bytes:
-    """The groups, biggest first, as bars over one logarithmic axis.
-
-    Args:
-        picture: the picture to show.
-        kind: "png" or "svg".
+    """The groups, biggest first, as bars over one logarithmic axis: a "png" or "svg".
 
     Errors:
         NoMatplotlibError: there is no matplotlib.
@@ -67,28 +50,23 @@ def draw(axes: "Axes", groups: list[Group], smallest: int) -> None:
     """Draw the bars of the groups, the first lowest."""
     from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: PLC0415 (as above)
 
-    largest = max((group.reserved for group in groups), default=smallest)
+    sums = [group.sums for group in groups]
+    largest = max((each["reserved"] for each in sums), default=smallest)
     axes.set_xscale("log", base=2)
     axes.set_xlim(smallest / 2, largest * 64)
-    for sizes, alpha, label in (
-        ([group.reserved for group in groups], 0.2, "reserved"),
-        ([group.committed for group in groups], 0.45, "committed"),
-        ([group.resident for group in groups], 1.0, "resident"),
-    ):
+    for label, alpha in (("reserved", 0.2), ("committed", 0.45), ("resident", 1.0)):
         bars = axes.barh(
             [group.title for group in groups],
-            [max(0, size - smallest / 2) for size in sizes],
+            [max(0, each[label] - smallest / 2) for each in sums],
             left=smallest / 2,
             height=0.66,
-            color=[COLOURS[group.key] for group in groups],
+            color=[GROUPS[group.key].in_a_plot for group in groups],
             alpha=alpha,
         )
         bars.set_label(label)
-    for row, group in enumerate(groups):
-        sums = (group.resident, group.committed, group.reserved)
-        axes.text(
-            group.reserved * 1.25, row, " / ".join(map(human, sums)), va="center", fontsize=8.5
-        )
+    for row, each in enumerate(sums):
+        text = " / ".join(human(each[name]) for name in ("resident", "committed", "reserved"))
+        axes.text(each["reserved"] * 1.25, row, text, va="center", fontsize=8.5)
     axes.set_xticks(ticks(smallest, largest))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: human(int(size))))

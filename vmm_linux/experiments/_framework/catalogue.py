@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from vmm_linux import experiments
 from vmm_linux.experiments import Run
 
-__all__ = ["Experiment", "UnfitError", "catalogue", "chosen"]
-
 TEXTS = ("TITLE", "QUESTION", "PREDICTION", "EXPLANATION")
 
 
@@ -20,17 +18,7 @@ class UnfitError(Exception):
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment, as stated by its module.
-
-    Attributes:
-        name: the module's, with hyphens.
-        order: its place in the list.
-        title: its subject.
-        question: its question.
-        prediction: the expected answer, written before measuring.
-        explanation: the observations, and their reasons.
-        measure: the function that measures it.
-    """
+    """An experiment, as stated by its module, whose name it has with hyphens."""
 
     name: str
     order: int
@@ -39,6 +27,10 @@ class Experiment:
     prediction: str
     explanation: str
     measure: Callable[[Run], None]
+
+    def texts(self) -> dict[str, str]:
+        """The texts for JSON, with the name."""
+        return {name: getattr(self, name) for name in ("name", *map(str.lower, TEXTS))}
 
 
 def catalogue() -> list[Experiment]:

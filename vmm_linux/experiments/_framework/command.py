@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +30,6 @@ from vmm_linux.experiments._framework.files import (
 from vmm_linux.experiments._framework.laboratory import Order, Result, carry_out
 from vmm_linux.experiments._framework.page import page_of
 from vmm_linux.experiments._framework.terminal import progress_of, show, show_list
-
-__all__ = ["main"]
 
 PROGRAM = "vmm-linux experiment"
 STANDARD_OUTPUT = "-"
@@ -79,9 +77,6 @@ def complain(message: str) -> int:
     """Print a line on standard error, and return the exit code."""
     sys.stderr.write(f"{PROGRAM}: {message}\n")
     return 2
-
-
-# ---- the command line ---------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
@@ -138,20 +133,17 @@ def add_common(action: argparse.ArgumentParser) -> None:
     )
 
 
-class number:  # noqa: N801 (argparse calls it like a function, and names it so)
-    """Reads a whole number between two bounds."""
+def number(least: int, most: int) -> Callable[[str], int]:
+    """A reader of whole numbers between two bounds."""
 
-    def __init__(self, least: int, most: int) -> None:
-        self.least, self.most = least, most
-
-    def __call__(self, text: str) -> int:
-        """The number."""
+    def read(text: str) -> int:
         fits = text.isascii() and text.isdecimal() and len(text) < 20
-        if not (fits and self.least <= int(text) <= self.most):
-            raise argparse.ArgumentTypeError(
-                f"{printable(text)} is no number from {self.least} to {self.most}"
-            )
+        if not (fits and least <= int(text) <= most):
+            message = f"{printable(text)} is no number from {least} to {most}"
+            raise argparse.ArgumentTypeError(message)
         return int(text)
+
+    return read
 
 
 def size(text: str) -> int:
@@ -202,18 +194,12 @@ def order_of(asked: argparse.Namespace) -> Order:
     return Order(asked.quick, asked.seed, asked.repeat, memory // page * page)
 
 
-# ---- execution ----------------------------------------------------------------------------------
-
-
 def show_catalogue(*, as_object: bool) -> int:
     """The list."""
-    experiments = catalogue()
     if as_object:
-        texts = ("name", "title", "question", "prediction", "explanation")
-        listed = [{text: getattr(each, text) for text in texts} for each in experiments]
-        print_line(json.dumps({"experiments": listed}, indent=1))
+        print_line(json.dumps({"experiments": [each.texts() for each in catalogue()]}, indent=1))
     else:
-        show_list(experiments)
+        show_list(catalogue())
     return 0
 
 
@@ -274,20 +260,17 @@ def machine_facts() -> dict[str, Any]:
     """The machine of the results: its facts and the doctor's report."""
     diagnosis = diagnose()
     memory = machine.memory()
-    facts = {
-        **asdict(diagnosis.machine),
-        "kernel": f"Linux {diagnosis.machine.kernel}",
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": memory.total,
-        "available": memory.available,
-    }
     return {
         "taken": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "facts": {
-            **facts,
+            **asdict(diagnosis.machine),
+            "kernel": f"Linux {diagnosis.machine.kernel}",
             "user_space_end": f"{diagnosis.machine.user_space_end:#x}",
             "lowest_address": f"{diagnosis.machine.lowest_address:#x}",
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory": memory.total,
+            "available": memory.available,
         },
         "features": [asdict(each) for each in diagnosis.features],
         "settings": [asdict(each) for each in diagnosis.settings],

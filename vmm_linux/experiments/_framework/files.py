@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vmm_linux._tools.atomic_write import is_special
+from vmm_linux._tools.atomic_write import is_special, naming
 from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.plots import picture_of
 from vmm_linux.experiments._framework.results import Claim, Expected, Table, Value
@@ -28,8 +28,6 @@ CLAIM_COLUMNS = (
     "unit",
     "reason",
 )
-
-__all__ = ["as_csv", "as_json", "as_plots", "check_file", "check_folder"]
 
 
 def as_json(results: Sequence[Result], machine: dict[str, Any]) -> bytes:
@@ -106,7 +104,8 @@ def check_folder(name: str) -> None:
         folder = folder.absolute().parent
     if not name or not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
-    try_in(folder, name)
+    with naming(name), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def check_file(name: str) -> None:
@@ -122,14 +121,5 @@ def check_file(name: str) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     if not place.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    try_in(place.parent, name)
-
-
-def try_in(folder: Path, name: str) -> None:
-    """Make a file that has no name."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        error.filename = name
-        raise
+    with naming(name), tempfile.TemporaryFile(dir=place.parent):
+        pass

@@ -25,8 +25,6 @@ from vmm_linux.experiments._framework.results import (
     merged,
 )
 
-__all__ = ["Order", "Result", "carry_out"]
-
 QUICK_DEADLINE = 60.0
 """Seconds that a quick run may take."""
 DEADLINE = 600.0
@@ -37,34 +35,21 @@ LAST_LINES = 30
 
 @dataclass(frozen=True)
 class Order:
-    """The order to run experiments.
-
-    Attributes:
-        quick: whether each takes only a few seconds.
-        seed: of the first run; each further run has the next one.
-        repeat: how often each is run.
-        memory: bytes that a run may touch.
-        deadline: seconds that a run may take, 0 for the usual.
-    """
+    """The order to run experiments."""
 
     quick: bool
     seed: int
+    """Of the first run; each further run has the next one."""
     repeat: int
     memory: int
+    """Bytes that a run may touch."""
     deadline: float = 0
+    """Seconds that a run may take, 0 for the usual."""
 
 
 @dataclass
 class Result:
-    """One experiment and its outcome.
-
-    Attributes:
-        experiment: the experiment.
-        order: how it was run.
-        findings: its findings; empty if it failed.
-        problem: the reason of a failure to run, or "".
-        seconds: its duration.
-    """
+    """One experiment and its outcome; of one that failed to run, ``problem`` is the reason."""
 
     experiment: Experiment
     order: Order
@@ -75,11 +60,8 @@ class Result:
     @property
     def broken(self) -> list[Claim]:
         """The physical claims that did not hold."""
-        return [
-            claim
-            for claim in self.findings.claims
-            if claim.kind is Kind.PHYSICAL and claim.outcome is Outcome.FAILED
-        ]
+        failed = (Kind.PHYSICAL, Outcome.FAILED)
+        return [each for each in self.findings.claims if (each.kind, each.outcome) == failed]
 
     @property
     def ok(self) -> bool:
@@ -97,13 +79,8 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        it = self.experiment
         return {
-            "name": it.name,
-            "title": it.title,
-            "question": it.question,
-            "prediction": it.prediction,
-            "explanation": it.explanation,
+            **self.experiment.texts(),
             **asdict(self.order),
             "seconds": self.seconds,
             "status": self.status,
@@ -119,29 +96,22 @@ class RunFailedError(Exception):
 def carry_out(experiment: Experiment, order: Order, progress: Callable[..., None]) -> Result:
     """Run an experiment as often as ordered. No process of it is left in any case.
 
-    Args:
-        experiment: the experiment to run.
-        order: how to run it.
-        progress: called with done, total and the present action.
+    ``progress`` is called with done, total and the present action.
     """
     begin = time.monotonic()
+    found, problem = Findings(), ""
     runs = []
-    problem = ""
-    for number in range(order.repeat):
-        prefix = f"{number + 1} of {order.repeat} " if order.repeat > 1 else ""
-        try:
-            runs.append(
-                one_run(
-                    experiment.name,
-                    order,
-                    order.seed + number,
-                    lambda done, total, what, prefix=prefix: progress(done, total, prefix + what),
-                )
-            )
-        except RunFailedError as reason:
-            problem = str(reason)
-            break
-    found = merged(runs) if runs and not problem else Findings()
+    try:
+        for number in range(order.repeat):
+            prefix = f"{number + 1} of {order.repeat} " if order.repeat > 1 else ""
+
+            def show(done: int, total: int, what: str, prefix: str = prefix) -> None:
+                progress(done, total, prefix + what)
+
+            runs.append(one_run(experiment.name, order, order.seed + number, show))
+        found = merged(runs)
+    except RunFailedError as reason:
+        problem = str(reason)
     return Result(experiment, order, found, problem, time.monotonic() - begin)
 
 
@@ -157,13 +127,12 @@ def one_run(name: str, order: Order, seed: int, progress: Callable[..., None]) -
         finally:
             os.close(theirs)
         request = {
+            **asdict(order),
             "parent": os.getpid(),
             "answers": theirs,
             "folders": list(experiments.__path__),
             "name": name,
-            "quick": order.quick,
             "seed": seed,
-            "memory": order.memory,
         }
         assert process.stdin is not None  # noqa: S101 (the pipe was requested)
         with contextlib.suppress(BrokenPipeError), process.stdin as orders:

@@ -7,8 +7,6 @@ from vmm_linux import VMM, Region, VmmError, VmmFlags
 from vmm_linux._core.kernel import page_size
 from vmm_linux.experiments._framework.results import need
 
-__all__ = ["machine_code"]
-
 
 def machine_code(vmm: VMM, codes: dict[str, str]) -> Region:
     """Make executable memory with a function in it.

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
+from itertools import zip_longest
 from typing import Any
 
 from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.plots import inline
-from vmm_linux.experiments._framework.results import Claim, Outcome
+from vmm_linux.experiments._framework.results import Outcome
 from vmm_linux.experiments._framework.words import (
     CLAIM_COLUMNS,
     cells_of,
@@ -17,21 +18,14 @@ from vmm_linux.experiments._framework.words import (
     verdict,
 )
 
-__all__ = ["page_of"]
-
+IN_BYTES = {"page", "huge_page", "memory", "available"}
+"""The facts about the machine that are sizes."""
 CLASSES = {Outcome.HELD: "held", Outcome.FAILED: "failed", Outcome.NOT_OBSERVABLE: "open"}
 
 
 def page_of(results: Sequence[Result], machine: dict[str, Any]) -> bytes:
-    """The page.
-
-    Args:
-        results: the results, in the page's order.
-        machine: ``facts`` by name, and the report of ``vmm-linux doctor``.
-    """
-    page = (
-        resources.files("vmm_linux.experiments._framework").joinpath("page.html").read_text("utf-8")
-    )
+    """The page; ``machine`` is that of ``machine_facts``."""
+    page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
     places = [(result.experiment.name, result.experiment.title) for result in results]
     contents = "".join(
         f'<li><a href="#{escape(name)}">{escape(title)}</a></li>'
@@ -39,8 +33,7 @@ def page_of(results: Sequence[Result], machine: dict[str, Any]) -> bytes:
     )
     body = "".join(map(section_of, results)) + machine_section(machine)
     about = f"{machine['facts']['kernel']}, {machine['taken']}, {len(results)} experiments"
-    for mark, text in (("@ABOUT@", escape(about)), ("@CONTENTS@", contents)):
-        page = page.replace(mark, text, 1)
+    page = page.replace("@ABOUT@", escape(about), 1).replace("@CONTENTS@", contents, 1)
     before, after = page.split("@BODY@")
     return f"{before}{body}{after}".encode("utf-8", "backslashreplace")
 
@@ -61,7 +54,11 @@ def section_of(result: Result) -> str:
     if found.claims:
         parts += [
             "<h3>What came of the prediction</h3>",
-            drawn(CLAIM_COLUMNS, map(claim_cells, found.claims), map(class_of, found.claims)),
+            drawn(
+                CLAIM_COLUMNS,
+                map(claim_cells, found.claims),
+                [CLASSES[claim.outcome] for claim in found.claims],
+            ),
         ]
     if result.problem:
         parts.append(f'<pre class="failed">{escape(verdict(result))}</pre>')
@@ -74,15 +71,8 @@ def section_of(result: Result) -> str:
     return "".join([*parts, f'<p class="soft">{how}: {escape(it.name)}</p></section>'])
 
 
-def class_of(claim: Claim) -> str:
-    """The CSS class of the outcome."""
-    return CLASSES[claim.outcome]
-
-
 def drawn(
-    headings: Iterable[str],
-    rows: Iterable[Sequence[str]],
-    classes: Iterable[str] | None = None,
+    headings: Iterable[str], rows: Iterable[Sequence[str]], classes: Iterable[str] = ()
 ) -> str:
     """A table; ``classes`` are of the last cell of each row."""
     head = "".join(f"<th>{escape(name)}</th>" for name in headings)
@@ -92,9 +82,8 @@ def drawn(
         # A value and its unit stay on one line.
         return escape(cell).replace(" ", "&nbsp;") if len(cell) < 12 else escape(cell)
 
-    names = iter(classes) if classes is not None else None
-    for row in rows:
-        last = f' class="{next(names)}"' if names is not None else ""
+    for row, name in zip_longest(rows, classes):
+        last = f' class="{name}"' if name else ""
         cells = "".join(f"<td>{written(cell)}</td>" for cell in row[:-1])
         body.append(f"<tr>{cells}<td{last}>{escape(row[-1])}</td></tr>")
     return (
@@ -105,10 +94,10 @@ def drawn(
 
 def machine_section(machine: dict[str, Any]) -> str:
     """The machine's facts, and the doctor's report."""
-    facts = "".join(
-        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(shown(value, unit_of(name)))}</dd>"
-        for name, value in machine["facts"].items()
-    )
+    facts = ""
+    for name, value in machine["facts"].items():
+        text = shown(value, "B" if name in IN_BYTES else "")
+        facts += f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(text)}</dd>"
     features = [[each["name"], each["state"]] for each in machine["features"]]
     settings = [[each["name"], shown(each["value"])] for each in machine["settings"]]
     return (
@@ -116,8 +105,3 @@ def machine_section(machine: dict[str, Any]) -> str:
         f"<h3>Features of the kernel</h3>{drawn(('feature', 'state'), features)}"
         f"<h3>Settings and limits</h3>{drawn(('setting', 'value'), settings)}</section>"
     )
-
-
-def unit_of(name: str) -> str:
-    """The unit of a fact."""
-    return "B" if name in {"page", "huge_page", "memory", "available"} else ""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from vmm_linux.experiments._framework.results import Axis, Plot
 
-__all__ = ["figure_of", "inline", "picture_of"]
-
 COLOURS = ("#2f6fde", "#d9480f", "#2b9a3e", "#a03fc4", "#b08900", "#0b8ba3")
 """Colours that colour-blind readers can distinguish, on white and on black."""
 MARKERS = "os^Dv*"
@@ -27,21 +25,14 @@ INK, GRID = "#010203", "#040506"
 
 
 def picture_of(plot: Plot, kind: str) -> bytes:
-    """A plot as a file.
-
-    Args:
-        plot: the plot to draw.
-        kind: "png" or "svg".
-    """
+    """A plot as a file of a kind, "png" or "svg"."""
     return rendered(plot, kind, "black", "#d0d0d0", "path", transparent=False)
 
 
 def inline(plot: Plot, prefix: str) -> str:
     """A plot as an element of a page, in the page's own colours.
 
-    Args:
-        plot: the plot to draw.
-        prefix: of the names of its parts, which must be unique in a page.
+    ``prefix`` is that of the names of its parts, which must be unique in a page.
     """
     text = rendered(plot, "svg", INK, GRID, "none", transparent=True).decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -80,6 +71,10 @@ def figure_of(plot: Plot) -> Figure:
     axes = figure.add_subplot()
     names = [place for place in plot.series[0].x if isinstance(place, str)] if plot.series else []
     (draw_bars if names else draw_lines)(axes, plot)
+    if plot.x.log and not names:
+        axes.set_xscale("log", base=base_of(plot.x))
+    if plot.y.log:
+        axes.set_yscale("log", base=base_of(plot.y))
     axes.set_title(plot.title, loc="left", fontweight="bold", fontsize=11)
     if not plot.y.log:
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
@@ -101,22 +96,11 @@ def draw_lines(axes: Axes, plot: Plot) -> None:
     """A line with markers for each series, its bounds beside it."""
     for number, series in enumerate(plot.series):
         colour = COLOURS[number % len(COLOURS)]
-        axes.plot(
-            series.x,
-            series.y,
-            label=series.label,
-            color=colour,
-            linestyle=LINES[number % len(LINES)],
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=5,
-            linewidth=1.6,
-        )
+        (line,) = axes.plot(series.x, series.y, label=series.label, color=colour)
+        line.set(linestyle=LINES[number % len(LINES)], linewidth=1.6)
+        line.set(marker=MARKERS[number % len(MARKERS)], markersize=5)
         if series.low:
             axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.2)
-    if plot.x.log:
-        axes.set_xscale("log", base=base_of(plot.x))
-    if plot.y.log:
-        axes.set_yscale("log", base=base_of(plot.y))
 
 
 def draw_bars(axes: Axes, plot: Plot) -> None:
@@ -139,8 +123,6 @@ def draw_bars(axes: Axes, plot: Plot) -> None:
         if series.low:
             for place, low, high in zip(places, series.low, series.high, strict=True):
                 axes.plot([place, place], [low, high], color="#808080", linewidth=2)
-    if plot.y.log:
-        axes.set_yscale("log", base=base_of(plot.y))
     axes.set_xticks(range(len(names)), names, fontsize=9)
 
 

@@ -9,29 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-__all__ = [
-    "Axis",
-    "Claim",
-    "Column",
-    "Expected",
-    "Findings",
-    "Kind",
-    "NotObservable",
-    "Outcome",
-    "Plot",
-    "Series",
-    "Table",
-    "Value",
-    "at_least",
-    "at_most",
-    "between",
-    "equal",
-    "findings_from",
-    "merged",
-    "need",
-]
+    from collections.abc import Sequence
 
 Value = int | float | str | bool | None
 """A cell's value; None where nothing could be measured."""
@@ -43,14 +21,9 @@ class NotObservable(Exception):  # noqa: N818 (it is an answer, not an error)
 
 
 def need(condition: object, because: str) -> None:
-    """Continue only if this machine can show what follows.
+    """Continue only if this machine can show what follows, else raise ``NotObservable``.
 
-    Args:
-        condition: whether it can.
-        because: the reason if not, to follow the words "not observable here, because".
-
-    Errors:
-        NotObservable: the condition is false.
+    The reason follows the words "not observable here, because".
     """
     if not condition:
         raise NotObservable(because)
@@ -85,11 +58,7 @@ class Table:
     spread: list[list[list[Number] | None]] = field(default_factory=list)
 
     def add(self, *cells: Value) -> None:
-        """Add a row.
-
-        Args:
-            cells: a value for each column.
-        """
+        """Add a row: a value for each column."""
         if len(cells) != len(self.columns):
             raise ValueError(
                 f"table {self.title!r}: {len(cells)} cells, where {len(self.columns)} are expected"
@@ -97,11 +66,7 @@ class Table:
         self.rows.append([sound(cell) for cell in cells])
 
     def column(self, name: str) -> list[Any]:
-        """All cells of a column.
-
-        Args:
-            name: the column's.
-        """
+        """All cells of the column of this name."""
         place = [column.name for column in self.columns].index(name)
         return [row[place] for row in self.rows]
 
@@ -136,42 +101,27 @@ class Plot:
     series: list[Series] = field(default_factory=list)
 
     def add(self, label: str, x: Sequence[Number | str], y: Sequence[Number]) -> None:
-        """Add a series.
-
-        Args:
-            label: the series' name.
-            x: places on the first axis: numbers, or names for bars.
-            y: a number for each of them.
-        """
+        """Add a series: at each place ``x``, a number or for bars a name, a number ``y``."""
         if len(x) != len(y):
             raise ValueError(f"series {label!r}: {len(x)} places and {len(y)} values")
         self.series.append(Series(label, list(map(sound, x)), list(map(sound, y))))
 
     def add_columns(self, table: Table, x: str, *names: str) -> None:
-        """Add columns of a table as series, each under its name.
-
-        Args:
-            table: the table.
-            x: the name of the column with the places on the first axis.
-            names: the names of the columns with the numbers.
-        """
+        """Add columns of a table as series, each under its name; ``x`` is that of the places."""
         for name in names:
             self.add(name, table.column(x), table.column(name))
 
 
 def sound(value: Any) -> Any:  # noqa: ANN401 (the cell's type is unchanged)
-    """A value that JSON can hold unchanged; an error otherwise."""
+    """A plain object that JSON can hold unchanged; an error otherwise."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no measured number; say None or NotObservable")
-    if value is not None and not isinstance(value, str | int | float):
-        raise TypeError(f"{value!r} is no number, text, truth or None")
-    return value if value is None or isinstance(value, bool) else plain(value)
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401 (as above)
-    """A number or a text as a plain object."""
-    kind = next(kind for kind in (str, int, float) if isinstance(value, kind))
-    return kind(value)
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"{value!r} is no number, text, truth or None")
 
 
 # ---- claims -------------------------------------------------------------------------------------
@@ -237,15 +187,9 @@ def between(low: Number, high: Number) -> Expected:
 class Claim:
     """A statement of the prediction, and the measured value.
 
-    Attributes:
-        statement: the prediction, in a sentence.
-        kind: its basis.
-        outcome: its outcome.
-        measured: the value; of several runs, the median, or the first where it is no number.
-        expected: the expected range.
-        unit: of both.
-        reason: the reason if it is not observable.
-        spread: of several runs, the least and the largest value.
+    Of several runs, ``measured`` is the median, or the first where it is no number, and ``spread``
+    has the least and the largest. ``unit`` is that of ``measured`` and ``expected``; ``reason`` is
+    why it is not observable.
     """
 
     statement: str
@@ -260,13 +204,9 @@ class Claim:
 
 @dataclass
 class Findings:
-    """All findings of one experiment.
+    """All findings of one experiment, in the order of their making.
 
-    Attributes:
-        tables: the tables, in the order of their making.
-        plots: likewise.
-        claims: likewise; parts that are not observable are among them.
-        reason: the reason if nothing at all is observable, or "".
+    Parts that are not observable are among the claims. ``reason`` is why nothing at all is, or "".
     """
 
     tables: list[Table] = field(default_factory=list)
@@ -290,38 +230,18 @@ class Findings:
 
 def findings_from(found: dict[str, Any]) -> Findings:
     """The findings in a dict of ``as_dict``."""
-    return Findings(
-        [
-            Table(
-                each["title"],
-                [Column(**column) for column in each["columns"]],
-                each["rows"],
-                each["spread"],
-            )
-            for each in found["tables"]
-        ],
-        [
-            Plot(
-                each["title"],
-                Axis(**each["x"]),
-                Axis(**each["y"]),
-                [Series(**series) for series in each["series"]],
-            )
-            for each in found["plots"]
-        ],
-        [
-            Claim(
-                **{
-                    **each,
-                    "kind": Kind(each["kind"]),
-                    "outcome": Outcome(each["outcome"]),
-                    "expected": each["expected"] and Expected(**each["expected"]),
-                }
-            )
-            for each in found["claims"]
-        ],
-        found["reason"],
-    )
+    made = Findings(reason=found["reason"])
+    for each in found["tables"]:
+        columns = [Column(**column) for column in each["columns"]]
+        made.tables.append(Table(**{**each, "columns": columns}))
+    for each in found["plots"]:
+        series = [Series(**each_of_it) for each_of_it in each["series"]]
+        made.plots.append(Plot(each["title"], Axis(**each["x"]), Axis(**each["y"]), series))
+    for each in found["claims"]:
+        claim = Claim(**{**each, "kind": Kind(each["kind"]), "outcome": Outcome(each["outcome"])})
+        claim.expected = each["expected"] and Expected(**each["expected"])
+        made.claims.append(claim)
+    return made
 
 
 # ---- several runs -------------------------------------------------------------------------------
@@ -336,18 +256,13 @@ def merged(runs: Sequence[Findings]) -> Findings:
     first = runs[0]
     if len(runs) == 1:
         return first
-    return Findings(
-        [
-            merged_table([run.tables[n] for run in runs if len(run.tables) > n])
-            for n in range(len(first.tables))
-        ],
-        [
-            merged_plot([run.plots[n] for run in runs if len(run.plots) > n])
-            for n in range(len(first.plots))
-        ],
-        merged_claims(runs),
-        next((run.reason for run in runs if run.reason), ""),
-    )
+    reason = next((run.reason for run in runs if run.reason), "")
+    made = Findings(claims=merged_claims(runs), reason=reason)
+    for n in range(len(first.tables)):
+        made.tables.append(merged_table([run.tables[n] for run in runs if len(run.tables) > n]))
+    for n in range(len(first.plots)):
+        made.plots.append(merged_plot([run.plots[n] for run in runs if len(run.plots) > n]))
+    return made
 
 
 def are_numbers(values: Sequence[object]) -> bool:
@@ -367,47 +282,30 @@ def merged_table(tables: list[Table]) -> Table:
     first = tables[0]
     if len({(table.title, len(table.rows)) for table in tables}) > 1:
         return first
-    rows: list[list[Value]] = []
-    spread: list[list[list[Number] | None]] = []
+    made = Table(first.title, first.columns)
     for same in zip(*(table.rows for table in tables), strict=True):
-        cells: list[list[Any]] = [list(cell) for cell in zip(*same, strict=True)]
-        rows.append([middle(c) if are_numbers(c) else c[0] for c in cells])
-        spread.append([[min(c), max(c)] if are_numbers(c) else None for c in cells])
-    return Table(first.title, first.columns, rows, spread)
+        cells: list[Sequence[Any]] = [*zip(*same, strict=True)]
+        made.rows.append([middle(c) if are_numbers(c) else c[0] for c in cells])
+        made.spread.append([[min(c), max(c)] if are_numbers(c) else None for c in cells])
+    return made
 
 
 def merged_plot(plots: list[Plot]) -> Plot:
     """One plot of several runs."""
     first = plots[0]
-
-    def shape(plot: Plot) -> object:
-        return plot.title, [(series.label, len(series.x)) for series in plot.series]
-
-    if any(shape(plot) != shape(first) for plot in plots):
+    shapes = [(plot.title, [(it.label, len(it.x)) for it in plot.series]) for plot in plots]
+    if any(shape != shapes[0] for shape in shapes):
         return first
-    return Plot(
-        first.title,
-        first.x,
-        first.y,
-        [merged_series(list(same)) for same in zip(*(plot.series for plot in plots), strict=True)],
-    )
+    series = [merged_series(same) for same in zip(*(plot.series for plot in plots), strict=True)]
+    return Plot(first.title, first.x, first.y, series)
 
 
-def merged_series(runs: list[Series]) -> Series:
+def merged_series(runs: Sequence[Series]) -> Series:
     """One series of several runs."""
-
-    def each_place(pick: Callable[[list[Any]], Any], values: list[list[Any]]) -> list[Any]:
-        return [pick(list(place)) for place in zip(*values, strict=True)]
-
-    x = [run.x for run in runs]
-    y = [run.y for run in runs]
-    return Series(
-        runs[0].label,
-        each_place(lambda place: middle(place) if are_numbers(place) else place[0], x),
-        each_place(middle, y),
-        each_place(min, y),
-        each_place(max, y),
-    )
+    x: list[Sequence[Any]] = [*zip(*(run.x for run in runs), strict=True)]
+    y: list[Sequence[Number]] = [*zip(*(run.y for run in runs), strict=True)]
+    places = [middle(each) if are_numbers(each) else each[0] for each in x]
+    return Series(runs[0].label, places, [*map(middle, y)], [*map(min, y)], [*map(max, y)])
 
 
 def merged_claims(runs: Sequence[Findings]) -> list[Claim]:

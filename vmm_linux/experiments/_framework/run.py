@@ -41,30 +41,25 @@ if TYPE_CHECKING:
 
     from vmm_linux import Region
 
-__all__ = [
-    "REFUSALS",
-    "Child",
-    "Run",
-    "charged",
-    "figures",
-    "in_huge_pages",
-    "minor_faults",
-    "resident",
-    "small_pages",
-    "timed",
-    "touch",
-]
-
 REFUSALS = (NotObservable, QuotaExceeded, OutOfMemory)
 """The errors that make an experiment or a part of it not observable."""
 PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 
 Item = TypeVar("Item")
+Label = TypeVar("Label", Column, Axis)
 
 
 def ignore_progress(done: int, total: int, what: str) -> None:
     """Show no progress."""
     del done, total, what
+
+
+def labelled(kind: type[Label], label: str | Label, **options: bool) -> Label:
+    """A column or an axis; its label has its name and unit, as "time [µs]"."""
+    if not isinstance(label, str):
+        return label
+    name, _, unit = label.removesuffix("]").partition(" [")
+    return kind(name, unit, **options)
 
 
 class Run:
@@ -107,12 +102,7 @@ class Run:
         return quick if self.quick else full
 
     def steps(self, items: Sequence[Item], what: str = "") -> Iterator[Item]:
-        """Iterate over a sequence, and show the progress.
-
-        Args:
-            items: the sequence.
-            what: the present action, in a few words.
-        """
+        """Iterate over a sequence, and show the progress of the action, in a few words."""
         for done, item in enumerate(items):
             self._progress(done, len(items), what)
             yield item
@@ -120,26 +110,31 @@ class Run:
 
     # ---- what is found ------------------------------------------------------------------------
 
-    def table(self, title: str, *columns: Column) -> Table:
+    def table(self, title: str, *columns: str | Column) -> Table:
         """Add an empty table to the results.
 
         Args:
             title: its subject.
-            columns: ``Column(name, unit)`` each.
+            columns: texts as "size [B] | time [µs]", or ``Column(name, unit)`` each.
         """
-        made = Table(title, list(columns))
+        made = Table(title, [])
+        for column in columns:
+            headings = column.split(" | ") if isinstance(column, str) else [column]
+            made.columns += [labelled(Column, heading) for heading in headings]
         self.findings.tables.append(made)
         return made
 
-    def plot(self, title: str, x: Axis, y: Axis) -> Plot:
+    def plot(self, title: str, x: str | Axis, y: str | Axis, log: str = "") -> Plot:
         """A new plot among the results, to which series are added.
 
         Args:
             title: its subject.
-            x: the first axis; a series with names there is drawn as bars.
-            y: the second axis.
+            x: the first axis, as "size [B]" or an ``Axis``; a series with names there is drawn as
+                bars.
+            y: the second axis, likewise.
+            log: the logarithmic axes, as "xy".
         """
-        made = Plot(title, x, y)
+        made = Plot(title, labelled(Axis, x, log="x" in log), labelled(Axis, y, log="y" in log))
         self.findings.plots.append(made)
         return made
 
@@ -168,11 +163,7 @@ class Run:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Surround a part that may not be observable, without an effect on the rest.
-
-        Args:
-            name: the part's action, in a few words.
-        """
+        """Surround a part, named in a few words, that may not be observable; the rest goes on."""
         try:
             yield
         except REFUSALS as answer:
@@ -197,12 +188,7 @@ class Run:
         need(self.huge_page, "the kernel does not tell how large a huge page is")
 
     def fitting(self, size: int, times: float = 1) -> int:
-        """A size, halved until it fits into the memory that may be touched.
-
-        Args:
-            size: the best size, in bytes.
-            times: how many times the size is touched in all.
-        """
+        """A size in bytes, halved until it, so many times, fits into the memory to touch."""
         while times * size > self.memory:
             size //= 2
         return size
@@ -216,23 +202,14 @@ class Run:
     def child(self, function: Callable[..., object], *arguments: object) -> Child:
         """Fork a process that runs ``function(connection, *arguments)`` and ends with this one.
 
-        Args:
-            function: gets a ``multiprocessing.connection.Connection`` to this process first.
-            arguments: its further arguments.
-
-        Returns:
-            The ``Child``, to be used in a ``with``, which kills it at its end.
+        The ``multiprocessing.connection.Connection`` is to this process. Use the result in a
+        ``with``, which kills it at its end.
         """
         return Child(function, *arguments)
 
 
 class Child:
-    """A forked process, and a connection to it. Leaving its ``with`` kills it.
-
-    Attributes:
-        pid: its process id.
-        connection: the connection of ``send`` and ``receive``.
-    """
+    """A forked process, and a connection to it. Leaving its ``with`` kills it."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.connection, its = Pipe()
@@ -319,12 +296,7 @@ def timed(function: Callable[..., object], *arguments: object) -> float:
 
 
 def touch(region: Region | memoryview, step: int = 0) -> None:
-    """Write a byte to every page.
-
-    Args:
-        region: committed memory, writable.
-        step: bytes from one byte written to the next; 0 for a page.
-    """
+    """Write a byte to every page of committed memory, or one every so many bytes."""
     step = step or page_size()
     with memoryview(region) as view:
         view[::step] = b"\x01" * -(-len(view) // step)
@@ -338,10 +310,7 @@ def minor_faults() -> int:
 def resident(va: int, size: int, pid: int | None = None) -> int:
     """The bytes of a range that are in a process's page table, the page of zeros left out.
 
-    Args:
-        va: where the range begins, a page multiple.
-        size: bytes, a page multiple.
-        pid: the process, None for this one.
+    The range is of whole pages; ``pid`` None is this process.
 
     Errors:
         NotObservable: the kernel does not report them.
@@ -368,12 +337,9 @@ def charged(region: Region) -> int:
 
 
 def figures(va: int, names: Iterable[str], pid: int | None = None) -> list[int]:
-    """Figures of smaps, in bytes, of the mapping that holds an address.
+    """Figures of smaps, as "rss", in bytes, of the mapping that holds an address.
 
-    Args:
-        va: the address.
-        names: of the figures, as "rss" and "private_dirty".
-        pid: the process, None for this one.
+    ``pid`` None is this process.
 
     Errors:
         NotObservable: nothing is mapped there.

@@ -10,18 +10,6 @@ from vmm_linux._core.kernel import value_of
 from vmm_linux._tools.children import die_with_parent
 from vmm_linux.experiments._framework.results import NotObservable
 
-__all__ = [
-    "NOBODY",
-    "become",
-    "errno_of",
-    "libc",
-    "mappings",
-    "meminfo",
-    "status",
-    "sysctl",
-    "told",
-]
-
 NOBODY = 65534
 """A user without privileges anywhere."""
 PR_SET_DUMPABLE = 4
@@ -30,15 +18,7 @@ RETURN_LONG = {"mmap", "mremap", "process_vm_writev", "shmat", "syscall"}
 
 
 def libc(function: str, *arguments: int) -> int:
-    """Call a function of the C library that returns a number, -1 where it fails.
-
-    Args:
-        function: its name.
-        arguments: numbers and addresses.
-
-    Errors:
-        OSError: it failed.
-    """
+    """Call a function of the C library with numbers and addresses; OSError where it returns -1."""
     called = getattr(ctypes.CDLL(None, use_errno=True), function)
     called.restype = ctypes.c_long if function in RETURN_LONG else ctypes.c_int
     result = int(called(*map(ctypes.c_long, arguments)))
@@ -52,14 +32,8 @@ def errno_of(refusal: OSError | VmmError) -> str:
     return errno.errorcode.get(refusal.errno or 0, "?")
 
 
-# ---- processes ----------------------------------------------------------------------------------
-
-
 def become(user: int) -> None:
-    """In a child, become this user, like a program that the user starts.
-
-    Args:
-        user: the number of the user, and of its group.
+    """In a child, become this user and group, like a program that the user starts.
 
     Errors:
         OSError: only root is permitted, and not everywhere.
@@ -75,33 +49,18 @@ def become(user: int) -> None:
     die_with_parent(parent)
 
 
-# ---- figures ------------------------------------------------------------------------------------
-
-
 def status(figure: str, pid: int | None = None) -> int:
-    """A figure of a process in /proc/PID/status, as "VmPTE", in bytes.
-
-    Args:
-        figure: its name there.
-        pid: the process, None for this one.
-
-    Errors:
-        NotObservable: the kernel does not report it.
-    """
+    """A figure of a process (None: this one) in its status, as "VmPTE", in bytes; as ``told``."""
     return told(f"/proc/{pid or 'self'}/status", figure)
 
 
 def meminfo(figure: str) -> int:
-    """A figure of the whole machine in /proc/meminfo, as "Shmem", in bytes; as ``status``."""
+    """A figure of the whole machine in /proc/meminfo, as "Shmem", in bytes; as ``told``."""
     return told("/proc/meminfo", figure)
 
 
 def told(file: str, figure: str) -> int:
-    """A labelled number in a kernel file; kB become bytes.
-
-    Args:
-        file: the path, as "/proc/self/io".
-        figure: the label.
+    """A labelled number in a kernel file, as "/proc/self/io"; kB become bytes.
 
     Errors:
         NotObservable: the kernel does not report it.

@@ -19,8 +19,6 @@ from vmm_linux.experiments._framework.words import (
     verdict,
 )
 
-__all__ = ["progress_of", "show", "show_list"]
-
 WIDEST = 100
 PADDING = 3
 """Blanks of a drawn table for each column."""
@@ -65,21 +63,17 @@ def print_table(table: Table) -> None:
     print_line(table.title)
     for row in table.rows:
         for number, (name, cell) in enumerate(zip(table.columns, row, strict=True)):
-            indent = " " * (4 if number else 2)
-            for line in textwrap.wrap(
-                f"{name}: {printable(cell)}",
-                width(),
-                initial_indent=indent,
-                subsequent_indent=indent + "  ",
-            ):
-                print_line(line)
+            paragraph(name, printable(cell), " " * (4 if number else 2), "  ")
     print_line()
 
 
-def paragraph(name: str, text: str) -> None:
-    """Print a text with its heading, as wide as the terminal."""
-    for line in textwrap.wrap(f"{name}: {text}", width()):
-        print_line(line)
+def paragraph(name: str, text: str, indent: str = "", more: str = "") -> None:
+    """Print a text with its heading, as wide as the terminal; ``more`` indents its later lines."""
+    print_line(
+        textwrap.fill(
+            f"{name}: {text}", width(), initial_indent=indent, subsequent_indent=indent + more
+        )
+    )
 
 
 def width() -> int:
@@ -111,8 +105,7 @@ def progress_of(name: str) -> Iterator[Callable[[int, int, str], None]]:
         bar.refresh()
 
         def progress(done: int, total: int, what: str) -> None:
-            bar.update(
-                task, completed=done, total=total, description=f"{name}: {what}", refresh=True
-            )
+            what = f"{name}: {what}"
+            bar.update(task, completed=done, total=total, description=what, refresh=True)
 
         yield progress

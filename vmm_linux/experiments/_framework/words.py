@@ -1,10 +1,10 @@
 """Results in words, for all outputs."""
 
+from collections import Counter
+
 from vmm_linux._tools.text import human
 from vmm_linux.experiments._framework.laboratory import Result
 from vmm_linux.experiments._framework.results import Claim, Expected, Kind, Outcome, Table, Value
-
-__all__ = ["CLAIM_COLUMNS", "cells_of", "claim_cells", "headings_of", "shown", "verdict"]
 
 NOTHING = "-"
 """Stands for a missing value."""
@@ -36,16 +36,12 @@ def headings_of(table: Table) -> list[str]:
 
 def cells_of(table: Table) -> list[list[str]]:
     """The cells of every row, medians with their bounds."""
-    rows = []
-    for number, row in enumerate(table.rows):
-        bounds = table.spread[number] if table.spread else [None] * len(row)
-        rows.append(
-            [
-                spread(value, bound, "B" if column.unit == "B" else "")
-                for value, bound, column in zip(row, bounds, table.columns, strict=True)
-            ]
-        )
-    return rows
+    units = ["B" if column.unit == "B" else "" for column in table.columns]
+    bounds = table.spread or [[None] * len(units)] * len(table.rows)
+    return [
+        [spread(*cell) for cell in zip(*row, units, strict=True)]
+        for row in zip(table.rows, bounds, strict=True)
+    ]
 
 
 def spread(value: Value, bounds: list[int | float] | None, unit: str) -> str:
@@ -61,15 +57,9 @@ def claim_cells(claim: Claim) -> tuple[str, str, str, str]:
     """A claim as a row of ``CLAIM_COLUMNS``."""
     if claim.outcome is Outcome.NOT_OBSERVABLE:
         return claim.statement, NOTHING, NOTHING, f"not observable here, because {claim.reason}"
-    outcome = str(claim.outcome)
-    if claim.kind is Kind.TIMING:
-        outcome += " (timing)"
-    return (
-        claim.statement,
-        spread(claim.measured, claim.spread, claim.unit),
-        words(claim.expected, claim.unit),
-        outcome,
-    )
+    outcome = f"{claim.outcome}{' (timing)' if claim.kind is Kind.TIMING else ''}"
+    measured = spread(claim.measured, claim.spread, claim.unit)
+    return claim.statement, measured, words(claim.expected, claim.unit), outcome
 
 
 def words(expected: Expected | None, unit: str) -> str:
@@ -92,9 +82,6 @@ def verdict(result: Result) -> str:
         return f"FAILED: {result.problem}"
     if result.findings.reason:
         return f"Not observable here, because {result.findings.reason}."
-    counts = []
-    for outcome in Outcome:
-        count = sum(claim.outcome is outcome for claim in result.findings.claims)
-        if count:
-            counts.append(f"{count} {outcome}")
-    return f"Of the prediction: {', '.join(counts) or 'nothing was claimed'}."
+    counts = Counter(claim.outcome for claim in result.findings.claims)
+    listed = ", ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome])
+    return f"Of the prediction: {listed or 'nothing was claimed'}."

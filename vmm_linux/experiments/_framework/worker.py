@@ -20,8 +20,6 @@ from vmm_linux.experiments import Run
 from vmm_linux.experiments._framework.catalogue import chosen
 from vmm_linux.experiments._framework.run import REFUSALS
 
-__all__ = ["main", "measured"]
-
 OWN = 1 << 30
 """Bytes for the interpreter, its threads and its modules, beside the measured memory."""
 PAUSE = 0.05
@@ -59,12 +57,7 @@ def confine(memory: int) -> None:
 
 
 def measured(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
-    """Measure, and return the findings or the problem for JSON.
-
-    Args:
-        order: ``name``, ``quick``, ``seed`` and ``memory``.
-        answers: the stream for progress.
-    """
+    """Measure, and return the findings or the problem for JSON."""
     last = 0.0
 
     def progress(done: int, total: int, what: str) -> None:
@@ -77,13 +70,8 @@ def measured(order: dict[str, Any], answers: TextIO) -> dict[str, Any]:
     try:
         (experiment,) = chosen([order["name"]])
         with VMM() as vmm:
-            run = Run(
-                vmm,
-                quick=order["quick"],
-                seed=order["seed"],
-                memory=order["memory"],
-                progress=progress,
-            )
+            options = {name: order[name] for name in ("quick", "seed", "memory")}
+            run = Run(vmm, **options, progress=progress)
             try:
                 experiment.measure(run)
             except REFUSALS as answer:
