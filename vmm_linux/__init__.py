@@ -5,7 +5,7 @@ clones and sends MDL buffers, memory shared with other processes; see its method
 ``VMM.endpoint`` is the same by the reference's own names.
 """
 
-from vmm_linux._core import old_names  # noqa: F401  modules that old pickles name
+from vmm_linux._core import old_names as _old_names  # noqa: F401  modules that old pickles name
 from vmm_linux._core.endpoint import PageInfo
 from vmm_linux.errors import Retcode, VmmError
 from vmm_linux.event import Event

@@ -452,3 +452,10 @@ def test_a_child_begins_with_its_parents_figures_and_bounds(vmm: VMM) -> None:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     assert used(vmm)["committed"] == SIZE, "the child has nothing to do with the parent"
+
+
+def test_a_vmm_that_is_closed_before_it_is_made_takes_no_limits() -> None:
+    vmm = VMM.__new__(VMM)
+    vmm.close()
+    with pytest.raises(InvalidOperation, match="limits: this VMM is closed"):
+        VMM.__init__(vmm, Limits(regions=1))

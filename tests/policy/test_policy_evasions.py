@@ -432,3 +432,27 @@ def test_a_policy_is_never_dropped_whatever_thread_is_quicker(
     finally:
         sys.setswitchinterval(interval)
     assert len(outcomes) == 300
+
+
+def test_a_call_whose_vmm_the_policy_closes_takes_no_message_and_sets_no_limit() -> None:
+    open_ones: list[VMM] = []
+
+    def close(_: Question) -> bool:
+        open_ones[-1].close()
+        return True
+
+    def closed(call: Callable[[VMM], object]) -> None:
+        with VMM(policy=Policy(ask=close)) as vmm:
+            open_ones.append(vmm)
+            with pytest.raises(InvalidOperation, match="this VMM is closed"):
+                call(vmm)
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, VMM() as sender:
+        theirs.settimeout(10)
+        sender.send_handle(ours, sender.mdl_create(PAGE, READ_WRITE))
+        closed(lambda vmm: vmm.recv_handle(theirs))
+        assert sender.mdl_get_size(sender.recv_handle(theirs)) == PAGE
+        closed(lambda vmm: vmm.handle_from_fd(ours.fileno()))
+    closed(lambda vmm: setattr(vmm, "limits", Limits()))
+    closed(lambda vmm: vmm.query(2**63))

@@ -61,3 +61,19 @@ def test_importing_loads_nothing_that_is_not_needed_yet() -> None:
     modules = set(child.stdout.split())
     assert "vmm_linux" in modules
     assert modules & set(UNUSED) == set()
+
+
+def list_misplaced_modules() -> None:
+    """Import the package and print the modules in it that are others' under a public name."""
+    from types import ModuleType
+
+    import vmm_linux
+
+    for name, value in vars(vmm_linux).items():
+        if isinstance(value, ModuleType) and not name.startswith("_"):
+            print(*({value.__name__} - {f"vmm_linux.{name}"}), end="")
+
+
+def test_the_package_has_no_private_module_under_a_public_name() -> None:
+    child = run_child(list_misplaced_modules)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "", "")

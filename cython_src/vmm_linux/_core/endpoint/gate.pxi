@@ -216,6 +216,9 @@ cdef class Gate:
         if record is not None and self.audit.writes_first(
                 None if self.policy is None else self.policy.audit_failure):
             self.audit.write_before(record)
+        # The policy's callable may have closed it, or another thread: no message is received then.
+        if vmm.space.closed:
+            refuse_closed(name_of(method))
         try:
             return deed(vmm, call, rest)
         except SecurityDisallow:

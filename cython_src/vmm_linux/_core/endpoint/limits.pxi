@@ -14,16 +14,8 @@ cdef int read_bounds(uint64_t *numbers, tuple bounds) except -1:
     return 0
 
 
-cdef int bound_space(AddressSpace space, object limits) except -1:
-    """Bound what is made from now on, by ``Limits`` of the package's own class."""
-    cdef uint64_t bounds[LIMIT_COUNT]
-    read_bounds(bounds, attrgetter(*LIMIT_NAMES)(limits))
-    set_space_bounds(space, bounds)
-    return 0
-
-
 cdef void set_space_bounds(AddressSpace space, const uint64_t *bounds) noexcept:
-    """The same, by numbers."""
+    """Bound what is made from now on."""
     lock_space(space)
     set_bounds(space, bounds)
     unlock_space(space)
@@ -40,4 +32,9 @@ cdef void read_usage(AddressSpace space, uint64_t *used, uint64_t *bounds) noexc
 
 
 cdef object do_set_limits(VMM self, Call *call, object limits):
-    bound_space(self.space, limits)
+    """Bound what is made from now on, by ``Limits`` of the package's own class."""
+    cdef uint64_t bounds[LIMIT_COUNT]
+    if self.space.closed:
+        refuse_closed("limits")
+    read_bounds(bounds, attrgetter(*LIMIT_NAMES)(limits))
+    set_space_bounds(self.space, bounds)

@@ -66,7 +66,7 @@ cdef class VMM:
             raise
         if limits is not None:
             if settled:
-                bound_space(self.space, limits)
+                do_set_limits(self, NULL, limits)
             else:
                 self.limits = limits
 
