@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from children import run_child
-from constants import COMMITTED, READ, RESERVED
+from constants import COMMITTED, READ, RESERVED, RW
 from forked import in_child
 from kernel_oracle import PAGE
 from policies import Switch
@@ -450,7 +450,7 @@ def test_a_call_whose_vmm_the_policy_closes_takes_no_message_and_sets_no_limit()
     ours, theirs = socket.socketpair()
     with ours, theirs, VMM() as sender:
         theirs.settimeout(10)
-        sender.send_handle(ours, sender.mdl_create(PAGE, READ_WRITE))
+        sender.send_handle(ours, sender.mdl_create(PAGE, RW))
         closed(lambda vmm: vmm.recv_handle(theirs))
         assert sender.mdl_get_size(sender.recv_handle(theirs)) == PAGE
         closed(lambda vmm: vmm.handle_from_fd(ours.fileno()))
