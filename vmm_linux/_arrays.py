@@ -11,15 +11,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import ModuleType
-    from typing import Any, Protocol, TypeVar
+    from typing import Any, Protocol
 
     import numpy as np
 
     from vmm_linux.region import Region
-
-    Scalar = TypeVar("Scalar", bound=np.generic)
-    # Dtypes whose scalar a type checker knows; of strings NumPy's own functions do not either.
-    DtypeOf = type[Scalar] | np.dtype[Scalar]
 
     class Mappable(Protocol):
         """An MDL buffer, of which parts can be mapped."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Buffer
 
-    from vmm_linux._arrays import DtypeOf, Scalar
+    from vmm_linux._core.typed import DtypeOf, Scalar
     from vmm_linux.handles import Handle
 
 __all__ = ["Mdl"]

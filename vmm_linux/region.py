@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Buffer
 
-    from vmm_linux._arrays import DtypeOf, Scalar
     from vmm_linux._core.endpoint import VMM, PageInfo
+    from vmm_linux._core.typed import DtypeOf, Scalar
 
 __all__ = ["Region"]
 

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NamedTuple, final, overload
+    from typing import NamedTuple, TypeVar, final, overload
+
+    import numpy as np
+
+    Scalar = TypeVar("Scalar", bound=np.generic)
+    # Dtypes whose scalar a type checker knows; of strings NumPy's own functions do not either.
+    DtypeOf = type[Scalar] | np.dtype[Scalar]
 else:
     from collections import namedtuple
 
