@@ -91,7 +91,7 @@ def without(*features: int) -> AbstractContextManager[None]:
     """In the ``with`` block these features are absent, for every thread; for tests."""
 
 def page_size() -> int:
-    """The kernel's page in bytes: PAGE_SIZE, for Python."""
+    """The kernel's page in bytes."""
 
 def user_space_end() -> int:
     """The first address that no process on this machine can ever map.

@@ -8,23 +8,12 @@ from posix.types cimport sigset_t
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
-        PROT_NONE
-        PROT_READ
-        PROT_WRITE
-        PROT_EXEC
-        MAP_SHARED
-        MAP_PRIVATE
-        MAP_ANONYMOUS
-        MAP_FIXED
-        MAP_FIXED_NOREPLACE
-        MREMAP_MAYMOVE
-        MREMAP_FIXED
-        MADV_DONTNEED
-        MADV_HUGEPAGE
-        MFD_CLOEXEC
-        MFD_ALLOW_SEALING
-        MS_ASYNC
-        MS_INVALIDATE
+        PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC
+        MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE
+        MREMAP_MAYMOVE, MREMAP_FIXED
+        MADV_DONTNEED, MADV_HUGEPAGE
+        MFD_CLOEXEC, MFD_ALLOW_SEALING
+        MS_ASYNC, MS_INVALIDATE
 
 cdef extern from *:
     """
@@ -33,9 +22,6 @@ cdef extern from *:
     #endif
     #ifndef MADV_POPULATE_WRITE
     #define MADV_POPULATE_WRITE 23      /* Linux 5.14 */
-    #endif
-    #ifndef MADV_DONTNEED_LOCKED
-    #define MADV_DONTNEED_LOCKED 24     /* Linux 5.18 */
     #endif
     #ifndef MADV_GUARD_INSTALL
     #define MADV_GUARD_INSTALL 102      /* Linux 6.13 */
@@ -49,47 +35,20 @@ cdef extern from *:
     #ifndef MFD_EXEC
     #define MFD_EXEC 0x10U              /* Linux 6.3 */
     #endif
-    #include <sys/prctl.h>
-    #ifndef PR_SET_VMA
-    #define PR_SET_VMA 0x53564d41       /* Linux 5.17 */
-    #define PR_SET_VMA_ANON_NAME 0
-    #endif
     """
     enum:
-        MADV_POPULATE_READ
-        MADV_POPULATE_WRITE
-        MADV_DONTNEED_LOCKED
-        MADV_GUARD_INSTALL
-        MADV_GUARD_REMOVE
-        MFD_NOEXEC_SEAL
-        MFD_EXEC
+        MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
+        MFD_NOEXEC_SEAL, MFD_EXEC
 
 cdef extern from "<sys/resource.h>" nogil:
-    int RLIMIT_AS
-    int RLIMIT_DATA
     int RLIMIT_NOFILE
 
 cdef extern from "<fcntl.h>" nogil:
     enum:
-        FALLOC_FL_KEEP_SIZE
-        FALLOC_FL_PUNCH_HOLE
-        F_ADD_SEALS
-        F_GET_SEALS
-        F_GETFL
-        F_DUPFD_CLOEXEC
-        F_GETSIG
-        F_SETSIG
-        F_SEAL_SEAL
-        F_SEAL_SHRINK
-        F_SEAL_GROW
-        F_SEAL_WRITE
-        F_SEAL_FUTURE_WRITE
-        O_ACCMODE
-        O_RDONLY
-        O_RDWR
-        O_CLOEXEC
-        O_NONBLOCK
-        O_PATH
+        FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+        F_ADD_SEALS, F_GET_SEALS, F_GETFL, F_DUPFD_CLOEXEC
+        F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE
+        O_ACCMODE, O_RDONLY, O_RDWR, O_CLOEXEC, O_NONBLOCK
 
 cdef extern from *:
     """
@@ -100,8 +59,7 @@ cdef extern from *:
     #endif
     """
     enum:
-        SEEK_DATA
-        SEEK_HOLE
+        SEEK_DATA, SEEK_HOLE
 
 cdef extern from *:
     """
@@ -206,9 +164,8 @@ cdef intptr_t pread(int fd, void *buffer, size_t length, uint64_t offset) noexce
 cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil
 cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil
 cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil
-cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil
 cdef int fstat(int fd, FileStatus *status) noexcept nogil
-cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil
+cdef int file_handle(int fd, uint64_t *name) noexcept nogil
 cpdef int64_t filesystem_type(int fd) noexcept nogil
 
 # Sockets
@@ -294,19 +251,10 @@ cdef inline void mutex_unlock(Mutex *mutex) noexcept nogil:
 
 # The numbers of the Python enum ``Feature``.
 cdef enum:
-    FEATURE_PROCMAP_QUERY = 0
-    FEATURE_PAGEMAP_SCAN = 1
-    FEATURE_PAGEMAP = 2
-    FEATURE_PAGEMAP_GUARD = 3
-    FEATURE_GUARD_REGIONS = 4
-    FEATURE_DONTNEED_LOCKED = 5
-    FEATURE_MEMFD_NOEXEC_SEAL = 6
-    FEATURE_PROCESS_VM = 7
-    FEATURE_TRANSPARENT_HUGE_PAGES = 8
-    FEATURE_FILE_HANDLES = 9
-    FEATURE_VECTORED_GUARDS = 10
-    FEATURE_ANONYMOUS_NAMES = 11
-    FEATURE_COUNT = 12
+    FEATURE_PROCMAP_QUERY, FEATURE_PAGEMAP_SCAN, FEATURE_PAGEMAP, FEATURE_PAGEMAP_GUARD
+    FEATURE_GUARD_REGIONS, FEATURE_DONTNEED_LOCKED, FEATURE_MEMFD_NOEXEC_SEAL, FEATURE_PROCESS_VM
+    FEATURE_TRANSPARENT_HUGE_PAGES, FEATURE_FILE_HANDLES, FEATURE_VECTORED_GUARDS
+    FEATURE_ANONYMOUS_NAMES, FEATURE_COUNT
 
 cdef bint has(int feature) noexcept nogil
 cdef bint lacks(int feature) noexcept nogil
@@ -323,7 +271,6 @@ cdef extern from *:
     """
     const size_t PAGE_SIZE "vmm_page_size"      # the kernel's page in bytes
 
-cpdef size_t page_size() noexcept nogil
 cpdef uintptr_t user_space_end() noexcept nogil
 cpdef uintptr_t mmap_min_addr() noexcept nogil
 cpdef size_t huge_page_size() noexcept nogil
@@ -340,10 +287,6 @@ cdef bint group_has_headroom(uint64_t size) noexcept nogil
 
 cdef uint64_t mapping_count() noexcept nogil
 cdef int check_headroom(uint64_t size) noexcept nogil
-
-cdef enum:
-    BOUNDS = 9                  # as many as ``vmm_linux.limits.FIGURES`` has
-
 cdef const uint64_t *default_bounds() except NULL
 
 
@@ -368,7 +311,6 @@ cdef class Descriptor:
     cdef OpenFile file
     cdef bint is_anonymous
     cdef object __weakref__
-
     cpdef int take(self, int fd) except -1
     cpdef void close(self) noexcept
 

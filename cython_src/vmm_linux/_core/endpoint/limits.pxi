@@ -6,18 +6,12 @@ cdef object bound_or_none(uint64_t bound):
     return None if bound == NO_BOUND else bound
 
 
-cdef int read_bounds(uint64_t *numbers, tuple bounds) except -1:
-    """Bounds as numbers."""
-    cdef int limit
-    for limit in range(LIMIT_COUNT):
-        numbers[limit] = NO_BOUND if bounds[limit] is None else bounds[limit]
-    return 0
-
-
 cdef int bound_space(AddressSpace space, object limits) except -1:
     """Bound what is made from now on, by ``Limits`` of the package's own class."""
     cdef uint64_t bounds[LIMIT_COUNT]
-    read_bounds(bounds, attrgetter(*LIMIT_NAMES)(limits))
+    cdef int limit
+    for limit, bound in enumerate(attrgetter(*LIMIT_NAMES)(limits)):
+        bounds[limit] = NO_BOUND if bound is None else bound
     set_space_bounds(space, bounds)
     return 0
 

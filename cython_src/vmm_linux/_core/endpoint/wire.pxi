@@ -18,7 +18,7 @@ bytes       type   what
 =========== ====== ==================================================================
 
 The descriptors are the identities, then the segments, at most 253 together. All are memfds; an
-identity (see ``_identity.pyx``) is sealed for good. A buffer that is all of one memory file is
+identity (``memory/identity.pxi``) is sealed for good. A buffer that is all of one memory file is
 known by that and has none. Any other has one of its own: a buffer of several segments, and a clone,
 which is any window. A clone's origin has the second, if it is not that memory file itself. The
 buffer touches every segment that comes with it. Security ids are not in the message: the receiver
@@ -98,14 +98,12 @@ cdef int send_at_once(int sock, const Parcel *parcel) noexcept nogil:
 
 cdef int check_files(const Parcel *parcel) except -1:
     """Whether the descriptors of a parcel still are its own, after others went on."""
-    cdef int result, i
+    cdef int i
     for i in range(parcel.count):
-        result = open_file_number(&parcel.files[i])
-        if result < 0:
-            raise error(
-                RETCODES.get(-result, Retcode.FAIL), "send_handle",
-                "the program closed a descriptor that waited for room in the socket, or put "
-                "another file under its number (os.closerange, os.dup2); nothing was sent", -result)
+        check_result(
+            open_file_number(&parcel.files[i]), "send_handle",
+            "the program closed a descriptor that waited for room in the socket, or put another "
+            "file under its number (os.closerange, os.dup2); nothing was sent")
     return 0
 
 
@@ -121,7 +119,7 @@ cdef int send(object sock, const Parcel *parcel) except -1:
         while True:
             result = send_at_once(sock.fileno(), parcel)
             if result != -EAGAIN:
-                check_sent(result)
+                kernel.check(result)
                 return 0
             wait_for_room(sock, &deadline)
             check_files(parcel)
@@ -201,7 +199,8 @@ cdef int read_head(object sock, bytes message, int flags, Parcel *parcel) except
     if flags & FLAW_OF_DESCRIPTORS and came < min(count, <int>PARCEL_DESCRIPTORS):
         raise cut_off("recv_handle", sock, f"{count} descriptors came and {came} fitted")
     if flags & FLAW_OF_DESCRIPTORS or count != came or count > PARCEL_DESCRIPTORS:
-        raise bad(f"{count} descriptors are announced, and {came} or more came")
+        announced = "1 descriptor is" if count == 1 else f"{count} descriptors are"
+        raise bad(f"{announced} announced, and {came} or more came")
     if segments == 0 or not (segments > 1) <= identities <= <int>MOST_IDENTITIES:
         raise bad(f"{segments} segments with {identities} identities")
     if le32toh(head.rights) & ~<uint32_t>RIGHT_ALL:
@@ -247,10 +246,7 @@ cdef int check_identities(const Parcel *parcel, int identities) except -1:
             result = identity_is_of(parcel.files[i].fd, &window)
         else:
             result = identity_includes(parcel.files[i].fd, &window)
-        if result < 0:
-            raise error(
-                RETCODES.get(-result, Retcode.FAIL), "recv_handle",
-                "the kernel does not tell what an identity is of", -result)
+        check_result(result, "recv_handle", "the kernel does not tell what an identity is of")
         if result != 0:
             raise bad("an identity of other memory")
     return 0
@@ -310,9 +306,7 @@ cdef int examine(OpenFile *file, uint32_t rights, uint64_t *size, Refusal refuse
 cdef int64_t size_of(OpenFile *file) except -1:
     """The size of a file in bytes. Which file it is, is noted."""
     cdef FileStatus status
-    cdef int result = open_file_note(file, &status)
-    if result < 0:
-        raise error(RETCODES.get(-result, Retcode.FAIL), "recv_handle", "fstat", -result)
+    check_result(open_file_note(file, &status), "recv_handle", "fstat")
     return status.st_size
 
 
@@ -320,7 +314,7 @@ cdef int seals_of(int fd, int needed, Refusal refuse) except -1:
     """The seals of a descriptor, which is a memfd of ordinary pages with the ``needed`` ones.
 
     Only files in memory have seals. Any other file is asked for nothing else: a file system in
-    user space, or on the network, can let who asks wait for ever.
+    user space, or on the network, can let this process wait for ever.
     """
     cdef int seals = kernel.fcntl(fd, F_GET_SEALS, 0)
     if seals < 0:

@@ -42,7 +42,6 @@ cdef const OpenFile *file_of(const Window *window, size_t number) noexcept nogil
 
 cdef int name_of(const OpenFile *file, FileName *name) noexcept nogil:
     """The kernel's names for a file: 0 or -errno."""
-    cdef uint64_t high
     cdef int fd = open_file_number(file)
     if fd < 0:
         return fd
@@ -51,7 +50,7 @@ cdef int name_of(const OpenFile *file, FileName *name) noexcept nogil:
     # A shortage during the probe must not give another name.
     if kernel.lacks(kernel.FEATURE_FILE_HANDLES):
         return 0
-    return kernel.file_handle(fd, &name.handle, &high)
+    return kernel.file_handle(fd, &name.handle)
 
 
 cdef bint is_same_file(const FileName *one, const FileName *other) noexcept nogil:

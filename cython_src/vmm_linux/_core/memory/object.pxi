@@ -377,7 +377,6 @@ cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
     It is the file's generation, a random number, with its inode number; where a sandbox hides the
     generation, the inode number alone, which the kernel may use again once the object is gone.
     """
-    cdef uint64_t high
     cdef int result = 0
     if self.sid == 0:
         # A shortage during the probe must not give another security id.
@@ -386,7 +385,7 @@ cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
         else:
             result = open_file_number(&self.identity)
             if result >= 0:
-                result = kernel.file_handle(result, &self.sid, &high)
+                result = kernel.file_handle(result, &self.sid)
     sid[0] = self.sid
     return result
 

@@ -1,4 +1,4 @@
-"""A call carried out: numbers to the address space, its answer to Python, and the ways back."""
+"""A call is carried out: a request to the address space, its answer to Python, and undoing it."""
 
 
 cdef inline int perform_or_raise(AddressSpace space, Request *request, Answer *answer) except -1:
