@@ -239,12 +239,6 @@ MOST_FD: Final[int]
 def check_socket(method: str, sock: object) -> int:
     """Whether this is a socket that descriptors can go through."""
 
-def duplicate(method: str, sock: socket, held: Descriptor) -> socket:
-    """A plain socket on a descriptor of its own, which waits as long as the given one does.
-
-    ``held``, which has none yet, owns that descriptor, and says whether it is still open.
-    """
-
 def send_descriptor(sock: socket, data: bytes, held: Descriptor) -> int:
     """Send one descriptor with data in one message, without SIGPIPE: the bytes sent.
 

@@ -41,9 +41,6 @@ def fcntl(fd: int, command: int, argument: int) -> int:
 def fchmod(fd: int, mode: int) -> int:
     """``fchmod(2)``."""
 
-def filesystem_type(fd: int) -> int:
-    """``fstatfs(2)``: the magic number of the file system."""
-
 def close(fd: int) -> int:
     """``close(2)``. The descriptor is gone whatever the result."""
 

@@ -74,7 +74,6 @@ cdef extern from *:
         uint64_t vma_name_addr, build_id_addr;
     };
     #define VMM_PROCMAP_QUERY _IOWR('f', 17, struct vmm_procmap_query)
-    #define VMM_PROCMAP_COVERING_OR_NEXT 0x10
 
     /* ioctl on /proc/PID/pagemap, Linux 6.7 */
     struct vmm_pm_scan_arg {
@@ -83,16 +82,8 @@ cdef extern from *:
     };
     struct vmm_page_region { uint64_t start, end, categories; };
     #define VMM_PAGEMAP_SCAN _IOWR('f', 16, struct vmm_pm_scan_arg)
-    #define VMM_PAGE_IS_WRITTEN (1u << 1)
-    #define VMM_PAGE_IS_FILE    (1u << 2)
-    #define VMM_PAGE_IS_PRESENT (1u << 3)
-    #define VMM_PAGE_IS_SWAPPED (1u << 4)
-    #define VMM_PAGE_IS_PFNZERO (1u << 5)
-    #define VMM_PAGE_IS_HUGE    (1u << 6)
-    #define VMM_PAGE_IS_GUARD   (1u << 8)       /* newer than PAGEMAP_SCAN itself */
 
-    /* Of an entry of /proc/PID/pagemap */
-    #define VMM_PAGEMAP_ENTRY 8                 /* its size in bytes */
+    /* Bits of an entry of /proc/PID/pagemap */
     #define VMM_PAGEMAP_PRESENT         (1ull << 63)
     #define VMM_PAGEMAP_SWAPPED         (1ull << 62)
     #define VMM_PAGEMAP_FILE            (1ull << 61)
@@ -110,22 +101,24 @@ cdef extern from *:
         uint64_t category_inverted, category_mask, category_anyof_mask, return_mask
     struct PageRegion "vmm_page_region":
         uint64_t start, end, categories
-    enum:
-        PROCMAP_COVERING_OR_NEXT "VMM_PROCMAP_COVERING_OR_NEXT"
-        PAGE_IS_WRITTEN "VMM_PAGE_IS_WRITTEN"
-        PAGE_IS_FILE "VMM_PAGE_IS_FILE"
-        PAGE_IS_PRESENT "VMM_PAGE_IS_PRESENT"
-        PAGE_IS_SWAPPED "VMM_PAGE_IS_SWAPPED"
-        PAGE_IS_PFNZERO "VMM_PAGE_IS_PFNZERO"
-        PAGE_IS_HUGE "VMM_PAGE_IS_HUGE"
-        PAGE_IS_GUARD "VMM_PAGE_IS_GUARD"
-        PAGEMAP_ENTRY "VMM_PAGEMAP_ENTRY"
     const uint64_t PAGEMAP_PRESENT "VMM_PAGEMAP_PRESENT"
     const uint64_t PAGEMAP_SWAPPED "VMM_PAGEMAP_SWAPPED"
     const uint64_t PAGEMAP_FILE "VMM_PAGEMAP_FILE"
     const uint64_t PAGEMAP_GUARD "VMM_PAGEMAP_GUARD"
     const uint64_t PAGEMAP_WRITE_PROTECTED "VMM_PAGEMAP_WRITE_PROTECTED"
     const uint64_t PAGEMAP_EXCLUSIVE "VMM_PAGEMAP_EXCLUSIVE"
+
+cdef enum:
+    PROCMAP_COVERING_OR_NEXT = 0x10
+    PAGEMAP_ENTRY = 8           # bytes of an entry of /proc/PID/pagemap
+    # Categories of pages:
+    PAGE_IS_WRITTEN = 1 << 1
+    PAGE_IS_FILE = 1 << 2
+    PAGE_IS_PRESENT = 1 << 3
+    PAGE_IS_SWAPPED = 1 << 4
+    PAGE_IS_PFNZERO = 1 << 5
+    PAGE_IS_HUGE = 1 << 6
+    PAGE_IS_GUARD = 1 << 8      # newer than PAGEMAP_SCAN itself
 
 cdef int check(int result) except -1
 
@@ -166,7 +159,7 @@ cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil
 cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil
 cdef int fstat(int fd, FileStatus *status) noexcept nogil
 cdef int file_handle(int fd, uint64_t *name) noexcept nogil
-cpdef int64_t filesystem_type(int fd) noexcept nogil
+cdef int64_t filesystem_type(int fd) noexcept nogil
 
 # Sockets
 cdef intptr_t send_at_once(int sock, const void *data, size_t size, const int *descriptors,

@@ -9,7 +9,7 @@ cdef object do_mdl_create(VMM self, Call *call, object argument):
     check_multiple(MDL_CREATE, "segment_size", request.segment_size)
     if request.segment_size == 0 or request.segment_size > request.size:
         request.segment_size = request.size
-    return made(self.space, request)
+    return make(self.space, request)
 
 
 cdef object do_mdl_create_from_vm(VMM self, Call *call, object argument):
@@ -37,7 +37,7 @@ cdef object do_mdl_create_from_buf(VMM self, Call *call, object argument):
     check_bits(MDL_CREATE_FROM_BUF, "prot", request.flags, FLAG_RWX_MASK)
     check_some_access(MDL_CREATE_FROM_BUF, request.flags)
     check_bytes(MDL_CREATE_FROM_BUF, 0, request.size)
-    return made(self.space, request)
+    return make(self.space, request)
 
 
 cdef object do_mdl_get_size(VMM self, Call *call, object argument):
@@ -53,13 +53,13 @@ cdef object do_mdl_map(VMM self, Call *call, object argument):
     check_bits(MDL_MAP, "prot", request.flags, MAP_FLAGS)
     check_protection(MDL_MAP, request.flags & FLAG_RWX_MASK)
     check_fixed(MDL_MAP, "hint", request.flags, request.va)
-    return made(self.space, request)
+    return make(self.space, request)
 
 
 cdef object do_mdl_clone(VMM self, Call *call, object argument):
     cdef Request *request = &call.request
     check_pages(MDL_CLONE, "offset", request.offset, request.size, "length")
-    return made(self.space, request)
+    return make(self.space, request)
 
 
 cdef object do_mdl_seal(VMM self, Call *call, object argument):
@@ -76,7 +76,7 @@ cdef object do_handle_copy(VMM self, Call *call, object argument):
     if call.no_rights:
         number(HANDLE_COPY, 1, None)
     check_bits(HANDLE_COPY, "rights", call.request.rights, RIGHT_ALL)
-    return made(self.space, &call.request)
+    return make(self.space, &call.request)
 
 
 cdef object do_with_handle(VMM self, Call *call, object argument):
@@ -139,9 +139,8 @@ cdef int send_directly(AddressSpace space, int sock, const Request *request) noe
 
 cdef object do_recv_handle(VMM self, Call *call, object sock):
     cdef Received received
-    cdef Demands demands
-    read_demands(call, &demands)
-    received = receive(sock, &demands, None if call.no_peer_uid else call.peer_uid)
+    check_bits(RECV_HANDLE, "require", call.request.seals, SEAL_PUBLISH | SEAL_FREEZE)
+    received = receive(sock, &call.request, None if call.no_peer_uid else call.peer_uid)
     return unpack(self.space, RECV_HANDLE, &received.parcel)
 
 
@@ -165,19 +164,9 @@ cdef object do_handle_fileno(VMM self, Call *call, object argument):
 
 cdef object do_handle_from_fd(VMM self, Call *call, object argument):
     cdef Parcel parcel
-    cdef Demands demands
-    read_demands(call, &demands)
-    adopt(call.descriptor, &demands, &parcel)
+    check_bits(HANDLE_FROM_FD, "require", call.request.seals, SEAL_PUBLISH | SEAL_FREEZE)
+    adopt(call.descriptor, &call.request, &parcel)
     return unpack(self.space, HANDLE_FROM_FD, &parcel)
-
-
-cdef int read_demands(const Call *call, Demands *demands) except -1:
-    """What the receiver of a buffer asks of it, checked."""
-    check_bits(call.request.method, "require", call.request.seals, SEAL_PUBLISH | SEAL_FREEZE)
-    demands.method = call.request.method
-    demands.require = call.request.seals
-    demands.max_size = call.request.size
-    return 0
 
 
 cdef object unpack(AddressSpace space, Method method, Parcel *parcel):
@@ -185,6 +174,6 @@ cdef object unpack(AddressSpace space, Method method, Parcel *parcel):
     cdef Request request = new_request(method)
     request.parcel = parcel
     try:
-        return made(space, &request)
+        return make(space, &request)
     finally:
         close_parcel(parcel)

@@ -9,7 +9,7 @@ cdef inline int perform_or_raise(AddressSpace space, Request *request, Answer *a
     return 0
 
 
-cdef object made(AddressSpace space, Request *request):
+cdef object make(AddressSpace space, Request *request):
     """Carry out a call that makes a region or a handle: its address, its ``Handle``.
 
     If no memory is left for that object, what was made is given back: nothing else names it.

@@ -189,7 +189,7 @@ cdef class Gate:
         another thread puts another file under the descriptor's number.
         """
         cdef Descriptor held = Descriptor()
-        sock = duplicate(name_of(call.request.method), sock, held)
+        sock = duplicate_socket(name_of(call.request.method), sock, held)
         try:
             return self.decide_and_call(vmm, call, body, sock, record, held)
         finally:

@@ -5,7 +5,7 @@ cdef object do_allocate(VMM self, Call *call, object argument):
     cdef Request *request = &call.request
     check_pages(ALLOCATE, "addr", request.va, request.size, "size")
     check_region_flags(request.flags, request.va)
-    return made(self.space, request)
+    return make(self.space, request)
 
 
 cdef object do_change_pages(VMM self, Call *call, object argument):

@@ -75,7 +75,7 @@ cpdef int check_socket(str method, object sock) except -1:
     return 0
 
 
-def duplicate(str method, sock, Descriptor held):
+cdef object duplicate_socket(str method, object sock, Descriptor held):
     """A plain socket on a descriptor of its own, which waits as long as the given one does.
 
     ``held``, which has none yet, owns that descriptor, and says whether it is still open.

@@ -135,24 +135,17 @@ cdef int send(object sock, const Parcel *parcel) except -1:
 
 # ---- The receiver --------------------------------------------------------------------------------
 
-cdef struct Demands:
-    # What the receiver of a buffer asks of it.
-    Method method
-    uint64_t require            # SEAL_ bits
-    uint64_t max_size           # bytes
-
-
-cdef int check_demands(const Demands *demands, int seals, uint64_t size) except -1:
-    """Whether memory with these F_SEAL_* bits, and a buffer of this size, meets the demands."""
+cdef int check_required(const Request *request, int seals, uint64_t size) except -1:
+    """Whether a received buffer, with these F_SEAL_* bits, is as its request requires."""
     cdef bint frozen = seals & F_SEAL_WRITE != 0
     cdef bint published = frozen or seals & F_SEAL_FUTURE_WRITE != 0
-    if (demands.require & SEAL_FREEZE and not frozen
-            or demands.require & SEAL_PUBLISH and not published):
+    if (request.seals & SEAL_FREEZE and not frozen
+            or request.seals & SEAL_PUBLISH and not published):
         raise SecurityDisallow(
-            name_of(demands.method), f"the memory is not sealed with {Seal(demands.require)!r}")
-    if size > demands.max_size:
+            name_of(request.method), f"the memory is not sealed with {Seal(request.seals)!r}")
+    if size > request.size:
         raise SecurityDisallow(
-            name_of(demands.method), f"a buffer of {size} bytes; max_size is {demands.max_size}")
+            name_of(request.method), f"a buffer of {size} bytes; max_size is {request.size}")
     return 0
 
 
@@ -167,7 +160,7 @@ cdef object unfit(str why):
         "handle_from_fd", f"{why}; handle_fileno of a buffer gives what is needed")
 
 
-cdef Received receive(object sock, const Demands *demands, object peer_uid):
+cdef Received receive(object sock, const Request *request, object peer_uid):
     """Receive one parcel, and believe only what the kernel says of it."""
     cdef Received received
     message, received, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
@@ -176,7 +169,7 @@ cdef Received receive(object sock, const Demands *demands, object peer_uid):
     if peer_uid is not None:
         check_peer(sock, peer_uid)
     read_head(sock, message, flags, &received.parcel)
-    examine_parcel(&received.parcel, demands)
+    examine_parcel(&received.parcel, request)
     return received
 
 
@@ -214,8 +207,8 @@ cdef int read_head(object sock, bytes message, int flags, Parcel *parcel) except
     return 0
 
 
-cdef int examine_parcel(Parcel *parcel, const Demands *demands) except -1:
-    """Check a parcel against the kernel's word and the caller's demands."""
+cdef int examine_parcel(Parcel *parcel, const Request *request) except -1:
+    """Check a parcel against the kernel's word and the caller's request."""
     cdef int identities = parcel.count - parcel.segments
     cdef int seals, i
     for i in range(identities):
@@ -224,7 +217,7 @@ cdef int examine_parcel(Parcel *parcel, const Demands *demands) except -1:
     seals = examine_memory(parcel)
     check_window(parcel, identities > (parcel.segments > 1))
     check_identities(parcel, identities)
-    return check_demands(demands, seals, parcel.size)
+    return check_required(request, seals, parcel.size)
 
 
 cdef int check_identities(const Parcel *parcel, int identities) except -1:
@@ -349,31 +342,31 @@ cdef int check_window(const Parcel *parcel, bint is_clone) except -1:
 
 # ---- Descriptors from elsewhere -----------------------------------------------------------------
 
-cdef int adopt(uint64_t fd, const Demands *demands, Parcel *parcel) except -1:
+cdef int adopt(uint64_t fd, const Request *request, Parcel *parcel) except -1:
     """A parcel, which is the caller's, of a descriptor, which this process keeps.
 
     A duplicate is looked at, so that what was checked is what is used.
     """
     cdef int own
     if fd > <uint64_t>MOST_FD:
-        raise InvalidArgument(name_of(demands.method), f"fd {fd} is no descriptor")
+        raise InvalidArgument(name_of(request.method), f"fd {fd} is no descriptor")
     own = kernel.fcntl(<int>fd, F_DUPFD_CLOEXEC, 0)
     if own == -EBADF:
-        raise InvalidArgument(name_of(demands.method), f"fd {fd} is not open in this process")
+        raise InvalidArgument(name_of(request.method), f"fd {fd} is not open in this process")
     if own < 0:
         raise QuotaExceeded(
-            name_of(demands.method), "no descriptor is left; raise RLIMIT_NOFILE or close some",
+            name_of(request.method), "no descriptor is left; raise RLIMIT_NOFILE or close some",
             -own)
     parcel.files[0].fd = own
     parcel.count = parcel.segments = 1
     try:
-        return examine_adopted(parcel, demands)
+        return examine_adopted(parcel, request)
     except BaseException:
         kernel.close(own)
         raise
 
 
-cdef int examine_adopted(Parcel *parcel, const Demands *demands) except -1:
+cdef int examine_adopted(Parcel *parcel, const Request *request) except -1:
     """Whether a descriptor can be a buffer's: the rights are what it is open for."""
     cdef int fd = parcel.files[0].fd
     cdef int seals
@@ -385,4 +378,4 @@ cdef int examine_adopted(Parcel *parcel, const Demands *demands) except -1:
     seals = examine(&parcel.files[0], parcel.rights, &parcel.size, unfit)
     parcel.offset = 0
     parcel.segment_size = parcel.memory_size = parcel.size
-    return check_demands(demands, seals, parcel.size)
+    return check_required(request, seals, parcel.size)

@@ -264,7 +264,7 @@ cdef int file_handle(int fd, uint64_t *name) noexcept nogil:
     return <int>result_of(c_file_handle(fd, name))
 
 
-cpdef int64_t filesystem_type(int fd) noexcept nogil:
+cdef int64_t filesystem_type(int fd) noexcept nogil:
     """``fstatfs(2)``: the magic number of the file system."""
     cdef filesystem_status status
     cdef int result = <int>result_of(c_fstatfs(fd, &status))

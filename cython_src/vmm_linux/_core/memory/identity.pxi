@@ -64,14 +64,11 @@ cdef int identity_new(const Window *window) noexcept nogil:
 
     It is made together with its object: made later, on both sides of a fork, there would be two.
     """
-    cdef unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
     cdef int result = kernel.check_headroom(sizeof(IdentityHead) + window.count * sizeof(FileName))
     cdef int fd
     if result < 0:
         return result
-    if kernel.has(kernel.FEATURE_MEMFD_NOEXEC_SEAL):
-        flags |= MFD_NOEXEC_SEAL
-    fd = kernel.memfd_create(b"vmm_linux identity", flags)
+    fd = kernel.memfd_create(b"vmm_linux identity", creation_flags(False))
     if fd < 0:
         return fd
     result = write_identity(fd, window)

@@ -52,7 +52,7 @@ cdef enum:
 
 
 cdef unsigned int creation_flags(bint executable) noexcept nogil:
-    """Flags of memfd_create(2) for a buffer that may or may not be executed as a file."""
+    """Flags of memfd_create(2) for a file that may or may not be executed."""
     cdef unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
     if kernel.has(kernel.FEATURE_MEMFD_NOEXEC_SEAL):
         flags |= MFD_EXEC if executable else MFD_NOEXEC_SEAL
