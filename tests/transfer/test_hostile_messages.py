@@ -199,7 +199,8 @@ def test_as_many_descriptors_come_as_are_announced_or_all_are_closed(
             message = bytearray(forged(**head, memory_size=max(segments, 1) * PAGE))
             message[6:8] = segments.to_bytes(2, "little")
             send_raw(pair.sender, bytes(message), every)
-            why = f"{total} descriptors are announced, and {came}"
+            announced_count = "1 descriptor is" if total == 1 else f"{total} descriptors are"
+            why = f"{announced_count} announced, and {came}"
             if total == came:
                 why = f"{segments} segments with {identities} identities|the same memory twice"
             with refused(why):
@@ -414,7 +415,7 @@ def test_control_data_without_descriptors_is_refused(receiver: VMM, packets: Pai
     control = (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)
     packets.receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     packets.sender.sendmsg([forged()], [control])
-    with refused("1 descriptors are announced, and 0"):
+    with refused("1 descriptor is announced, and 0"):
         receiver.recv_handle(packets.receiver)
 
 

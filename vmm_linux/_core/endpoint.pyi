@@ -22,7 +22,7 @@ _Out = TypeVar("_Out")
 def outcome(method: Callable[..., _Out], value: _Out, *arguments: object) -> tuple[_Out, Retcode]:
     """What a method of ``VMM`` returns and OK; ``value`` and the return code if it fails.
 
-    The pair is there before the call: what this makes is not lost for want of memory for it.
+    The pair is made before the call: a result is not lost because memory is short for a pair.
     """
 
 class Kind(Enum):
@@ -72,21 +72,21 @@ class Question:
     def arguments(self) -> Mapping[str, int | None]: ...
     @property
     def flags(self) -> VmmFlags:
-        """The flags or the protection that are asked for."""
+        """The flags or the protection that the caller requests."""
     @property
     def size(self) -> int:
         """Bytes that the call is about: of ranges all of them; of what is received at most."""
     @property
     def rights(self) -> Rights:
-        """The rights that the copy, the receiver or the descriptor is to have."""
+        """The rights of the copy, the receiver or the descriptor."""
     @property
     def seals(self) -> Seal:
-        """Of a buffer that leaves, its seals; of others those that are put on or demanded."""
+        """The seals of a buffer that leaves; else those to put on or to require."""
     @property
     def peer(self) -> tuple[int, int | None, int | None] | None:
         """``(pid, uid, gid)`` of who made the other end of the socket, or None.
 
-        The user, and the group, is None where it may be anybody: a stranger to this user namespace.
+        The user, and the group, is None where it is unknown: this user namespace does not map it.
         """
     @property
     def usage(self) -> Usage:
@@ -171,12 +171,12 @@ class Audit:
                 may be one) or a terminal is written to as well, and never waited for: without a
                 reader, or full, it is a file that cannot be written. No write raises a signal
                 (SIGPIPE, SIGXFSZ), whatever the program does with those.
-            logger: a ``logging.Logger`` for what is to go elsewhere than ``vmm_linux.audit``:
-                calls that are denied as warnings, others for information.
+            logger: a ``logging.Logger`` in place of ``vmm_linux.audit``: calls that are denied are
+                warnings, others information.
             ring: how many of the last records ``VMM.history`` keeps, 0 or more.
-            failure: what becomes of a call whose line cannot be written: ``"deny"`` refuses it
+            failure: what happens to a call whose line cannot be written: ``"deny"`` refuses it
                 before anything is done (``SECURITY_DISALLOW``), ``"continue"`` warns once
-                (``RuntimeWarning``) and goes on. A policy's ``audit_failure`` comes first.
+                (``RuntimeWarning``) and continues. A policy's ``audit_failure`` comes first.
 
         Errors:
             INVALID_ARGUMENT: an argument of another kind.
@@ -214,7 +214,7 @@ class RuleTable:
         """Take the rules: tuples ``(calls, allows, number, flags, rights, seals, sizes, peers)``.
 
         ``flags``, ``rights`` and ``seals`` are triples (all, any, none), ``sizes`` a pair,
-        ``peers`` the users, the groups, and whether it has to be another user.
+        ``peers`` the users, the groups, and whether it must be another user.
         """
 
 def first_hidden(rules: Sequence[tuple[Any, ...]], start: int) -> tuple[int, int] | None:
@@ -239,12 +239,6 @@ MOST_FD: Final[int]
 def check_socket(method: str, sock: object) -> int:
     """Whether this is a socket that descriptors can go through."""
 
-def duplicate(method: str, sock: socket, held: Descriptor) -> socket:
-    """A plain socket on a descriptor of its own, which waits as long as the given one does.
-
-    ``held``, which has none yet, owns that descriptor, and says whether it is still open.
-    """
-
 def send_descriptor(sock: socket, data: bytes, held: Descriptor) -> int:
     """Send one descriptor with data in one message, without SIGPIPE: the bytes sent.
 
@@ -256,7 +250,7 @@ def send_descriptor(sock: socket, data: bytes, held: Descriptor) -> int:
 def peer_of(sock: socket) -> tuple[int, int | None, int | None] | None:
     """The process, user and group that made the other end; None where that is not reported.
 
-    The user, and the group, is None where it may be anybody.
+    The user, and the group, is None where it is unknown.
     """
 
 def cut_off(method: str, sock: socket, what: str) -> VmmError:
@@ -276,7 +270,7 @@ def read_message(sock: socket, length: int, most_descriptors: int) -> tuple[byte
     """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
 
     There is room for as many bytes and descriptors as the longest message has, for what the
-    socket's options add to it, and no more.
+    socket's options add to it, but for nothing else.
     """
 
 @final
@@ -379,7 +373,7 @@ class VMM:
         Args:
             limits: ``Limits``, or None for what keeps a runaway loop from taking the machine: at
                 most 262,144 regions and as many handles, 65,536 MDL buffers, and three quarters
-                of the memory that can be had now, each for committed pages, locked ones and
+                of the memory that is available now, each for committed pages, locked ones and
                 buffers. ``vmm.limits`` has the numbers.
             policy: a ``Policy``, which is asked before every call, or None for the one in the file
                 that ``VMM_LINUX_POLICY`` of the environment names, if it names one.
@@ -406,8 +400,8 @@ class VMM:
         refused until enough was given back.
 
         Errors:
-            INVALID_ARGUMENT: set to something else than ``Limits``.
-            SECURITY_DISALLOW: the policy says no to setting them.
+            INVALID_ARGUMENT: set to anything but ``Limits``.
+            SECURITY_DISALLOW: the policy does not allow setting them.
             INVALID_OPERATION: the VMM is closed.
         """
     @limits.setter
@@ -611,7 +605,7 @@ class VMM:
 
         Args:
             va: address of the first byte.
-            data: a contiguous buffer of at least one byte; it goes inside one region.
+            data: a contiguous buffer of at least one byte; its target is inside one region.
 
         Returns:
             The number of bytes written, all of them.
@@ -632,7 +626,7 @@ class VMM:
 
         In segments, a clone that begins and ends on their borders can be sent without the memory
         around it, which then is out of the receiver's reach. Each segment takes a descriptor, and
-        each mapping of it is a mapping of the kernel's own; for the rest such a buffer is like any
+        each mapping of it is a mapping of the kernel's own; otherwise such a buffer is like any
         other. At most 253 descriptors, one or two of them its identity's, go in a message.
 
         Args:
@@ -776,7 +770,7 @@ class VMM:
         Source: MdlClone; memfd_create(2) for the clone's identity.
         """
     def mdl_seal(self, handle: SupportsIndex, seals: SupportsIndex) -> None:
-        """Give up writing to an MDL buffer: for ever, for everybody, held by the kernel.
+        """Give up writing to an MDL buffer, for ever and in every process; the kernel enforces it.
 
         It holds for the whole memory: the origin, its clones, a SHAREABLE region around it; of a
         buffer in segments for every segment that this handle's buffer touches. These are sealed
@@ -890,8 +884,8 @@ class VMM:
             sock: a connected AF_UNIX socket.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
-            peer_uid: the user that must be at the other end, or None. One whom this process's user
-                namespace does not map may be anybody, and is refused.
+            peer_uid: the user that must be at the other end, or None. A user that this process's
+                user namespace does not map is unknown, and refused.
 
         Returns:
             A ``Handle``.
@@ -959,7 +953,7 @@ class VMM:
         """Free everything this VMM made. A second call does nothing.
 
         Regions that a view holds are unmapped when the last view of them is gone. An audit that
-        cannot write this down holds it up in no case, and says so.
+        cannot record this reports so, and does not prevent it.
 
         Errors:
             OUT_OF_MEMORY: at the kernel's map count a region could not be unmapped; the VMM

@@ -41,9 +41,6 @@ def fcntl(fd: int, command: int, argument: int) -> int:
 def fchmod(fd: int, mode: int) -> int:
     """``fchmod(2)``."""
 
-def filesystem_type(fd: int) -> int:
-    """``fstatfs(2)``: the magic number of the file system."""
-
 def close(fd: int) -> int:
     """``close(2)``. The descriptor is gone whatever the result."""
 
@@ -91,7 +88,7 @@ def without(*features: int) -> AbstractContextManager[None]:
     """In the ``with`` block these features are absent, for every thread; for tests."""
 
 def page_size() -> int:
-    """The kernel's page in bytes: PAGE_SIZE, for Python."""
+    """The kernel's page in bytes."""
 
 def user_space_end() -> int:
     """The first address that no process on this machine can ever map.

@@ -1,4 +1,4 @@
-"""What the endpoint offers to other layers: what every VMM of this process made of its memory."""
+"""What the layers above use of the endpoint layer; see ``endpoint.pyx``."""
 
 from libc.stdint cimport uintptr_t
 from libcpp.vector cimport vector

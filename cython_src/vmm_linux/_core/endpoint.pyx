@@ -1,9 +1,13 @@
-"""The endpoint: the methods of ``VMM``, from what a caller gives to what it gets.
+"""Layer endpoint: the methods of ``VMM``, from the caller's arguments to results and exceptions.
 
-A call goes one way: its arguments become numbers (``methods``, ``arguments``), the gate lets it
-pass (``gate``, ``rules``, ``audit``), the method carries it out in the address space (``regions``,
-``buffers``, ``query``, ``wire``), and what went wrong becomes words (``failures``). The layers
-below answer in numbers alone.
+A call takes one way: its arguments become numbers (``methods``, ``arguments``); the gate allows
+it (``gate``, ``rules``, ``audit``); a method body carries it out in the address space
+(``regions``, ``buffers``, ``limits``, by ``execution``); a failure becomes an exception
+(``failures``). The layers below answer in numbers alone.
+
+Further parts: ``query`` (one page), ``views`` and ``exporter`` (memory as Python buffers),
+``sockets`` and ``wire`` (handles between processes), ``vmm`` (the class), ``registry`` (every VMM
+of this process), ``environment`` (policy and audit by environment variables).
 """
 
 cimport cython
@@ -31,13 +35,11 @@ from vmm_linux._core.kernel cimport (
     F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, FileStatus,
     HeldSignals, hold_signals, mark, MARK_AUDIT, O_ACCMODE, O_NONBLOCK, O_RDONLY, O_RDWR,
     open_file_close, open_file_note, open_file_number, open_file_status, OpenFile, PAGE_SIZE,
-    ProcmapQuery,
 )
 from vmm_linux._core.memory cimport *
 from vmm_linux._core.procfs cimport (
-    can_mean_two, free_text, NAME_SIZE, OwnProcess, page_fact, PAGE_GUARD, PAGE_HUGE, PAGE_LOCKED,
-    PAGE_PRESENT, PAGE_SHARED, PAGE_SWAPPED, PageFacts, settled_name, SmapsRecord, Span,
-    Text,
+    free_text, is_ambiguous, NamedQuery, OwnProcess, page_fact, PAGE_GUARD, PAGE_HUGE, PAGE_LOCKED,
+    PAGE_PRESENT, PAGE_SHARED, PAGE_SWAPPED, PageFacts, settled_name, SmapsRecord, Span, Text,
 )
 from vmm_linux._core.vocabulary cimport *
 
@@ -72,7 +74,7 @@ from vmm_linux.states import PageKind, PageState
 include "endpoint/failures.pxi"
 include "endpoint/arguments.pxi"
 include "endpoint/methods.pxi"
-include "endpoint/carry.pxi"
+include "endpoint/execution.pxi"
 include "endpoint/rules.pxi"
 include "endpoint/audit.pxi"
 include "endpoint/sockets.pxi"

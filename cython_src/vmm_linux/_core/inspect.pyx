@@ -16,27 +16,10 @@ from vmm_linux._core cimport kernel
 from vmm_linux._core.endpoint cimport add_intents_of_all, intent_of_any
 from vmm_linux._core.memory cimport *
 from vmm_linux._core.procfs cimport (
-    can_mean_two,
-    FIGURE_KERNEL_PAGE_SIZE,
-    FIGURE_MMU_PAGE_SIZE,
-    FIGURE_PROTECTION_KEY,
-    FIGURE_SIZE,
-    fill_span,
-    find_pages,
-    is_alive,
-    known_flags,
-    NAME_SIZE,
-    OwnProcess,
-    PagesFound,
-    query_with_name,
-    read_records,
-    restore_into,
-    set_figure,
-    settled_name,
-    SmapsEntry,
-    SmapsRecord,
-    SmapsStore,
-    Span,
+    FIGURE_KERNEL_PAGE_SIZE, FIGURE_MMU_PAGE_SIZE, FIGURE_PROTECTION_KEY, FIGURE_SIZE, fill_span,
+    find_pages, is_alive, is_ambiguous, known_flags, NamedQuery, OwnProcess, PagesFound,
+    query_with_name, read_records, restore_into, set_figure, settled_name, SmapsEntry, SmapsRecord,
+    SmapsStore, Span,
 )
 
 from vmm_linux._core.mapping_dict import check_told

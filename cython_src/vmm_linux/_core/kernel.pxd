@@ -8,23 +8,12 @@ from posix.types cimport sigset_t
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
-        PROT_NONE
-        PROT_READ
-        PROT_WRITE
-        PROT_EXEC
-        MAP_SHARED
-        MAP_PRIVATE
-        MAP_ANONYMOUS
-        MAP_FIXED
-        MAP_FIXED_NOREPLACE
-        MREMAP_MAYMOVE
-        MREMAP_FIXED
-        MADV_DONTNEED
-        MADV_HUGEPAGE
-        MFD_CLOEXEC
-        MFD_ALLOW_SEALING
-        MS_ASYNC
-        MS_INVALIDATE
+        PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC
+        MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE
+        MREMAP_MAYMOVE, MREMAP_FIXED
+        MADV_DONTNEED, MADV_HUGEPAGE
+        MFD_CLOEXEC, MFD_ALLOW_SEALING
+        MS_ASYNC, MS_INVALIDATE
 
 cdef extern from *:
     """
@@ -33,9 +22,6 @@ cdef extern from *:
     #endif
     #ifndef MADV_POPULATE_WRITE
     #define MADV_POPULATE_WRITE 23      /* Linux 5.14 */
-    #endif
-    #ifndef MADV_DONTNEED_LOCKED
-    #define MADV_DONTNEED_LOCKED 24     /* Linux 5.18 */
     #endif
     #ifndef MADV_GUARD_INSTALL
     #define MADV_GUARD_INSTALL 102      /* Linux 6.13 */
@@ -49,47 +35,20 @@ cdef extern from *:
     #ifndef MFD_EXEC
     #define MFD_EXEC 0x10U              /* Linux 6.3 */
     #endif
-    #include <sys/prctl.h>
-    #ifndef PR_SET_VMA
-    #define PR_SET_VMA 0x53564d41       /* Linux 5.17 */
-    #define PR_SET_VMA_ANON_NAME 0
-    #endif
     """
     enum:
-        MADV_POPULATE_READ
-        MADV_POPULATE_WRITE
-        MADV_DONTNEED_LOCKED
-        MADV_GUARD_INSTALL
-        MADV_GUARD_REMOVE
-        MFD_NOEXEC_SEAL
-        MFD_EXEC
+        MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
+        MFD_NOEXEC_SEAL, MFD_EXEC
 
 cdef extern from "<sys/resource.h>" nogil:
-    int RLIMIT_AS
-    int RLIMIT_DATA
     int RLIMIT_NOFILE
 
 cdef extern from "<fcntl.h>" nogil:
     enum:
-        FALLOC_FL_KEEP_SIZE
-        FALLOC_FL_PUNCH_HOLE
-        F_ADD_SEALS
-        F_GET_SEALS
-        F_GETFL
-        F_DUPFD_CLOEXEC
-        F_GETSIG
-        F_SETSIG
-        F_SEAL_SEAL
-        F_SEAL_SHRINK
-        F_SEAL_GROW
-        F_SEAL_WRITE
-        F_SEAL_FUTURE_WRITE
-        O_ACCMODE
-        O_RDONLY
-        O_RDWR
-        O_CLOEXEC
-        O_NONBLOCK
-        O_PATH
+        FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+        F_ADD_SEALS, F_GET_SEALS, F_GETFL, F_DUPFD_CLOEXEC
+        F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE
+        O_ACCMODE, O_RDONLY, O_RDWR, O_CLOEXEC, O_NONBLOCK
 
 cdef extern from *:
     """
@@ -100,8 +59,7 @@ cdef extern from *:
     #endif
     """
     enum:
-        SEEK_DATA
-        SEEK_HOLE
+        SEEK_DATA, SEEK_HOLE
 
 cdef extern from *:
     """
@@ -116,7 +74,6 @@ cdef extern from *:
         uint64_t vma_name_addr, build_id_addr;
     };
     #define VMM_PROCMAP_QUERY _IOWR('f', 17, struct vmm_procmap_query)
-    #define VMM_PROCMAP_COVERING_OR_NEXT 0x10
 
     /* ioctl on /proc/PID/pagemap, Linux 6.7 */
     struct vmm_pm_scan_arg {
@@ -125,16 +82,8 @@ cdef extern from *:
     };
     struct vmm_page_region { uint64_t start, end, categories; };
     #define VMM_PAGEMAP_SCAN _IOWR('f', 16, struct vmm_pm_scan_arg)
-    #define VMM_PAGE_IS_WRITTEN (1u << 1)
-    #define VMM_PAGE_IS_FILE    (1u << 2)
-    #define VMM_PAGE_IS_PRESENT (1u << 3)
-    #define VMM_PAGE_IS_SWAPPED (1u << 4)
-    #define VMM_PAGE_IS_PFNZERO (1u << 5)
-    #define VMM_PAGE_IS_HUGE    (1u << 6)
-    #define VMM_PAGE_IS_GUARD   (1u << 8)       /* newer than PAGEMAP_SCAN itself */
 
-    /* Of an entry of /proc/PID/pagemap */
-    #define VMM_PAGEMAP_ENTRY 8                 /* its size in bytes */
+    /* Bits of an entry of /proc/PID/pagemap */
     #define VMM_PAGEMAP_PRESENT         (1ull << 63)
     #define VMM_PAGEMAP_SWAPPED         (1ull << 62)
     #define VMM_PAGEMAP_FILE            (1ull << 61)
@@ -152,22 +101,24 @@ cdef extern from *:
         uint64_t category_inverted, category_mask, category_anyof_mask, return_mask
     struct PageRegion "vmm_page_region":
         uint64_t start, end, categories
-    enum:
-        PROCMAP_COVERING_OR_NEXT "VMM_PROCMAP_COVERING_OR_NEXT"
-        PAGE_IS_WRITTEN "VMM_PAGE_IS_WRITTEN"
-        PAGE_IS_FILE "VMM_PAGE_IS_FILE"
-        PAGE_IS_PRESENT "VMM_PAGE_IS_PRESENT"
-        PAGE_IS_SWAPPED "VMM_PAGE_IS_SWAPPED"
-        PAGE_IS_PFNZERO "VMM_PAGE_IS_PFNZERO"
-        PAGE_IS_HUGE "VMM_PAGE_IS_HUGE"
-        PAGE_IS_GUARD "VMM_PAGE_IS_GUARD"
-        PAGEMAP_ENTRY "VMM_PAGEMAP_ENTRY"
     const uint64_t PAGEMAP_PRESENT "VMM_PAGEMAP_PRESENT"
     const uint64_t PAGEMAP_SWAPPED "VMM_PAGEMAP_SWAPPED"
     const uint64_t PAGEMAP_FILE "VMM_PAGEMAP_FILE"
     const uint64_t PAGEMAP_GUARD "VMM_PAGEMAP_GUARD"
     const uint64_t PAGEMAP_WRITE_PROTECTED "VMM_PAGEMAP_WRITE_PROTECTED"
     const uint64_t PAGEMAP_EXCLUSIVE "VMM_PAGEMAP_EXCLUSIVE"
+
+cdef enum:
+    PROCMAP_COVERING_OR_NEXT = 0x10
+    PAGEMAP_ENTRY = 8           # bytes of an entry of /proc/PID/pagemap
+    # Categories of pages:
+    PAGE_IS_WRITTEN = 1 << 1
+    PAGE_IS_FILE = 1 << 2
+    PAGE_IS_PRESENT = 1 << 3
+    PAGE_IS_SWAPPED = 1 << 4
+    PAGE_IS_PFNZERO = 1 << 5
+    PAGE_IS_HUGE = 1 << 6
+    PAGE_IS_GUARD = 1 << 8      # newer than PAGEMAP_SCAN itself
 
 cdef int check(int result) except -1
 
@@ -206,10 +157,9 @@ cdef intptr_t pread(int fd, void *buffer, size_t length, uint64_t offset) noexce
 cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil
 cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil
 cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil
-cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil
 cdef int fstat(int fd, FileStatus *status) noexcept nogil
-cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil
-cpdef int64_t filesystem_type(int fd) noexcept nogil
+cdef int file_handle(int fd, uint64_t *name) noexcept nogil
+cdef int64_t filesystem_type(int fd) noexcept nogil
 
 # Sockets
 cdef intptr_t send_at_once(int sock, const void *data, size_t size, const int *descriptors,
@@ -294,19 +244,10 @@ cdef inline void mutex_unlock(Mutex *mutex) noexcept nogil:
 
 # The numbers of the Python enum ``Feature``.
 cdef enum:
-    FEATURE_PROCMAP_QUERY = 0
-    FEATURE_PAGEMAP_SCAN = 1
-    FEATURE_PAGEMAP = 2
-    FEATURE_PAGEMAP_GUARD = 3
-    FEATURE_GUARD_REGIONS = 4
-    FEATURE_DONTNEED_LOCKED = 5
-    FEATURE_MEMFD_NOEXEC_SEAL = 6
-    FEATURE_PROCESS_VM = 7
-    FEATURE_TRANSPARENT_HUGE_PAGES = 8
-    FEATURE_FILE_HANDLES = 9
-    FEATURE_VECTORED_GUARDS = 10
-    FEATURE_ANONYMOUS_NAMES = 11
-    FEATURE_COUNT = 12
+    FEATURE_PROCMAP_QUERY, FEATURE_PAGEMAP_SCAN, FEATURE_PAGEMAP, FEATURE_PAGEMAP_GUARD
+    FEATURE_GUARD_REGIONS, FEATURE_DONTNEED_LOCKED, FEATURE_MEMFD_NOEXEC_SEAL, FEATURE_PROCESS_VM
+    FEATURE_TRANSPARENT_HUGE_PAGES, FEATURE_FILE_HANDLES, FEATURE_VECTORED_GUARDS
+    FEATURE_ANONYMOUS_NAMES, FEATURE_COUNT
 
 cdef bint has(int feature) noexcept nogil
 cdef bint lacks(int feature) noexcept nogil
@@ -323,7 +264,6 @@ cdef extern from *:
     """
     const size_t PAGE_SIZE "vmm_page_size"      # the kernel's page in bytes
 
-cpdef size_t page_size() noexcept nogil
 cpdef uintptr_t user_space_end() noexcept nogil
 cpdef uintptr_t mmap_min_addr() noexcept nogil
 cpdef size_t huge_page_size() noexcept nogil
@@ -340,10 +280,6 @@ cdef bint group_has_headroom(uint64_t size) noexcept nogil
 
 cdef uint64_t mapping_count() noexcept nogil
 cdef int check_headroom(uint64_t size) noexcept nogil
-
-cdef enum:
-    BOUNDS = 9                  # as many as ``vmm_linux.limits.FIGURES`` has
-
 cdef const uint64_t *default_bounds() except NULL
 
 
@@ -368,7 +304,6 @@ cdef class Descriptor:
     cdef OpenFile file
     cdef bint is_anonymous
     cdef object __weakref__
-
     cpdef int take(self, int fd) except -1
     cpdef void close(self) noexcept
 

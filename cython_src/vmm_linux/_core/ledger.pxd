@@ -1,10 +1,13 @@
-"""The contract of the ledger: regions, runs of pages, and what the layer above does with them."""
+"""What the layers above use of the ledger layer; see ``ledger.pyx``."""
 
 from cython.operator cimport predecrement
 from libc.stdint cimport uint32_t, uint64_t, uint8_t, uintptr_t
 
 from vmm_linux._core.containers cimport OrderedMap
 from vmm_linux._core.vocabulary cimport STATE_RESERVED
+
+
+# ---- runs --------------------------------------------------------------------------------------
 
 cdef struct Region:
     uintptr_t end               # guards not included
@@ -29,10 +32,11 @@ cdef inline bint is_closed(const Run *run) noexcept nogil:
     """Whether these are reserved private pages in a mapping without access."""
     return run.state == STATE_RESERVED and run.backing == NULL and run.opened == 0
 
-
 ctypedef OrderedMap[uintptr_t, Region] Regions
-
 ctypedef OrderedMap[uintptr_t, Run] Runs
+
+
+# ---- ledger ------------------------------------------------------------------------------------
 
 cdef class Ledger:
     cdef Regions regions

@@ -1,4 +1,4 @@
-"""The contract of memory: requests, answers, address spaces, and what the ledger says of pages."""
+"""What the layers above use of the memory layer; see ``memory.pyx``."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libcpp.map cimport map as ordered_map
@@ -119,37 +119,12 @@ cdef struct Answer:
     uint64_t requested          # and how much more was asked for
 
 cdef enum Reason:
-    DONE
-    CLOSED
-    NOT_IN_REGION
-    TAKEN
-    OUTSIDE
-    TOO_LARGE
-    NOT_COMMITTED
-    NO_ACCESS
-    IS_MDL
-    INHERITED
-    ABOVE_CEILING
-    PINNED
-    NO_HUGE_PAGES
-    NO_LEDGER_MEMORY
-    NO_BACKING_MEMORY
-    UNKNOWN_HANDLE
-    CLOSED_HANDLE
-    REVOKED
-    LACKS_RIGHTS
-    BEYOND_BUFFER
-    ALREADY_MDL
-    SEALED
-    STILL_WRITABLE
-    UNSEALABLE
-    TOO_MANY_SEGMENTS
-    OVERLAP
-    NO_SINGLE_DESCRIPTOR
-    FORBIDDEN_OF_MDL
+    DONE, CLOSED, NOT_IN_REGION, TAKEN, OUTSIDE, TOO_LARGE, NOT_COMMITTED, NO_ACCESS, IS_MDL
+    INHERITED, ABOVE_CEILING, PINNED, NO_HUGE_PAGES, NO_LEDGER_MEMORY, NO_BACKING_MEMORY
+    UNKNOWN_HANDLE, CLOSED_HANDLE, REVOKED, LACKS_RIGHTS, BEYOND_BUFFER, ALREADY_MDL, SEALED
+    STILL_WRITABLE, UNSEALABLE, TOO_MANY_SEGMENTS, OVERLAP, NO_SINGLE_DESCRIPTOR, FORBIDDEN_OF_MDL
     OTHER_HANDLE                # this is no longer the next one: the caller tries again
-    BEYOND_LIMIT
-    KERNEL_REFUSED
+    BEYOND_LIMIT, KERNEL_REFUSED
 
 cdef enum:
     LIMIT_AS = 1
@@ -157,15 +132,7 @@ cdef enum:
 
 cdef enum:
     # What Limits bound, in the order of ``vmm_linux.limits.FIGURES``.
-    REGIONS
-    RESERVED
-    COMMITTED
-    LOCKED
-    MAPPINGS
-    MDLS
-    MDL_BYTES
-    MDL_MAPPINGS
-    HANDLES
+    REGIONS, RESERVED, COMMITTED, LOCKED, MAPPINGS, MDLS, MDL_BYTES, MDL_MAPPINGS, HANDLES
     LIMIT_COUNT                 # how many there are
 
 cdef enum:
@@ -186,9 +153,8 @@ cdef inline Request new_request(Method method) noexcept nogil:
     request.facts = NULL
     return request
 
-
 cdef inline Answer done() noexcept nogil:
-    """A call that succeeded. What only failures tell of stays unset, but for these."""
+    """A call that succeeded. What only failures report stays unset, except these fields."""
     cdef Answer answer
     answer.reason = DONE
     answer.error = 0
@@ -197,7 +163,6 @@ cdef inline Answer done() noexcept nogil:
     answer.mappings = answer.descriptions = 0
     answer.access = 0
     return answer
-
 
 cdef inline Answer refused(Reason reason, uint64_t subject=0) noexcept nogil:
     """A call that this package refuses."""
@@ -219,7 +184,6 @@ cdef struct Window:
     uint64_t segment_size       # bytes of each file but the last
 
 cdef int identity_is_of(int fd, const Window *window) noexcept nogil
-
 cdef int identity_includes(int fd, const Window *window) noexcept nogil
 
 
@@ -234,6 +198,12 @@ cdef struct BufferCounts:
     uint64_t locked             # bytes of buffers made with LOCKED
 
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil
+
+
+# ---- mapping -----------------------------------------------------------------------------------
+
+cdef size_t guard_below(uint64_t flags) noexcept nogil
+cdef size_t guard_above(uint64_t flags) noexcept nogil
 
 
 # ---- handles -----------------------------------------------------------------------------------
@@ -255,7 +225,7 @@ cdef class HandleTable:
 cdef uint32_t rights_of(uint64_t value) noexcept nogil
 
 
-# ---- address space -----------------------------------------------------------------------------
+# ---- address_space -----------------------------------------------------------------------------
 
 cdef class AddressSpace:
     cdef Mutex *mutex
@@ -264,6 +234,13 @@ cdef class AddressSpace:
     cdef BufferCounts buffers
     cdef uint64_t bounds[LIMIT_COUNT]
     cdef HandleTable handles
+
+
+# ---- limits ------------------------------------------------------------------------------------
+
+cdef uint64_t usage_of(AddressSpace space, int limit) noexcept nogil
+cdef void set_bounds(AddressSpace space, const uint64_t *bounds) noexcept nogil
+cdef const char *find_flaw(AddressSpace space, uintptr_t *where) noexcept nogil
 
 
 # ---- batches -----------------------------------------------------------------------------------
@@ -299,22 +276,25 @@ cdef struct Intent:
     uint64_t sid                # of an MDL mapping, or 0
 
 cdef Location locate(Ledger ledger, uintptr_t va) noexcept nogil
-
 cdef bint intent_at(Ledger ledger, uintptr_t va, Intent *intent) noexcept nogil
-
 cdef int add_intents(Ledger ledger, vector[Intent] *intents) except -1
 
 
-# ---- calls -------------------------------------------------------------------------------------
+# ---- buffers -----------------------------------------------------------------------------------
+
+cdef uint64_t next_handle(AddressSpace space, uint64_t flags) noexcept
+
+
+# ---- parcel ------------------------------------------------------------------------------------
+
+cdef Answer pack_handle(AddressSpace space, const Request *request) noexcept nogil
+cdef Answer undescribe_handle(AddressSpace space, uint64_t handle, uint64_t since) noexcept nogil
+cdef void close_parcel(Parcel *parcel) noexcept nogil
+
+
+# ---- dispatch ----------------------------------------------------------------------------------
 
 cdef Answer perform(AddressSpace space, const Request *request) noexcept
 cdef void lock_space(AddressSpace space) noexcept
 cdef void wait_for_space(AddressSpace space) noexcept nogil
 cdef void unlock_space(AddressSpace space) noexcept nogil
-cdef uint64_t usage_of(AddressSpace space, int limit) noexcept nogil
-cdef void set_bounds(AddressSpace space, const uint64_t *bounds) noexcept nogil
-cdef const char *find_flaw(AddressSpace space, uintptr_t *where) noexcept nogil
-cdef uint64_t next_handle(AddressSpace space, uint32_t flags) noexcept
-cdef Answer pack_handle(AddressSpace space, const Request *request) noexcept nogil
-cdef Answer undescribe_handle(AddressSpace space, uint64_t handle, uint64_t since) noexcept nogil
-cdef void close_parcel(Parcel *parcel) noexcept nogil

@@ -1,8 +1,6 @@
 """What the layers above use of the procfs layer; see ``procfs.pyx``."""
 
-from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
-from libc.string cimport memset
 
 from vmm_linux._core cimport kernel
 
@@ -20,42 +18,30 @@ cdef void free_text(Text *text) noexcept nogil
 
 # ---- maps --------------------------------------------------------------------------------------
 
-cdef enum:
-    # Bits of permissions; the first three are PROT_READ, PROT_WRITE, PROT_EXEC.
-    SPAN_READ = 1
-    SPAN_WRITE = 2
-    SPAN_EXECUTE = 4
-    SPAN_SHARED = 8
-
 cdef struct Span:
     # One mapping, or one hole between mappings (then all that follows ``end`` is 0).
     uintptr_t start
     uintptr_t end
     bint mapped
-    uint32_t permissions
+    uint32_t permissions        # bits, see ``maps.pxi``
     uint64_t offset
     uint64_t inode
     uint32_t device_major
     uint32_t device_minor
 
-cdef struct Line:
-    # A line of maps, which is also the first line of a record of smaps.
-    Span span
-    const char *path
-    size_t path_length
-
 
 # ---- mapping_query -----------------------------------------------------------------------------
 
-cdef enum:
-    NAME_SIZE = 4096            # what the kernel itself has for a name
+cdef struct NamedQuery:
+    # The mapping that covers an address. The name ends with a zero, and has its newlines as they
+    # are, unlike the text of maps.
+    kernel.ProcmapQuery mapping
+    char name[4096]             # as much as the kernel itself has
 
-cdef int query_with_name(int fd, uintptr_t va, kernel.ProcmapQuery *query, char *name,
-                         size_t size) noexcept nogil
+cdef int query_with_name(int fd, uintptr_t va, NamedQuery *query) noexcept nogil
 cdef void fill_span(Span *span, const kernel.ProcmapQuery *query) noexcept nogil
-cdef bint can_mean_two(object pathname) except -1
-cdef object settled_name(object pathname, uintptr_t start, const kernel.ProcmapQuery *query,
-                         const char *name)
+cdef bint is_ambiguous(object pathname) except -1
+cdef object settled_name(object pathname, uintptr_t start, const NamedQuery *query)
 
 
 # ---- pagemap -----------------------------------------------------------------------------------
@@ -87,6 +73,8 @@ cdef struct PagesFound:
 
 cdef int find_pages(int pagemap, uintptr_t start, uintptr_t end, bint exclusive,
                     PagesFound *found) noexcept nogil
+cdef int find_touched(int pagemap, uintptr_t at, uintptr_t until, uintptr_t *start,
+                      uintptr_t *end) noexcept nogil
 cdef uint64_t without_own_memory(uintptr_t start, uintptr_t end) noexcept nogil
 cdef bint is_alive(int pagemap) noexcept nogil
 cdef uint32_t known_flags(bint exclusive) noexcept nogil
@@ -109,19 +97,15 @@ cdef class SmapsRecord:
     cdef readonly object pathname
     cdef readonly object vm_flags
 
-    cdef object figure(self, int index)
-
 cdef int restore_into(SmapsRecord record, tuple values) except -1
 cdef int set_figure(SmapsRecord record, int i, uint64_t value) except -1
 
 
 # ---- store -------------------------------------------------------------------------------------
 
-cdef struct Figure:
-    # One with no attribute of its own.
-    int name                    # its place among the names
-    uint64_t value
-    Figure *next
+cdef struct Figure
+
+cdef struct Block
 
 cdef struct SmapsEntry:
     # One mapping. What it points to belongs to the SmapsStore that it is in.
@@ -134,12 +118,6 @@ cdef struct SmapsEntry:
     uint32_t path_length
     uint32_t flags_length
 
-cdef struct Block:
-    # Of memory that is given out piece by piece, and lies behind this.
-    Block *before
-    size_t used
-    size_t capacity
-
 cdef class SmapsStore:
     cdef SmapsEntry **chunks
     cdef readonly size_t count
@@ -150,34 +128,10 @@ cdef class SmapsStore:
     cdef bint backslashes       # some path has one: see decoded_path
     cdef const char *flags      # the flags given last
     cdef size_t flags_length
-
     cdef SmapsEntry *at(self, size_t index) noexcept nogil
-    cdef void *take(self, size_t size) noexcept nogil
-    cdef const char *keep(self, const char *text, size_t length) noexcept nogil
-    cdef SmapsEntry *new_entry(self) noexcept nogil
-    cdef const char *path_after(self, const SmapsEntry *before, const char *path,
-                                size_t length) noexcept nogil
-    cdef SmapsEntry *append(self, const Line *line) noexcept nogil
     cdef void drop_overlapped(self) noexcept nogil
-
-    cdef inline int set_figure(self, SmapsEntry *entry, int i, uint64_t value) noexcept nogil:
-        """A figure with an attribute of its own. Inline, as a record has some twenty."""
-        if entry.values == NULL:
-            entry.values = <uint64_t *>self.take(FIGURES * sizeof(uint64_t))
-            if entry.values == NULL:
-                return -ENOMEM
-            memset(entry.values, 0, FIGURES * sizeof(uint64_t))
-        entry.values[i] = value
-        entry.known |= <uint32_t>1 << i
-        return 0
-
-    cdef int add_other(self, SmapsEntry *entry, int name, uint64_t value) noexcept nogil
-    cdef int set_flags(self, SmapsEntry *entry, const char *text, size_t length) noexcept nogil
-    cdef int number_of(self, str name) except -1
     cdef object pathname_at(self, const SmapsEntry *entry)
-    cdef object flags_at(self, const SmapsEntry *entry)
     cdef int fill(self, SmapsRecord made, size_t index) except -1
-    cdef SmapsRecord record(self, size_t index)
 
 
 # ---- parser ------------------------------------------------------------------------------------
@@ -203,19 +157,8 @@ cdef class OwnProcess:
     cdef int smaps
     cdef uint32_t generation
     cdef Text lines
-
     cdef int span_at(self, uintptr_t va, Span *span) noexcept nogil
-    cdef int name_at(self, uintptr_t va, kernel.ProcmapQuery *query, char *name,
-                     size_t size) noexcept nogil
+    cdef int name_at(self, uintptr_t va, NamedQuery *query) noexcept nogil
     cdef int page_at(self, uintptr_t va, PageFacts *facts) noexcept nogil
     cdef int smaps_text_at(self, uintptr_t va, Text *text) noexcept nogil
     cdef void release(self) noexcept nogil
-
-    cdef void notice_fork(self) noexcept nogil
-    cdef int span_by_query(self, uintptr_t va, Span *span) noexcept nogil
-    cdef int hole_by_query(self, uintptr_t va, Span *span) noexcept nogil
-    cdef int span_by_text(self, uintptr_t va, Span *span) noexcept nogil
-    cdef int read_span(self, uintptr_t va, Span *span) noexcept nogil
-    cdef int read_smaps(self, uintptr_t va, Text *text) noexcept nogil
-    cdef int facts_by_scan(self, uintptr_t page, PageFacts *facts) noexcept nogil
-    cdef int facts_by_entry(self, uintptr_t page, PageFacts *facts) noexcept nogil

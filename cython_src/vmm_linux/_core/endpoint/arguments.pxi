@@ -31,7 +31,7 @@ cdef inline bint is_plain_number(object value, uint64_t *number) noexcept:
 
 
 cdef inline uint64_t number(int method, int place, object value) except? 0xFFFFFFFFFFFFFFFF:
-    """The 64-bit number that an argument is: an int or whatever has ``__index__``, but no bool."""
+    """The 64-bit number of an argument: an int or what has ``__index__``, but no bool."""
     cdef uint64_t result
     if is_plain_number(value, &result):
         return result
@@ -86,7 +86,7 @@ cdef inline int check_region_flags(uint64_t flags, uint64_t addr) except -1:
 
 
 cdef uint64_t other_number(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
-    """``number`` of what is no plain int below 2**63, or is no number at all."""
+    """``number`` of what is no plain int below 2**63, or no number."""
     value = index(method, name, value)
     try:
         return PyLong_AsUnsignedLongLong(value)

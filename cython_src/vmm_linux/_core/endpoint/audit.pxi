@@ -1,9 +1,8 @@
 """What is written down of calls: a ring in memory, a file of lines, the standard logging.
 
 A line is one write(2) to a file opened with O_APPEND, so that threads and processes share a file,
-and what a killed process wrote is whole lines, but for its last one at most. Between a call that
-was carried out and its caller no exception comes up from here: the caller would lose what the call
-made.
+and what a killed process wrote is whole lines, except perhaps its last one. After a call was
+carried out nothing here raises an exception: the caller would lose what the call made.
 """
 
 cdef extern from "<unistd.h>" nogil:
@@ -19,7 +18,7 @@ MOST_RECORDS = 1 << 24
 # these, and each character escaped, a line is one that ``audit trace`` reads.
 cdef Py_ssize_t MOST_CHARACTERS = 1 << 16
 
-# Numbers the calls of this process, whatever VMM and whatever audit they are of.
+# Numbers the calls of this process, of every VMM and every audit.
 cdef uint64_t next_call = 0
 
 
@@ -55,20 +54,11 @@ cdef class Record:
     """
 
     cdef readonly uint64_t call
-    cdef readonly int64_t time          # nanoseconds since 1970
-    cdef readonly int64_t duration      # nanoseconds; of a call that still runs 0
-    cdef readonly long pid
-    cdef readonly long thread
-    cdef readonly str method
-    cdef dict numbers                   # the arguments; None where they were no numbers
-    cdef readonly str decision          # "allow", "deny"; None before there was one
-    cdef readonly str rule              # that decided
-    cdef readonly object rc             # a Retcode; None of a call that still runs
-    cdef readonly str error             # what was raised that is no return code
-    cdef readonly object result         # the address, handle, descriptor or count, or None
-    cdef readonly object sid
-    cdef readonly object origin_sid
-    cdef readonly object peer
+    cdef readonly int64_t time, duration
+    cdef readonly long pid, thread
+    cdef readonly str method, decision, rule, error
+    cdef readonly object rc, result, sid, origin_sid, peer
+    cdef dict numbers                   # the arguments
     cdef int64_t began                  # of the clock that never jumps
 
     def __init__(self):
@@ -191,16 +181,16 @@ cdef str quoted(str text):
     return "".join(pieces)
 
 
-cdef void tell_unraisable(object where, BaseException problem) noexcept:
-    """Hand an exception that is not to come up to ``sys.unraisablehook``."""
+cdef void report_unraisable(object where, BaseException problem) noexcept:
+    """Hand an exception that must not be raised to ``sys.unraisablehook``."""
     PyErr_SetObject(type(problem), problem)
     PyErr_WriteUnraisable(where)
 
 
 cdef ssize_t append(int fd, const char *start, ssize_t size) noexcept nogil:
-    """write(2), once more where a signal came in between: the bytes written, or ``-errno``.
+    """write(2), repeated after a signal: the bytes written, or ``-errno``.
 
-    It raises no signal: the calls of a program that has these end it are audited too.
+    It raises no signal: a program can let these signals end it, and is audited too.
     """
     cdef HeldSignals held
     cdef ssize_t written
@@ -253,7 +243,7 @@ cdef class Audit:
     cdef bint linked                    # whether it had a name when it was opened
     cdef bint torn                      # whether the last line in the file is a half one
     cdef bint warned
-    cdef set logging                    # threads whose record is just going to the logger
+    cdef set logging                    # threads that hand a record to the logger
     cdef bint made
 
     __reduce__ = refuse_copies(
@@ -273,12 +263,12 @@ cdef class Audit:
                 may be one) or a terminal is written to as well, and never waited for: without a
                 reader, or full, it is a file that cannot be written. No write raises a signal
                 (SIGPIPE, SIGXFSZ), whatever the program does with those.
-            logger: a ``logging.Logger`` for what is to go elsewhere than ``vmm_linux.audit``:
-                calls that are denied as warnings, others for information.
+            logger: a ``logging.Logger`` in place of ``vmm_linux.audit``: calls that are denied are
+                warnings, others information.
             ring: how many of the last records ``VMM.history`` keeps, 0 or more.
-            failure: what becomes of a call whose line cannot be written: ``"deny"`` refuses it
+            failure: what happens to a call whose line cannot be written: ``"deny"`` refuses it
                 before anything is done (``SECURITY_DISALLOW``), ``"continue"`` warns once
-                (``RuntimeWarning``) and goes on. A policy's ``audit_failure`` comes first.
+                (``RuntimeWarning``) and continues. A policy's ``audit_failure`` comes first.
 
         Errors:
             INVALID_ARGUMENT: an argument of another kind.
@@ -347,7 +337,7 @@ cdef class Audit:
         while True:
             try:
                 return tuple(self.ring)
-            except RuntimeError:  # another thread's call came in between
+            except RuntimeError:  # another thread made a call meanwhile
                 continue
 
     # ---- a call -------------------------------------------------------------------------------
@@ -392,11 +382,11 @@ cdef class Audit:
             if error != 0:
                 self.warn(error)
         except Exception as problem:
-            tell_unraisable(self, problem)
+            report_unraisable(self, problem)
         return 0
 
     cdef int log(self, Record record) except -1:
-        """Hand a record to the logging, unless this is a call of that logging's own."""
+        """Hand a record to the logging, unless that logging made this call."""
         me = (getpid(), get_ident())
         if me in self.logging:
             return 0

@@ -1,7 +1,7 @@
 """What the methods over buffers and handles do, once the call is allowed."""
 
 
-cdef object do_mdl_create(VMM self, Call *call, object rest):
+cdef object do_mdl_create(VMM self, Call *call, object argument):
     cdef Request *request = &call.request
     check_pages(MDL_CREATE, "size", 0, request.size, "size")
     check_bits(MDL_CREATE, "prot", request.flags, FLAG_RWX_MASK | FLAG_LOCKED)
@@ -9,10 +9,10 @@ cdef object do_mdl_create(VMM self, Call *call, object rest):
     check_multiple(MDL_CREATE, "segment_size", request.segment_size)
     if request.segment_size == 0 or request.segment_size > request.size:
         request.segment_size = request.size
-    return made(self.space, request)
+    return make(self.space, request)
 
 
-cdef object do_mdl_create_from_vm(VMM self, Call *call, object rest):
+cdef object do_mdl_create_from_vm(VMM self, Call *call, object argument):
     cdef Request *request = &call.request
     cdef Answer answer
     cdef object handle
@@ -22,7 +22,7 @@ cdef object do_mdl_create_from_vm(VMM self, Call *call, object rest):
     request.forbidden = 0 if self.gate is None else self.gate.forbidden
     while True:
         # The pages stay a buffer's once they are one: the handle's object comes first.
-        request.new_handle = next_handle(self.space, <uint32_t>request.flags)
+        request.new_handle = next_handle(self.space, request.flags)
         handle = Handle(request.new_handle)
         answer = (refused(NO_LEDGER_MEMORY) if request.new_handle == 0
                   else perform(self.space, request))
@@ -32,37 +32,37 @@ cdef object do_mdl_create_from_vm(VMM self, Call *call, object rest):
             raise explain(request, &answer)
 
 
-cdef object do_mdl_create_from_buf(VMM self, Call *call, object rest):
+cdef object do_mdl_create_from_buf(VMM self, Call *call, object argument):
     cdef Request *request = &call.request
     check_bits(MDL_CREATE_FROM_BUF, "prot", request.flags, FLAG_RWX_MASK)
     check_some_access(MDL_CREATE_FROM_BUF, request.flags)
     check_bytes(MDL_CREATE_FROM_BUF, 0, request.size)
-    return made(self.space, request)
+    return make(self.space, request)
 
 
-cdef object do_mdl_get_size(VMM self, Call *call, object rest):
+cdef object do_mdl_get_size(VMM self, Call *call, object argument):
     cdef Answer answer
     perform_or_raise(self.space, &call.request, &answer)
     return answer.result
 
 
-cdef object do_mdl_map(VMM self, Call *call, object rest):
+cdef object do_mdl_map(VMM self, Call *call, object argument):
     cdef Request *request = &call.request
     check_pages(MDL_MAP, "offset", request.offset, request.size, "length")
     check_pages(MDL_MAP, "hint", request.va, request.size, "length")
     check_bits(MDL_MAP, "prot", request.flags, MAP_FLAGS)
     check_protection(MDL_MAP, request.flags & FLAG_RWX_MASK)
     check_fixed(MDL_MAP, "hint", request.flags, request.va)
-    return made(self.space, request)
+    return make(self.space, request)
 
 
-cdef object do_mdl_clone(VMM self, Call *call, object rest):
+cdef object do_mdl_clone(VMM self, Call *call, object argument):
     cdef Request *request = &call.request
     check_pages(MDL_CLONE, "offset", request.offset, request.size, "length")
-    return made(self.space, request)
+    return make(self.space, request)
 
 
-cdef object do_mdl_seal(VMM self, Call *call, object rest):
+cdef object do_mdl_seal(VMM self, Call *call, object argument):
     cdef Answer answer
     check_bits(MDL_SEAL, "seals", call.request.seals, SEAL_PUBLISH | SEAL_FREEZE)
     if call.request.seals == 0:
@@ -72,20 +72,20 @@ cdef object do_mdl_seal(VMM self, Call *call, object rest):
 
 # ---- handles ------------------------------------------------------------------------------------
 
-cdef object do_handle_copy(VMM self, Call *call, object rest):
+cdef object do_handle_copy(VMM self, Call *call, object argument):
     if call.no_rights:
         number(HANDLE_COPY, 1, None)
     check_bits(HANDLE_COPY, "rights", call.request.rights, RIGHT_ALL)
-    return made(self.space, &call.request)
+    return make(self.space, &call.request)
 
 
-cdef object do_with_handle(VMM self, Call *call, object rest):
+cdef object do_with_handle(VMM self, Call *call, object argument):
     """Close a handle, or revoke what came from it."""
     cdef Answer answer
     perform_or_raise(self.space, &call.request, &answer)
 
 
-cdef object do_handle_info(VMM self, Call *call, object rest):
+cdef object do_handle_info(VMM self, Call *call, object argument):
     cdef Answer answer
     cdef HandleFacts facts
     call.request.facts = &facts
@@ -108,7 +108,8 @@ cdef object do_send_handle(VMM self, Call *call, object sock):
     if is_plain(sock):
         result = send_directly(self.space, sock.fileno(), request)
         if result != -EAGAIN:
-            return check_sent(result)
+            kernel.check(result)
+            return None
     perform_or_raise(self.space, request, &answer)
     try:
         send(sock, &parcel)
@@ -138,13 +139,12 @@ cdef int send_directly(AddressSpace space, int sock, const Request *request) noe
 
 cdef object do_recv_handle(VMM self, Call *call, object sock):
     cdef Received received
-    cdef Demands demands
-    read_demands(call, &demands)
-    received = receive(sock, &demands, None if call.no_peer_uid else call.peer_uid)
+    check_bits(RECV_HANDLE, "require", call.request.seals, SEAL_PUBLISH | SEAL_FREEZE)
+    received = receive(sock, &call.request, None if call.no_peer_uid else call.peer_uid)
     return unpack(self.space, RECV_HANDLE, &received.parcel)
 
 
-cdef object do_handle_fileno(VMM self, Call *call, object rest):
+cdef object do_handle_fileno(VMM self, Call *call, object argument):
     cdef Answer answer
     cdef Request *request = &call.request
     cdef Parcel parcel
@@ -162,21 +162,11 @@ cdef object do_handle_fileno(VMM self, Call *call, object rest):
             undescribe(self.space, parcel.handle, parcel.descriptions)
 
 
-cdef object do_handle_from_fd(VMM self, Call *call, object rest):
+cdef object do_handle_from_fd(VMM self, Call *call, object argument):
     cdef Parcel parcel
-    cdef Demands demands
-    read_demands(call, &demands)
-    adopt(call.descriptor, &demands, &parcel)
+    check_bits(HANDLE_FROM_FD, "require", call.request.seals, SEAL_PUBLISH | SEAL_FREEZE)
+    adopt(call.descriptor, &call.request, &parcel)
     return unpack(self.space, HANDLE_FROM_FD, &parcel)
-
-
-cdef int read_demands(const Call *call, Demands *demands) except -1:
-    """What the receiver of a buffer asks of it, checked."""
-    check_bits(call.request.method, "require", call.request.seals, SEAL_PUBLISH | SEAL_FREEZE)
-    demands.method = call.request.method
-    demands.require = call.request.seals
-    demands.max_size = call.request.size
-    return 0
 
 
 cdef object unpack(AddressSpace space, Method method, Parcel *parcel):
@@ -184,6 +174,6 @@ cdef object unpack(AddressSpace space, Method method, Parcel *parcel):
     cdef Request request = new_request(method)
     request.parcel = parcel
     try:
-        return made(space, &request)
+        return make(space, &request)
     finally:
         close_parcel(parcel)

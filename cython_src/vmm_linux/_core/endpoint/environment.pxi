@@ -1,4 +1,4 @@
-"""The policy and the audit that the environment names, for a program that is not to be edited."""
+"""The policy and the audit that the environment names, for a program that stays unedited."""
 
 POLICY_VARIABLE = "VMM_LINUX_POLICY"
 AUDIT_VARIABLE = "VMM_LINUX_AUDIT"

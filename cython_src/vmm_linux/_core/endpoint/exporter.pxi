@@ -1,8 +1,8 @@
 """The buffer protocol for a Python class: Python 3.11 has it in C alone."""
 
 
-# Without garbage collection of its own, as memory with a view is no garbage: a cycle
-# through it would otherwise have its owner finalized while it still holds the pages.
+# No garbage collection: memory with a view is no garbage. Otherwise a cycle through this object
+# would let its owner be finalized while it still holds the pages.
 @cython.no_gc
 @cython.final
 cdef class Holder:
@@ -12,7 +12,7 @@ cdef class Holder:
     """
 
     cdef object owner
-    # Taken as any consumer takes it: whatever ``view`` is, these bytes are there and stay.
+    # Taken as any consumer takes it: these bytes stay, of any kind of ``view``.
     cdef Py_buffer whole
     cdef bint taken
 
@@ -34,7 +34,7 @@ cdef class Holder:
         pass
 
     def __dealloc__(self):
-        # The pin goes before the owner can: the owner frees the pages.
+        # The pin ends before the owner can: the owner frees the pages.
         if self.taken:
             PyBuffer_Release(&self.whole)
 

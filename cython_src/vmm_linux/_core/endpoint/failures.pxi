@@ -1,9 +1,7 @@
 """Failures in words: the exception for a call that failed, and its return code."""
 
 REASONS = {
-    CLOSED: (
-        Retcode.INVALID_OPERATION,
-        "this VMM is closed; make another one"),
+    CLOSED: (Retcode.INVALID_OPERATION, "this VMM is closed; make another one"),
     NOT_IN_REGION: (
         Retcode.RESOURCE_NOT_FOUND,
         "[0x{va:x}, 0x{va:x} + {size}) is not wholly inside one region of this VMM; "
@@ -51,27 +49,17 @@ REASONS = {
         Retcode.OUT_OF_MEMORY,
         "no memory could be had for a page of the shared memory between 0x{subject:x} and "
         "0x{va:x} + {size}; LOCKED takes it when it is committed"),
-    UNKNOWN_HANDLE: (
-        Retcode.INVALID_ARGUMENT,
-        "0x{handle:x} is not a handle of this VMM"),
-    CLOSED_HANDLE: (
-        Retcode.RESOURCE_NOT_FOUND,
-        "handle 0x{handle:x} was closed"),
-    REVOKED: (
-        Retcode.HANDLE_REVOKED,
-        "handle 0x{handle:x} was revoked; close it"),
-    LACKS_RIGHTS: (
-        Retcode.NO_CAPABILITY,
-        "handle 0x{handle:x} does not give {rights}"),
+    UNKNOWN_HANDLE: (Retcode.INVALID_ARGUMENT, "0x{handle:x} is not a handle of this VMM"),
+    CLOSED_HANDLE: (Retcode.RESOURCE_NOT_FOUND, "handle 0x{handle:x} was closed"),
+    REVOKED: (Retcode.HANDLE_REVOKED, "handle 0x{handle:x} was revoked; close it"),
+    LACKS_RIGHTS: (Retcode.NO_CAPABILITY, "handle 0x{handle:x} does not give {rights}"),
     BEYOND_BUFFER: (
         Retcode.INVALID_ARGUMENT,
         "{size} bytes at offset {offset} are not inside the buffer of {subject} bytes"),
     ALREADY_MDL: (
         Retcode.INVALID_OPERATION,
         "the page at 0x{subject:x} belongs to an MDL buffer already; clone that"),
-    SEALED: (
-        Retcode.NO_CAPABILITY,
-        "the buffer is sealed: nobody can map it writable any more"),
+    SEALED: (Retcode.NO_CAPABILITY, "the buffer is sealed: nobody can map it writable any more"),
     STILL_WRITABLE: (
         Retcode.BUSY,
         "somebody can still write to the buffer; FREEZE needs every writable mapping of it, in "
@@ -87,9 +75,7 @@ REASONS = {
         Retcode.SECURITY_DISALLOW,
         "the policy does not allow it (rule: no executable MDL): the page at 0x{subject:x} is "
         "executable; protect() changes that"),
-    UNSEALABLE: (
-        Retcode.NO_CAPABILITY,
-        "the memory takes no more seals"),
+    UNSEALABLE: (Retcode.NO_CAPABILITY, "the memory takes no more seals"),
     TOO_MANY_SEGMENTS: (
         Retcode.INVALID_OPERATION,
         "the buffer's {subject} segments and its identity are more than the 253 descriptors of a "
@@ -105,14 +91,16 @@ OVER_PAGES = frozenset((
 RESOURCE_LIMITS = ((LIMIT_AS, "RLIMIT_AS"), (LIMIT_DATA, "RLIMIT_DATA"))
 
 
-cdef size_t guards(uint64_t flags) noexcept nogil:
-    """Bytes of guard pages of a region with these flags."""
-    return kernel.page_size() * (
-        (flags & FLAG_LOW_GUARD != 0) + (flags & FLAG_HIGH_GUARD != 0))
+cdef int check_result(int result, str method, str message) except -1:
+    """Raise what a -errno of the kernel means for a method."""
+    if result < 0:
+        raise error(RETCODES.get(-result, Retcode.FAIL), method, message, -result)
+    return 0
 
 
 cdef object explain(Request *request, Answer *answer):
     """The exception for a call that failed, with the values that were wrong and what to do."""
+    cdef size_t guards = guard_below(request.flags) + guard_above(request.flags)
     method = name_of(request.method)
     if answer.reason == BEYOND_LIMIT:
         limit = LIMIT_NAMES[answer.limit]
@@ -129,7 +117,7 @@ cdef object explain(Request *request, Answer *answer):
     elif answer.error == -ENOMEM:
         rc, message = shortage.explain(
             request.va if request.method in OVER_PAGES else None,
-            request.size + guards(request.flags) * (answer.resource_limits & LIMIT_AS != 0),
+            request.size + guards * (answer.resource_limits & LIMIT_AS != 0),
             [name for bit, name in RESOURCE_LIMITS if answer.resource_limits & bit],
             answer.mappings)
     elif answer.error == -EDQUOT:        # our word for a full memory cgroup, not the kernel's
@@ -151,7 +139,7 @@ cdef object OUT_OF_MEMORY = Retcode.OUT_OF_MEMORY
 def outcome(method, value, *arguments):
     """What a method of ``VMM`` returns and OK; ``value`` and the return code if it fails.
 
-    The pair is there before the call: what this makes is not lost for want of memory for it.
+    The pair is made before the call: a result is not lost because memory is short for a pair.
     """
     cdef tuple pair = PyTuple_New(2)
     put(pair, 0, None)
@@ -171,6 +159,6 @@ def outcome(method, value, *arguments):
 
 
 cdef void put(tuple pair, Py_ssize_t place, object value) noexcept:
-    """Put an object where there is none, or one that the caller lets go of."""
+    """Put an object into an empty place, or over one that the caller releases."""
     Py_INCREF(value)
     PyTuple_SET_ITEM(pair, place, value)

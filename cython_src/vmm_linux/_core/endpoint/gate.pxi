@@ -1,13 +1,13 @@
-"""The gate of a VMM: its policy is asked and its audit writes, once, before a call is carried out.
+"""The gate of a VMM: its policy decides about a call, and its audit records it.
 
-Every call of a VMM that has a policy or an audit goes through here, by either face: its arguments
-become numbers, the policy decides about these, the method is carried out with these, and the audit
-writes down the result. Nothing here runs under the VMM's mutex.
+Every call of a VMM that has a policy or an audit passes here, by either face: its arguments become
+numbers, the policy decides about these, the method is carried out with these, and the audit records
+the result. Nothing here runs under the VMM's mutex.
 """
 
 cdef struct Facts:
-    # What a rule looks at. 0 where a call has no such thing; -1 where it has no peer, and for what
-    # is unknown of one.
+    # What a rule compares. 0 where a call has no such value; -1 without a peer, and for what is
+    # unknown of one.
     uint64_t flags
     uint64_t size               # bytes
     uint64_t rights
@@ -56,7 +56,7 @@ cdef class Question:
 
     @property
     def flags(self):
-        """The flags or the protection that are asked for."""
+        """The flags or the protection that the caller requests."""
         return VmmFlags(self.facts.flags) if self.facts.flags < 1 << 63 else self.facts.flags
 
     @property
@@ -66,19 +66,19 @@ cdef class Question:
 
     @property
     def rights(self):
-        """The rights that the copy, the receiver or the descriptor is to have."""
+        """The rights of the copy, the receiver or the descriptor."""
         return Rights(self.facts.rights & <uint64_t>int(~Rights(0)))
 
     @property
     def seals(self):
-        """Of a buffer that leaves, its seals; of others those that are put on or demanded."""
+        """The seals of a buffer that leaves; else those to put on or to require."""
         return Seal(self.facts.seals & <uint64_t>int(~Seal(0)))
 
     @property
     def peer(self):
         """``(pid, uid, gid)`` of who made the other end of the socket, or None.
 
-        The user, and the group, is None where it may be anybody: a stranger to this user namespace.
+        The user, and the group, is None where it is unknown: this user namespace does not map it.
         """
         if self.facts.pid < 0:
             return None
@@ -92,9 +92,9 @@ cdef class Question:
 
 
 cdef object usage_of_vmm(object vmm):
-    """The one place where a policy's callable gets at what the VMM uses.
+    """What a VMM uses, for a policy's callable.
 
-    It is the package's own method that is asked, whatever a subclass has in its place.
+    This calls the package's own method, even if a subclass overrides it.
     """
     for kind in reversed(type(vmm).__mro__):
         if "usage" in vars(kind):
@@ -111,28 +111,28 @@ cdef class Gate:
     cdef RuleTable policy       # None: everything is allowed
     cdef Audit audit            # None: nothing is written down
     cdef uint32_t forbidden     # access that pages of MDL buffers never have
-    cdef set deciding           # threads in which the policy's callable is just being asked
+    cdef set deciding           # threads in which the policy's callable runs
 
     __reduce__ = refuse_copies("each belongs to one VMM")
 
     def __cinit__(self):
         self.deciding = set()
 
-    cdef object call(self, VMM vmm, Method method, Deed deed, PyObject **given):
+    cdef object call(self, VMM vmm, Method method, MethodBody body, PyObject **given):
         """Carry out a method if it may be, and write down how that ended."""
         cdef Record record
         if self.audit is None:
-            return self.call_if_allowed(vmm, method, deed, given, None)
+            return self.call_if_allowed(vmm, method, body, given, None)
         try:
             record = self.audit.begin(name_of(method))
         except MemoryError as problem:
             if method != CLOSE:
                 raise
-            # Closing only gives back, and memory too: it does not fail for want of a record.
-            tell_unraisable(self.audit, problem)
-            return self.call_if_allowed(vmm, method, deed, given, None)
+            # Closing only gives memory back: it does not fail because a record has none.
+            report_unraisable(self.audit, problem)
+            return self.call_if_allowed(vmm, method, body, given, None)
         try:
-            result = self.call_if_allowed(vmm, method, deed, given, record)
+            result = self.call_if_allowed(vmm, method, body, given, record)
         except BaseException as problem:
             self.end(vmm, record, None, problem)
             raise
@@ -157,10 +157,10 @@ cdef class Gate:
             else:
                 record.error = kind_of(problem)
         except Exception as shortage:
-            tell_unraisable(vmm, shortage)
+            report_unraisable(vmm, shortage)
         return self.audit.end(record)
 
-    cdef object call_if_allowed(self, VMM vmm, Method method, Deed deed, PyObject **given,
+    cdef object call_if_allowed(self, VMM vmm, Method method, MethodBody body, PyObject **given,
                                 Record record):
         """Carry out a method if it may be."""
         cdef Call call
@@ -168,38 +168,38 @@ cdef class Gate:
         begin_call(&call, method, &ranges)
         # Closing only gives back, and leaves nothing that could be called.
         if method == CLOSE:
-            return deed(vmm, &call, None)
+            return body(vmm, &call, None)
         if vmm.space.closed:
             refuse_closed(name_of(method))
         try:
-            rest = read_arguments(&call, given)
+            argument = read_arguments(&call, given)
             if record is not None:
-                record.numbers = arguments_of(&call, rest)
+                record.numbers = arguments_of(&call, argument)
             if self.policy is None or method != SEND_HANDLE and method != RECV_HANDLE:
-                return self.decide_and_call(vmm, &call, deed, rest, record, None)
-            return self.call_with_duplicate(vmm, &call, deed, rest, record)
+                return self.decide_and_call(vmm, &call, body, argument, record, None)
+            return self.call_with_duplicate(vmm, &call, body, argument, record)
         finally:
             end_call(&call)
 
-    cdef object call_with_duplicate(self, VMM vmm, Call *call, Deed deed, object sock,
+    cdef object call_with_duplicate(self, VMM vmm, Call *call, MethodBody body, object sock,
                                     Record record):
         """The same with a socket that only this package has.
 
-        What the policy looks at is what is used, whatever the caller's class overrides, or another
-        thread puts under the descriptor's number.
+        The policy decides about what is used, even if the caller's class overrides methods, or
+        another thread puts another file under the descriptor's number.
         """
         cdef Descriptor held = Descriptor()
-        sock = duplicate(name_of(call.request.method), sock, held)
+        sock = duplicate_socket(name_of(call.request.method), sock, held)
         try:
-            return self.decide_and_call(vmm, call, deed, sock, record, held)
+            return self.decide_and_call(vmm, call, body, sock, record, held)
         finally:
-            # Not by Python code, which takes memory: what came is the caller's already.
+            # Not by Python code, which takes memory: the caller already owns what it received.
             if held.is_open:
                 close_socket(sock)
             else:
                 sock.detach()
 
-    cdef object decide_and_call(self, VMM vmm, Call *call, Deed deed, object rest,
+    cdef object decide_and_call(self, VMM vmm, Call *call, MethodBody body, object argument,
                                 Record record, Descriptor held):
         """Carry out a method with these very arguments if it may be.
 
@@ -207,8 +207,8 @@ cdef class Gate:
         """
         cdef Method method = call.request.method
         cdef Facts facts = facts_of(&call.request)
-        self.look_up(vmm, call, rest, &facts, record)
-        self.decide(vmm, call, rest, &facts, record)
+        self.look_up(vmm, call, argument, &facts, record)
+        self.decide(vmm, call, argument, &facts, record)
         if held is not None and not held.is_open:
             raise InvalidOperation(
                 name_of(method), "the program closed the socket's duplicate that the policy was "
@@ -220,7 +220,7 @@ cdef class Gate:
         if vmm.space.closed:
             refuse_closed(name_of(method))
         try:
-            return deed(vmm, call, rest)
+            return body(vmm, call, argument)
         except SecurityDisallow:
             # The one rule that looks at the pages themselves, under the mutex.
             if record is not None and method == MDL_CREATE_FROM_VM:
@@ -229,9 +229,9 @@ cdef class Gate:
 
     # ---- the decision -------------------------------------------------------------------------
 
-    cdef int decide(self, VMM vmm, Call *call, object rest, const Facts *facts,
+    cdef int decide(self, VMM vmm, Call *call, object argument, const Facts *facts,
                     Record record) except -1:
-        """Raise what the policy says no to."""
+        """Raise SECURITY_DISALLOW for what the policy denies."""
         cdef Method method = call.request.method
         cdef bint allowed = True
         cdef int number
@@ -246,7 +246,7 @@ cdef class Gate:
                 if record is not None or not allowed:
                     rule = self.policy.name_of_rule(number if allowed else -1 - number)
             elif self.policy.ask is not None:
-                allowed, rule, cause = self.ask(vmm, call, rest, facts)
+                allowed, rule, cause = self.ask(vmm, call, argument, facts)
             else:
                 allowed, rule = self.policy.allows_otherwise, "default"
         if record is not None:
@@ -258,7 +258,7 @@ cdef class Gate:
                 f"the policy does not allow it (rule: {one_line(rule)})") from cause
         return 0
 
-    cdef tuple ask(self, VMM vmm, const Call *call, object rest, const Facts *facts):
+    cdef tuple ask(self, VMM vmm, const Call *call, object argument, const Facts *facts):
         """Ask the policy's callable: whether the call is allowed, by whom, and what it raised."""
         cdef Question question = Question.__new__(Question)
         cdef object asking = (getpid(), get_ident())
@@ -266,7 +266,7 @@ cdef class Gate:
         question.vmm = vmm
         question.facts = facts[0]
         question.method = name_of(call.request.method)
-        question.arguments = arguments_of(call, rest)
+        question.arguments = arguments_of(call, argument)
         self.deciding.add(asking)
         try:
             answer = self.policy.ask(question)
@@ -276,14 +276,14 @@ cdef class Gate:
             self.deciding.discard(asking)
         if answer is True:
             return True, name, None
-        # No code of the answer's own is to run outside of the questioning.
+        # The answer's own code must not run outside of this call.
         return False, f"{name}: {one_line(answer)}" if isinstance(answer, str) else name, None
 
-    # ---- what there is to know ------------------------------------------------------------------
+    # ---- facts about handles and peers --------------------------------------------------------
 
-    cdef int look_up(self, VMM vmm, const Call *call, object rest, Facts *facts,
+    cdef int look_up(self, VMM vmm, const Call *call, object argument, Facts *facts,
                      Record record) except -1:
-        """Find out what rules ask about, and the audit writes down, beside the arguments."""
+        """Find out what rules and the audit need beside the arguments."""
         cdef RuleTable policy = self.policy
         cdef int method = call.request.method
         cdef bint leaves = method == SEND_HANDLE or method == HANDLE_FILENO
@@ -295,7 +295,7 @@ cdef class Gate:
         if ((method == SEND_HANDLE or method == RECV_HANDLE)
                 and (record is not None or asked
                      or policy is not None and policy.asks_peer[method])):
-            peer = peer_of(rest)
+            peer = peer_of(argument)
             if peer is not None:
                 facts.pid, uid, gid = peer
                 facts.uid = -1 if uid is None else uid
@@ -306,8 +306,10 @@ cdef class Gate:
 
     cdef int look_up_handle(self, VMM vmm, uint64_t handle, Facts *facts,
                             Record record) except -1:
-        """Find out what a handle names, if it is one. Seals are never lifted, and values of
-        handles never used again: what is so now is so when the call is carried out, or stricter.
+        """Find out what a handle names, if it is one.
+
+        Seals are never removed and values of handles never used again: what is true now is true
+        when the call is carried out, or stricter.
         """
         cdef HandleFacts found
         cdef Request request = new_request(HANDLE_INFO)
@@ -324,7 +326,7 @@ cdef class Gate:
 
 
 cdef str name_of_callable(object called):
-    """What a callable says that it is called, if it says that; else its class."""
+    """The name of a callable, or its class if it has none."""
     try:
         name = called.__qualname__
     except Exception:
@@ -333,7 +335,7 @@ cdef str name_of_callable(object called):
 
 
 cdef str words_of(object problem):
-    """What an exception says, if it says that: a socket of the caller's may raise any class."""
+    """The message of an exception: a socket of the caller's may raise any class."""
     try:
         text = str(problem)
     except Exception:

@@ -6,14 +6,6 @@ cdef object bound_or_none(uint64_t bound):
     return None if bound == NO_BOUND else bound
 
 
-cdef int read_bounds(uint64_t *numbers, tuple bounds) except -1:
-    """Bounds as numbers."""
-    cdef int limit
-    for limit in range(LIMIT_COUNT):
-        numbers[limit] = NO_BOUND if bounds[limit] is None else bounds[limit]
-    return 0
-
-
 cdef void set_space_bounds(AddressSpace space, const uint64_t *bounds) noexcept:
     """Bound what is made from now on."""
     lock_space(space)
@@ -34,7 +26,9 @@ cdef void read_usage(AddressSpace space, uint64_t *used, uint64_t *bounds) noexc
 cdef object do_set_limits(VMM self, Call *call, object limits):
     """Bound what is made from now on, by ``Limits`` of the package's own class."""
     cdef uint64_t bounds[LIMIT_COUNT]
+    cdef int limit
     if self.space.closed:
         refuse_closed("limits")
-    read_bounds(bounds, attrgetter(*LIMIT_NAMES)(limits))
+    for limit, bound in enumerate(attrgetter(*LIMIT_NAMES)(limits)):
+        bounds[limit] = NO_BOUND if bound is None else bound
     set_space_bounds(self.space, bounds)

@@ -88,26 +88,12 @@ METHODS = (
 
 assert len(METHODS) == METHOD_COUNT
 
-# The same for C.
+# The kinds in C, in the same order.
 cdef enum:
-    ARGUMENT_ADDRESS
-    ARGUMENT_SIZE
-    ARGUMENT_FLAGS
-    ARGUMENT_HANDLE
-    ARGUMENT_OFFSET
-    ARGUMENT_SEGMENT_SIZE
-    ARGUMENT_RIGHTS
-    ARGUMENT_SEALS
-    ARGUMENT_MAX_SIZE
-    ARGUMENT_USER
-    ARGUMENT_DESCRIPTOR
-    ARGUMENT_SWITCH
-    ARGUMENT_TRISTATE
-    ARGUMENT_IGNORED
-    ARGUMENT_DATA
-    ARGUMENT_RANGES
-    ARGUMENT_SOCKET
-    ARGUMENT_LIMITS
+    ARGUMENT_ADDRESS, ARGUMENT_SIZE, ARGUMENT_FLAGS, ARGUMENT_HANDLE, ARGUMENT_OFFSET
+    ARGUMENT_SEGMENT_SIZE, ARGUMENT_RIGHTS, ARGUMENT_SEALS, ARGUMENT_MAX_SIZE, ARGUMENT_USER
+    ARGUMENT_DESCRIPTOR, ARGUMENT_SWITCH, ARGUMENT_TRISTATE, ARGUMENT_IGNORED, ARGUMENT_DATA
+    ARGUMENT_RANGES, ARGUMENT_SOCKET, ARGUMENT_LIMITS
 
 cdef int kinds[METHOD_COUNT][MOST_ARGUMENTS]
 cdef int argument_counts[METHOD_COUNT]
@@ -135,8 +121,8 @@ cdef str name_of(int method):
 # ---- a call -------------------------------------------------------------------------------------
 
 cdef struct Call:
-    # A call of a method: its arguments as numbers, but for the one that stays a Python object (a
-    # socket, limits).
+    # A call of a method: its arguments as numbers, except one that stays a Python object (a socket
+    # or limits).
     Request request             # of what is received, ``size`` is the most it may have
     uint64_t peer_uid
     uint64_t descriptor
@@ -144,15 +130,15 @@ cdef struct Call:
     bint no_rights              # None was given for rights
     bint no_max_size            # for max_size
     bint no_peer_uid            # for peer_uid
-    bint holds_data             # ``data`` is to be released
+    bint holds_data             # ``data`` must be released
     Py_buffer data
 
 
 cdef class VMM
 
-# What a method does once its arguments are numbers and the call is allowed. ``rest`` is what
+# What a method does once its arguments are numbers and the call is allowed. ``argument`` is what
 # ``read_arguments`` returned.
-ctypedef object (*Deed)(VMM self, Call *call, object rest)
+ctypedef object (*MethodBody)(VMM self, Call *call, object argument)
 
 
 cdef inline void begin_call(Call *call, Method method, Ranges *ranges) noexcept:
@@ -163,7 +149,7 @@ cdef inline void begin_call(Call *call, Method method, Ranges *ranges) noexcept:
 
 
 cdef inline void end_call(Call *call) noexcept:
-    """Let go of the caller's data."""
+    """Release the caller's data."""
     if call.holds_data:
         PyBuffer_Release(&call.data)
 
@@ -181,7 +167,7 @@ cdef object read_arguments(Call *call, PyObject **given):
     cdef int method = request.method
     cdef int place, kind
     cdef object value
-    cdef object rest = None
+    cdef object argument = None
     for place in range(argument_counts[method]):
         value = <object>given[place]
         kind = kinds[method][place]
@@ -221,10 +207,10 @@ cdef object read_arguments(Call *call, PyObject **given):
             read_ranges(call, value)
         elif kind == ARGUMENT_SOCKET:
             check_socket(name_of(method), value)
-            rest = value
+            argument = value
         elif kind == ARGUMENT_LIMITS:
-            rest = plain_limits(name_of(method), value)
-    return rest
+            argument = plain_limits(name_of(method), value)
+    return argument
 
 
 cdef int hold_data(Call *call, object data) except -1:
@@ -259,7 +245,7 @@ cdef int read_ranges(Call *call, object ranges) except -1:
     return 0
 
 
-cdef dict arguments_of(const Call *call, object rest):
+cdef dict arguments_of(const Call *call, object argument):
     """The arguments of a call by name, as numbers: of data and ranges how many there are."""
     cdef dict numbers = {}
     cdef int method = call.request.method
@@ -268,13 +254,13 @@ cdef dict arguments_of(const Call *call, object rest):
     for place in range(argument_counts[method]):
         if kinds[method][place] == ARGUMENT_LIMITS:
             for limit in LIMIT_NAMES:
-                numbers[limit] = getattr(rest, limit)
+                numbers[limit] = getattr(argument, limit)
         else:
-            numbers[names[place]] = argument_of(call, rest, kinds[method][place])
+            numbers[names[place]] = argument_of(call, argument, kinds[method][place])
     return numbers
 
 
-cdef object argument_of(const Call *call, object rest, int kind):
+cdef object argument_of(const Call *call, object argument, int kind):
     """One argument of a call, as the audit writes it down."""
     cdef const Request *request = &call.request
     if kind == ARGUMENT_ADDRESS:
@@ -304,5 +290,5 @@ cdef object argument_of(const Call *call, object rest, int kind):
     elif kind == ARGUMENT_RANGES:
         return request.ranges.size()
     elif kind == ARGUMENT_SOCKET:
-        return SocketType.fileno(rest)
+        return SocketType.fileno(argument)
     return 0

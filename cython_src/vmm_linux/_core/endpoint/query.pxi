@@ -33,19 +33,11 @@ cdef class PageInfo:
     The last five are None where this kernel does not report them.
     """
 
-    cdef readonly uintptr_t va
-    cdef uint32_t _state
-    cdef uint32_t _kind
-    cdef uint32_t _protection
-    cdef uint32_t _flags
-    cdef readonly uintptr_t base
+    cdef uint32_t _state, _kind, _protection, _flags
     cdef uintptr_t _end
-    cdef readonly uintptr_t run_start
-    cdef readonly uintptr_t run_end
     cdef PageFacts _facts
-    cdef readonly object mdl_offset
-    cdef readonly object sid
-    cdef readonly object smaps
+    cdef readonly uintptr_t va, base, run_start, run_end
+    cdef readonly object mdl_offset, sid, smaps
 
     @property
     def state(self):
@@ -162,7 +154,7 @@ cdef tuple contents(PageInfo info):
 
 cdef struct Found:
     # What the kernel and the ledger say of one page.
-    bint closed                 # the VMM is, and the rest is nothing
+    bint closed                 # the VMM is closed, and all else is unset
     Location where
     Span span
     PageFacts facts
@@ -234,24 +226,23 @@ cdef object record_in(const Text &smaps):
 
 
 cdef int settle(AddressSpace space, OwnProcess process, SmapsRecord record) except -1:
-    """Have a name that can mean two be the mapping's."""
-    cdef ProcmapQuery found
-    cdef char name[NAME_SIZE]
+    """Ask the kernel for a name that the text of smaps leaves ambiguous."""
+    cdef NamedQuery found
     cdef int result = -1
-    if can_mean_two(record.pathname):
+    if is_ambiguous(record.pathname):
         lock_space(space)
         if not space.closed:
-            result = process.name_at(record.span.start, &found, name, NAME_SIZE)
+            result = process.name_at(record.span.start, &found)
         unlock_space(space)
         if result == 0:
-            record.pathname = settled_name(record.pathname, record.span.start, &found, name)
+            record.pathname = settled_name(record.pathname, record.span.start, &found)
     return 0
 
 
 cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint smaps):
     """What is known of the page that includes ``va``, with its smaps record if asked."""
     cdef PageInfo info = PageInfo.__new__(PageInfo)
-    cdef uintptr_t page = round_down(va, kernel.page_size())
+    cdef uintptr_t page = round_down(va, PAGE_SIZE)
     cdef Found found
     cdef int result
     if smaps:
@@ -266,10 +257,8 @@ cdef PageInfo query(AddressSpace space, OwnProcess process, uintptr_t va, bint s
     try:
         if found.closed:
             raise InvalidOperation("query", "this VMM is closed; make another one")
-        if result < 0:
-            raise error(
-                RETCODES.get(-result, Retcode.FAIL), "query",
-                "the kernel did not tell about this process's memory (/proc/self)", -result)
+        check_result(
+            result, "query", "the kernel did not tell about this process's memory (/proc/self)")
         if found.smaps.length != 0:
             info.smaps = record_in(found.smaps)
             settle(space, process, info.smaps)

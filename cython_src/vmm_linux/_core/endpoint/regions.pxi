@@ -1,14 +1,14 @@
 """What the methods over regions do, once their arguments are numbers and the call is allowed."""
 
 
-cdef object do_allocate(VMM self, Call *call, object rest):
+cdef object do_allocate(VMM self, Call *call, object argument):
     cdef Request *request = &call.request
     check_pages(ALLOCATE, "addr", request.va, request.size, "size")
     check_region_flags(request.flags, request.va)
-    return made(self.space, request)
+    return make(self.space, request)
 
 
-cdef object do_change_pages(VMM self, Call *call, object rest):
+cdef object do_change_pages(VMM self, Call *call, object argument):
     """Commit, decommit or free whole pages of one region."""
     cdef Answer answer
     cdef Request *request = &call.request
@@ -16,7 +16,7 @@ cdef object do_change_pages(VMM self, Call *call, object rest):
     perform_or_raise(self.space, request, &answer)
 
 
-cdef object do_change_ranges(VMM self, Call *call, object rest):
+cdef object do_change_ranges(VMM self, Call *call, object argument):
     """Commit or decommit whole pages of many regions."""
     cdef Request *request = &call.request
     cdef Answer answer
@@ -37,12 +37,12 @@ cdef object do_change_ranges(VMM self, Call *call, object rest):
     raise explain(request, &answer)
 
 
-cdef object do_protect(VMM self, Call *call, object rest):
+cdef object do_protect(VMM self, Call *call, object argument):
     check_protection(PROTECT, call.request.flags)
-    do_change_pages(self, call, rest)
+    do_change_pages(self, call, argument)
 
 
-cdef object do_query(VMM self, Call *call, object rest):
+cdef object do_query(VMM self, Call *call, object argument):
     cdef uint64_t va = call.request.va
     if va >= kernel.user_space_end():
         raise InvalidArgument(
@@ -51,12 +51,12 @@ cdef object do_query(VMM self, Call *call, object rest):
     return query(self.space, self.process, va, call.choice != 0)
 
 
-cdef object do_view(VMM self, Call *call, object rest):
+cdef object do_view(VMM self, Call *call, object argument):
     check_bytes(VIEW, call.request.va, call.request.size)
     return pinned_view(self.space, &call.request, call.choice)
 
 
-cdef object do_read(VMM self, Call *call, object rest):
+cdef object do_read(VMM self, Call *call, object argument):
     cdef Answer answer
     cdef Request *request = &call.request
     cdef object data
@@ -74,7 +74,7 @@ cdef object do_read(VMM self, Call *call, object rest):
     return data
 
 
-cdef object do_write(VMM self, Call *call, object rest):
+cdef object do_write(VMM self, Call *call, object argument):
     cdef Answer answer
     cdef Request *request = &call.request
     cdef object written = request.size      # before the bytes are there: a failure has written none

@@ -1,4 +1,4 @@
-"""Every VMM of this process: what inspection asks of all, and the warning at exit.
+"""Every VMM of this process: their intents for inspection, and the warning at exit.
 
 Weak references by address: a WeakSet takes as long to walk through as a whole question to the
 kernel.

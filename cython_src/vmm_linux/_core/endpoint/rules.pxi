@@ -9,7 +9,7 @@ cdef enum:
 
 cdef struct Bits:
     uint64_t all                # every one of these
-    uint64_t any                # one of these at least; 0: no matter
+    uint64_t any                # one of these at least; 0: any
     uint64_t none               # none of these
 
 cdef struct Rule:
@@ -21,9 +21,9 @@ cdef struct Rule:
     Bits flags
     Bits rights
     Bits seals
-    vector[int64_t] uids        # of the peer, in order; empty: no matter
+    vector[int64_t] uids        # of the peer, in order; empty: any
     vector[int64_t] gids
-    bint other_user             # whether the peer has to be another user than this process's
+    bint other_user             # whether the peer must be another user than this process's
 
 cdef extern from "<algorithm>" namespace "std" nogil:
     bint includes(const int64_t *, const int64_t *, const int64_t *, const int64_t *)
@@ -73,7 +73,7 @@ cdef class RuleTable:
         """Take the rules: tuples ``(calls, allows, number, flags, rights, seals, sizes, peers)``.
 
         ``flags``, ``rights`` and ``seals`` are triples (all, any, none), ``sizes`` a pair,
-        ``peers`` the users, the groups, and whether it has to be another user.
+        ``peers`` the users, the groups, and whether it must be another user.
         """
         cdef vector[vector[Rule]] of_calls
         cdef Rule rule
@@ -89,7 +89,7 @@ cdef class RuleTable:
             for call in range(METHOD_COUNT):
                 if rule.calls >> call & 1:
                     of_calls[call].push_back(rule)
-        # From here on no code of anybody's runs that could compile it, or use it, in between.
+        # From here on no other code runs that could compile it, or use it, meanwhile.
         if self.compiled:
             raise InvalidOperation("Policy", "a policy does not change; make another one")
         self.rules.swap(of_calls)
@@ -155,20 +155,19 @@ cdef Rule rule_of(tuple numbers) except *:
 
 # ---- one rule and a call ------------------------------------------------------------------------
 
-
 cdef bint matches(const Rule *rule, const Facts *facts) noexcept:
     """Whether every condition of a rule holds."""
     return (
-        has(&rule.flags, facts.flags)
+        bits_match(&rule.flags, facts.flags)
         and rule.min_size <= facts.size <= rule.max_size
-        and has(&rule.rights, facts.rights)
-        and has(&rule.seals, facts.seals)
+        and bits_match(&rule.rights, facts.rights)
+        and bits_match(&rule.seals, facts.seals)
         and (not has_peers(rule) or peer_matches(rule, facts))
     )
 
 
 cdef bint peer_matches(const Rule *rule, const Facts *facts) noexcept:
-    """Whether the peer is one that a rule is about; what is unknown of one is where that denies."""
+    """Whether a rule is about this peer; an unknown user or group counts where the rule denies."""
     return (
         among(rule.uids, facts.uid, not rule.allows)
         and among(rule.gids, facts.gid, not rule.allows)
@@ -177,7 +176,7 @@ cdef bint peer_matches(const Rule *rule, const Facts *facts) noexcept:
     )
 
 
-cdef bint has(const Bits *bits, uint64_t value) noexcept:
+cdef bint bits_match(const Bits *bits, uint64_t value) noexcept:
     """Whether a value has the bits that are wanted, and not the others."""
     return (
         value & bits.all == bits.all
@@ -200,7 +199,6 @@ cdef bint among(const vector[int64_t] &wanted, int64_t found, bint unknown) noex
 
 
 # ---- two rules ----------------------------------------------------------------------------------
-
 
 cdef bint covers(const Rule *wide, const Rule *narrow) noexcept:
     """Whether a rule matches every call that another matches, as far as the conditions show."""

@@ -75,14 +75,14 @@ cpdef int check_socket(str method, object sock) except -1:
     return 0
 
 
-def duplicate(str method, sock, Descriptor held):
+cdef object duplicate_socket(str method, object sock, Descriptor held):
     """A plain socket on a descriptor of its own, which waits as long as the given one does.
 
     ``held``, which has none yet, owns that descriptor, and says whether it is still open.
     """
     cdef int own = kernel.fcntl(SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
     if own == -EBADF:
-        raise OSError(EBADF, os.strerror(EBADF))
+        kernel.check(own)
     if own < 0:
         raise QuotaExceeded(method, "no descriptor is left; raise RLIMIT_NOFILE", -own)
     held.take(own)
@@ -100,7 +100,7 @@ def duplicate(str method, sock, Descriptor held):
 def peer_of(sock):
     """The process, user and group that made the other end; None where that is not reported.
 
-    The user, and the group, is None where it may be anybody.
+    The user, and the group, is None where it is unknown.
     """
     credentials = credentials_of(sock)
     if credentials is None:
@@ -192,7 +192,7 @@ cpdef tuple read_message(object sock, size_t length, int most_descriptors):
     """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
 
     There is room for as many bytes and descriptors as the longest message has, for what the
-    socket's options add to it, and no more.
+    socket's options add to it, but for nothing else.
     """
     cdef Received received = Received()
     cdef int flaws
@@ -221,14 +221,14 @@ cdef int close_all(bytes data, size_t first) except -1:
 
 cdef object made_descriptor(int fd):
     """A new descriptor for Python, closed if no memory is left for its number; or ``-errno``."""
-    cdef bint is_told = False
+    cdef bint is_made = False
     cdef object number
     try:
         number = fd
-        is_told = True
+        is_made = True
         return number
     finally:
-        if not is_told:
+        if not is_made:
             kernel.close(fd)
 
 
@@ -299,7 +299,7 @@ cdef bint is_set(object sock, object option) except? True:
 # ---- waiting and sending -----------------------------------------------------------------------
 
 cdef bint is_plain(object sock):
-    """Whether a socket is of Python's own class, and does nothing else than that when it sends."""
+    """Whether a socket is of Python's own class, so that sending runs no code of a subclass."""
     return type(sock) is Socket
 
 
@@ -320,8 +320,7 @@ cdef int wait_for_room(object sock, double *deadline) except -1:
     cdef int flags = kernel.fcntl(fd, F_GETFL, 0)
     cdef object timeout = sock.gettimeout()
     if timeout == 0 or timeout is None and flags >= 0 and flags & O_NONBLOCK:
-        raise refusal(-EAGAIN)
-    late = refusal(-EAGAIN) if timeout is None else TimeoutError("timed out")
+        kernel.check(-EAGAIN)
     if deadline[0] == UNKNOWN:
         deadline[0] = time.monotonic() + (kernel_timeout(sock) if timeout is None else timeout)
     poll = select.poll()
@@ -330,8 +329,10 @@ cdef int wait_for_room(object sock, double *deadline) except -1:
         left = deadline[0] - time.monotonic()
         if poll.poll(min(max(left, 0) * 1e3, LONGEST_POLL)):
             return 0
-        if left <= 0:
-            raise late
+        if left <= 0 and timeout is None:
+            kernel.check(-EAGAIN)
+        elif left <= 0:
+            raise TimeoutError("timed out")
 
 
 cdef object kernel_timeout(object sock):
@@ -359,17 +360,6 @@ def send_descriptor(sock, bytes data, Descriptor held):
         if sent >= 0:
             return sent
         if sent != -EAGAIN:
-            raise refusal(<int>sent)
+            kernel.check(<int>sent)
         wait_for_room(sock, &deadline)
         number = held.number
-
-
-cdef object refusal(int result):
-    """The exception of ``socket.sendmsg`` for a -errno."""
-    return OSError(-result, os.strerror(-result))
-
-
-cdef object check_sent(int result):
-    """Raise what ``send_at_once`` returned, if that is an error."""
-    if result < 0:
-        raise refusal(result)

@@ -16,7 +16,7 @@ cdef class VMM:
     cdef OwnProcess process
     cdef Gate gate              # None: every call is allowed, and none is written down
     cdef bint is_gated          # whether there is a gate, or may be: it is not settled yet
-    cdef bint is_settled        # whether it is settled who is asked
+    cdef bint is_settled        # whether policy and audit are settled
     cdef object __weakref__
     cdef str made_at
     cdef int made_by
@@ -43,7 +43,7 @@ cdef class VMM:
         Args:
             limits: ``Limits``, or None for what keeps a runaway loop from taking the machine: at
                 most 262,144 regions and as many handles, 65,536 MDL buffers, and three quarters
-                of the memory that can be had now, each for committed pages, locked ones and
+                of the memory that is available now, each for committed pages, locked ones and
                 buffers. ``vmm.limits`` has the numbers.
             policy: a ``Policy``, which is asked before every call, or None for the one in the file
                 that ``VMM_LINUX_POLICY`` of the environment names, if it names one.
@@ -71,9 +71,9 @@ cdef class VMM:
                 self.limits = limits
 
     cdef int settle(self, object policy, object audit) except -1:
-        """Settle once who is asked, and bound the memory; what is not given is the environment's.
+        """Settle the policy and the audit once, and the bounds. The environment has the defaults.
 
-        Whether it was this call that settled it.
+        Returns whether this call settled them.
         """
         cdef bint given = policy is not None or audit is not None
         cdef Gate gate = None
@@ -103,8 +103,8 @@ cdef class VMM:
         set_space_bounds(self.space, bounds)
         return True
 
-    cdef object call(self, Method method, Deed deed, object a=None, object b=None, object c=None,
-                     object d=None, object e=None):
+    cdef object call(self, Method method, MethodBody body, object a=None, object b=None,
+                     object c=None, object d=None, object e=None):
         """Carry out a method with what the caller gave, if the gate lets it."""
         cdef Call call
         cdef Ranges ranges
@@ -115,28 +115,15 @@ cdef class VMM:
         given[3] = <PyObject *>d
         given[4] = <PyObject *>e
         if self.is_gated:
-            return self.call_gated(method, deed, given)
-        if self.space.closed:
+            if not self.is_settled and method != CLOSE:
+                self.settle(None, None)
+            if self.gate is not None:
+                return self.gate.call(self, method, body, given)
+        if self.space.closed and method != CLOSE:
             refuse_closed(name_of(method))
         begin_call(&call, method, &ranges)
         try:
-            return deed(self, &call, read_arguments(&call, given))
-        finally:
-            end_call(&call)
-
-    cdef object call_gated(self, Method method, Deed deed, PyObject **given):
-        """The same where there is a gate, or where that is not settled yet."""
-        cdef Call call
-        cdef Ranges ranges
-        if not self.is_settled and method != CLOSE:
-            self.settle(None, None)
-        if self.gate is not None:
-            return self.gate.call(self, method, deed, given)
-        begin_call(&call, method, &ranges)
-        try:
-            if self.space.closed and method != CLOSE:
-                refuse_closed(name_of(method))
-            return deed(self, &call, read_arguments(&call, given))
+            return body(self, &call, read_arguments(&call, given))
         finally:
             end_call(&call)
 
@@ -346,7 +333,7 @@ cdef class VMM:
 
         Args:
             va: address of the first byte.
-            data: a contiguous buffer of at least one byte; it goes inside one region.
+            data: a contiguous buffer of at least one byte; its target is inside one region.
 
         Returns:
             The number of bytes written, all of them.
@@ -369,7 +356,7 @@ cdef class VMM:
 
         In segments, a clone that begins and ends on their borders can be sent without the memory
         around it, which then is out of the receiver's reach. Each segment takes a descriptor, and
-        each mapping of it is a mapping of the kernel's own; for the rest such a buffer is like any
+        each mapping of it is a mapping of the kernel's own; otherwise such a buffer is like any
         other. At most 253 descriptors, one or two of them its identity's, go in a message.
 
         Args:
@@ -511,7 +498,7 @@ cdef class VMM:
         return self.call(MDL_CLONE, do_mdl_clone, originHandle, offset, length)
 
     def mdl_seal(self, handle, seals):
-        """Give up writing to an MDL buffer: for ever, for everybody, held by the kernel.
+        """Give up writing to an MDL buffer, for ever and in every process; the kernel enforces it.
 
         It holds for the whole memory: the origin, its clones, a SHAREABLE region around it; of a
         buffer in segments for every segment that this handle's buffer touches. These are sealed
@@ -631,8 +618,8 @@ cdef class VMM:
             sock: a connected AF_UNIX socket.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
-            peer_uid: the user that must be at the other end, or None. One whom this process's user
-                namespace does not map may be anybody, and is refused.
+            peer_uid: the user that must be at the other end, or None. A user that this process's
+                user namespace does not map is unknown, and refused.
 
         Returns:
             A ``Handle``.
@@ -707,8 +694,8 @@ cdef class VMM:
         refused until enough was given back.
 
         Errors:
-            INVALID_ARGUMENT: set to something else than ``Limits``.
-            SECURITY_DISALLOW: the policy says no to setting them.
+            INVALID_ARGUMENT: set to anything but ``Limits``.
+            SECURITY_DISALLOW: the policy does not allow setting them.
             INVALID_OPERATION: the VMM is closed.
         """
         cdef uint64_t used[LIMIT_COUNT]
@@ -767,7 +754,7 @@ cdef class VMM:
         """Free everything this VMM made. A second call does nothing.
 
         Regions that a view holds are unmapped when the last view of them is gone. An audit that
-        cannot write this down holds it up in no case, and says so.
+        cannot record this reports so, and does not prevent it.
 
         Errors:
             OUT_OF_MEMORY: at the kernel's map count a region could not be unmapped; the VMM
@@ -815,7 +802,7 @@ cdef class VMM:
             raise AssertionError(f"{flaw.decode()} at 0x{where:x}")
 
 
-cdef object do_close(VMM self, Call *call, object rest):
+cdef object do_close(VMM self, Call *call, object argument):
     cdef Answer answer
     if self.space.closed:
         return None
@@ -832,7 +819,7 @@ cdef int refuse_closed(str method) except -1:
 
 
 cdef bint refuse_late(bint given) except -1:
-    """It is settled who is asked: a call that names others is not to think that they are."""
+    """Policy and audit are settled: refuse a call that gives others. False where it gives none."""
     if not given:
         return False
     raise InvalidOperation(

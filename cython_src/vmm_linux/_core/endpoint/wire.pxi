@@ -18,7 +18,7 @@ bytes       type   what
 =========== ====== ==================================================================
 
 The descriptors are the identities, then the segments, at most 253 together. All are memfds; an
-identity (see ``_identity.pyx``) is sealed for good. A buffer that is all of one memory file is
+identity (``memory/identity.pxi``) is sealed for good. A buffer that is all of one memory file is
 known by that and has none. Any other has one of its own: a buffer of several segments, and a clone,
 which is any window. A clone's origin has the second, if it is not that memory file itself. The
 buffer touches every segment that comes with it. Security ids are not in the message: the receiver
@@ -98,14 +98,12 @@ cdef int send_at_once(int sock, const Parcel *parcel) noexcept nogil:
 
 cdef int check_files(const Parcel *parcel) except -1:
     """Whether the descriptors of a parcel still are its own, after others went on."""
-    cdef int result, i
+    cdef int i
     for i in range(parcel.count):
-        result = open_file_number(&parcel.files[i])
-        if result < 0:
-            raise error(
-                RETCODES.get(-result, Retcode.FAIL), "send_handle",
-                "the program closed a descriptor that waited for room in the socket, or put "
-                "another file under its number (os.closerange, os.dup2); nothing was sent", -result)
+        check_result(
+            open_file_number(&parcel.files[i]), "send_handle",
+            "the program closed a descriptor that waited for room in the socket, or put another "
+            "file under its number (os.closerange, os.dup2); nothing was sent")
     return 0
 
 
@@ -121,7 +119,7 @@ cdef int send(object sock, const Parcel *parcel) except -1:
         while True:
             result = send_at_once(sock.fileno(), parcel)
             if result != -EAGAIN:
-                check_sent(result)
+                kernel.check(result)
                 return 0
             wait_for_room(sock, &deadline)
             check_files(parcel)
@@ -137,24 +135,17 @@ cdef int send(object sock, const Parcel *parcel) except -1:
 
 # ---- The receiver --------------------------------------------------------------------------------
 
-cdef struct Demands:
-    # What the receiver of a buffer asks of it.
-    Method method
-    uint64_t require            # SEAL_ bits
-    uint64_t max_size           # bytes
-
-
-cdef int check_demands(const Demands *demands, int seals, uint64_t size) except -1:
-    """Whether memory with these F_SEAL_* bits, and a buffer of this size, meets the demands."""
+cdef int check_required(const Request *request, int seals, uint64_t size) except -1:
+    """Whether a received buffer, with these F_SEAL_* bits, is as its request requires."""
     cdef bint frozen = seals & F_SEAL_WRITE != 0
     cdef bint published = frozen or seals & F_SEAL_FUTURE_WRITE != 0
-    if (demands.require & SEAL_FREEZE and not frozen
-            or demands.require & SEAL_PUBLISH and not published):
+    if (request.seals & SEAL_FREEZE and not frozen
+            or request.seals & SEAL_PUBLISH and not published):
         raise SecurityDisallow(
-            name_of(demands.method), f"the memory is not sealed with {Seal(demands.require)!r}")
-    if size > demands.max_size:
+            name_of(request.method), f"the memory is not sealed with {Seal(request.seals)!r}")
+    if size > request.size:
         raise SecurityDisallow(
-            name_of(demands.method), f"a buffer of {size} bytes; max_size is {demands.max_size}")
+            name_of(request.method), f"a buffer of {size} bytes; max_size is {request.size}")
     return 0
 
 
@@ -169,7 +160,7 @@ cdef object unfit(str why):
         "handle_from_fd", f"{why}; handle_fileno of a buffer gives what is needed")
 
 
-cdef Received receive(object sock, const Demands *demands, object peer_uid):
+cdef Received receive(object sock, const Request *request, object peer_uid):
     """Receive one parcel, and believe only what the kernel says of it."""
     cdef Received received
     message, received, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
@@ -178,7 +169,7 @@ cdef Received receive(object sock, const Demands *demands, object peer_uid):
     if peer_uid is not None:
         check_peer(sock, peer_uid)
     read_head(sock, message, flags, &received.parcel)
-    examine_parcel(&received.parcel, demands)
+    examine_parcel(&received.parcel, request)
     return received
 
 
@@ -201,7 +192,8 @@ cdef int read_head(object sock, bytes message, int flags, Parcel *parcel) except
     if flags & FLAW_OF_DESCRIPTORS and came < min(count, <int>PARCEL_DESCRIPTORS):
         raise cut_off("recv_handle", sock, f"{count} descriptors came and {came} fitted")
     if flags & FLAW_OF_DESCRIPTORS or count != came or count > PARCEL_DESCRIPTORS:
-        raise bad(f"{count} descriptors are announced, and {came} or more came")
+        announced = "1 descriptor is" if count == 1 else f"{count} descriptors are"
+        raise bad(f"{announced} announced, and {came} or more came")
     if segments == 0 or not (segments > 1) <= identities <= <int>MOST_IDENTITIES:
         raise bad(f"{segments} segments with {identities} identities")
     if le32toh(head.rights) & ~<uint32_t>RIGHT_ALL:
@@ -215,8 +207,8 @@ cdef int read_head(object sock, bytes message, int flags, Parcel *parcel) except
     return 0
 
 
-cdef int examine_parcel(Parcel *parcel, const Demands *demands) except -1:
-    """Check a parcel against the kernel's word and the caller's demands."""
+cdef int examine_parcel(Parcel *parcel, const Request *request) except -1:
+    """Check a parcel against the kernel's word and the caller's request."""
     cdef int identities = parcel.count - parcel.segments
     cdef int seals, i
     for i in range(identities):
@@ -225,7 +217,7 @@ cdef int examine_parcel(Parcel *parcel, const Demands *demands) except -1:
     seals = examine_memory(parcel)
     check_window(parcel, identities > (parcel.segments > 1))
     check_identities(parcel, identities)
-    return check_demands(demands, seals, parcel.size)
+    return check_required(request, seals, parcel.size)
 
 
 cdef int check_identities(const Parcel *parcel, int identities) except -1:
@@ -247,10 +239,7 @@ cdef int check_identities(const Parcel *parcel, int identities) except -1:
             result = identity_is_of(parcel.files[i].fd, &window)
         else:
             result = identity_includes(parcel.files[i].fd, &window)
-        if result < 0:
-            raise error(
-                RETCODES.get(-result, Retcode.FAIL), "recv_handle",
-                "the kernel does not tell what an identity is of", -result)
+        check_result(result, "recv_handle", "the kernel does not tell what an identity is of")
         if result != 0:
             raise bad("an identity of other memory")
     return 0
@@ -310,9 +299,7 @@ cdef int examine(OpenFile *file, uint32_t rights, uint64_t *size, Refusal refuse
 cdef int64_t size_of(OpenFile *file) except -1:
     """The size of a file in bytes. Which file it is, is noted."""
     cdef FileStatus status
-    cdef int result = open_file_note(file, &status)
-    if result < 0:
-        raise error(RETCODES.get(-result, Retcode.FAIL), "recv_handle", "fstat", -result)
+    check_result(open_file_note(file, &status), "recv_handle", "fstat")
     return status.st_size
 
 
@@ -320,7 +307,7 @@ cdef int seals_of(int fd, int needed, Refusal refuse) except -1:
     """The seals of a descriptor, which is a memfd of ordinary pages with the ``needed`` ones.
 
     Only files in memory have seals. Any other file is asked for nothing else: a file system in
-    user space, or on the network, can let who asks wait for ever.
+    user space, or on the network, can let this process wait for ever.
     """
     cdef int seals = kernel.fcntl(fd, F_GET_SEALS, 0)
     if seals < 0:
@@ -355,31 +342,31 @@ cdef int check_window(const Parcel *parcel, bint is_clone) except -1:
 
 # ---- Descriptors from elsewhere -----------------------------------------------------------------
 
-cdef int adopt(uint64_t fd, const Demands *demands, Parcel *parcel) except -1:
+cdef int adopt(uint64_t fd, const Request *request, Parcel *parcel) except -1:
     """A parcel, which is the caller's, of a descriptor, which this process keeps.
 
     A duplicate is looked at, so that what was checked is what is used.
     """
     cdef int own
     if fd > <uint64_t>MOST_FD:
-        raise InvalidArgument(name_of(demands.method), f"fd {fd} is no descriptor")
+        raise InvalidArgument(name_of(request.method), f"fd {fd} is no descriptor")
     own = kernel.fcntl(<int>fd, F_DUPFD_CLOEXEC, 0)
     if own == -EBADF:
-        raise InvalidArgument(name_of(demands.method), f"fd {fd} is not open in this process")
+        raise InvalidArgument(name_of(request.method), f"fd {fd} is not open in this process")
     if own < 0:
         raise QuotaExceeded(
-            name_of(demands.method), "no descriptor is left; raise RLIMIT_NOFILE or close some",
+            name_of(request.method), "no descriptor is left; raise RLIMIT_NOFILE or close some",
             -own)
     parcel.files[0].fd = own
     parcel.count = parcel.segments = 1
     try:
-        return examine_adopted(parcel, demands)
+        return examine_adopted(parcel, request)
     except BaseException:
         kernel.close(own)
         raise
 
 
-cdef int examine_adopted(Parcel *parcel, const Demands *demands) except -1:
+cdef int examine_adopted(Parcel *parcel, const Request *request) except -1:
     """Whether a descriptor can be a buffer's: the rights are what it is open for."""
     cdef int fd = parcel.files[0].fd
     cdef int seals
@@ -391,4 +378,4 @@ cdef int examine_adopted(Parcel *parcel, const Demands *demands) except -1:
     seals = examine(&parcel.files[0], parcel.rights, &parcel.size, unfit)
     parcel.offset = 0
     parcel.segment_size = parcel.memory_size = parcel.size
-    return check_demands(demands, seals, parcel.size)
+    return check_required(request, seals, parcel.size)

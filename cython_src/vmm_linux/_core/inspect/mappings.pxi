@@ -237,18 +237,16 @@ cdef class Mappings:
 
     def settle_names(self, int fd):
         """Ask the process's open maps for the names of which the text can mean two."""
-        cdef kernel.ProcmapQuery query
-        cdef char name[NAME_SIZE]
+        cdef NamedQuery query
         cdef const SmapsEntry *entry
         cdef size_t i
         for i in range(self.store.count):
             entry = self.store.at(i)
             pathname = self.store.pathname_at(entry)
-            if (can_mean_two(pathname)
-                    and query_with_name(fd, entry.span.start, &query, name, NAME_SIZE) == 0):
+            if is_ambiguous(pathname) and query_with_name(fd, entry.span.start, &query) == 0:
                 # Its place in memory is its own, since it has a backslash.
                 self.store.strings[<uintptr_t>entry.path] = settled_name(
-                    pathname, entry.span.start, &query, name)
+                    pathname, entry.span.start, &query)
 
     cdef int cut_at_regions(self) except -1:
         """Divide the kernel's mappings among the regions of this process's VMMs."""
@@ -314,12 +312,23 @@ def close_files():
     own.release()
 
 
-cdef Mapping mapping_of(const kernel.ProcmapQuery *query, const char *name):
+cdef Mapping mapping_of(const NamedQuery *query):
     cdef Mapping made = Mapping.__new__(Mapping)
-    fill_span(&made.span, query)
-    if query.vma_name_size > 1:
-        made.pathname = PyUnicode_DecodeFSDefaultAndSize(name, query.vma_name_size - 1)
+    cdef uint32_t size = query.mapping.vma_name_size
+    fill_span(&made.span, &query.mapping)
+    if size > 1:
+        made.pathname = PyUnicode_DecodeFSDefaultAndSize(query.name, size - 1)
     return made
+
+
+cdef object found_mapping(int result, const NamedQuery *query):
+    """The mapping of a query with this result; None for a hole, NotImplemented for a long name."""
+    if result == -ENOENT:
+        return None
+    if result == -ENAMETOOLONG:
+        return NotImplemented
+    kernel.check(result)
+    return mapping_of(query)
 
 
 def own_mapping(uintptr_t va):
@@ -328,43 +337,32 @@ def own_mapping(uintptr_t va):
     NotImplemented where the text must be searched: there is no PROCMAP_QUERY, or the name is too
     long for it.
     """
-    cdef char name[NAME_SIZE]
-    cdef kernel.ProcmapQuery query
+    cdef NamedQuery query
     cdef Intent intent
     cdef Mapping made
-    cdef int result
     if not kernel.has(kernel.FEATURE_PROCMAP_QUERY):
         return NotImplemented
-    result = own.name_at(va, &query, name, NAME_SIZE)
-    if result == -ENOENT:
-        return None
-    if result == -ENAMETOOLONG:
-        return NotImplemented
-    kernel.check(result)
-    made = mapping_of(&query, name)
+    found = found_mapping(own.name_at(va, &query), &query)
+    if not isinstance(found, Mapping):
+        return found
+    made = found
     if intent_of_any(va, &intent):
         made.region = region_of(intent)
     if intent.start > made.span.start or intent.end < made.span.end:
         cut(made, max(made.span.start, intent.start), min(made.span.end, intent.end),
-            mapping_of(&query, name))
+            mapping_of(&query))
     return made
 
 
 def foreign_mapping(int fd, uintptr_t va):
     """The mapping at ``va`` of the process whose maps is open, or None; or NotImplemented."""
-    cdef char name[NAME_SIZE]
-    cdef kernel.ProcmapQuery query
+    cdef NamedQuery query
     cdef int result
     if not kernel.has(kernel.FEATURE_PROCMAP_QUERY):
         return NotImplemented
     with nogil:
-        result = query_with_name(fd, va, &query, name, NAME_SIZE)
-    if result == -ENOENT:
-        return None
-    if result == -ENAMETOOLONG:
-        return NotImplemented
-    kernel.check(result)
-    return mapping_of(&query, name)
+        result = query_with_name(fd, va, &query)
+    return found_mapping(result, &query)
 
 
 # ---- Pages --------------------------------------------------------------------------------------

@@ -9,6 +9,15 @@ Every feature has a switch, so that the way around it can be tested on a kernel 
 ``without(...)``, or ``VMM_LINUX_WITHOUT=NAME,NAME`` in the environment of a process.
 """
 
+cdef extern from *:
+    """
+    #ifndef MADV_DONTNEED_LOCKED
+    #define MADV_DONTNEED_LOCKED 24     /* Linux 5.18 */
+    #endif
+    """
+    enum:
+        MADV_DONTNEED_LOCKED
+
 
 class Feature(IntEnum):
     """What a kernel may lack, with the version that brought it."""
@@ -206,20 +215,19 @@ cdef Presence probe_noexec_seal() noexcept nogil:
 
 
 cdef Presence probe_file_handles() noexcept nogil:
-    cdef uint64_t low, high
+    cdef uint64_t name
     cdef int fd = memfd_create(b"vmm_linux probe", MFD_CLOEXEC)
     cdef Presence result
     if fd < 0:
         return verdict(fd)
-    result = verdict(file_handle(fd, &low, &high))
+    result = verdict(file_handle(fd, &name))
     close(fd)
     return result
 
 
 cdef Presence probe_vectored_guards() noexcept nogil:
     cdef iovec range
-    cdef intptr_t result
-    cdef intptr_t address
+    cdef intptr_t result, address
     cdef int pidfd = pidfd_open_self()
     if pidfd < 0:
         return verdict(pidfd)

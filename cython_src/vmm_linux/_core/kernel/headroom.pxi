@@ -25,10 +25,13 @@ cpdef enum:
     MOST_HANDLES = 1 << 18
     MOST_MDLS = 1 << 16
 
+cdef enum:
+    BOUNDS = 9                  # as many as ``vmm_linux.limits.FIGURES`` has
+
 cdef uint64_t NO_BOUND = <uint64_t>-1
 
 cdef uint64_t defaults[BOUNDS]
-# The second that they are of. The machine's figures take 0.3 ms, a VMM a microsecond.
+# The second in which they were found. The machine's figures take 0.3 ms, a VMM a microsecond.
 cdef int64_t defaults_second = -1
 
 

@@ -9,8 +9,8 @@ cdef enum:
     USUAL_MINIMUM = 65536       # of vm.mmap_min_addr
 
 
-cpdef size_t page_size() noexcept nogil:
-    """The kernel's page in bytes: PAGE_SIZE, for Python."""
+def page_size():
+    """The kernel's page in bytes."""
     return PAGE_SIZE
 
 

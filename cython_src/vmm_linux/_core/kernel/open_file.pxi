@@ -14,6 +14,11 @@ that waits until a socket takes it) is a duplicate, which is checked after it is
 -EBADF means that the number names nothing, or another file.
 """
 
+cdef extern from "<fcntl.h>" nogil:
+    int F_GETSIG
+    int F_SETSIG
+    int O_PATH
+
 cdef extern from "<sys/stat.h>" nogil:
     unsigned int S_IFMT
 

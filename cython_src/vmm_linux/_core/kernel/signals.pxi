@@ -24,7 +24,7 @@ cdef void hold_signals(HeldSignals *held) noexcept nogil:
 
 
 cdef void drop_signals(HeldSignals *held, bint failed) noexcept nogil:
-    """Take the signal that came of a call which ``failed``; block what was blocked before."""
+    """Take the signal of a call that ``failed``; block what was blocked before."""
     cdef timespec at_once
     cdef sigset_t waiting
     cdef int taken = 0

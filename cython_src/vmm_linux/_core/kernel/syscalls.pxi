@@ -28,10 +28,21 @@ cdef extern from "<sys/eventfd.h>" nogil:
     int EFD_CLOEXEC
     int EFD_NONBLOCK
 
-cdef extern from "<sys/prctl.h>" nogil:
-    int c_prctl "prctl"(int, ...)
+cdef extern from *:
+    """
+    #include <sys/prctl.h>
+    #ifndef PR_SET_VMA
+    #define PR_SET_VMA 0x53564d41       /* Linux 5.17 */
+    #define PR_SET_VMA_ANON_NAME 0
+    #endif
+    """
+    int c_prctl "prctl"(int, ...) nogil
     int PR_SET_VMA
     unsigned long PR_SET_VMA_ANON_NAME
+
+cdef extern from "<sys/resource.h>" nogil:
+    int RLIMIT_AS
+    int RLIMIT_DATA
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fallocate "fallocate"(int, int, long, long)
@@ -62,10 +73,8 @@ cdef extern from *:
     long SYS_pidfd_open
     long SYS_process_madvise
 
-cdef extern from "<sys/ioctl.h>" nogil:
-    int c_ioctl "ioctl"(int, unsigned long, ...)
-
 cdef extern from *:
+    int c_ioctl "ioctl"(int, unsigned long, ...) nogil
     unsigned long PROCMAP_QUERY "VMM_PROCMAP_QUERY"
     unsigned long PAGEMAP_SCAN "VMM_PAGEMAP_SCAN"
 
@@ -84,22 +93,19 @@ cdef extern from *:
     #include <string.h>
 
     /* name_to_handle_at(2): how the file system identifies a file, at most 16 bytes here. */
-    static int vmm_file_handle(int fd, uint64_t *low, uint64_t *high)
+    static int vmm_file_handle(int fd, uint64_t *name)
     {
         struct { struct file_handle head; unsigned char bytes[16]; } handle;
-        uint64_t name[2] = {0, 0};
         int mount;
         memset(&handle, 0, sizeof handle);
         handle.head.handle_bytes = sizeof handle.bytes;
         if (name_to_handle_at(fd, "", &handle.head, &mount, AT_EMPTY_PATH) != 0)
             return -1;
-        memcpy(name, handle.head.f_handle, handle.head.handle_bytes);
-        *low = name[0];
-        *high = name[1];
+        memcpy(name, handle.head.f_handle, sizeof *name);
         return 0;
     }
     """
-    int c_file_handle "vmm_file_handle"(int, uint64_t *, uint64_t *) nogil
+    int c_file_handle "vmm_file_handle"(int, uint64_t *) nogil
 
 cdef extern from "<sys/uio.h>" nogil:
     long c_process_vm_readv "process_vm_readv"(
@@ -243,11 +249,6 @@ cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil:
     return result_of(c_lseek(fd, offset, whence))
 
 
-cdef int ioctl(int fd, unsigned long request, void *argument) noexcept nogil:
-    """``ioctl(2)``."""
-    return <int>result_of(c_ioctl(fd, request, argument))
-
-
 cdef int fstat(int fd, FileStatus *status) noexcept nogil:
     """``fstat(2)``: which file it is, and how large."""
     return <int>result_of(c_fstat(fd, status))
@@ -258,12 +259,12 @@ cpdef int fchmod(int fd, uint32_t mode) noexcept nogil:
     return <int>result_of(c_fchmod(fd, mode))
 
 
-cdef int file_handle(int fd, uint64_t *low, uint64_t *high) noexcept nogil:
-    """``name_to_handle_at(2)``: the 16 bytes by which the file system identifies a file."""
-    return <int>result_of(c_file_handle(fd, low, high))
+cdef int file_handle(int fd, uint64_t *name) noexcept nogil:
+    """``name_to_handle_at(2)``: the first 8 bytes by which the file system identifies a file."""
+    return <int>result_of(c_file_handle(fd, name))
 
 
-cpdef int64_t filesystem_type(int fd) noexcept nogil:
+cdef int64_t filesystem_type(int fd) noexcept nogil:
     """``fstatfs(2)``: the magic number of the file system."""
     cdef filesystem_status status
     cdef int result = <int>result_of(c_fstatfs(fd, &status))

@@ -375,7 +375,7 @@ cdef class Ledger:
         if flaw != NULL:
             raise AssertionError(f"{flaw.decode()} at 0x{where:x}")
 
-    # The same from Python, for tests: here what the core ensures of its ranges is checked.
+    # For tests, from Python: these check what the core ensures of its ranges.
 
     def try_isolate(self, uintptr_t start, uintptr_t end):
         """``isolate``."""

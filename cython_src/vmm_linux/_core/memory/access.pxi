@@ -26,7 +26,7 @@ cdef Answer check_access(Ledger ledger, uintptr_t va, size_t size,
 cdef Answer copy_bytes(AddressSpace space, const Request *request) noexcept nogil:
     """Copy between the range and a buffer; a shortage of shared memory is reported as one."""
     cdef Answer answer = check_access(
-        space.ledger, request.va, request.size, <uint32_t>request.flags)
+        space.ledger, request.va, request.size, request.flags)
     cdef size_t copied = 0
     cdef int result
     if answer.reason != DONE:
@@ -109,7 +109,7 @@ cdef uint64_t memory_to_touch(Runs.iterator run, Method method, uintptr_t start,
 cdef Answer pin_pages(AddressSpace space, const Request *request) noexcept nogil:
     """Pin the pages that the bytes touch, if they give the requested access."""
     cdef Answer answer = check_access(
-        space.ledger, request.va, request.size, <uint32_t>request.flags)
+        space.ledger, request.va, request.size, request.flags)
     if answer.reason == DONE and not space.ledger.pin(
             round_down(request.va, PAGE_SIZE), round_up(request.va + request.size, PAGE_SIZE)):
         return refused_cut(space)

@@ -48,7 +48,7 @@ cdef Answer allocate_region(AddressSpace space, const Request *request) noexcept
         result = memory_object_new(&backing, request.size, request.flags & FLAG_EXECUTE != 0)
         if result < 0:
             return kernel_refused(result)
-    run = new_run(backing, 0, KIND_PRIVATE, STATE_RESERVED, <uint32_t>request.flags, FLAG_RWX_MASK)
+    run = new_run(backing, 0, KIND_PRIVATE, STATE_RESERVED, request.flags, FLAG_RWX_MASK)
     answer = place_region(space, request, run, -1 if backing == NULL else backing.identity.fd, 0)
     if answer.reason != DONE:
         if backing != NULL:
@@ -80,12 +80,12 @@ cdef Answer place_region(AddressSpace space, const Request *request, Run run, in
     if base < 0:
         return kernel_refused(<int>base, LIMIT_AS)
     region.end = run.end = base + request.size
-    region.flags = <uint32_t>request.flags
+    region.flags = request.flags
     region.low_guard = request.flags & FLAG_LOW_GUARD != 0
     region.high_guard = request.flags & FLAG_HIGH_GUARD != 0
     if not space.ledger.insert(base, region, run):
-        unmap(base - guard_below(<uint32_t>request.flags),
-              guard_below(<uint32_t>request.flags) + request.size + guard_above(request.flags))
+        unmap(base - guard_below(request.flags),
+              guard_below(request.flags) + request.size + guard_above(request.flags))
         return refused(NO_LEDGER_MEMORY)
     if run.backing != NULL:
         memory_object_acquire(<MemoryObject *>run.backing, request.size // PAGE_SIZE)
@@ -135,7 +135,7 @@ cdef Answer free_pages(AddressSpace space, Regions.iterator region, uintptr_t va
 
 
 cdef Answer close_space(AddressSpace space) noexcept nogil:
-    """Unmap every region except those that a view pins: each of these goes with its last view.
+    """Unmap every region except those that a view pins: each of these ends with its last view.
 
     Where the kernel refuses to unmap a region, the VMM stays open and can be closed again.
     """

@@ -87,7 +87,7 @@ cdef Answer map_segments(AddressSpace space, const Request *request,
         return kernel_refused(<int>result)
     answer = place_region(
         space, request,
-        new_run(buffer, request.offset, KIND_MDL, STATE_COMMITTED, <uint32_t>request.flags,
+        new_run(buffer, request.offset, KIND_MDL, STATE_COMMITTED, request.flags,
                 protection),
         <int>result, extent.offset)
     if answer.reason == DONE:

@@ -25,7 +25,7 @@ cdef Answer create_buffer(AddressSpace space, const Request *request) noexcept n
     if result < 0:
         memory_object_release(buffer, 0)
         return kernel_refused(result)
-    return new_handle(space, buffer, rights_for(<uint32_t>request.flags), NULL)
+    return new_handle(space, buffer, rights_for(request.flags), NULL)
 
 
 cdef Answer create_from_bytes(AddressSpace space, const Request *request) noexcept nogil:
@@ -49,7 +49,7 @@ cdef Answer create_from_bytes(AddressSpace space, const Request *request) noexce
     if result < 0:
         memory_object_release(buffer, 0)
         return kernel_refused(result)
-    return new_handle(space, buffer, rights_for(<uint32_t>request.flags), NULL)
+    return new_handle(space, buffer, rights_for(request.flags), NULL)
 
 
 cdef Answer create_from_vm(AddressSpace space, const Request *request) noexcept nogil:
@@ -58,7 +58,7 @@ cdef Answer create_from_vm(AddressSpace space, const Request *request) noexcept 
     This cannot be undone, so all that could be missing comes first, the handle too:
     ``request.new_handle``, for which the caller has made the Python object.
     """
-    cdef uint32_t rights = rights_for(<uint32_t>request.flags)
+    cdef uint32_t rights = rights_for(request.flags)
     cdef MemoryObject *buffer = NULL
     cdef HandleEntry *entry
     cdef Answer answer
@@ -113,7 +113,7 @@ cdef Answer seal_buffer(AddressSpace space, const Request *request) noexcept nog
     cdef Answer answer = find_entry(space.handles, request.handle, RIGHT_MAP_WRITE, &entry)
     if answer.reason != DONE:
         return answer
-    result = memory_object_seal(entry.buffer, <uint32_t>request.seals, &sealed)
+    result = memory_object_seal(entry.buffer, request.seals, &sealed)
     if result == -EBUSY:
         answer = refused(STILL_WRITABLE)
     elif result == -EPERM:
@@ -139,13 +139,13 @@ cdef bint is_inside(const Request *request, const MemoryObject *buffer) noexcept
     return request.offset <= buffer.size and request.size <= buffer.size - request.offset
 
 
-cdef uint32_t rights_for(uint32_t flags) noexcept nogil:
+cdef uint32_t rights_for(uint64_t flags) noexcept nogil:
     """The rights of a new handle: all, as far as the protection allows."""
     return (
         RIGHT_TRANSFER | RIGHT_COPY | RIGHT_GET_SID | (flags & FLAG_RWX_MASK) << RIGHT_MAP_SHIFT)
 
 
-cdef uint64_t next_handle(AddressSpace space, uint32_t flags) noexcept:
+cdef uint64_t next_handle(AddressSpace space, uint64_t flags) noexcept:
     """The handle of the next buffer with this protection. This takes the mutex by itself."""
     cdef uint64_t value
     lock_space(space)

@@ -6,11 +6,7 @@ LOCKED. One mremap(2) then puts it in the pages' place, the only step that canno
 """
 
 cdef enum:
-    ENTRIES = 512               # of pagemap read at a time
     RESTORE_TRIES = 1000
-
-# A page that has, or had, memory: in a page table, or in swap.
-cdef uint64_t PM_TOUCHED = kernel.PAGEMAP_PRESENT | kernel.PAGEMAP_SWAPPED
 
 
 cdef int convert_pages(Ledger ledger, uint32_t flags, uintptr_t start, uintptr_t end,
@@ -158,7 +154,7 @@ cdef int next_touched(uintptr_t at, uintptr_t run_start, const Run *run, int pag
         start[0] = at
         end[0] = run.end
         return 0
-    return next_in_pagemap(pagemap, at, run.end, start, end)
+    return procfs.find_touched(pagemap, at, run.end, start, end)
 
 
 cdef int next_data(int fd, uintptr_t at, uintptr_t run_start, const Run *run, uintptr_t *start,
@@ -178,29 +174,4 @@ cdef int next_data(int fd, uintptr_t at, uintptr_t run_start, const Run *run, ui
         return <int>hole
     start[0] = at + (data - offset)
     end[0] = at + (min(hole, last) - offset)
-    return 0
-
-
-cdef int next_in_pagemap(int pagemap, uintptr_t at, uintptr_t until, uintptr_t *start,
-                         uintptr_t *end) noexcept nogil:
-    """``next_touched`` of private memory: pages with an entry in ``/proc/self/pagemap``."""
-    cdef uint64_t entries[ENTRIES]
-    cdef size_t count, i
-    cdef bint found = False
-    cdef Py_ssize_t length
-    start[0] = end[0] = until
-    while at < until:
-        count = min((until - at) // PAGE_SIZE, <size_t>ENTRIES)
-        length = kernel.pread(
-            pagemap, entries, count * sizeof(uint64_t), at // PAGE_SIZE * sizeof(uint64_t))
-        if length <= 0:
-            return <int>length if length < 0 else -EFAULT
-        for i in range(length // sizeof(uint64_t)):
-            if (entries[i] & PM_TOUCHED != 0) != found:
-                if found:
-                    end[0] = at
-                    return 0
-                start[0] = at
-                found = True
-            at += PAGE_SIZE
     return 0

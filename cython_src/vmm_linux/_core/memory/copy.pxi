@@ -9,18 +9,10 @@ cdef enum:
     SCRATCH = 1 << 20           # bytes in the scratch file at a time
 
 
-cdef int open_scratch() noexcept nogil:
-    """A descriptor of an empty memory file, or -errno."""
-    cdef unsigned int flags = MFD_CLOEXEC
-    if kernel.has(kernel.FEATURE_MEMFD_NOEXEC_SEAL):
-        flags |= kernel.MFD_NOEXEC_SEAL
-    return kernel.memfd_create(b"vmm_linux scratch", flags)
-
-
 cdef int through_scratch(void *target, const void *source, size_t size,
                          size_t *done) noexcept nogil:
     """Copy with write(2) and read(2), which check both addresses: 0 or -errno."""
-    cdef int fd = open_scratch()
+    cdef int fd = kernel.memfd_create(b"vmm_linux scratch", creation_flags(False))
     cdef Py_ssize_t moved = fd
     while moved >= 0 and done[0] < size:
         moved = kernel.pwrite(

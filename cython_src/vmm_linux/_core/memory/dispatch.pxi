@@ -113,11 +113,11 @@ cdef Answer dispatch_in_region(AddressSpace space, const Request *request) noexc
     elif method == DECOMMIT:
         return decommit_pages(space, region, va, end)
     elif method == PROTECT:
-        return protect_pages(space, va, end, <uint32_t>request.flags)
+        return protect_pages(space, va, end, request.flags)
     elif method == FREE:
         return free_pages(space, region, va, end)
     elif method == CHECK:
-        return check_access(space.ledger, va, request.size, <uint32_t>request.flags)
+        return check_access(space.ledger, va, request.size, request.flags)
     elif method == VIEW:
         return pin_pages(space, request)
     return copy_bytes(space, request)

@@ -7,7 +7,7 @@ pages in it are committed by removing guards, and decommitted by installing them
 mapping for the chunk and its open neighbours. An open chunk is charged as a whole; it is closed
 with its last committed page, which gives the charge back.
 
-The rule: a change smaller than a chunk goes by guards where its chunk has ``CROWDED`` islands,
+The rule: a change smaller than a chunk uses guards where its chunk has ``CROWDED`` islands,
 those to come in the same call included, or is open, or where the VMM has ``FRAGMENTED`` runs; but
 not in LOCKED regions (the kernel has no guards in locked memory), nor in huge or shared ones.
 Outside the ledger only the charge shows which way was taken.

@@ -214,12 +214,12 @@ cdef Answer copy_handle(AddressSpace space, const Request *request) noexcept nog
     """Another handle of the same buffer, with the same rights or fewer."""
     cdef HandleEntry *entry = NULL
     cdef Answer answer = find_entry(
-        space.handles, request.handle, RIGHT_COPY | <uint32_t>request.rights, &entry)
+        space.handles, request.handle, RIGHT_COPY | request.rights, &entry)
     if answer.reason == DONE:
         answer = check_limit(space, HANDLES, 1)
     if answer.reason != DONE:
         return answer
-    return new_handle(space, entry.buffer, <uint32_t>request.rights, entry)
+    return new_handle(space, entry.buffer, request.rights, entry)
 
 
 cdef Answer close_handle(AddressSpace space, const Request *request) noexcept nogil:

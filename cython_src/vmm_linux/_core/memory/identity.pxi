@@ -42,7 +42,6 @@ cdef const OpenFile *file_of(const Window *window, size_t number) noexcept nogil
 
 cdef int name_of(const OpenFile *file, FileName *name) noexcept nogil:
     """The kernel's names for a file: 0 or -errno."""
-    cdef uint64_t high
     cdef int fd = open_file_number(file)
     if fd < 0:
         return fd
@@ -51,7 +50,7 @@ cdef int name_of(const OpenFile *file, FileName *name) noexcept nogil:
     # A shortage during the probe must not give another name.
     if kernel.lacks(kernel.FEATURE_FILE_HANDLES):
         return 0
-    return kernel.file_handle(fd, &name.handle, &high)
+    return kernel.file_handle(fd, &name.handle)
 
 
 cdef bint is_same_file(const FileName *one, const FileName *other) noexcept nogil:
@@ -65,14 +64,11 @@ cdef int identity_new(const Window *window) noexcept nogil:
 
     It is made together with its object: made later, on both sides of a fork, there would be two.
     """
-    cdef unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
     cdef int result = kernel.check_headroom(sizeof(IdentityHead) + window.count * sizeof(FileName))
     cdef int fd
     if result < 0:
         return result
-    if kernel.has(kernel.FEATURE_MEMFD_NOEXEC_SEAL):
-        flags |= MFD_NOEXEC_SEAL
-    fd = kernel.memfd_create(b"vmm_linux identity", flags)
+    fd = kernel.memfd_create(b"vmm_linux identity", creation_flags(False))
     if fd < 0:
         return fd
     result = write_identity(fd, window)

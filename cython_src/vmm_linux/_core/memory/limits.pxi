@@ -47,7 +47,7 @@ cdef Answer check_limit(AddressSpace space, int limit, uint64_t requested) noexc
 cdef Answer check_region_limits(AddressSpace space, const Request *request,
                                 uint64_t boundaries=0) noexcept nogil:
     """Whether there may be a region with these flags and so many segment boundaries inside."""
-    cdef size_t guards = guard_below(<uint32_t>request.flags) + guard_above(request.flags)
+    cdef size_t guards = guard_below(request.flags) + guard_above(request.flags)
     cdef Answer answer = check_limit(space, REGIONS, 1)
     if answer.reason == DONE:
         answer = check_limit(space, RESERVED, request.size + guards)

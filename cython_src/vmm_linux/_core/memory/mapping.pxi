@@ -1,4 +1,4 @@
-"""Every mmap(2), munmap(2) and mremap(2) of the layer, and where a new region goes.
+"""Every mmap(2), munmap(2) and mremap(2) of the layer, and the place of a new region.
 
 The caller holds the mutex. Every function returns an address, 0, or -errno.
 """
@@ -41,12 +41,12 @@ cdef inline int unmap(uintptr_t start, size_t size) noexcept nogil:
     return kernel.munmap(start, size)
 
 
-cdef size_t guard_below(uint32_t flags) noexcept nogil:
+cdef size_t guard_below(uint64_t flags) noexcept nogil:
     """Bytes of the guard below a region with these flags."""
     return PAGE_SIZE if flags & FLAG_LOW_GUARD else 0
 
 
-cdef size_t guard_above(uint32_t flags) noexcept nogil:
+cdef size_t guard_above(uint64_t flags) noexcept nogil:
     """Bytes of the guard above a region with these flags."""
     return PAGE_SIZE if flags & FLAG_HIGH_GUARD else 0
 

@@ -52,7 +52,7 @@ cdef enum:
 
 
 cdef unsigned int creation_flags(bint executable) noexcept nogil:
-    """Flags of memfd_create(2) for a buffer that may or may not be executed as a file."""
+    """Flags of memfd_create(2) for a file that may or may not be executed."""
     cdef unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
     if kernel.has(kernel.FEATURE_MEMFD_NOEXEC_SEAL):
         flags |= MFD_EXEC if executable else MFD_NOEXEC_SEAL
@@ -377,7 +377,6 @@ cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
     It is the file's generation, a random number, with its inode number; where a sandbox hides the
     generation, the inode number alone, which the kernel may use again once the object is gone.
     """
-    cdef uint64_t high
     cdef int result = 0
     if self.sid == 0:
         # A shortage during the probe must not give another security id.
@@ -386,7 +385,7 @@ cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
         else:
             result = open_file_number(&self.identity)
             if result >= 0:
-                result = kernel.file_handle(result, &self.sid, &high)
+                result = kernel.file_handle(result, &self.sid)
     sid[0] = self.sid
     return result
 

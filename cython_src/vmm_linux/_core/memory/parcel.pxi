@@ -16,7 +16,7 @@ cdef Answer pack_handle(AddressSpace space, const Request *request) noexcept nog
     cdef int identities
     cdef int result = 0
     cdef Answer answer = find_entry(
-        space.handles, request.handle, RIGHT_TRANSFER | <uint32_t>request.rights, &entry)
+        space.handles, request.handle, RIGHT_TRANSFER | request.rights, &entry)
     if answer.reason != DONE:
         return answer
     buffer = entry.buffer
@@ -26,7 +26,7 @@ cdef Answer pack_handle(AddressSpace space, const Request *request) noexcept nog
     segments = measure(parcel, buffer)
     if segments + identities > PARCEL_DESCRIPTORS:
         return refused(TOO_MANY_SEGMENTS, segments)
-    parcel.rights = <uint32_t>request.rights
+    parcel.rights = request.rights
     parcel.handle = request.handle
     parcel.descriptions = buffer.root.descriptions
     if identities > 0:

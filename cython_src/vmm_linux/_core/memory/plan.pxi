@@ -51,31 +51,25 @@ cdef inline int access_of(const Run *run) noexcept nogil:
 
 
 cdef bint add_step(Plan &plan, StepKind kind, uintptr_t start, uintptr_t end,
-                   int protection=PROT_NONE, int before=PROT_NONE) noexcept nogil:
-    """Append a step over private pages."""
+                   int protection=PROT_NONE, int before=PROT_NONE, MemoryObject *backing=NULL,
+                   uint64_t offset=0) noexcept nogil:
+    """Append a step, over private pages or those that ``backing`` has from ``offset`` on."""
     cdef Step added
     added.kind = kind
     added.start = start
     added.size = end - start
     added.protection = protection
     added.before = before
-    added.backing = NULL
-    added.offset = 0
+    added.backing = backing
+    added.offset = offset
     return append_or_fail(plan, added)
 
 
 cdef bint add_step_over(Plan &plan, StepKind kind, Runs.iterator run, int protection,
                         int before=PROT_NONE) noexcept nogil:
-    """Append a step over the pages of a run, whatever backs them."""
-    cdef Step added
-    added.kind = kind
-    added.start = run.key()
-    added.size = run.value().end - run.key()
-    added.protection = protection
-    added.before = before
-    added.backing = <MemoryObject *>run.value().backing
-    added.offset = run.value().offset
-    return append_or_fail(plan, added)
+    """Append a step over the pages of a run."""
+    return add_step(plan, kind, run.key(), run.value().end, protection, before,
+                    <MemoryObject *>run.value().backing, run.value().offset)
 
 
 cdef bint plan_commit(uint32_t flags, Runs.iterator run, uintptr_t end, Plan &plan) noexcept nogil:
@@ -158,7 +152,6 @@ cdef bint plan_decommit(uint32_t flags, Runs.iterator run, uintptr_t end,
     cdef uintptr_t last = end
     cdef Run *lowest = run.value()
     cdef int before
-    cdef Step punch
     while True:
         if run.value().state == STATE_COMMITTED or run.value().opened:
             if first == end:
@@ -178,13 +171,8 @@ cdef bint plan_decommit(uint32_t flags, Runs.iterator run, uintptr_t end,
         return True
     if lowest.backing == NULL:
         return add_step(plan, STEP_DISCARD, first, last)
-    punch.kind = STEP_PUNCH
-    punch.start = first
-    punch.size = last - first
-    punch.protection = punch.before = PROT_NONE
-    punch.backing = <MemoryObject *>lowest.backing
-    punch.offset = lowest.offset
-    return append_or_fail(plan, punch)
+    return add_step(plan, STEP_PUNCH, first, last, PROT_NONE, PROT_NONE,
+                    <MemoryObject *>lowest.backing, lowest.offset)
 
 
 cdef bint plan_protect(Runs.iterator run, uintptr_t end, uint32_t protection,

@@ -1,4 +1,4 @@
-"""What came of a call, in numbers."""
+"""Answers of calls that fail, in numbers."""
 
 
 cdef Answer beyond_limit(int limit, uint64_t bound, uint64_t used,

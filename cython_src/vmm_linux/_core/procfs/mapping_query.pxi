@@ -15,17 +15,15 @@ cdef inline int query_mapping(int fd, uintptr_t va,
     return kernel.procmap_query(fd, query)
 
 
-cdef int query_with_name(int fd, uintptr_t va, kernel.ProcmapQuery *query, char *name,
-                         size_t size) noexcept nogil:
-    """The mapping that covers ``va`` and its name, ended by a zero; -ENOENT for a hole.
+cdef int query_with_name(int fd, uintptr_t va, NamedQuery *query) noexcept nogil:
+    """The mapping that covers ``va``, with its name: 0 or -errno.
 
-    A name longer than ``size`` is -ENAMETOOLONG. Unlike the text of maps, the name has its
-    newlines as they are.
+    -ENOENT for a hole, -ENAMETOOLONG for a name that is too long.
     """
-    begin_query(query, va)
-    query.vma_name_addr = <uint64_t>name
-    query.vma_name_size = <uint32_t>size
-    return kernel.procmap_query(fd, query)
+    begin_query(&query.mapping, va)
+    query.mapping.vma_name_addr = <uint64_t>query.name
+    query.mapping.vma_name_size = sizeof(query.name)
+    return kernel.procmap_query(fd, &query.mapping)
 
 
 cdef void fill_span(Span *span, const kernel.ProcmapQuery *query) noexcept nogil:
@@ -41,8 +39,8 @@ cdef void fill_span(Span *span, const kernel.ProcmapQuery *query) noexcept nogil
     span.device_minor = query.dev_minor
 
 
-cdef bint can_mean_two(object pathname) except -1:
-    """Whether a name read in the text of maps can be another one, and the kernel can say which.
+cdef bint is_ambiguous(object pathname) except -1:
+    """Whether a name in the text of maps can mean two files, and the kernel can say which.
 
     The text has ``\\012`` for a newline, and for these four characters too.
     """
@@ -50,15 +48,15 @@ cdef bint can_mean_two(object pathname) except -1:
             and kernel.has(kernel.FEATURE_PROCMAP_QUERY))
 
 
-cdef object settled_name(object pathname, uintptr_t start, const kernel.ProcmapQuery *query,
-                         const char *name):
+cdef object settled_name(object pathname, uintptr_t start, const NamedQuery *query):
     """The name that a query gave, if the text has it as ``pathname``; else that one.
 
     Between the text and the query another mapping can have taken the place.
     """
-    cdef bytes queried = name[:query.vma_name_size - 1] if query.vma_name_size else b""
+    cdef uint32_t size = query.mapping.vma_name_size
+    cdef bytes queried = query.name[:size - 1] if size else b""
     cdef bytes read = os.fsencode(pathname)
-    if (query.vma_start != start
+    if (query.mapping.vma_start != start
             or queried.replace(b"\n", b"\\012") != read.replace(b"\n", b"\\012")):
         return pathname
     return os.fsdecode(queried)

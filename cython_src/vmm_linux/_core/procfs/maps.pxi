@@ -1,5 +1,18 @@
 """A line of ``/proc/PID/maps``, which is also the first line of a record of ``smaps``."""
 
+cdef enum:
+    # Bits of permissions; the first three are PROT_READ, PROT_WRITE, PROT_EXEC.
+    SPAN_READ = 1
+    SPAN_WRITE = 2
+    SPAN_EXECUTE = 4
+    SPAN_SHARED = 8
+
+cdef struct Line:
+    # A line of maps, which is also the first line of a record of smaps.
+    Span span
+    const char *path
+    size_t path_length
+
 # The value of a digit as the kernel writes them (lower case), else -1.
 cdef signed char HEX[256]
 cdef int character

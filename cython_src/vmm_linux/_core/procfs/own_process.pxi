@@ -80,14 +80,6 @@ cdef class OwnProcess:
         close_file(&self.smaps, MARK_SMAPS)
         free_text(&self.lines)
 
-    cdef void notice_fork(self) noexcept nogil:
-        cdef uint32_t generation = kernel.fork_generation()
-        if self.generation != generation:
-            self.release()
-            self.generation = generation
-
-    # -- One mapping
-
     cdef int span_at(self, uintptr_t va, Span *span) noexcept nogil:
         """The mapping or the hole that ``va`` lies in; -EINVAL beyond user space.
 
@@ -96,120 +88,17 @@ cdef class OwnProcess:
         """
         if va >= kernel.user_space_end():
             return -EINVAL
-        self.notice_fork()
+        notice_fork(self)
         if kernel.has(kernel.FEATURE_PROCMAP_QUERY):
-            return self.span_by_query(va, span)
-        return self.span_by_text(va, span)
+            return span_by_query(self, va, span)
+        return span_by_text(self, va, span)
 
-    cdef int span_by_query(self, uintptr_t va, Span *span) noexcept nogil:
-        cdef kernel.ProcmapQuery query
-        cdef int result = ensure_open(&self.maps, MARK_MAPS, b"/proc/thread-self/maps")
-        if result < 0:
-            return result
-        result = query_mapping(self.maps, va, &query)
-        if result == -ENOENT:
-            fill_hole(span, 0, kernel.user_space_end())
-            return self.hole_by_query(va, span)
-        if result < 0:
-            return result
-        if query.vma_start > va:
-            fill_hole(span, 0, query.vma_start)
-            return self.hole_by_query(va, span)
-        fill_span(span, &query)
-        return 0
-
-    cdef int hole_by_query(self, uintptr_t va, Span *span) noexcept nogil:
-        """Find where the hole around ``va`` begins: the end of the mapping before it.
-
-        The kernel only finds the mapping at or after an address. So the beginning is searched: an
-        address from which nothing is mapped up to ``va`` lies in the hole; else the hole begins at
-        the end of the mapping found there, or higher. First in growing steps down from ``va``,
-        until a mapping is met; its end is tried next, as that is often the beginning; then by
-        halves. That is 1 to 10 queries in real processes, and never more than some forty: an
-        address has no more bits above the page.
-        """
-        cdef kernel.ProcmapQuery query
-        cdef uintptr_t page_mask = ~<uintptr_t>(kernel.PAGE_SIZE - 1)
-        cdef uintptr_t low = 0
-        cdef uintptr_t high = va & page_mask
-        cdef uintptr_t step = kernel.PAGE_SIZE
-        cdef uintptr_t at = high - min(step, high)
-        cdef bint met = False
-        cdef int tries = DIRECT_TRIES
-        cdef int result
-        while low < high:
-            result = query_mapping(self.maps, at, &query)
-            if result == -ENOENT or result == 0 and query.vma_start > va:
-                high = at
-                if not met:
-                    step = high if step > high // STEP_GROWTH else step * STEP_GROWTH
-                    at = high - min(step, high)
-                    continue
-            elif result < 0:
-                return result
-            elif query.vma_end > va:
-                # Another thread has mapped something here meanwhile.
-                return self.span_by_text(va, span)
-            else:
-                met = True
-                low = query.vma_end
-                if tries > 0:
-                    tries -= 1
-                    at = low
-                    continue
-            at = low + ((high - low) // 2 & page_mask)
-        span.start = low
-        return 0
-
-    cdef int span_by_text(self, uintptr_t va, Span *span) noexcept nogil:
-        """``span_at`` by reading ``/proc/self/maps`` as far as needed."""
-        cdef int result = self.read_span(va, span)
-        if result == -ESRCH:
-            close_file(&self.maps, MARK_MAPS)
-            result = self.read_span(va, span)
-        return result
-
-    cdef int read_span(self, uintptr_t va, Span *span) noexcept nogil:
-        """``span_by_text`` of the file that is open."""
-        cdef Reader reader
-        cdef Line line
-        cdef const char *text
-        cdef const char *end
-        cdef uintptr_t before = 0
-        cdef int result = ensure_open(&self.maps, MARK_MAPS, b"/proc/thread-self/maps")
-        if result < 0:
-            return result
-        start_reading(&reader, result, &self.lines)
-        while True:
-            reader.kept = reader.next
-            result = next_line(&reader, &text, &end)
-            if result < 0:
-                return result
-            if result == 0:
-                break
-            if not scan_mapping(text, end, &line):
-                return -EBADMSG
-            if line.span.end <= va:
-                before = line.span.end
-            elif line.span.start <= va:
-                span[0] = line.span
-                return 0
-            else:
-                # Above user space is the kernel's own page, which some machines show at the end.
-                fill_hole(span, before, min(line.span.start, kernel.user_space_end()))
-                return 0
-        fill_hole(span, before, kernel.user_space_end())
-        return 0
-
-    cdef int name_at(self, uintptr_t va, kernel.ProcmapQuery *query, char *name,
-                     size_t size) noexcept nogil:
+    cdef int name_at(self, uintptr_t va, NamedQuery *query) noexcept nogil:
         """``query_with_name`` for this process."""
         cdef int result
-        self.notice_fork()
+        notice_fork(self)
         result = ensure_open(&self.maps, MARK_MAPS, b"/proc/thread-self/maps")
-        return result if result < 0 else query_with_name(result, va, query, name, size)
-
-    # -- One page
+        return result if result < 0 else query_with_name(result, va, query)
 
     cdef int page_at(self, uintptr_t va, PageFacts *facts) noexcept nogil:
         """What the kernel knows of the page that includes ``va``; -EINVAL beyond user space.
@@ -223,7 +112,7 @@ cdef class OwnProcess:
         cdef int result
         if va >= kernel.user_space_end():
             return -EINVAL
-        self.notice_fork()
+        notice_fork(self)
         facts.known = facts.flags = 0
         # This advice does nothing here but to answer EBUSY for a locked mapping.
         result = kernel.msync(page, kernel.PAGE_SIZE, kernel.MS_ASYNC | kernel.MS_INVALIDATE)
@@ -231,9 +120,9 @@ cdef class OwnProcess:
             add_facts(facts, PAGE_LOCKED, PAGE_LOCKED if result == -EBUSY else 0)
         result = -EACCES
         if kernel.has(kernel.FEATURE_PAGEMAP_SCAN):
-            result = self.facts_by_scan(page, facts)
+            result = facts_by_scan(self, page, facts)
         elif kernel.has(kernel.FEATURE_PAGEMAP):
-            result = self.facts_by_entry(page, facts)
+            result = facts_by_entry(self, page, facts)
         if result == -EACCES or result == -EPERM:
             # Closed to us: a kernel, a sandbox, or this process after setuid.
             result = kernel.mincore(page, kernel.PAGE_SIZE, &residency)
@@ -244,103 +133,16 @@ cdef class OwnProcess:
                 result = 0
         return result
 
-    cdef int facts_by_scan(self, uintptr_t page, PageFacts *facts) noexcept nogil:
-        cdef uint64_t categories = (kernel.PAGE_IS_PRESENT | kernel.PAGE_IS_SWAPPED
-                                    | kernel.PAGE_IS_FILE | kernel.PAGE_IS_HUGE)
-        cdef uint32_t known = PAGE_PRESENT | PAGE_SWAPPED | PAGE_SHARED | PAGE_HUGE
-        cdef uint32_t flags
-        cdef int result = ensure_open(&self.pagemap, MARK_PAGEMAP, b"/proc/thread-self/pagemap")
-        if result < 0:
-            return result
-        if kernel.has(kernel.FEATURE_PAGEMAP_GUARD):
-            categories |= kernel.PAGE_IS_GUARD
-            known |= PAGE_GUARD
-        result = scan_page(self.pagemap, page, categories, &flags)
-        if result == -EINVAL and known & PAGE_GUARD:
-            # 6.15 marks guards in pagemap, but not here yet.
-            result = self.facts_by_entry(page, facts)
-            if result < 0:
-                return result
-            result = scan_page(self.pagemap, page, kernel.PAGE_IS_HUGE, &flags)
-            known = PAGE_HUGE
-        if result == 0:
-            add_facts(facts, known, flags)
-        return result
-
-    cdef int facts_by_entry(self, uintptr_t page, PageFacts *facts) noexcept nogil:
-        cdef uint64_t entry = 0
-        cdef intptr_t count
-        cdef bint guards = kernel.has(kernel.FEATURE_PAGEMAP_GUARD)
-        cdef int result = ensure_open(&self.pagemap, MARK_PAGEMAP, b"/proc/thread-self/pagemap")
-        if result < 0:
-            return result
-        count = read_entries(self.pagemap, page, &entry, 1)
-        if count < 0:
-            return <int>count
-        add_facts(facts, PAGE_PRESENT | PAGE_SWAPPED | PAGE_SHARED | (PAGE_GUARD if guards else 0),
-                  flags_of_entry(entry, guards))
-        return 0
-
-    # -- One record of smaps
-
     cdef int smaps_text_at(self, uintptr_t va, Text *text) noexcept nogil:
         """The text of the record of ``/proc/self/smaps`` that covers ``va``; empty for a hole.
 
         The time grows with the number of mappings below. -EINVAL beyond user space.
         """
-        cdef int result = self.read_smaps(va, text)
+        cdef int result = read_smaps(self, va, text)
         if result == -ESRCH:
             close_file(&self.smaps, MARK_SMAPS)
-            result = self.read_smaps(va, text)
+            result = read_smaps(self, va, text)
         return result
-
-    cdef int read_smaps(self, uintptr_t va, Text *text) noexcept nogil:
-        """``smaps_text_at`` of the file that is open."""
-        cdef Reader reader
-        cdef Line line
-        cdef const char *begin
-        cdef const char *end
-        cdef bint found = False
-        cdef size_t record_end = 0
-        cdef int result
-        text.length = 0
-        if va >= kernel.user_space_end():
-            return -EINVAL
-        self.notice_fork()
-        result = ensure_open(&self.smaps, MARK_SMAPS, b"/proc/thread-self/smaps")
-        if result < 0:
-            return result
-        start_reading(&reader, result, text)
-        while True:
-            if not found:
-                reader.kept = reader.next
-            result = next_line(&reader, &begin, &end)
-            if result < 0:
-                text.length = 0
-                return result
-            if result == 0:
-                record_end = text.length
-                break
-            if not starts_mapping(begin):
-                continue
-            if found:
-                record_end = <size_t>(begin - text.data)
-                break
-            if not scan_mapping(begin, end, &line):
-                text.length = 0
-                return -EBADMSG
-            if line.span.start > va:
-                break
-            if line.span.end > va:
-                found = True
-        if found:
-            text.length = record_end - reader.kept
-            memmove(text.data, text.data + reader.kept, text.length)
-        else:
-            text.length = 0
-        return 0
-
-    # -- The same from Python
 
     def span(self, uintptr_t va):
         """``span_at`` as ``(start, end, mapped, permissions, offset, inode, device)``."""
@@ -365,16 +167,218 @@ cdef class OwnProcess:
     def record(self, uintptr_t va):
         """The ``SmapsRecord`` of the mapping that ``va`` lies in, or None for a hole."""
         cdef Text text = [NULL, 0, 0]
-        cdef kernel.ProcmapQuery query
-        cdef char name[NAME_SIZE]
+        cdef NamedQuery query
         cdef SmapsRecord made
         try:
             kernel.check(self.smaps_text_at(va, &text))
             if text.length == 0:
                 return None
             made = record_from(text.data, text.length)
-            if can_mean_two(made.pathname) and self.name_at(va, &query, name, NAME_SIZE) == 0:
-                made.pathname = settled_name(made.pathname, made.span.start, &query, name)
+            if is_ambiguous(made.pathname) and self.name_at(va, &query) == 0:
+                made.pathname = settled_name(made.pathname, made.span.start, &query)
             return made
         finally:
             free_text(&text)
+
+
+cdef void notice_fork(OwnProcess process) noexcept nogil:
+    cdef uint32_t generation = kernel.fork_generation()
+    if process.generation != generation:
+        process.release()
+        process.generation = generation
+
+
+# ---- One mapping -------------------------------------------------------------------------------
+
+cdef int span_by_query(OwnProcess process, uintptr_t va, Span *span) noexcept nogil:
+    cdef kernel.ProcmapQuery query
+    cdef int result = ensure_open(&process.maps, MARK_MAPS, b"/proc/thread-self/maps")
+    if result < 0:
+        return result
+    result = query_mapping(process.maps, va, &query)
+    if result == -ENOENT:
+        fill_hole(span, 0, kernel.user_space_end())
+        return hole_by_query(process, va, span)
+    if result < 0:
+        return result
+    if query.vma_start > va:
+        fill_hole(span, 0, query.vma_start)
+        return hole_by_query(process, va, span)
+    fill_span(span, &query)
+    return 0
+
+
+cdef int hole_by_query(OwnProcess process, uintptr_t va, Span *span) noexcept nogil:
+    """Find where the hole around ``va`` begins: the end of the mapping before it.
+
+    The kernel only finds the mapping at or after an address. So the beginning is searched: an
+    address from which nothing is mapped up to ``va`` lies in the hole; else the hole begins at
+    the end of the mapping found there, or higher. First in growing steps down from ``va``,
+    until a mapping is met; its end is tried next, as that is often the beginning; then by
+    halves. That is 1 to 10 queries in real processes, and never more than some forty: an
+    address has no more bits above the page.
+    """
+    cdef kernel.ProcmapQuery query
+    cdef uintptr_t page_mask = ~<uintptr_t>(kernel.PAGE_SIZE - 1)
+    cdef uintptr_t low = 0
+    cdef uintptr_t high = va & page_mask
+    cdef uintptr_t step = kernel.PAGE_SIZE
+    cdef uintptr_t at = high - min(step, high)
+    cdef bint met = False
+    cdef int tries = DIRECT_TRIES
+    cdef int result
+    while low < high:
+        result = query_mapping(process.maps, at, &query)
+        if result == -ENOENT or result == 0 and query.vma_start > va:
+            high = at
+            if not met:
+                step = high if step > high // STEP_GROWTH else step * STEP_GROWTH
+                at = high - min(step, high)
+                continue
+        elif result < 0:
+            return result
+        elif query.vma_end > va:
+            # Another thread has mapped something here meanwhile.
+            return span_by_text(process, va, span)
+        else:
+            met = True
+            low = query.vma_end
+            if tries > 0:
+                tries -= 1
+                at = low
+                continue
+        at = low + ((high - low) // 2 & page_mask)
+    span.start = low
+    return 0
+
+
+cdef int span_by_text(OwnProcess process, uintptr_t va, Span *span) noexcept nogil:
+    """``span_at`` by reading ``/proc/self/maps`` as far as needed."""
+    cdef int result = read_span(process, va, span)
+    if result == -ESRCH:
+        close_file(&process.maps, MARK_MAPS)
+        result = read_span(process, va, span)
+    return result
+
+
+cdef int read_span(OwnProcess process, uintptr_t va, Span *span) noexcept nogil:
+    """``span_by_text`` of the file that is open."""
+    cdef Reader reader
+    cdef Line line
+    cdef const char *text
+    cdef const char *end
+    cdef uintptr_t before = 0
+    cdef int result = ensure_open(&process.maps, MARK_MAPS, b"/proc/thread-self/maps")
+    if result < 0:
+        return result
+    start_reading(&reader, result, &process.lines)
+    while True:
+        reader.kept = reader.next
+        result = next_line(&reader, &text, &end)
+        if result < 0:
+            return result
+        if result == 0:
+            break
+        if not scan_mapping(text, end, &line):
+            return -EBADMSG
+        if line.span.end <= va:
+            before = line.span.end
+        elif line.span.start <= va:
+            span[0] = line.span
+            return 0
+        else:
+            # Above user space is the kernel's own page, which some machines show at the end.
+            fill_hole(span, before, min(line.span.start, kernel.user_space_end()))
+            return 0
+    fill_hole(span, before, kernel.user_space_end())
+    return 0
+
+
+# ---- One page ----------------------------------------------------------------------------------
+
+cdef int facts_by_scan(OwnProcess process, uintptr_t page, PageFacts *facts) noexcept nogil:
+    cdef uint64_t categories = (kernel.PAGE_IS_PRESENT | kernel.PAGE_IS_SWAPPED
+                                | kernel.PAGE_IS_FILE | kernel.PAGE_IS_HUGE)
+    cdef uint32_t known = PAGE_PRESENT | PAGE_SWAPPED | PAGE_SHARED | PAGE_HUGE
+    cdef uint32_t flags
+    cdef int result = ensure_open(&process.pagemap, MARK_PAGEMAP, b"/proc/thread-self/pagemap")
+    if result < 0:
+        return result
+    if kernel.has(kernel.FEATURE_PAGEMAP_GUARD):
+        categories |= kernel.PAGE_IS_GUARD
+        known |= PAGE_GUARD
+    result = scan_page(process.pagemap, page, categories, &flags)
+    if result == -EINVAL and known & PAGE_GUARD:
+        # 6.15 marks guards in pagemap, but not here yet.
+        result = facts_by_entry(process, page, facts)
+        if result < 0:
+            return result
+        result = scan_page(process.pagemap, page, kernel.PAGE_IS_HUGE, &flags)
+        known = PAGE_HUGE
+    if result == 0:
+        add_facts(facts, known, flags)
+    return result
+
+
+cdef int facts_by_entry(OwnProcess process, uintptr_t page, PageFacts *facts) noexcept nogil:
+    cdef uint64_t entry = 0
+    cdef intptr_t count
+    cdef bint guards = kernel.has(kernel.FEATURE_PAGEMAP_GUARD)
+    cdef int result = ensure_open(&process.pagemap, MARK_PAGEMAP, b"/proc/thread-self/pagemap")
+    if result < 0:
+        return result
+    count = read_entries(process.pagemap, page, &entry, 1)
+    if count < 0:
+        return <int>count
+    add_facts(facts, PAGE_PRESENT | PAGE_SWAPPED | PAGE_SHARED | (PAGE_GUARD if guards else 0),
+              flags_of_entry(entry, guards))
+    return 0
+
+
+# ---- One record of smaps -----------------------------------------------------------------------
+
+cdef int read_smaps(OwnProcess process, uintptr_t va, Text *text) noexcept nogil:
+    """``smaps_text_at`` of the file that is open."""
+    cdef Reader reader
+    cdef Line line
+    cdef const char *begin
+    cdef const char *end
+    cdef bint found = False
+    cdef size_t record_end = 0
+    cdef int result
+    text.length = 0
+    if va >= kernel.user_space_end():
+        return -EINVAL
+    notice_fork(process)
+    result = ensure_open(&process.smaps, MARK_SMAPS, b"/proc/thread-self/smaps")
+    if result < 0:
+        return result
+    start_reading(&reader, result, text)
+    while True:
+        if not found:
+            reader.kept = reader.next
+        result = next_line(&reader, &begin, &end)
+        if result < 0:
+            text.length = 0
+            return result
+        if result == 0:
+            record_end = text.length
+            break
+        if not starts_mapping(begin):
+            continue
+        if found:
+            record_end = <size_t>(begin - text.data)
+            break
+        if not scan_mapping(begin, end, &line):
+            text.length = 0
+            return -EBADMSG
+        if line.span.start > va:
+            break
+        if line.span.end > va:
+            found = True
+    if found:
+        text.length = record_end - reader.kept
+        memmove(text.data, text.data + reader.kept, text.length)
+    else:
+        text.length = 0
+    return 0

@@ -103,7 +103,8 @@ cdef uint32_t known_flags(bint exclusive) noexcept nogil:
     return known
 
 
-cdef int add(PagesFound *found, uintptr_t start, uintptr_t end, uint32_t flags) noexcept nogil:
+cdef int add_pages(PagesFound *found, uintptr_t start, uintptr_t end,
+                   uint32_t flags) noexcept nogil:
     """Add pages that follow the last, to its run if they are like it: 0 or -ENOMEM."""
     cdef size_t capacity
     cdef Pages *list
@@ -140,10 +141,10 @@ cdef int add_by_entries(int pagemap, uintptr_t start, uintptr_t end, uint32_t kn
             return <int>count
         if count == 0:
             # Beyond what this process can map: a program of 32 bits.
-            return add(found, start, end, known)
+            return add_pages(found, start, end, known)
         for i in range(count):
-            result = add(found, start, start + kernel.PAGE_SIZE,
-                         known | flags_of_entry(entries[i], guards) & wanted)
+            result = add_pages(found, start, start + kernel.PAGE_SIZE,
+                               known | flags_of_entry(entries[i], guards) & wanted)
             if result < 0:
                 return result
             start += kernel.PAGE_SIZE
@@ -164,15 +165,15 @@ cdef int add_by_scan(int pagemap, uintptr_t start, uintptr_t end, uint64_t categ
             return count
         for i in range(count):
             # What it leaves out is not mapped.
-            result = add(found, start, regions[i].start, 0)
+            result = add_pages(found, start, regions[i].start, 0)
             if result == 0:
-                result = add(found, regions[i].start, regions[i].end,
-                             flags_of_categories(regions[i].categories))
+                result = add_pages(found, regions[i].start, regions[i].end,
+                                   flags_of_categories(regions[i].categories))
             if result < 0:
                 return result
             start = regions[i].end
         scan.start = scan.walk_end
-    return add(found, start, end, 0)
+    return add_pages(found, start, end, 0)
 
 
 cdef int refine(int pagemap, uint32_t which, uint32_t wanted, PagesFound *found) noexcept nogil:
@@ -189,7 +190,7 @@ cdef int refine(int pagemap, uint32_t which, uint32_t wanted, PagesFound *found)
             result = add_by_entries(
                 pagemap, pages.start, pages.end, pages.flags & ~wanted, wanted, found)
         else:
-            result = add(found, pages.start, pages.end, pages.flags)
+            result = add_pages(found, pages.start, pages.end, pages.flags)
         if result < 0:
             break
     free(before.list)
@@ -232,11 +233,37 @@ cdef int find_pages(int pagemap, uintptr_t start, uintptr_t end, bint exclusive,
     return result
 
 
+cdef int find_touched(int pagemap, uintptr_t at, uintptr_t until, uintptr_t *start,
+                      uintptr_t *end) noexcept nogil:
+    """The next pages, side by side, that have memory or had it (it is in swap): 0 or -errno.
+
+    They are at ``at`` or above; both ends are ``until`` where there are none.
+    """
+    cdef uint64_t entries[ENTRIES]
+    cdef intptr_t count, i
+    cdef bint found = False
+    start[0] = end[0] = until
+    while at < until:
+        count = read_entries(pagemap, at, entries,
+                             min(<size_t>ENTRIES, (until - at) // kernel.PAGE_SIZE))
+        if count <= 0:
+            return <int>count if count < 0 else -EFAULT
+        for i in range(count):
+            if (entries[i] & (kernel.PAGEMAP_PRESENT | kernel.PAGEMAP_SWAPPED) != 0) != found:
+                if found:
+                    end[0] = at
+                    return 0
+                start[0] = at
+                found = True
+            at += kernel.PAGE_SIZE
+    return 0
+
+
 cdef uint64_t without_own_memory(uintptr_t start, uintptr_t end) noexcept nogil:
     """How many bytes of private pages take memory when they are written to.
 
     These are pages that were never touched, are swapped out, were only read, or are shared with a
-    process that came of a fork. The range begins and ends with a page. 0 where that is unknown.
+    process by a fork. The range begins and ends with a page. 0 where that is unknown.
     """
     cdef PagesFound found
     cdef uint64_t size = 0

@@ -154,7 +154,7 @@ cdef class Parser:
         cdef Line line
         if not scan_mapping(at, end, &line):
             return self.refuse(b"not a line of /proc/PID/maps", at, end)
-        self.latest = self.store.append(&line)
+        self.latest = add_entry(self.store, &line)
         if self.latest == NULL:
             return -ENOMEM
         self.before = FIGURES
@@ -162,7 +162,7 @@ cdef class Parser:
 
     cdef inline int add_figure(self, int i, uint64_t value) noexcept nogil:
         self.before = i
-        return self.store.set_figure(self.latest, i, value)
+        return set_entry_figure(self.store, self.latest, i, value)
 
     cdef int add_line(self, const char *line, const char *end) noexcept nogil:
         """Add a line that is not just the figure expected: 0, NEW_LABEL or -errno.
@@ -178,7 +178,7 @@ cdef class Parser:
             return self.refuse(b"neither a mapping nor a figure", line, end)
         if (self.latest.flags == NULL and colon - line == 7
                 and memcmp(line, b"VmFlags", 7) == 0):
-            return self.store.set_flags(self.latest, colon + 1, end - colon - 1)
+            return set_flags(self.store, self.latest, colon + 1, end - colon - 1)
         problem = scan_value(colon + 1, end, &value, &in_kib)
         if problem != NULL:
             return self.refuse(problem, line, end)
@@ -208,7 +208,7 @@ cdef class Parser:
             return NEW_LABEL
         result = -EEXIST
         if label.name >= 0:
-            result = self.store.add_other(self.latest, label.name, value)
+            result = add_other_figure(self.store, self.latest, label.name, value)
         if result == -EEXIST:
             return self.refuse(b"a figure given twice", line, end)
         return result
@@ -217,16 +217,16 @@ cdef class Parser:
         """Find the name for the label that the parser has stopped at."""
         cdef const char *colon = <const char *>memchr(
             self.line, c':', self.line_end - self.line)
-        cdef Label *label = <Label *>self.store.take(sizeof(Label))
+        cdef Label *label = <Label *>take_memory(self.store, sizeof(Label))
         if label == NULL:
             raise MemoryError
         label.length = colon - self.line
-        label.text = self.store.keep(self.line, label.length)
+        label.text = keep_text(self.store, self.line, label.length)
         if label.text == NULL:
             raise MemoryError
         name = snake_case(os.fsdecode(PyBytes_FromStringAndSize(self.line, label.length)))
         # Below 0: another spelling of a figure that has its attribute.
-        label.name = -1 if name in NAMES else self.store.number_of(name)
+        label.name = -1 if name in NAMES else number_of(self.store, name)
         label.next = self.labels
         self.labels = label
         return 0
@@ -317,7 +317,7 @@ cdef class Parser:
     cdef bytes first_line(self):
         """The latest record's first line, as the kernel wrote it except for blanks."""
         cdef const SmapsEntry *latest = self.latest
-        cdef SmapsRecord made = self.store.record(self.store.count - 1)
+        cdef SmapsRecord made = make_record(self.store, self.store.count - 1)
         line = (f"{made.span.start:08x}-{made.span.end:08x} {made.permissions}"
                 f" {made.span.offset:08x} {made.device} {made.span.inode} ").encode()
         return line + latest.path[:latest.path_length] if latest.path_length else line
@@ -375,7 +375,7 @@ cdef list all_of(SmapsStore store):
     cdef list found = []
     cdef size_t i
     for i in range(store.count):
-        found.append(store.record(i))
+        found.append(make_record(store, i))
     return found
 
 
@@ -384,4 +384,4 @@ cdef SmapsRecord record_from(const char *text, size_t length):
     cdef SmapsStore store = parse_text(text, length, True)
     if store.count != 1:
         raise ValueError(f"one record expected, not {store.count}")
-    return store.record(0)
+    return make_record(store, 0)

@@ -119,125 +119,122 @@ cdef class SmapsRecord:
     @property
     def size(self):
         """The mapping's length."""
-        return self.figure(0)
+        return figure_at(self, 0)
 
     @property
     def kernel_page_size(self):
         """Page size the kernel uses for it."""
-        return self.figure(1)
+        return figure_at(self, 1)
 
     @property
     def mmu_page_size(self):
         """Page size the processor uses for it."""
-        return self.figure(2)
+        return figure_at(self, 2)
 
     @property
     def rss(self):
         """Resident in memory."""
-        return self.figure(3)
+        return figure_at(self, 3)
 
     @property
     def pss(self):
         """Resident, each page divided by the number of its users."""
-        return self.figure(4)
+        return figure_at(self, 4)
 
     @property
     def pss_dirty(self):
         """The dirty part of ``pss`` (6.0)."""
-        return self.figure(5)
+        return figure_at(self, 5)
 
     @property
     def shared_clean(self):
         """Resident, used by others too, not written to."""
-        return self.figure(6)
+        return figure_at(self, 6)
 
     @property
     def shared_dirty(self):
         """Resident, used by others too, written to."""
-        return self.figure(7)
+        return figure_at(self, 7)
 
     @property
     def private_clean(self):
         """Resident, used by this process alone, not written to."""
-        return self.figure(8)
+        return figure_at(self, 8)
 
     @property
     def private_dirty(self):
         """Resident, used by this process alone, written to."""
-        return self.figure(9)
+        return figure_at(self, 9)
 
     @property
     def referenced(self):
         """Resident and accessed lately."""
-        return self.figure(10)
+        return figure_at(self, 10)
 
     @property
     def anonymous(self):
         """Resident and of no file."""
-        return self.figure(11)
+        return figure_at(self, 11)
 
     @property
     def ksm(self):
         """Merged by KSM (6.8)."""
-        return self.figure(12)
+        return figure_at(self, 12)
 
     @property
     def lazy_free(self):
         """Given up by MADV_FREE, not yet taken."""
-        return self.figure(13)
+        return figure_at(self, 13)
 
     @property
     def anon_huge_pages(self):
         """Anonymous, in huge pages."""
-        return self.figure(14)
+        return figure_at(self, 14)
 
     @property
     def shmem_pmd_mapped(self):
         """Shared memory, in huge pages."""
-        return self.figure(15)
+        return figure_at(self, 15)
 
     @property
     def file_pmd_mapped(self):
         """Of files, in huge pages (5.4)."""
-        return self.figure(16)
+        return figure_at(self, 16)
 
     @property
     def shared_hugetlb(self):
         """In hugetlbfs pages that others use too."""
-        return self.figure(17)
+        return figure_at(self, 17)
 
     @property
     def private_hugetlb(self):
         """In hugetlbfs pages of this process alone."""
-        return self.figure(18)
+        return figure_at(self, 18)
 
     @property
     def swap(self):
         """Swapped out."""
-        return self.figure(19)
+        return figure_at(self, 19)
 
     @property
     def swap_pss(self):
         """Swapped out, each page divided by the number of its users."""
-        return self.figure(20)
+        return figure_at(self, 20)
 
     @property
     def locked(self):
         """Locked in memory, counted as in ``pss``."""
-        return self.figure(21)
+        return figure_at(self, 21)
 
     @property
     def thp_eligible(self):
         """1 if transparent huge pages may be used here, else 0; not bytes (5.0)."""
-        return self.figure(22)
+        return figure_at(self, 22)
 
     @property
     def protection_key(self):
         """The memory protection key; not bytes."""
-        return self.figure(23)
-
-    cdef object figure(self, int index):
-        return self.values[index] if self.known >> index & 1 else None
+        return figure_at(self, 23)
 
     def __getattr__(self, str name):
         if self.others is not None and name in self.others:
@@ -272,6 +269,10 @@ cdef class SmapsRecord:
             self.span.start, self.span.end, self.span.permissions, self.span.offset,
             self.span.device_major, self.span.device_minor, self.span.inode, self.pathname,
             self.vm_flags, dict(self.figures))
+
+
+cdef object figure_at(SmapsRecord record, int index):
+    return record.values[index] if record.known >> index & 1 else None
 
 
 def restore_record(*values):

@@ -12,6 +12,18 @@ cdef enum:
     CHUNK = 1 << CHUNK_BITS     # records whose memory is allocated at once
     BLOCK = 1 << 15             # bytes of a block of the arena
 
+cdef struct Figure:
+    # One with no attribute of its own.
+    int name                    # its place among the names
+    uint64_t value
+    Figure *next
+
+cdef struct Block:
+    # Of memory that is given out piece by piece, and lies behind this.
+    Block *before
+    size_t used
+    size_t capacity
+
 
 @final
 @no_gc
@@ -43,63 +55,6 @@ cdef class SmapsStore:
         """The record with this number, which is below ``count``."""
         return &self.chunks[index >> CHUNK_BITS][index & (CHUNK - 1)]
 
-    # -- Memory
-
-    cdef void *take(self, size_t size) noexcept nogil:
-        """Memory that lasts as long as the records, or NULL when there is none."""
-        cdef Block *block = self.block
-        cdef size_t capacity
-        size = (size + 7) & ~<size_t>7
-        if block == NULL or block.capacity - block.used < size:
-            capacity = size if size > BLOCK else BLOCK
-            block = <Block *>malloc(sizeof(Block) + capacity)
-            if block == NULL:
-                return NULL
-            block.before = self.block
-            block.used = 0
-            block.capacity = capacity
-            self.block = block
-        block.used += size
-        return <char *>(block + 1) + block.used - size
-
-    cdef const char *keep(self, const char *text, size_t length) noexcept nogil:
-        cdef void *kept = self.take(length)
-        if kept != NULL:
-            memcpy(kept, text, length)
-        return <const char *>kept
-
-    cdef SmapsEntry *new_entry(self) noexcept nogil:
-        """One more record, all zero, or NULL when there is no memory."""
-        cdef size_t chunk = self.count >> CHUNK_BITS
-        cdef SmapsEntry **chunks
-        if self.count & (CHUNK - 1) == 0:
-            if chunk & (chunk - 1) == 0:
-                chunks = <SmapsEntry **>realloc(self.chunks, 2 * (chunk + 1) * sizeof(SmapsEntry *))
-                if chunks == NULL:
-                    return NULL
-                self.chunks = chunks
-            self.chunks[chunk] = <SmapsEntry *>calloc(CHUNK, sizeof(SmapsEntry))
-            if self.chunks[chunk] == NULL:
-                return NULL
-        self.count += 1
-        return self.at(self.count - 1)
-
-    # -- What a text says
-
-    cdef SmapsEntry *append(self, const Line *line) noexcept nogil:
-        """One more record, which has no figures yet; NULL when there is no memory."""
-        cdef const SmapsEntry *before = self.at(self.count - 1) if self.count > 0 else NULL
-        cdef SmapsEntry *entry = self.new_entry()
-        if entry == NULL:
-            return NULL
-        entry.span = line.span
-        entry.path_length = <uint32_t>line.path_length
-        if line.path_length > 0:
-            entry.path = self.path_after(before, line.path, line.path_length)
-            if entry.path == NULL:
-                return NULL
-        return entry
-
     cdef void drop_overlapped(self) noexcept nogil:
         """Drop every record with an address that a later one has again.
 
@@ -119,57 +74,6 @@ cdef class SmapsStore:
         for i in range((kept + CHUNK - 1) >> CHUNK_BITS, chunks):
             free(self.chunks[i])
 
-    cdef const char *path_after(self, const SmapsEntry *before, const char *path,
-                                size_t length) noexcept nogil:
-        """Where the path is in memory: that of the record before, if both are the same.
-
-        A path with a backslash has its own place, as two that are written alike can be different.
-        """
-        if has_backslash(path, length):
-            self.backslashes = True
-        elif (before != NULL and before.path_length == length
-                and memcmp(before.path, path, length) == 0):
-            return before.path
-        return self.keep(path, length)
-
-    cdef int set_flags(self, SmapsEntry *entry, const char *text, size_t length) noexcept nogil:
-        """What follows ``VmFlags:``: 0 or -ENOMEM."""
-        if (self.flags == NULL or self.flags_length != length
-                or memcmp(self.flags, text, length) != 0):
-            # One byte more: no flags at all still have a place.
-            self.flags = self.keep(text, length + 1)
-            if self.flags == NULL:
-                return -ENOMEM
-            self.flags_length = length
-        entry.flags = self.flags
-        entry.flags_length = <uint32_t>length
-        return 0
-
-    cdef int add_other(self, SmapsEntry *entry, int name, uint64_t value) noexcept nogil:
-        """A figure with no attribute of its own: 0, -EEXIST where the record has it, -ENOMEM."""
-        cdef Figure **place = &entry.others
-        cdef Figure *other
-        while place[0] != NULL:
-            if place[0].name == name:
-                return -EEXIST
-            place = &place[0].next
-        other = <Figure *>self.take(sizeof(Figure))
-        if other == NULL:
-            return -ENOMEM
-        other.name = name
-        other.value = value
-        other.next = NULL
-        place[0] = other
-        return 0
-
-    cdef int number_of(self, str name) except -1:
-        """The place of a figure's name among the names, where it is put if it is new."""
-        if name not in self.names:
-            self.names.append(name)
-        return self.names.index(name)
-
-    # -- As Python objects
-
     cdef object pathname_at(self, const SmapsEntry *entry):
         """The path as Python has paths, None where there is none."""
         if entry.path_length == 0:
@@ -180,29 +84,13 @@ cdef class SmapsStore:
                 entry.path, entry.path_length)
         return name
 
-    cdef object flags_at(self, const SmapsEntry *entry):
-        """VmFlags as a set, None where the text has none."""
-        cdef bytes text
-        if entry.flags == NULL:
-            return None
-        flags = self.flag_sets.get(<uintptr_t>entry.flags)
-        if flags is None:
-            text = PyBytes_FromStringAndSize(entry.flags, entry.flags_length)
-            # Records with the same flags at different places share one set.
-            flags = self.flag_sets.get(text)
-            if flags is None:
-                flags = self.flag_sets[text] = frozenset(
-                    text.decode("ascii", "backslashreplace").split())
-            self.flag_sets[<uintptr_t>entry.flags] = flags
-        return flags
-
     cdef int fill(self, SmapsRecord made, size_t index) except -1:
         """Make a new object the record with this number."""
         cdef const SmapsEntry *entry = self.at(index)
         cdef const Figure *other = entry.others
         made.span = entry.span
         made.pathname = self.pathname_at(entry)
-        made.vm_flags = self.flags_at(entry)
+        made.vm_flags = flags_at(self, entry)
         if entry.known:
             made.values = <uint64_t *>malloc(FIGURES * sizeof(uint64_t))
             if made.values == NULL:
@@ -216,11 +104,160 @@ cdef class SmapsStore:
                 other = other.next
         return 0
 
-    cdef SmapsRecord record(self, size_t index):
-        """The record with this number as an object."""
-        cdef SmapsRecord made = SmapsRecord.__new__(SmapsRecord)
-        self.fill(made, index)
-        return made
+
+# ---- Memory ------------------------------------------------------------------------------------
+
+cdef void *take_memory(SmapsStore store, size_t size) noexcept nogil:
+    """Memory that lasts as long as the records, or NULL when there is none."""
+    cdef Block *block = store.block
+    cdef size_t capacity
+    size = (size + 7) & ~<size_t>7
+    if block == NULL or block.capacity - block.used < size:
+        capacity = size if size > BLOCK else BLOCK
+        block = <Block *>malloc(sizeof(Block) + capacity)
+        if block == NULL:
+            return NULL
+        block.before = store.block
+        block.used = 0
+        block.capacity = capacity
+        store.block = block
+    block.used += size
+    return <char *>(block + 1) + block.used - size
+
+
+cdef const char *keep_text(SmapsStore store, const char *text, size_t length) noexcept nogil:
+    cdef void *kept = take_memory(store, length)
+    if kept != NULL:
+        memcpy(kept, text, length)
+    return <const char *>kept
+
+
+cdef SmapsEntry *new_entry(SmapsStore store) noexcept nogil:
+    """One more record, all zero, or NULL when there is no memory."""
+    cdef size_t chunk = store.count >> CHUNK_BITS
+    cdef SmapsEntry **chunks
+    if store.count & (CHUNK - 1) == 0:
+        if chunk & (chunk - 1) == 0:
+            chunks = <SmapsEntry **>realloc(store.chunks, 2 * (chunk + 1) * sizeof(SmapsEntry *))
+            if chunks == NULL:
+                return NULL
+            store.chunks = chunks
+        store.chunks[chunk] = <SmapsEntry *>calloc(CHUNK, sizeof(SmapsEntry))
+        if store.chunks[chunk] == NULL:
+            return NULL
+    store.count += 1
+    return store.at(store.count - 1)
+
+
+# ---- What a text says --------------------------------------------------------------------------
+
+cdef SmapsEntry *add_entry(SmapsStore store, const Line *line) noexcept nogil:
+    """One more record, which has no figures yet; NULL when there is no memory."""
+    cdef const SmapsEntry *before = store.at(store.count - 1) if store.count > 0 else NULL
+    cdef SmapsEntry *entry = new_entry(store)
+    if entry == NULL:
+        return NULL
+    entry.span = line.span
+    entry.path_length = <uint32_t>line.path_length
+    if line.path_length > 0:
+        entry.path = path_after(store, before, line.path, line.path_length)
+        if entry.path == NULL:
+            return NULL
+    return entry
+
+
+cdef const char *path_after(SmapsStore store, const SmapsEntry *before, const char *path,
+                            size_t length) noexcept nogil:
+    """Where the path is in memory: that of the record before, if both are the same.
+
+    A path with a backslash has its own place, as two that are written alike can be different.
+    """
+    if has_backslash(path, length):
+        store.backslashes = True
+    elif (before != NULL and before.path_length == length
+            and memcmp(before.path, path, length) == 0):
+        return before.path
+    return keep_text(store, path, length)
+
+
+cdef inline int set_entry_figure(SmapsStore store, SmapsEntry *entry, int i,
+                                 uint64_t value) noexcept nogil:
+    """A figure with an attribute of its own. Inline, as a record has some twenty."""
+    if entry.values == NULL:
+        entry.values = <uint64_t *>take_memory(store, FIGURES * sizeof(uint64_t))
+        if entry.values == NULL:
+            return -ENOMEM
+        memset(entry.values, 0, FIGURES * sizeof(uint64_t))
+    entry.values[i] = value
+    entry.known |= <uint32_t>1 << i
+    return 0
+
+
+cdef int set_flags(SmapsStore store, SmapsEntry *entry, const char *text,
+                   size_t length) noexcept nogil:
+    """What follows ``VmFlags:``: 0 or -ENOMEM."""
+    if (store.flags == NULL or store.flags_length != length
+            or memcmp(store.flags, text, length) != 0):
+        # One byte more: no flags at all still have a place.
+        store.flags = keep_text(store, text, length + 1)
+        if store.flags == NULL:
+            return -ENOMEM
+        store.flags_length = length
+    entry.flags = store.flags
+    entry.flags_length = <uint32_t>length
+    return 0
+
+
+cdef int add_other_figure(SmapsStore store, SmapsEntry *entry, int name,
+                          uint64_t value) noexcept nogil:
+    """A figure with no attribute of its own: 0, -EEXIST where the record has it, -ENOMEM."""
+    cdef Figure **place = &entry.others
+    cdef Figure *other
+    while place[0] != NULL:
+        if place[0].name == name:
+            return -EEXIST
+        place = &place[0].next
+    other = <Figure *>take_memory(store, sizeof(Figure))
+    if other == NULL:
+        return -ENOMEM
+    other.name = name
+    other.value = value
+    other.next = NULL
+    place[0] = other
+    return 0
+
+
+cdef int number_of(SmapsStore store, str name) except -1:
+    """The place of a figure's name among the names, where it is put if it is new."""
+    if name not in store.names:
+        store.names.append(name)
+    return store.names.index(name)
+
+
+# ---- As Python objects -------------------------------------------------------------------------
+
+cdef object flags_at(SmapsStore store, const SmapsEntry *entry):
+    """VmFlags as a set, None where the text has none."""
+    cdef bytes text
+    if entry.flags == NULL:
+        return None
+    flags = store.flag_sets.get(<uintptr_t>entry.flags)
+    if flags is None:
+        text = PyBytes_FromStringAndSize(entry.flags, entry.flags_length)
+        # Records with the same flags at different places share one set.
+        flags = store.flag_sets.get(text)
+        if flags is None:
+            flags = store.flag_sets[text] = frozenset(
+                text.decode("ascii", "backslashreplace").split())
+        store.flag_sets[<uintptr_t>entry.flags] = flags
+    return flags
+
+
+cdef SmapsRecord make_record(SmapsStore store, size_t index):
+    """The record with this number as an object."""
+    cdef SmapsRecord made = SmapsRecord.__new__(SmapsRecord)
+    store.fill(made, index)
+    return made
 
 
 cdef str decoded_path(const char *path, size_t length):

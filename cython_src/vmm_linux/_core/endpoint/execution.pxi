@@ -1,4 +1,4 @@
-"""A call carried out: numbers to the address space, its answer to Python, and the ways back."""
+"""A call is carried out: a request to the address space, its answer to Python, and undoing it."""
 
 
 cdef inline int perform_or_raise(AddressSpace space, Request *request, Answer *answer) except -1:
@@ -9,7 +9,7 @@ cdef inline int perform_or_raise(AddressSpace space, Request *request, Answer *a
     return 0
 
 
-cdef object made(AddressSpace space, Request *request):
+cdef object make(AddressSpace space, Request *request):
     """Carry out a call that makes a region or a handle: its address, its ``Handle``.
 
     If no memory is left for that object, what was made is given back: nothing else names it.
