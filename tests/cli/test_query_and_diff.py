@@ -221,9 +221,10 @@ def look_at(pid: int) -> None:
     """Ask for the map of a process; the exit code says how it went."""
     import locale  # noqa: F401  argparse does later, when the library may not be read any more
 
+    from vmm_linux._tools.commands import run
     from vmm_linux.cli.map.command import main
 
-    sys.exit(main([str(pid)]))
+    sys.exit(run("vmm-linux map", main, [str(pid)]))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has a process that others may not see")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-
-class NoMatplotlibError(Exception):
-    """matplotlib is not installed."""
+from vmm_linux._tools.commands import CannotTryError
 
 
 def need_matplotlib(wanted: str) -> None:
@@ -12,6 +10,4 @@ def need_matplotlib(wanted: str) -> None:
     try:
         import matplotlib.figure  # noqa: F401, PLC0415 (needed only here)
     except ModuleNotFoundError as error:
-        raise NoMatplotlibError(
-            f"{wanted} need matplotlib: pip install 'vmm-linux[plot]'"
-        ) from error
+        raise CannotTryError(f"{wanted} need matplotlib: pip install 'vmm-linux[plot]'") from error

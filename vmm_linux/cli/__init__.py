@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vmm_linux import VmmError, __version__
+from vmm_linux import __version__
+from vmm_linux._tools.commands import CANNOT_TRY, run
 
-CANNOT_TRY = 2
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -52,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = parser().parse_args(arguments)
         name += f" {asked.command}"
         command = importlib.import_module(COMMANDS[asked.command].module)
-        code = int(command.main(asked.arguments))
+        code = run(name, command.main, asked.arguments)
         sys.stdout.flush()
-    except (OSError, VmmError) as error:
+    except OSError as error:
         return cannot_try(name, error)
     except SystemExit:
         # argparse has printed the help, and does not check whether it arrived.
@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def cannot_try(name: str, error: OSError | VmmError) -> int:
-    """Print a refusal in a line, and return the exit code; a closed reader is no error."""
+def cannot_try(name: str, error: OSError) -> int:
+    """Print a system call's refusal, and return the exit code; a closed reader is no error."""
     drop_output()
     if isinstance(error, BrokenPipeError):
         return PIPE_CLOSED

@@ -9,7 +9,7 @@ from typing import Any
 from vmm_linux import inspect
 from vmm_linux._tools.text import escaped
 from vmm_linux.cli.map.command import printer
-from vmm_linux.cli.map.file import Saved, UnfitMapError, load, record_of
+from vmm_linux.cli.map.file import Saved, load, record_of
 from vmm_linux.cli.map.picture import Line, change_lines
 
 
@@ -24,14 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("after", metavar="B.json")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     asked = parser.parse_args(arguments)
-    path = asked.before
-    try:
-        before = load(path)
-        path = asked.after
-        after = load(path)
-    except UnfitMapError as error:
-        sys.stderr.write(f"vmm-linux diff: {escaped(path)} {error}\n")
-        return 2
+    before, after = load(asked.before), load(asked.after)
     difference = inspect.diff(before, after)
     if asked.json:
         sys.stdout.write(json.dumps(as_object(before, after, difference), indent=1) + "\n")

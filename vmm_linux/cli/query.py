@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vmm_linux import VmmError, inspect
+from vmm_linux import inspect
 from vmm_linux._tools.text import escaped, human
 from vmm_linux.cli.map.command import demonstration, process_id
 from vmm_linux.cli.map.file import record_of
@@ -38,12 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         pid = process_id(asked.numbers[0]) if len(asked.numbers) == 2 else None
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
-    try:
-        with demonstration() if pid is None else contextlib.nullcontext():
-            answer = page_at(va, pid)
-    except VmmError as error:
-        sys.stderr.write(f"vmm-linux query: {escaped(str(error))}\n")
-        return 2
+    with demonstration() if pid is None else contextlib.nullcontext():
+        answer = page_at(va, pid)
     shown = json.dumps(answer, indent=1) if asked.json else "\n".join(lines_of(answer))
     sys.stdout.write(shown + "\n")
     return 0

@@ -2,14 +2,12 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from vmm_linux import VmmError
 from vmm_linux._core.values import counted
 from vmm_linux._tools.tables import Table, choose_printer, print_line
-from vmm_linux._tools.text import human, printable
+from vmm_linux._tools.text import human
 from vmm_linux.inspect import Channel, Mapper, Sharing, sharing
 
 COLUMNS = ("memory", "size", "taken", "seals", "process", "holds", "maps")
@@ -30,11 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--all", action="store_true", help=every)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     asked = parser.parse_args(arguments)
-    try:
-        found = sharing(all=asked.all)
-    except VmmError as error:
-        sys.stderr.write(f"vmm-linux sharing: {printable(str(error))}\n")
-        return 2
+    found = sharing(all=asked.all)
     if asked.json:
         print_line(json.dumps(as_object(found), indent=2))
     else:

@@ -17,10 +17,11 @@ from pathlib import Path
 from vmm_linux import VMM
 from vmm_linux._core.values import counted
 from vmm_linux._tools import machine
+from vmm_linux._tools.commands import CannotTryError
 from vmm_linux._tools.text import human, printable
 from vmm_linux.demo import mdl_steps, steps
 from vmm_linux.demo.caller import RESERVATION, Footprint, made
-from vmm_linux.demo.report import Json, Machine, Plain, Report, Subject, Terminal
+from vmm_linux.demo.report import Json, Lines, Report, Subject
 from vmm_linux.demo.steps import Run
 
 
@@ -73,7 +74,7 @@ def check_room(size: int) -> None:
 
 def carry_out(subject: Subject, report: Report) -> bool:
     """Make the steps: whether all succeeded."""
-    report.begin(subject, Machine(*machine.memory()))
+    report.begin(subject, machine.memory())
     ok = True
     before = Footprint.take()
     with VMM() as vmm, contextlib.ExitStack() as at_end:
@@ -110,18 +111,16 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return 0 if carry_out(examine(file), choose(asked.json)) else 1
     except UnfitFileError as error:
-        complain(f"{printable(file)} {error}")
-        return 2
+        raise CannotTryError(f"{printable(file)} {error}") from error
 
 
 def choose(as_json: bool) -> Report:
     """The report for these options."""
     if as_json:
         return Json()
-    if not sys.stdout.isatty():
-        return Plain()
-    try:
-        return Terminal()
-    except ModuleNotFoundError:
-        complain("plain text; for colours: pip install 'vmm-linux[tools]'")
-        return Plain()
+    if sys.stdout.isatty():
+        try:
+            return Lines.coloured()
+        except ModuleNotFoundError:
+            complain("plain text; for colours: pip install 'vmm-linux[tools]'")
+    return Lines()

@@ -2,7 +2,8 @@
 
 import sys
 
+from vmm_linux._tools.commands import run
 from vmm_linux.demo import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run("vmm-linux demo", main, sys.argv[1:]))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from vmm_linux import VMM, PageInfo, Retcode, VmmError
 from vmm_linux._tools.text import human
 from vmm_linux.demo.report import Step
+from vmm_linux.inspect.processes import fdinfo
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 RESERVATION = 64 << 30
@@ -64,12 +65,8 @@ def memory_files() -> dict[int, os.stat_result]:
 
 def modes(descriptor: int) -> tuple[str, bool]:
     """The access of a descriptor, and whether exec(2) closes it, from the kernel."""
-    for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "flags":
-            bits = int(value, 8)
-            return MODES[bits & os.O_ACCMODE], bool(bits & os.O_CLOEXEC)
-    raise LookupError("/proc/self/fdinfo tells no flags")
+    bits = int(fdinfo(f"self/fdinfo/{descriptor}")["flags"], 8)
+    return MODES[bits & os.O_ACCMODE], bool(bits & os.O_CLOEXEC)
 
 
 @dataclass
@@ -93,6 +90,24 @@ class Caller:
             raise
         self.step.rc = Retcode.OK
         return value
+
+    def compare(self, check: str, sha256: str, wanted: str) -> None:
+        """Check the hash of FILE's bytes."""
+        self.step.kernel["sha256"] = sha256
+        self.step.facts = [f"SHA-256 {sha256[:8]}...", f"FILE's {wanted[:8]}..."]
+        self.step.checks[check] = sha256 == wanted
+
+    def check_half(self, figures: dict[str, Any], is_there: bool) -> None:
+        """Check FILE's memory while two processes share it evenly, give or take a tenth.
+
+        Pages may move meanwhile.
+        """
+        pss, rss = figures["pss"], figures["rss"]
+        self.step.facts = [f"Pss {human(pss)}", f"Rss {human(rss)}"]
+        self.step.checks = {
+            "every page is there": is_there,
+            "half of it counts here": rss > 0 and abs(2 * pss - rss) <= rss / 10,
+        }
 
 
 Player = TypeVar("Player", bound=Caller)
@@ -136,11 +151,6 @@ def ask(caller: Caller, va: int) -> dict[str, Any]:
         last = f"Pss {human(kernel['pss'])}" if shared else charge
         caller.step.facts = [kernel["permissions"], f"Rss {human(kernel['rss'])}", last]
     return kernel
-
-
-def is_half(part: int, whole: int) -> bool:
-    """Whether two processes share evenly: a tenth more or less, for pages that move meanwhile."""
-    return whole > 0 and abs(2 * part - whole) <= whole / 10
 
 
 def exit_code_of_child(touch: Callable[[], object]) -> int:

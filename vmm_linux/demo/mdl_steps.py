@@ -13,7 +13,7 @@ from pathlib import Path
 from vmm_linux import PageKind, Retcode, Rights, Seal, VmmFlags
 from vmm_linux._tools.text import human
 from vmm_linux.demo import peer
-from vmm_linux.demo.caller import PAGE, ask, close, described, is_half, memory_files, modes
+from vmm_linux.demo.caller import PAGE, ask, close, described, memory_files, modes
 from vmm_linux.demo.report import Step
 from vmm_linux.demo.steps import Run, free, verify
 
@@ -144,19 +144,13 @@ def share_cost(run: Run) -> None:
     run.call("Query", va=run.base)
     figures = run.figures(run.need)
     run.step.kernel = {**described(run.vmm.query(run.base)), "file": figures}
-    run.step.facts = [f"Pss {human(figures['pss'])}", f"Rss {human(figures['rss'])}"]
-    run.step.checks = {
-        "every page is there": figures["memory"] == run.need,
-        "half of it counts here": is_half(figures["pss"], figures["rss"]),
-    }
+    run.check_half(figures, figures["memory"] == run.need)
 
 
 def read_answer(run: Run) -> None:
     """The other process's result is on the board."""
     digest = run.call("read", va=run.board, size=len(bytes.fromhex(run.subject.sha256))).hex()
-    run.step.kernel["sha256"] = digest
-    run.step.facts = [f"SHA-256 {digest[:8]}...", f"FILE's {run.subject.sha256[:8]}..."]
-    run.step.checks["it is FILE's"] = digest == run.subject.sha256
+    run.compare("it is FILE's", digest, run.subject.sha256)
 
 
 def go_on(run: Run) -> None:

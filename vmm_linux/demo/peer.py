@@ -34,7 +34,6 @@ from vmm_linux.demo.caller import (
     close,
     described,
     exit_code_of_child,
-    is_half,
     made,
     memory_files,
     modes,
@@ -50,6 +49,7 @@ LONGEST = 1 << 20
 """Bytes of the longest packet with a step."""
 PROGRAM = f"import sys; from {__name__} import main; sys.exit(main(*sys.argv[1:]))"
 """This module as a program. ``-m`` would load it twice: the package loads it already."""
+KINDS = {"O_RDONLY": "read-only", "O_RDWR": "writable"}
 TYPES = {
     "handle": Handle,
     "flags": VmmFlags,
@@ -124,22 +124,22 @@ class Peer(Caller):
     board: int = 0
     """The address of the page to write to."""
 
-    def receive(self, name: str, require: Seal) -> dict[str, str]:
-        """Begin a step with a received handle: the mode of each new descriptor of memory."""
+    def receive(self, name: str, require: Seal, mode: str) -> None:
+        """Begin a step with a received handle, whose descriptor of memory has this mode."""
         before = memory_files()
         demands = {"require": require, "max_size": RESERVATION, "peer_uid": known_uid(os.geteuid())}
         self.handles[name] = self.call("recv_handle", sock=self.sock, **demands)
         self.step.arguments = demands
         found = {new: modes(new) for new in memory_files().keys() - before.keys()}
-        names = {str(number): mode for number, (mode, _) in found.items()}
+        names = {str(number): its for number, (its, _) in found.items()}
         info = self.vmm.handle_info(self.handles[name])
         self.step.kernel = {"descriptors": names, "size": info.size, "sid": info.sid}
         self.step.facts = [*names.values(), human(info.size)]
         self.step.checks = {
             "one descriptor of the memory came": len(names) == 1,
             "it is close-on-exec": all(closed for _, closed in found.values()),
+            f"the descriptor is {KINDS[mode]}": [*names.values()] == [mode],
         }
-        return names
 
     def map(self, name: str, prot: VmmFlags) -> int:
         """Begin a step with a mapped buffer: its address."""
@@ -154,18 +154,16 @@ class Peer(Caller):
 
 def receive_file(peer: Peer) -> None:
     """FILE's buffer, only if its seal forbids new writers."""
-    names = peer.receive("file", Seal.PUBLISH)
+    peer.receive("file", Seal.PUBLISH, "O_RDONLY")
     rights = peer.handles["file"].rights
-    peer.step.checks["the descriptor is read-only"] = [*names.values()] == ["O_RDONLY"]
     peer.step.checks["reading is all that it allows"] = rights == Rights.GET_SID | Rights.MAP_READ
 
 
 def receive_window(peer: Peer) -> None:
     """The clone."""
-    names = peer.receive("window", Seal.PUBLISH)
+    peer.receive("window", Seal.PUBLISH, "O_RDONLY")
     origin = peer.vmm.handle_info(peer.handles["window"]).origin_sid
     peer.step.kernel["origin_sid"] = origin
-    peer.step.checks["the descriptor is read-only"] = [*names.values()] == ["O_RDONLY"]
     peer.step.checks["it is cloned from FILE's buffer"] = (
         origin == peer.vmm.handle_info(peer.handles["file"]).sid
     )
@@ -173,8 +171,7 @@ def receive_window(peer: Peer) -> None:
 
 def receive_board(peer: Peer) -> None:
     """A page to write to."""
-    names = peer.receive("board", Seal(0))
-    peer.step.checks["the descriptor is writable"] = [*names.values()] == ["O_RDWR"]
+    peer.receive("board", Seal(0), "O_RDWR")
 
 
 def map_file(peer: Peer) -> None:
@@ -191,9 +188,7 @@ def verify(peer: Peer) -> None:
             digest.update(view[start : start + CHUNK])
     peer.sha256, wanted = digest.hexdigest(), peer.sha256
     ask(peer, peer.va)
-    peer.step.kernel["sha256"] = peer.sha256
-    peer.step.facts = [f"SHA-256 {peer.sha256[:8]}...", f"FILE's {wanted[:8]}..."]
-    peer.step.checks["it is FILE"] = peer.sha256 == wanted
+    peer.compare("it is FILE", peer.sha256, wanted)
 
 
 def protect_refused(peer: Peer) -> None:
@@ -293,11 +288,7 @@ def report_cost(peer: Peer) -> None:
     """The cost of FILE's buffer for this process while the other one has it too."""
     peer.call("Query", va=peer.va)
     kernel = ask(peer, peer.va)
-    peer.step.facts = [f"Pss {human(kernel['pss'])}", f"Rss {human(kernel['rss'])}"]
-    peer.step.checks = {
-        "every page is there": kernel["rss"] + kernel.get("swap", 0) == kernel["size"],
-        "half of it counts here": is_half(kernel["pss"], kernel["rss"]),
-    }
+    peer.check_half(kernel, kernel["rss"] + kernel.get("swap", 0) == kernel["size"])
 
 
 def free_file(peer: Peer) -> None:

@@ -1,12 +1,15 @@
 """Reports of the demonstration: lines on a terminal, plain lines, or one JSON object."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntFlag
-from typing import Any
+from typing import Any, Self
 
+from vmm_linux._tools.machine import Memory
+from vmm_linux._tools.tables import print_line
 from vmm_linux._tools.text import human, printable
 from vmm_linux.errors import Retcode
 from vmm_linux.flags import VmmFlags
@@ -20,15 +23,6 @@ class Subject:
     file: str
     size: int
     sha256: str
-
-
-@dataclass
-class Machine:
-    """The machine's memory in bytes."""
-
-    memory: int
-    available: int
-    swap_free: int
 
 
 @dataclass
@@ -58,79 +52,62 @@ class Step:
         return all(self.checks.values())
 
 
-class Plain:
-    """One line a step, for pipes and for terminals without rich."""
+class Lines:
+    """One line a step: coloured with a console of rich, plain for pipes and without rich."""
 
-    def begin(self, subject: Subject, machine: Machine) -> None:
-        """Show the file and the machine."""
-        for line in headlines(subject, machine):
-            self.write(line)
+    def __init__(self, console: Any = None) -> None:  # noqa: ANN401 (rich may be missing)
+        self.console = console
+        self.marks = "ok      ", "FAILED  "
+        if console is not None:
+            self.marks = ("✓ ", "✗ ") if console.encoding.startswith("utf") else ("+ ", "- ")
 
-    def show(self, step: Step) -> None:
-        """Show the step in columns."""
-        mark = "ok" if step.ok else "FAILED"
-        call, outcome = columns_of(step, WIDE)
-        self.write(f"{mark:<6}  {call}{outcome}{', '.join(step.facts)}")
-
-    def end(self, ok: bool) -> None:
-        """The verdict."""
-        self.write(verdict(ok))
-
-    @staticmethod
-    def write(line: str) -> None:
-        """Print a line at once, so that a reader sees the progress."""
-        sys.stdout.write(line.rstrip() + "\n")
-        sys.stdout.flush()
-
-
-class Terminal:
-    """One coloured line a step, on a terminal of 80 columns or more. Needs rich."""
-
-    def __init__(self) -> None:
+    @classmethod
+    def coloured(cls) -> Self:
+        """For a terminal of 80 columns or more. Needs rich."""
         from rich.console import Console  # noqa: PLC0415 (needed only here)
 
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.marks = "✓✗" if self.console.encoding.startswith("utf") else "+-"
+        return cls(Console(highlight=False, soft_wrap=True))
 
-    def begin(self, subject: Subject, machine: Machine) -> None:
+    def begin(self, subject: Subject, memory: Memory) -> None:
         """Show the file and the machine."""
-        for line in headlines(subject, machine):
+        for line in headlines(subject, memory):
             self.write((line, "bold"))
 
     def show(self, step: Step) -> None:
         """Show the step in columns, with as many facts as fit."""
-        columns = self.console.width
+        columns = math.inf if self.console is None else self.console.width
         call, outcome = columns_of(step, WIDE if columns >= 100 else NARROW)
         room = columns - len(f"+ {call}{outcome}") - 1  # the last column stays empty
         facts = list(step.facts)
         while len(facts) > 1 and len(", ".join(facts)) > room:
             facts.pop()
         mark, colour = (self.marks[0], "green") if step.ok else (self.marks[1], "red")
-        self.write(
-            (f"{mark} ", f"bold {colour}"),
-            (call, "cyan"),
-            (outcome, colour),
-            (", ".join(facts), ""),
-        )
+        texts = (call, "cyan"), (outcome, colour), (", ".join(facts), "")
+        self.write((mark, f"bold {colour}"), *texts)
 
     def end(self, ok: bool) -> None:
         """The verdict."""
         self.write((verdict(ok), "bold green" if ok else "bold red"))
 
     def write(self, *pieces: tuple[str, str]) -> None:
-        """Print a line of texts, each with its style."""
-        from rich.text import Text  # noqa: PLC0415 (as above)
+        """Print a line of texts, each with its style, at once: a reader sees the progress."""
+        if self.console is None:
+            print_line("".join(text for text, _ in pieces))
+            sys.stdout.flush()
+        else:
+            from rich.text import Text  # noqa: PLC0415 (as above)
 
-        self.console.print(Text.assemble(*pieces))
+            self.console.print(Text.assemble(*pieces))
 
 
 class Json:
     """One JSON object, at the end."""
 
-    def begin(self, subject: Subject, machine: Machine) -> None:
+    def begin(self, subject: Subject, memory: Memory) -> None:
         """The object's first members."""
         self.steps: list[dict[str, Any]] = []
-        self.object = {**asdict(subject), "machine": asdict(machine), "steps": self.steps}
+        machine = dict(zip(("memory", "available", "swap_free"), memory, strict=True))
+        self.object = {**asdict(subject), "machine": machine, "steps": self.steps}
 
     def show(self, step: Step) -> None:
         """One of its steps."""
@@ -150,7 +127,7 @@ class Json:
         sys.stdout.write(json.dumps({**self.object, "ok": ok}, indent=2) + "\n")
 
 
-Report = Plain | Terminal | Json
+Report = Lines | Json
 """Receives the steps as they are made; ``begin`` before the first, ``end`` after the last."""
 
 
@@ -161,13 +138,13 @@ OUTCOME = 20
 """Room for the return code."""
 
 
-def headlines(subject: Subject, machine: Machine) -> list[str]:
+def headlines(subject: Subject, memory: Memory) -> list[str]:
     """The file and the machine, in lines of less than 80 columns (but for a long name)."""
-    memory, available, swap = map(human, (machine.memory, machine.available, machine.swap_free))
+    total, available, swap = map(human, memory)
     return [
         f"FILE     {printable(subject.file)}, {human(subject.size)}",
         f"SHA-256  {subject.sha256}",
-        f"Machine  {memory} of memory, {available} available, {swap} of swap free",
+        f"Machine  {total} of memory, {available} available, {swap} of swap free",
     ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from vmm_linux import VMM, Mdl, Region, VmmError, inspect
 from vmm_linux._tools.atomic_write import write_whole
-from vmm_linux._tools.matplotlib import NoMatplotlibError
+from vmm_linux._tools.commands import CannotTryError
 from vmm_linux._tools.text import escaped
 from vmm_linux.cli.map.file import as_csv, as_json
 from vmm_linux.cli.map.model import Picture, take
@@ -54,12 +54,11 @@ def main(arguments: Sequence[str]) -> int:
                 deliver(picture, asked.pid, wanted)
             if asked.regions or not wanted:
                 printer()(lines_of(picture, asked.regions))
-    except (VmmError, NoMatplotlibError) as error:
-        return complain(escaped(str(error)))
+    except (BrokenPipeError, VmmError):
+        raise
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        return complain(f"{escaped(str(error.filename or 'output'))}: {error.strerror}")
+        place = escaped(str(error.filename or "output"))
+        raise CannotTryError(f"{place}: {error.strerror}") from error
     return 0
 
 
@@ -125,12 +124,6 @@ def pause(text: str) -> float:
             f"{escaped(text)!r} is no number of seconds above 0 and up to {LONGEST_PAUSE:g}"
         )
     return seconds
-
-
-def complain(message: str) -> int:
-    """Print a line on standard error, and return the exit code."""
-    sys.stderr.write(f"vmm-linux map: {message}\n")
-    return 2
 
 
 @contextlib.contextmanager

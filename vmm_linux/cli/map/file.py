@@ -8,8 +8,10 @@ from collections.abc import Callable
 from collections.abc import Mapping as Object
 from enum import IntEnum, IntFlag
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
+from vmm_linux._core.mapping_dict import NUMBER, is_number
+from vmm_linux._tools.commands import CannotTryError
 from vmm_linux._tools.text import escaped
 from vmm_linux.cli.map.model import MapEntry, Picture
 from vmm_linux.flags import VmmFlags
@@ -21,7 +23,6 @@ VERSION = 1
 PLACE = ("start", "end", "permissions", "offset", "device", "inode", "pathname", "deleted")
 FIXED = (*PLACE, "group", "region", "cut_from", "vm_flags", "committed", "resident")
 """The parts of a record that are no figures."""
-END_OF_ADDRESSES = 1 << 64
 
 T = TypeVar("T")
 Reader = Callable[[object, str], T]
@@ -131,9 +132,16 @@ def load(path: str) -> Saved:
     """Read a file of ``map --json``.
 
     Errors:
-        UnfitMapError: it is unreadable, no JSON, or no such map.
+        CannotTryError: it is unreadable, no JSON, or no such map.
     """
-    found = parsed(path)
+    try:
+        return map_of(parsed(path))
+    except UnfitMapError as error:
+        raise CannotTryError(f"{escaped(path)} {error}") from error
+
+
+def map_of(found: object) -> Saved:
+    """The map in the JSON of a file."""
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise UnfitMapError(f"is JSON, but no map: 'format' is not {FORMAT!r}")
     if found.get("version") != VERSION:
@@ -183,25 +191,27 @@ def optional(kind: Reader[T]) -> Reader[T | None]:
     return lambda value, where: None if value is None else kind(value, where)
 
 
+def plain(kind: type[T], wanted: str) -> Reader[T]:
+    """A reader of values of exactly this class."""
+
+    def check(value: object, where: str) -> T:
+        if type(value) is not kind:
+            refuse(where, wanted, value)
+        return value
+
+    return check
+
+
+text = plain(str, "a text")
+listed = plain(list, "a list")
+truth = plain(bool, "true or false")
+
+
 def number(value: object, where: str) -> int:
     """An unsigned whole number of 64 bits."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < END_OF_ADDRESSES:
-        refuse(where, "a whole number from 0 to 2^64 - 1", value)
-    return value
-
-
-def text(value: object, where: str) -> str:
-    """A text."""
-    if not isinstance(value, str):
-        refuse(where, "a text", value)
-    return value
-
-
-def listed(value: object, where: str) -> list[object]:
-    """A list."""
-    if not isinstance(value, list):
-        refuse(where, "a list", value)
-    return value
+    if not is_number(value):
+        refuse(where, NUMBER, value)
+    return cast("int", value)
 
 
 def member(row: object, name: str, where: str, kind: Reader[T]) -> T:
@@ -214,18 +224,6 @@ def member(row: object, name: str, where: str, kind: Reader[T]) -> T:
     return kind(row[name], place)
 
 
-def anything(value: object, _where: str) -> object:
-    """Any value."""
-    return value
-
-
-def truth(value: object, where: str) -> bool:
-    """True or false."""
-    if not isinstance(value, bool):
-        refuse(where, "true or false", value)
-    return value
-
-
 def read_record(row: object, where: str) -> Mapping:
     """A mapping of a file."""
     values: dict[str, Any] = {name: member(row, name, where, number) for name in NUMBERS}
@@ -233,20 +231,24 @@ def read_record(row: object, where: str) -> Mapping:
         refuse(f"{where}.end", f"above the start, {values['start']}", values["end"])
     member(row, "deleted", where, truth)  # which the name says too
     values |= {name: member(row, name, where, kind) for name, kind in PARTS.items()}
-    values |= {"whole": None, "figures": figures_of(row, where)}
-    if (whole := member(row, "cut_from", where, anything)) is not None:
-        values["whole"] = read_whole(whole, f"{where}.cut_from").as_dict()
+    values["figures"] = figures_of(row, where)
+    values["whole"] = member(row, "cut_from", where, optional(read_whole))
     try:
         return Mapping.from_dict(values)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnfitMapError(f"is no map: {where}: {escaped(str(error))}") from error
 
 
-def read_whole(row: object, where: str) -> Mapping:
-    """The record of the whole mapping of a part, which is no part itself."""
-    if member(row, "cut_from", where, anything) is not None:
-        refuse(f"{where}.cut_from", "null", "a record")
-    return read_record(row, where)
+def read_whole(row: object, where: str) -> dict[str, Any]:
+    """The whole mapping of a part, which is no part itself."""
+    member(row, "cut_from", where, null)
+    return read_record(row, where).as_dict()
+
+
+def null(value: object, where: str) -> None:
+    """Nothing, in place of a record."""
+    if value is not None:
+        refuse(where, "null", "a record")
 
 
 def matching(pattern: str, wanted: str) -> Reader[str]:

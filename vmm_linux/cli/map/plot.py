@@ -16,7 +16,7 @@ def plotted(picture: Picture, kind: str) -> bytes:
     """The groups, biggest first, as bars over one logarithmic axis: a "png" or "svg".
 
     Errors:
-        NoMatplotlibError: there is no matplotlib.
+        CannotTryError: there is no matplotlib.
     """
     need_matplotlib("--png and --svg")
     from matplotlib import rc_context  # noqa: PLC0415 (needed only here)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vmm_linux import experiments
+from vmm_linux._tools.commands import CannotTryError
 from vmm_linux.experiments import Run
 
 TEXTS = ("TITLE", "QUESTION", "PREDICTION", "EXPLANATION")
 
 
-class UnfitError(Exception):
+class UnfitError(CannotTryError):
     """No experiment has this name, or a module is none; the text has the name."""
 
 

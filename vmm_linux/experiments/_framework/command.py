@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,11 +14,12 @@ from typing import Any
 from vmm_linux._core.kernel import available_without_swap, memory_headroom
 from vmm_linux._tools import machine
 from vmm_linux._tools.atomic_write import write_whole
-from vmm_linux._tools.matplotlib import NoMatplotlibError, need_matplotlib
+from vmm_linux._tools.commands import CannotTryError
+from vmm_linux._tools.matplotlib import need_matplotlib
 from vmm_linux._tools.tables import print_line
 from vmm_linux._tools.text import printable
 from vmm_linux.doctor import diagnose
-from vmm_linux.experiments._framework.catalogue import Experiment, UnfitError, catalogue, chosen
+from vmm_linux.experiments._framework.catalogue import Experiment, catalogue, chosen
 from vmm_linux.experiments._framework.files import (
     as_csv,
     as_json,
@@ -45,10 +45,6 @@ USUAL_PART = 4
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-class CannotTryError(Exception):
-    """The command cannot be tried; the text has the reason, in a line."""
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the command.
 
@@ -64,19 +60,11 @@ def main(arguments: Sequence[str]) -> int:
         outputs = {name: getattr(asked, name, None) for name in ("json", "csv", "plot", "output")}
         check({name: place for name, place in outputs.items() if place is not None})
         return run(experiments, order_of(asked), outputs)
-    except (CannotTryError, UnfitError, NoMatplotlibError) as error:
-        return complain(str(error))
     except BrokenPipeError:
         raise
     except OSError as error:
         what = f"{printable(str(error.filename))}: " if error.filename else ""
-        return complain(f"{what}{error.strerror}")
-
-
-def complain(message: str) -> int:
-    """Print a line on standard error, and return the exit code."""
-    sys.stderr.write(f"{PROGRAM}: {message}\n")
-    return 2
+        raise CannotTryError(f"{what}{error.strerror}") from error
 
 
 def parser() -> argparse.ArgumentParser:
