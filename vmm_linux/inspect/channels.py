@@ -335,12 +335,11 @@ def seal_names(seals: int) -> tuple[str, ...]:
 
 def holders_of(found: Found) -> Iterator[Holder]:
     """Descriptors by process and access."""
-    groups: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
-    names = {process.pid: process for process, _ in found.held}
+    groups: defaultdict[tuple[Process, str], list[int]] = defaultdict(list)
     for process, descriptor in found.held:
-        groups[process.pid, descriptor.access].append(descriptor.number)
-    for (pid, access), numbers in sorted(groups.items()):
-        yield Holder(pid, names[pid].name, names[pid].uid, access, tuple(sorted(numbers)))
+        groups[process, descriptor.access].append(descriptor.number)
+    for (process, access), numbers in sorted(groups.items()):
+        yield Holder(process.pid, process.name, process.uid, access, tuple(sorted(numbers)))
 
 
 def mappers_of(found: Found, figures: dict[tuple[int, int], Mapping]) -> Iterator[Mapper]:

@@ -99,17 +99,29 @@ def process_of(pid: int) -> Process | None:
     try:
         uid = known_uid(folder.stat().st_uid)
         try:
-            text = (folder / "stat").read_bytes()
+            name, fields = stat_of(pid)
         except PermissionError:  # hidepid=1: only its existence is known
             return Process(pid, "", uid, 0)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name is in parentheses and may hold any byte, parentheses and blanks too.
-    name = text[text.index(b"(") + 1 : text.rindex(b")")]
-    fields = text[text.rindex(b")") + 2 :].split()
-    if int(fields[6]) & PF_KTHREAD:
+    if is_of_kernel(fields):
         return None
     return Process(pid, os.fsdecode(name), uid, int(fields[19]))
+
+
+def stat_of(pid: int | str) -> tuple[bytes, list[bytes]]:
+    """The name in /proc/PID/stat, and the fields after it, the process's state first; or OSError.
+
+    The name is in parentheses and may hold any byte, parentheses and blanks too.
+    """
+    text = (PROC / str(pid) / "stat").read_bytes()
+    name, _, fields = text.partition(b"(")[2].rpartition(b")")
+    return name, fields.split()
+
+
+def is_of_kernel(fields: list[bytes]) -> bool:
+    """Whether these fields of ``stat_of`` are of a thread of the kernel."""
+    return bool(int(fields[6]) & PF_KTHREAD)
 
 
 def threads_of(process: Process) -> list[int]:

@@ -19,6 +19,7 @@ from vmm_linux.inspect.errors import (
     UnreadableText,
     ZombieProcess,
 )
+from vmm_linux.inspect.processes import is_of_kernel, stat_of
 from vmm_linux.inspect.snapshots import Snapshot
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     Answer = TypeVar("Answer")
 
 LAST_PID = (1 << 31) - 1
-PF_KTHREAD = 0x00200000
-"""Of the flags in /proc/PID/stat: a thread of the kernel."""
 
 
 def process_asked(method: str, pid: SupportsIndex | None) -> int | None:
@@ -140,18 +139,16 @@ def refused(method: str, pid: int | None, reason: OSError, *, opened: bool = Fal
 def without_memory(method: str, pid: int | None, *, opened: bool) -> VmmError:
     """The exception for a process without memory; ``opened``: it existed a moment ago."""
     try:
-        stat = Path(f"/proc/{pid or 'thread-self'}/stat").read_bytes()
+        _, fields = stat_of(pid or "thread-self")
     except (FileNotFoundError, ProcessLookupError):
-        stat = b""
-    # The program's name is in parentheses, and may have some.
-    state, *fields = stat.rpartition(b")")[2].split() or [b""]
-    if stat and int(fields[5]) & PF_KTHREAD:
+        fields = []
+    if fields and is_of_kernel(fields):
         return KernelThread(method, f"{pid} is a thread of the kernel; it has no memory of its own")
-    if state in (b"Z", b"X"):
+    if fields and fields[0] in (b"Z", b"X"):
         return ZombieProcess(
             method, f"process {pid} has ended and waits for its parent; it has no memory any more"
         )
-    if stat or opened:
+    if fields or opened:
         return ended(method, pid)
     return NoSuchProcess(method, f"there is no process {pid}", errno.ESRCH)
 
