@@ -41,17 +41,15 @@ class Mask(NamedTuple):
     no: int = 0
 
 
-@dataclass(frozen=True)
-class Condition:
-    """The conditions of a rule, in numbers."""
+class Condition(NamedTuple):
+    """The conditions of a rule, in the form that ``RuleTable`` takes."""
 
     flags: Mask
     rights: Mask
     seals: Mask
     sizes: tuple[int, int]
-    uids: frozenset[int]
-    gids: frozenset[int]
-    other_user: bool
+    peer: tuple[list[int], list[int], bool]
+    """Its users and groups, and whether it must be another user."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +64,7 @@ class Compiled:
 
     def as_numbers(self) -> tuple[Any, ...]:
         """The form that ``RuleTable`` takes."""
-        condition = self.condition
-        return (
-            [ORDER[name] for name in self.methods],
-            self.allows,
-            self.number,
-            condition.flags,
-            condition.rights,
-            condition.seals,
-            condition.sizes,
-            (sorted(condition.uids), sorted(condition.gids), condition.other_user),
-        )
+        return [ORDER[name] for name in self.methods], self.allows, self.number, *self.condition
 
 
 def compiled_ready(ready: tuple[str, ...]) -> list[Compiled]:
@@ -155,9 +143,7 @@ def parts_of(rule: Rule, *path: str | int) -> tuple[bool, tuple[str, ...], Condi
         mask_of(rule, "rights", Rights, *path),
         mask_of(rule, "seals", Seal, *path),
         sizes_of(rule, *path),
-        ids_of(rule.peer_uid, *path, "peer_uid"),
-        ids_of(rule.peer_gid, *path, "peer_gid"),
-        truth_of(rule.other_user, *path, "other_user"),
+        peer_of(rule, *path),
     )
     return answer == "allow", methods_of(rule, answer, condition, *path), condition
 
@@ -245,10 +231,18 @@ def sizes_of(rule: Rule, *path: str | int) -> tuple[int, int]:
     return bounds[0], bounds[1]
 
 
-def ids_of(value: object, *path: str | int) -> frozenset[int]:
-    """Numbers of users or groups."""
+def peer_of(rule: Rule, *path: str | int) -> tuple[list[int], list[int], bool]:
+    """The conditions about the maker of the socket's other end."""
+    uids, gids = (ids_of(getattr(rule, key), *path, key) for key in ("peer_uid", "peer_gid"))
+    if rule.other_user is not None and rule.other_user is not True:
+        raise FlawError("true, or leave it out", *path, "other_user")
+    return uids, gids, rule.other_user is True
+
+
+def ids_of(value: object, *path: str | int) -> list[int]:
+    """Numbers of users or groups, in order."""
     if value is None:
-        return frozenset()
+        return []
     ids = set()
     for each in value if type(value) is tuple else (value,):
         if type(each) is not int or not 0 <= each <= MOST_ID:
@@ -256,20 +250,13 @@ def ids_of(value: object, *path: str | int) -> frozenset[int]:
         ids.add(each)
     if not ids:
         raise FlawError("an empty list matches nobody", *path)
-    return frozenset(ids)
+    return sorted(ids)
 
 
 def is_text(value: object) -> bool:
     """Whether a value is text for a message."""
     text = exact_text(value)
     return text is not None and text != "" and text.isprintable()
-
-
-def truth_of(value: object, *path: str | int) -> bool:
-    """True, or not given."""
-    if value is not None and value is not True:
-        raise FlawError("true, or leave it out", *path)
-    return value is True
 
 
 def names_in(value: object, *path: str | int) -> tuple[str, ...]:
