@@ -74,18 +74,6 @@ def advice_on_mappings(value: int | None) -> str | None:
     )
 
 
-def advice_on_overcommit(value: int | None) -> str | None:
-    """How far a commit is a promise."""
-    if value == 0:
-        return (
-            "each commit is checked by itself: many together can exceed the machine, and the "
-            "out-of-memory killer ends somebody at a touch; 2 counts strictly"
-        )
-    if value == 1:
-        return "no commit is refused, whatever the machine has; 0 checks each, 2 counts strictly"
-    return None
-
-
 def advice_on_ratio(value: int | None) -> str | None:
     """How much can be committed under strict counting."""
     if number_in("/proc/sys/vm/overcommit_memory") != 2 or value is None:
@@ -93,30 +81,27 @@ def advice_on_ratio(value: int | None) -> str | None:
     return f"swap and {value} % of memory can be committed in all; see CommitLimit"
 
 
-def advice_on_noexec(value: int | None) -> str | None:
-    """Whether memory files may be executable."""
-    if value != 2:
-        return None
-    return "buffers with EXECUTE are refused; sysctl vm.memfd_noexec=1 allows them"
-
-
-def advice_on_ptrace(value: int | None) -> str | None:
-    """Whether processes of one user are safe from each other."""
-    if value:
-        return None
-    return (
-        "processes of the same user can take each other's descriptors and write to each other's "
-        "memory: publish or freeze buffers; kernel.yama.ptrace_scope=1 forbids it"
-    )
-
-
+OVERCOMMIT: dict[int | None, str] = {
+    0: "each commit is checked by itself: many together can exceed the machine, and the "
+    "out-of-memory killer ends somebody at a touch; 2 counts strictly",
+    1: "no commit is refused, whatever the machine has; 0 checks each, 2 counts strictly",
+}
+NOEXEC: dict[int | None, str] = {
+    2: "buffers with EXECUTE are refused; sysctl vm.memfd_noexec=1 allows them"
+}
+PTRACE: dict[int | None, str] = dict.fromkeys(
+    (None, 0),
+    "processes of the same user can take each other's descriptors and write to each other's "
+    "memory: publish or freeze buffers; kernel.yama.ptrace_scope=1 forbids it",
+)
 SYSCTLS: dict[str, Callable[[int | None], str | None]] = {
     "vm.max_map_count": advice_on_mappings,
-    "vm.overcommit_memory": advice_on_overcommit,
+    "vm.overcommit_memory": OVERCOMMIT.get,
     "vm.overcommit_ratio": advice_on_ratio,
-    "vm.memfd_noexec": advice_on_noexec,
-    "kernel.yama.ptrace_scope": advice_on_ptrace,
+    "vm.memfd_noexec": NOEXEC.get,
+    "kernel.yama.ptrace_scope": PTRACE.get,
 }
+"""For each sysctl, the advice for its value."""
 
 
 def commit_charge() -> Iterator[Setting]:
