@@ -186,6 +186,7 @@ OWNERS: dict[type[Any], Callable[[World], Any]] = {
     CORE["Ledger"]: lambda _: CORE["Ledger"](),
     CORE["OwnProcess"]: lambda _: CORE["OwnProcess"](),
     CORE["RuleTable"]: lambda _: CORE["RuleTable"](),
+    CORE["FigureAttribute"]: lambda _: vars(CORE["SmapsRecord"])["rss"],
     CORE["Parser"]: lambda _: CORE["Parser"](),
     CORE["SmapsStore"]: lambda _: CORE["SmapsStore"](),
     CORE["MemoryCgroup"]: lambda _: CORE["MemoryCgroup"]("v2", "/", "."),

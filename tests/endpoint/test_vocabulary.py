@@ -74,7 +74,7 @@ def test_the_cython_core_uses_the_same_numbers() -> None:
     source = ROOT / "cython_src/vmm_linux/_core/vocabulary.pxd"
     text = source.read_text(encoding="utf-8")
     for prefix, expected in (("FLAG", FLAGS), ("STATE", STATES), ("KIND", KINDS)):
-        found = dict(re.findall(rf"^    {prefix}_(\w+) = (\w+)$", text, re.MULTILINE))
+        found = dict(re.findall(rf"\b{prefix}_(\w+) = (\w+)", text))
         assert {name: int(number, 0) for name, number in found.items()} == expected
 
 

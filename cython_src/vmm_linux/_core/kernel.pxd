@@ -3,7 +3,6 @@
 from libc.stdint cimport int64_t, intptr_t, uint32_t, uint64_t, uintptr_t
 from posix.types cimport sigset_t
 
-
 # ---- syscalls ----------------------------------------------------------------------------------
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -112,12 +111,8 @@ cdef enum:
     PROCMAP_COVERING_OR_NEXT = 0x10
     PAGEMAP_ENTRY = 8           # bytes of an entry of /proc/PID/pagemap
     # Categories of pages:
-    PAGE_IS_WRITTEN = 1 << 1
-    PAGE_IS_FILE = 1 << 2
-    PAGE_IS_PRESENT = 1 << 3
-    PAGE_IS_SWAPPED = 1 << 4
-    PAGE_IS_PFNZERO = 1 << 5
-    PAGE_IS_HUGE = 1 << 6
+    PAGE_IS_WRITTEN = 1 << 1, PAGE_IS_FILE = 1 << 2, PAGE_IS_PRESENT = 1 << 3
+    PAGE_IS_SWAPPED = 1 << 4, PAGE_IS_PFNZERO = 1 << 5, PAGE_IS_HUGE = 1 << 6
     PAGE_IS_GUARD = 1 << 8      # newer than PAGEMAP_SCAN itself
 
 cdef int check(int result) except -1
@@ -139,12 +134,9 @@ cdef int mincore(uintptr_t address, size_t length, unsigned char *vector) noexce
 # Files
 cdef extern from "<sys/stat.h>" nogil:
     struct FileStatus "stat":
-        uint64_t st_dev
-        uint64_t st_ino
+        uint64_t st_dev, st_ino, st_nlink, st_blocks
         uint32_t st_mode
-        uint64_t st_nlink
         int64_t st_size
-        uint64_t st_blocks
 
 cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil
 cpdef int ftruncate(int fd, uint64_t length) noexcept nogil
@@ -192,7 +184,6 @@ cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noe
 cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t length) noexcept nogil
 cpdef uint64_t resource_limit(int resource) noexcept nogil
 
-
 # ---- signals -----------------------------------------------------------------------------------
 
 cdef struct HeldSignals:
@@ -203,12 +194,10 @@ cdef struct HeldSignals:
 cdef void hold_signals(HeldSignals *held) noexcept nogil
 cdef void drop_signals(HeldSignals *held, bint failed) noexcept nogil
 
-
 # ---- fork --------------------------------------------------------------------------------------
 
 cpdef uint32_t fork_generation() noexcept nogil
 cpdef uint32_t fork_children() noexcept nogil
-
 
 # ---- mutex -------------------------------------------------------------------------------------
 
@@ -239,7 +228,6 @@ cdef inline void mutex_unlock(Mutex *mutex) noexcept nogil:
     """Release the mutex."""
     pthread_mutex_unlock(&mutex.native)
 
-
 # ---- features ----------------------------------------------------------------------------------
 
 # The numbers of the Python enum ``Feature``.
@@ -251,7 +239,6 @@ cdef enum:
 
 cdef bint has(int feature) noexcept nogil
 cdef bint lacks(int feature) noexcept nogil
-
 
 # ---- machine -----------------------------------------------------------------------------------
 
@@ -268,13 +255,11 @@ cpdef uintptr_t user_space_end() noexcept nogil
 cpdef uintptr_t mmap_min_addr() noexcept nogil
 cpdef size_t huge_page_size() noexcept nogil
 
-
 # ---- cgroup ------------------------------------------------------------------------------------
 
 cdef bint group_has_limit() noexcept nogil
 cdef bint is_huge_everywhere() noexcept nogil
 cdef bint group_has_headroom(uint64_t size) noexcept nogil
-
 
 # ---- headroom ----------------------------------------------------------------------------------
 
@@ -282,14 +267,12 @@ cdef uint64_t mapping_count() noexcept nogil
 cdef int check_headroom(uint64_t size) noexcept nogil
 cdef const uint64_t *default_bounds() except NULL
 
-
 # ---- open_file ---------------------------------------------------------------------------------
 
 cdef struct OpenFile:
     int fd                      # -1: none
     uint32_t taking             # which of the package's descriptors this is
-    uint64_t device
-    uint64_t inode
+    uint64_t device, inode
 
 cdef int open_file_note(OpenFile *self, FileStatus *status) noexcept nogil
 cdef int open_file_take(OpenFile *self, int fd) noexcept nogil
@@ -309,11 +292,7 @@ cdef class Descriptor:
 
 cdef enum Mark:
     # Signals that no program chooses, see ``mark``.
-    MARK_AUDIT = 60
-    MARK_MAPS = 61
-    MARK_PAGEMAP = 62
-    MARK_SMAPS = 63
-    MARK_ANONYMOUS = 64
+    MARK_AUDIT = 60, MARK_MAPS = 61, MARK_PAGEMAP = 62, MARK_SMAPS = 63, MARK_ANONYMOUS = 64
 
 cdef int mark(int fd, Mark which) noexcept nogil
 cdef int check_mark(int fd, Mark which) noexcept nogil

@@ -6,14 +6,12 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t, uintptr_t
 from vmm_linux._core.containers cimport OrderedMap
 from vmm_linux._core.vocabulary cimport STATE_RESERVED
 
-
 # ---- runs --------------------------------------------------------------------------------------
 
 cdef struct Region:
     uintptr_t end               # guards not included
     uint32_t flags              # as allocated
-    bint low_guard
-    bint high_guard
+    bint low_guard, high_guard
 
 cdef struct Run:
     # Pages [key, end) of one region that are alike in everything below.
@@ -34,7 +32,6 @@ cdef inline bint is_closed(const Run *run) noexcept nogil:
 
 ctypedef OrderedMap[uintptr_t, Region] Regions
 ctypedef OrderedMap[uintptr_t, Run] Runs
-
 
 # ---- ledger ------------------------------------------------------------------------------------
 
@@ -87,8 +84,7 @@ cdef class Ledger:
     cdef Runs.iterator run_near(self, Runs.iterator near, uintptr_t va) noexcept nogil
     cpdef bint cut(self, uintptr_t at) noexcept nogil
     cdef bint isolate(self, uintptr_t start, uintptr_t end) noexcept nogil
-    cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,
-                           uintptr_t end) noexcept nogil
+    cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start, uintptr_t end) noexcept nogil
     cdef bint isolate_to_remove(self, Runs.iterator *run, uintptr_t start,
                                 uintptr_t end) noexcept nogil
     cdef bint narrow(self, Runs.iterator *run, uintptr_t *start, uintptr_t *end) noexcept nogil
@@ -102,8 +98,7 @@ cdef class Ledger:
     cdef Runs.iterator set_state_from(self, Runs.iterator first, uintptr_t end,
                                       uint8_t state) noexcept nogil
     cdef void set_guarded(self, Runs.iterator first, uintptr_t end) noexcept nogil
-    cdef void set_reserved(self, Runs.iterator first, uintptr_t end,
-                           uint8_t opened) noexcept nogil
+    cdef void set_reserved(self, Runs.iterator first, uintptr_t end, uint8_t opened) noexcept nogil
     cdef void set_opened(self, uintptr_t start, uintptr_t end, uint8_t access) noexcept nogil
     cdef void set_protection_from(self, Runs.iterator first, uintptr_t end,
                                   uint8_t protection) noexcept nogil

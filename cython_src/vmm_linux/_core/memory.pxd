@@ -10,12 +10,10 @@ from vmm_linux._core.kernel cimport Mutex, OpenFile
 from vmm_linux._core.ledger cimport *
 from vmm_linux._core.vocabulary cimport *
 
-
 # ---- request -----------------------------------------------------------------------------------
 
 cdef struct Range:
-    uintptr_t start
-    uintptr_t end
+    uintptr_t start, end
     size_t index                # among the ranges that the caller gave
 
 ctypedef vector[Range] Ranges
@@ -40,43 +38,18 @@ cdef struct Parcel:
 
 cdef struct HandleFacts:
     uint32_t rights
-    uint64_t size
-    uint64_t sid
-    uint64_t origin_sid
+    uint64_t size, sid, origin_sid
     bint cloned
     int seals
 
 cdef enum Method:
     # The endpoint's methods, in the order of its table (``endpoint/methods.pxi``).
-    ALLOCATE
-    COMMIT
-    DECOMMIT
-    COMMIT_RANGES
-    DECOMMIT_RANGES
-    PROTECT
-    FREE
-    QUERY
-    VIEW
-    READ
-    WRITE
-    MDL_CREATE
-    MDL_CREATE_FROM_VM
-    MDL_CREATE_FROM_BUF
-    MDL_GET_SIZE
-    MDL_MAP
-    MDL_CLONE
-    MDL_SEAL
-    HANDLE_COPY
-    HANDLE_CLOSE
-    HANDLE_REVOKE
-    HANDLE_INFO
-    SEND_HANDLE
-    RECV_HANDLE
-    HANDLE_FILENO
-    HANDLE_FROM_FD
-    SET_LIMITS
-    CLOSE
-    METHOD_COUNT
+    ALLOCATE, COMMIT, DECOMMIT, COMMIT_RANGES, DECOMMIT_RANGES, PROTECT, FREE, QUERY
+    VIEW, READ, WRITE
+    MDL_CREATE, MDL_CREATE_FROM_VM, MDL_CREATE_FROM_BUF, MDL_GET_SIZE, MDL_MAP, MDL_CLONE, MDL_SEAL
+    HANDLE_COPY, HANDLE_CLOSE, HANDLE_REVOKE, HANDLE_INFO
+    SEND_HANDLE, RECV_HANDLE, HANDLE_FILENO, HANDLE_FROM_FD
+    SET_LIMITS, CLOSE, METHOD_COUNT
     # Parts of methods:
     CHECK                       # of READ: whether the bytes can be read
     UNPIN                       # of VIEW: its end
@@ -114,8 +87,7 @@ cdef struct Answer:
     uint32_t resource_limits    # after ENOMEM: those that could be the cause
     uint64_t mappings           # after ENOMEM: how many the process had then, or 0
     int limit                   # of BEYOND_LIMIT: what is bounded, by how much, what is used
-    uint64_t bound
-    uint64_t used
+    uint64_t bound, used
     uint64_t requested          # and how much more was asked for
 
 cdef enum Reason:
@@ -127,8 +99,7 @@ cdef enum Reason:
     BEYOND_LIMIT, KERNEL_REFUSED
 
 cdef enum:
-    LIMIT_AS = 1
-    LIMIT_DATA = 2
+    LIMIT_AS = 1, LIMIT_DATA = 2
 
 cdef enum:
     # What Limits bound, in the order of ``vmm_linux.limits.FIGURES``.
@@ -171,7 +142,6 @@ cdef inline Answer refused(Reason reason, uint64_t subject=0) noexcept nogil:
     answer.subject = subject
     return answer
 
-
 # ---- identity ----------------------------------------------------------------------------------
 
 cdef struct Window:
@@ -186,7 +156,6 @@ cdef struct Window:
 cdef int identity_is_of(int fd, const Window *window) noexcept nogil
 cdef int identity_includes(int fd, const Window *window) noexcept nogil
 
-
 # ---- object ------------------------------------------------------------------------------------
 
 cdef struct MemoryObject
@@ -199,12 +168,10 @@ cdef struct BufferCounts:
 
 cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil
 
-
 # ---- mapping -----------------------------------------------------------------------------------
 
 cdef size_t guard_below(uint64_t flags) noexcept nogil
 cdef size_t guard_above(uint64_t flags) noexcept nogil
-
 
 # ---- handles -----------------------------------------------------------------------------------
 
@@ -224,7 +191,6 @@ cdef class HandleTable:
 
 cdef uint32_t rights_of(uint64_t value) noexcept nogil
 
-
 # ---- address_space -----------------------------------------------------------------------------
 
 cdef class AddressSpace:
@@ -235,62 +201,48 @@ cdef class AddressSpace:
     cdef uint64_t bounds[LIMIT_COUNT]
     cdef HandleTable handles
 
-
 # ---- limits ------------------------------------------------------------------------------------
 
 cdef uint64_t usage_of(AddressSpace space, int limit) noexcept nogil
 cdef void set_bounds(AddressSpace space, const uint64_t *bounds) noexcept nogil
 cdef const char *find_flaw(AddressSpace space, uintptr_t *where) noexcept nogil
 
-
 # ---- batches -----------------------------------------------------------------------------------
 
 cdef bint add_range(Ranges *ranges, uintptr_t start, uintptr_t end) noexcept nogil
-
 
 # ---- intent ------------------------------------------------------------------------------------
 
 cdef struct Location:
     # What the ledger says of one page.
     uint32_t kind               # KIND_FREE: nothing of this VMM's from base to end
-    uint32_t state
-    uint32_t protection
-    uint32_t flags
-    uintptr_t base
-    uintptr_t end
-    uintptr_t run_start
-    uintptr_t run_end
+    uint32_t state, protection, flags
+    uintptr_t base, end, run_start, run_end
     MemoryObject *buffer        # of an MDL mapping, while the mutex is held
     uint64_t mdl_offset
 
 cdef struct Intent:
     # What a VMM made of [start, end), pages that are alike in everything below.
-    uintptr_t start
-    uintptr_t end
+    uintptr_t start, end
     uintptr_t base              # of the region, guard pages not included
     uintptr_t limit
     uint32_t flags              # of the region
-    uint32_t kind
-    uint32_t state
-    uint32_t protection
+    uint32_t kind, state, protection
     uint64_t sid                # of an MDL mapping, or 0
 
 cdef Location locate(Ledger ledger, uintptr_t va) noexcept nogil
 cdef bint intent_at(Ledger ledger, uintptr_t va, Intent *intent) noexcept nogil
 cdef int add_intents(Ledger ledger, vector[Intent] *intents) except -1
 
-
 # ---- buffers -----------------------------------------------------------------------------------
 
 cdef uint64_t next_handle(AddressSpace space, uint64_t flags) noexcept
-
 
 # ---- parcel ------------------------------------------------------------------------------------
 
 cdef Answer pack_handle(AddressSpace space, const Request *request) noexcept nogil
 cdef Answer undescribe_handle(AddressSpace space, uint64_t handle, uint64_t since) noexcept nogil
 cdef void close_parcel(Parcel *parcel) noexcept nogil
-
 
 # ---- dispatch ----------------------------------------------------------------------------------
 

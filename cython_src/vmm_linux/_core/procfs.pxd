@@ -4,31 +4,24 @@ from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 from vmm_linux._core cimport kernel
 
-
 # ---- reader ------------------------------------------------------------------------------------
 
 cdef struct Text:
     # Bytes on the C heap: starts as [NULL, 0, 0], and free_text() ends it.
     char *data
-    size_t length
-    size_t capacity
+    size_t length, capacity
 
 cdef void free_text(Text *text) noexcept nogil
-
 
 # ---- maps --------------------------------------------------------------------------------------
 
 cdef struct Span:
     # One mapping, or one hole between mappings (then all that follows ``end`` is 0).
-    uintptr_t start
-    uintptr_t end
+    uintptr_t start, end
     bint mapped
     uint32_t permissions        # bits, see ``maps.pxi``
-    uint64_t offset
-    uint64_t inode
-    uint32_t device_major
-    uint32_t device_minor
-
+    uint64_t offset, inode
+    uint32_t device_major, device_minor
 
 # ---- mapping_query -----------------------------------------------------------------------------
 
@@ -42,7 +35,6 @@ cdef int query_with_name(int fd, uintptr_t va, NamedQuery *query) noexcept nogil
 cdef void fill_span(Span *span, const kernel.ProcmapQuery *query) noexcept nogil
 cdef bint is_ambiguous(object pathname) except -1
 cdef object settled_name(object pathname, uintptr_t start, const NamedQuery *query)
-
 
 # ---- pagemap -----------------------------------------------------------------------------------
 
@@ -61,15 +53,13 @@ cdef enum:
 
 cdef struct Pages:
     # Neighbouring pages that are alike.
-    uintptr_t start
-    uintptr_t end
+    uintptr_t start, end
     uint32_t flags
 
 cdef struct PagesFound:
     # Starts as [NULL, 0, 0], and free() of the list ends it.
     Pages *list
-    size_t count
-    size_t capacity
+    size_t count, capacity
 
 cdef int find_pages(int pagemap, uintptr_t start, uintptr_t end, bint exclusive,
                     PagesFound *found) noexcept nogil
@@ -78,7 +68,6 @@ cdef int find_touched(int pagemap, uintptr_t at, uintptr_t until, uintptr_t *sta
 cdef uint64_t without_own_memory(uintptr_t start, uintptr_t end) noexcept nogil
 cdef bint is_alive(int pagemap) noexcept nogil
 cdef uint32_t known_flags(bint exclusive) noexcept nogil
-
 
 # ---- record ------------------------------------------------------------------------------------
 
@@ -100,7 +89,6 @@ cdef class SmapsRecord:
 cdef int restore_into(SmapsRecord record, tuple values) except -1
 cdef int set_figure(SmapsRecord record, int i, uint64_t value) except -1
 
-
 # ---- store -------------------------------------------------------------------------------------
 
 cdef struct Figure
@@ -115,8 +103,7 @@ cdef struct SmapsEntry:
     const char *flags           # NULL: the text has none
     Figure *others
     uint32_t known              # bit i: values[i] was given
-    uint32_t path_length
-    uint32_t flags_length
+    uint32_t path_length, flags_length
 
 cdef class SmapsStore:
     cdef SmapsEntry **chunks
@@ -133,11 +120,9 @@ cdef class SmapsStore:
     cdef object pathname_at(self, const SmapsEntry *entry)
     cdef int fill(self, SmapsRecord made, size_t index) except -1
 
-
 # ---- parser ------------------------------------------------------------------------------------
 
 cdef int read_records(SmapsStore store, int fd, bint with_figures) except? -1
-
 
 # ---- own_process -------------------------------------------------------------------------------
 
@@ -152,9 +137,7 @@ cdef inline object page_fact(PageFacts facts, uint32_t flag):
 
 cdef class OwnProcess:
     # Descriptors, or -1, of files that are this object's alone: known by their marks.
-    cdef int maps
-    cdef int pagemap
-    cdef int smaps
+    cdef int maps, pagemap, smaps
     cdef uint32_t generation
     cdef Text lines
     cdef int span_at(self, uintptr_t va, Span *span) noexcept nogil

@@ -38,8 +38,7 @@ cdef inline uint64_t number(int method, int place, object value) except? 0xFFFFF
     return other_number(name_of(method), <str>argument_names[method][place], value)
 
 
-cdef inline uint64_t number_of_range(str method, str name,
-                                     object value) except? 0xFFFFFFFFFFFFFFFF:
+cdef inline uint64_t number_of_range(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:
     """The same of one of the two values of a range."""
     cdef uint64_t result
     if is_plain_number(value, &result):

@@ -276,8 +276,7 @@ cdef class Audit:
 
         Source: open(2) O_APPEND, write(2), pipe(7).
         """
-        cdef int fd = -1
-        cdef int error = 0
+        cdef int fd = -1, error = 0
         self.check_unmade()
         if exact_text(failure) not in FAILURES:
             raise InvalidArgument("Audit", f"failure is {describe(failure)}; 'deny' or 'continue'")

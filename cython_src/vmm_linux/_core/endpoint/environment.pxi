@@ -25,5 +25,4 @@ cdef object audit_of_environment(RuleTable policy):
     if not path:
         return None
     audit = imports.needed("VMM", AUDIT_MODULE)
-    return audit.Audit(
-        path, failure=(None if policy is None else policy.audit_failure) or "deny")
+    return audit.Audit(path, failure=(None if policy is None else policy.audit_failure) or "deny")

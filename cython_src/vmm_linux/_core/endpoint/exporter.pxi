@@ -26,8 +26,7 @@ cdef class Holder:
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if self.whole.readonly and flags & PyBUF_WRITABLE:
             raise BufferError("the memory is read-only, and a writable buffer was asked for")
-        PyBuffer_FillInfo(
-            buffer, self, self.whole.buf, self.whole.len, self.whole.readonly, flags)
+        PyBuffer_FillInfo(buffer, self, self.whole.buf, self.whole.len, self.whole.readonly, flags)
 
     def __releasebuffer__(self, Py_buffer *buffer):
         # Nothing to release: NumPy keeps the exporter alive only if this method exists.

@@ -10,11 +10,9 @@ cdef struct Facts:
     # unknown of one.
     uint64_t flags
     uint64_t size               # bytes
-    uint64_t rights
-    uint64_t seals
+    uint64_t rights, seals
     int64_t pid                 # of the peer
-    int64_t uid
-    int64_t gid
+    int64_t uid, gid
 
 cdef object close_socket = SocketType.close
 
@@ -304,8 +302,7 @@ cdef class Gate:
                     record.peer = peer
         return 0
 
-    cdef int look_up_handle(self, VMM vmm, uint64_t handle, Facts *facts,
-                            Record record) except -1:
+    cdef int look_up_handle(self, VMM vmm, uint64_t handle, Facts *facts, Record record) except -1:
         """Find out what a handle names, if it is one.
 
         Seals are never removed and values of handles never used again: what is true now is true

@@ -124,8 +124,7 @@ cdef struct Call:
     # A call of a method: its arguments as numbers, except one that stays a Python object (a socket
     # or limits).
     Request request             # of what is received, ``size`` is the most it may have
-    uint64_t peer_uid
-    uint64_t descriptor
+    uint64_t peer_uid, descriptor
     int choice                  # of a switch or a tristate: 1 True, 0 False, -1 None
     bint no_rights              # None was given for rights
     bint no_max_size            # for max_size
@@ -166,8 +165,7 @@ cdef object read_arguments(Call *call, PyObject **given):
     cdef Request *request = &call.request
     cdef int method = request.method
     cdef int place, kind
-    cdef object value
-    cdef object argument = None
+    cdef object value, argument = None
     for place in range(argument_counts[method]):
         value = <object>given[place]
         kind = kinds[method][place]
@@ -238,8 +236,7 @@ cdef int read_ranges(Call *call, object ranges) except -1:
         va, size = pair(method, item)
         start = number_of_range(method, "va", va)
         length = number_of_range(method, "size", size)
-        request.size = (
-            request.size + length if length <= UNBOUNDED - request.size else UNBOUNDED)
+        request.size = request.size + length if length <= UNBOUNDED - request.size else UNBOUNDED
         if not add_range(request.ranges, start, start + length):
             raise OutOfMemory(method, "no memory for the list of ranges")
     return 0

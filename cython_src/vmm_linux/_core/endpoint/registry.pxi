@@ -36,8 +36,7 @@ cdef bint intent_of_any(uintptr_t va, Intent *intent) except -1:
     """
     cdef VMM vmm
     cdef bint found
-    cdef uintptr_t start = 0
-    cdef uintptr_t end = <uintptr_t>-1
+    cdef uintptr_t start = 0, end = <uintptr_t>-1
     for vmm in every_vmm() if registered else ():
         lock_space(vmm.space)
         found = False

@@ -16,11 +16,8 @@ cdef struct Rule:
     uint64_t calls              # which it is for, a bit for each
     bint allows
     int number                  # in the policy's list of names
-    uint64_t min_size
-    uint64_t max_size
-    Bits flags
-    Bits rights
-    Bits seals
+    uint64_t min_size, max_size
+    Bits flags, rights, seals
     vector[int64_t] uids        # of the peer, in order; empty: any
     vector[int64_t] gids
     bint other_user             # whether the peer must be another user than this process's
@@ -39,8 +36,7 @@ cdef class RuleTable:
     cdef vector[vector[Rule]] rules     # of every method
     cdef bint asks_seals[METHOD_COUNT]
     cdef bint asks_peer[METHOD_COUNT]
-    cdef bint compiled
-    cdef bint allows_otherwise
+    cdef bint compiled, allows_otherwise
     cdef readonly object ask            # a callable, asked where no rule matches, or None
     cdef readonly uint32_t forbidden    # access that pages of MDL buffers never have
     cdef readonly object audit_failure  # "deny", "continue", or None

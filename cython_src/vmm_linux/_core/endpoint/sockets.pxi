@@ -70,8 +70,7 @@ cpdef int check_socket(str method, object sock) except -1:
             name = imports.loaded("socket").AddressFamily(family).name
         except ValueError:
             name = family
-        raise InvalidArgument(
-            method, f"sock is of family {name}; only AF_UNIX carries descriptors")
+        raise InvalidArgument(method, f"sock is of family {name}; only AF_UNIX carries descriptors")
     return 0
 
 
@@ -112,8 +111,7 @@ def peer_of(sock):
 cdef tuple credentials_of(object sock):
     """The same as the kernel reports them, with its placeholders."""
     try:
-        credentials = SocketType.getsockopt(
-            sock, SOL_SOCKET, _socket.SO_PEERCRED, CREDENTIALS.size)
+        credentials = SocketType.getsockopt(sock, SOL_SOCKET, _socket.SO_PEERCRED, CREDENTIALS.size)
     except OSError:
         return None
     pid, uid, gid = CREDENTIALS.unpack(credentials)
@@ -337,8 +335,7 @@ cdef int wait_for_room(object sock, double *deadline) except -1:
 
 cdef object kernel_timeout(object sock):
     """Seconds that the kernel lets a sender on a blocking socket wait."""
-    seconds, micro = TIMEVAL.unpack(
-        sock.getsockopt(SOL_SOCKET, _socket.SO_SNDTIMEO, TIMEVAL.size))
+    seconds, micro = TIMEVAL.unpack(sock.getsockopt(SOL_SOCKET, _socket.SO_SNDTIMEO, TIMEVAL.size))
     return seconds + micro / 1e6 or float("inf")
 
 
@@ -355,8 +352,7 @@ def send_descriptor(sock, bytes data, Descriptor held):
     if not is_plain(sock):
         return sock.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, struct.pack("i", number))], NOSIGNAL)
     while True:
-        sent = kernel.send_at_once(
-            sock.fileno(), PyBytes_AS_STRING(data), len(data), &number, 1)
+        sent = kernel.send_at_once(sock.fileno(), PyBytes_AS_STRING(data), len(data), &number, 1)
         if sent >= 0:
             return sent
         if sent != -EAGAIN:

@@ -22,8 +22,7 @@ cdef class VMM:
     cdef int made_by
     cdef public bint _warned    # set on one that is never closed on purpose
 
-    __reduce__ = refuse_copies(
-        "each owns its memory; make another VMM, and share memory by an Mdl")
+    __reduce__ = refuse_copies("each owns its memory; make another VMM, and share memory by an Mdl")
 
     def __cinit__(self, *arguments, **keywords):
         self.is_gated = True

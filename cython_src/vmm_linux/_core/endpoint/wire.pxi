@@ -35,15 +35,9 @@ cdef extern from "<endian.h>" nogil:
 
 cdef struct Message:
     char magic[4]
-    uint16_t version
-    uint16_t segments
-    uint16_t identities
-    uint16_t zero
+    uint16_t version, segments, identities, zero
     uint32_t rights
-    uint64_t offset
-    uint64_t size
-    uint64_t segment_size
-    uint64_t memory_size
+    uint64_t offset, size, segment_size, memory_size
 
 cdef enum:
     FORMAT_VERSION = 3
@@ -139,8 +133,7 @@ cdef int check_required(const Request *request, int seals, uint64_t size) except
     """Whether a received buffer, with these F_SEAL_* bits, is as its request requires."""
     cdef bint frozen = seals & F_SEAL_WRITE != 0
     cdef bint published = frozen or seals & F_SEAL_FUTURE_WRITE != 0
-    if (request.seals & SEAL_FREEZE and not frozen
-            or request.seals & SEAL_PUBLISH and not published):
+    if request.seals & SEAL_FREEZE and not frozen or request.seals & SEAL_PUBLISH and not published:
         raise SecurityDisallow(
             name_of(request.method), f"the memory is not sealed with {Seal(request.seals)!r}")
     if size > request.size:
@@ -226,8 +219,7 @@ cdef int check_identities(const Parcel *parcel, int identities) except -1:
     Otherwise a sender could give its own memory the security id of another buffer.
     """
     cdef Window window
-    cdef int i
-    cdef int result = 0
+    cdef int i, result = 0
     window.files = parcel.files + identities
     window.stride = sizeof(OpenFile)
     window.count = parcel.segments

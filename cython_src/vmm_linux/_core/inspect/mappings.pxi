@@ -153,8 +153,7 @@ cdef int cut(Mapping mapping, uintptr_t start, uintptr_t end, Mapping whole) exc
 # ---- All mappings -------------------------------------------------------------------------------
 
 cdef struct Part:
-    uintptr_t start
-    uintptr_t end
+    uintptr_t start, end
     uint32_t record
     int intent                  # below 0: of no region
 
@@ -250,9 +249,7 @@ cdef class Mappings:
 
     cdef int cut_at_regions(self) except -1:
         """Divide the kernel's mappings among the regions of this process's VMMs."""
-        cdef size_t i
-        cdef size_t next = 0
-        cdef size_t region
+        cdef size_t i, next = 0, region
         cdef const Span *span
         cdef uintptr_t at
         if self.intents.empty():

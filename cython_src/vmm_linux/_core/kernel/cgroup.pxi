@@ -47,8 +47,7 @@ cdef struct Level:
     const char *swap_limit
     const char *swap_usage
     const char *statistics
-    bint first_version
-    bint is_limited
+    bint first_version, is_limited
 
 cdef Level levels[MOST_LEVELS]
 cdef atomic[int] level_count
@@ -295,8 +294,7 @@ def find_limits():
     """
     cdef sysinfo_t now
     cdef uint64_t most = UNLIMITED
-    cdef int i
-    cdef int limited = 0
+    cdef int i, limited = 0
     cdef char text[64]
     if sysinfo(&now) == 0:
         most = <uint64_t>now.totalram * now.mem_unit

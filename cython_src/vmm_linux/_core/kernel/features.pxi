@@ -49,9 +49,7 @@ class Feature(IntEnum):
 
 
 cdef enum Presence:
-    UNKNOWN = 0
-    ABSENT = 1
-    PRESENT = 2
+    UNKNOWN = 0, ABSENT = 1, PRESENT = 2
 
 # Per feature: the fork generation that probed (a child may live in another sandbox than its
 # parent, so it probes again) times 4, plus the Presence.
@@ -254,8 +252,7 @@ cdef Presence probe_anonymous_names() noexcept nogil:
 
 
 cdef Presence probe_process_vm() noexcept nogil:
-    cdef char here = 0
-    cdef char there = 0
+    cdef char here = 0, there = 0
     cdef intptr_t result = process_vm_readv(&here, <uintptr_t>&there, 1)
     if result == 1:
         result = process_vm_writev(&here, <uintptr_t>&there, 1)

@@ -12,8 +12,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
                        void (*child)() noexcept nogil)
 
-cdef uint32_t forks_above = 0
-cdef uint32_t forks_made = 0
+cdef uint32_t forks_above = 0, forks_made = 0
 
 
 cdef void count_fork() noexcept nogil:

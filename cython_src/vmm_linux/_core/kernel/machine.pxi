@@ -1,7 +1,6 @@
 """Facts of this machine: page sizes, and the addresses that a process can map."""
 
-cdef atomic[uintptr_t] found_end
-cdef atomic[uintptr_t] found_minimum
+cdef atomic[uintptr_t] found_end, found_minimum
 cdef atomic[size_t] found_huge
 
 cdef enum:

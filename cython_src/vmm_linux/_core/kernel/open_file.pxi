@@ -15,9 +15,7 @@ that waits until a socket takes it) is a duplicate, which is checked after it is
 """
 
 cdef extern from "<fcntl.h>" nogil:
-    int F_GETSIG
-    int F_SETSIG
-    int O_PATH
+    int F_GETSIG, F_SETSIG, O_PATH
 
 cdef extern from "<sys/stat.h>" nogil:
     unsigned int S_IFMT

@@ -1,8 +1,7 @@
 """SIGPIPE and SIGXFSZ, held off around a call that can cause one and answers by an errno too."""
 
 cdef extern from "<signal.h>" nogil:
-    int SIGPIPE
-    int SIGXFSZ
+    int SIGPIPE, SIGXFSZ
     int pthread_sigmask(int, const sigset_t *, sigset_t *)
     int sigtimedwait(const sigset_t *, void *, const timespec *)
     int raise_signal "raise"(int)

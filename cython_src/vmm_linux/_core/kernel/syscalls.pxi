@@ -25,8 +25,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int c_eventfd "eventfd"(unsigned int, int)
-    int EFD_CLOEXEC
-    int EFD_NONBLOCK
+    int EFD_CLOEXEC, EFD_NONBLOCK
 
 cdef extern from *:
     """
@@ -41,8 +40,7 @@ cdef extern from *:
     unsigned long PR_SET_VMA_ANON_NAME
 
 cdef extern from "<sys/resource.h>" nogil:
-    int RLIMIT_AS
-    int RLIMIT_DATA
+    int RLIMIT_AS, RLIMIT_DATA
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fallocate "fallocate"(int, int, long, long)
@@ -70,13 +68,11 @@ cdef extern from *:
     #endif
     """
     long c_syscall "syscall"(long, ...) nogil
-    long SYS_pidfd_open
-    long SYS_process_madvise
+    long SYS_pidfd_open, SYS_process_madvise
 
 cdef extern from *:
     int c_ioctl "ioctl"(int, unsigned long, ...) nogil
-    unsigned long PROCMAP_QUERY "VMM_PROCMAP_QUERY"
-    unsigned long PAGEMAP_SCAN "VMM_PAGEMAP_SCAN"
+    unsigned long PROCMAP_QUERY "VMM_PROCMAP_QUERY", PAGEMAP_SCAN "VMM_PAGEMAP_SCAN"
 
 cdef extern from "<sys/stat.h>" nogil:
     int c_fstat "fstat"(int, FileStatus *)
@@ -113,11 +109,9 @@ cdef extern from "<sys/uio.h>" nogil:
     long c_process_vm_writev "process_vm_writev"(
         int, const iovec *, unsigned long, const iovec *, unsigned long, unsigned long)
 
-
 cdef inline intptr_t result_of(intptr_t result) noexcept nogil:
     """What a system call returned, with ``-errno`` in place of -1."""
     return -errno if result == -1 else result
-
 
 cdef int check(int result) except -1:
     """Raise the ``OSError`` of a -errno."""
@@ -125,22 +119,18 @@ cdef int check(int result) except -1:
         raise OSError(-result, os.strerror(-result))
     return 0
 
-
 cpdef intptr_t mmap(uintptr_t address, size_t length, int protection, int flags,
                     int fd, uint64_t offset) noexcept nogil:
     """``mmap(2)``: the address of the mapping."""
     return result_of(<intptr_t>c_mmap(<void *>address, length, protection, flags, fd, <long>offset))
 
-
 cpdef int munmap(uintptr_t address, size_t length) noexcept nogil:
     """``munmap(2)``."""
     return <int>result_of(c_munmap(<void *>address, length))
 
-
 cpdef int mprotect(uintptr_t address, size_t length, int protection) noexcept nogil:
     """``mprotect(2)``. A failure can leave the mappings before the refused one changed."""
     return <int>result_of(c_mprotect(<void *>address, length, protection))
-
 
 cpdef intptr_t mremap(uintptr_t old_address, size_t old_size, size_t new_size, int flags,
                       uintptr_t new_address) noexcept nogil:
@@ -148,42 +138,34 @@ cpdef intptr_t mremap(uintptr_t old_address, size_t old_size, size_t new_size, i
     return result_of(<intptr_t>c_mremap(
         <void *>old_address, old_size, new_size, flags, <void *>new_address))
 
-
 cpdef int madvise(uintptr_t address, size_t length, int advice) noexcept nogil:
     """``madvise(2)``."""
     return <int>result_of(c_madvise(<void *>address, length, advice))
-
 
 cpdef int mlock(uintptr_t address, size_t length) noexcept nogil:
     """``mlock(2)``. A failure can leave part of the range locked."""
     return <int>result_of(c_mlock(<void *>address, length))
 
-
 cpdef int munlock(uintptr_t address, size_t length) noexcept nogil:
     """``munlock(2)``."""
     return <int>result_of(c_munlock(<void *>address, length))
-
 
 cpdef int msync(uintptr_t address, size_t length, int flags) noexcept nogil:
     """``msync(2)``; with MS_INVALIDATE it does nothing but answer EBUSY for locked pages."""
     return <int>result_of(c_msync(<void *>address, length, flags))
 
-
 cdef int mincore(uintptr_t address, size_t length, unsigned char *vector) noexcept nogil:
     """``mincore(2)``."""
     return <int>result_of(c_mincore(<void *>address, length, vector))
-
 
 cdef int name_memory(uintptr_t address, size_t length, const char *name) noexcept nogil:
     """``prctl(2)`` with PR_SET_VMA_ANON_NAME: what maps calls private anonymous memory."""
     return <int>result_of(c_prctl(
         PR_SET_VMA, PR_SET_VMA_ANON_NAME, <unsigned long>address, <unsigned long>length, name))
 
-
 cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil:
     """``memfd_create(2)``: a descriptor."""
     return <int>result_of(c_memfd_create(name, flags))
-
 
 cpdef int ftruncate(int fd, uint64_t length) noexcept nogil:
     """``ftruncate(2)``, without SIGXFSZ."""
@@ -196,36 +178,29 @@ cpdef int ftruncate(int fd, uint64_t length) noexcept nogil:
     drop_signals(&held, result < 0)
     return <int>result
 
-
 cpdef int fallocate(int fd, int mode, uint64_t offset, uint64_t length) noexcept nogil:
     """``fallocate(2)``. EINTR leaves nothing allocated."""
     return <int>result_of(c_fallocate(fd, mode, <long>offset, <long>length))
-
 
 cpdef int fcntl(int fd, int command, int argument) noexcept nogil:
     """``fcntl(2)`` with an integer argument."""
     return <int>result_of(c_fcntl(fd, command, argument))
 
-
 cdef int eventfd() noexcept nogil:
     """``eventfd(2)``, close-on-exec and non-blocking: a descriptor."""
     return <int>result_of(c_eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
-
 
 cdef int openat(const char *path, int flags) noexcept nogil:
     """``open(2)``: a descriptor."""
     return <int>result_of(c_open(path, flags))
 
-
 cpdef int close(int fd) noexcept nogil:
     """``close(2)``. The descriptor is gone whatever the result."""
     return <int>result_of(c_close(fd))
 
-
 cdef intptr_t pread(int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil:
     """``pread(2)``: bytes read."""
     return result_of(c_pread(fd, buffer, length, <long>offset))
-
 
 cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil:
     """``pwrite(2)``, without SIGXFSZ: bytes written."""
@@ -238,38 +213,31 @@ cdef intptr_t pwrite(int fd, const void *buffer, size_t length, uint64_t offset)
     drop_signals(&held, result < 0)
     return result
 
-
 cdef intptr_t read(int fd, void *buffer, size_t length) noexcept nogil:
     """``read(2)``: bytes read."""
     return result_of(c_read(fd, buffer, length))
-
 
 cdef int64_t lseek(int fd, int64_t offset, int whence) noexcept nogil:
     """``lseek(2)``: the new offset."""
     return result_of(c_lseek(fd, offset, whence))
 
-
 cdef int fstat(int fd, FileStatus *status) noexcept nogil:
     """``fstat(2)``: which file it is, and how large."""
     return <int>result_of(c_fstat(fd, status))
-
 
 cpdef int fchmod(int fd, uint32_t mode) noexcept nogil:
     """``fchmod(2)``."""
     return <int>result_of(c_fchmod(fd, mode))
 
-
 cdef int file_handle(int fd, uint64_t *name) noexcept nogil:
     """``name_to_handle_at(2)``: the first 8 bytes by which the file system identifies a file."""
     return <int>result_of(c_file_handle(fd, name))
-
 
 cdef int64_t filesystem_type(int fd) noexcept nogil:
     """``fstatfs(2)``: the magic number of the file system."""
     cdef filesystem_status status
     cdef int result = <int>result_of(c_fstatfs(fd, &status))
     return result if result < 0 else status.f_type
-
 
 cdef extern from *:
     """
@@ -300,33 +268,27 @@ cdef extern from *:
     """
     long c_send_at_once "vmm_send_at_once"(int, const void *, size_t, const int *, size_t) nogil
 
-
 cdef intptr_t send_at_once(int sock, const void *data, size_t size, const int *descriptors,
                            size_t count) noexcept nogil:
     """``sendmsg(2)`` with SCM_RIGHTS, without waiting and without SIGPIPE: bytes sent."""
     return result_of(c_send_at_once(sock, data, size, descriptors, count))
 
-
 cdef int pidfd_open_self() noexcept nogil:
     """``pidfd_open(2)`` of this process: a descriptor."""
     return <int>result_of(c_syscall(SYS_pidfd_open, getpid(), 0))
-
 
 cdef intptr_t process_madvise(int pidfd, const iovec *ranges, size_t count,
                               int advice) noexcept nogil:
     """``process_madvise(2)``: bytes advised, perhaps fewer than asked."""
     return result_of(c_syscall(SYS_process_madvise, pidfd, ranges, count, advice, 0))
 
-
 cdef int procmap_query(int maps_fd, ProcmapQuery *query) noexcept nogil:
     """``ioctl(PROCMAP_QUERY)`` on a ``/proc/PID/maps``: one mapping of that process."""
     return <int>result_of(c_ioctl(maps_fd, PROCMAP_QUERY, query))
 
-
 cdef int pagemap_scan(int pagemap_fd, ScanArgument *scan) noexcept nogil:
     """``ioctl(PAGEMAP_SCAN)`` on a ``/proc/PID/pagemap``: how many regions were filled in."""
     return <int>result_of(c_ioctl(pagemap_fd, PAGEMAP_SCAN, scan))
-
 
 cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noexcept nogil:
     """``process_vm_readv(2)`` from this process itself: bytes copied, perhaps fewer than asked."""
@@ -336,7 +298,6 @@ cdef intptr_t process_vm_readv(void *local, uintptr_t remote, size_t length) noe
     here.iov_len = there.iov_len = length
     return result_of(c_process_vm_readv(getpid(), &here, 1, &there, 1, 0))
 
-
 cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t length) noexcept nogil:
     """``process_vm_writev(2)`` into this process itself: bytes copied, perhaps fewer than asked."""
     cdef iovec here, there
@@ -345,12 +306,10 @@ cdef intptr_t process_vm_writev(const void *local, uintptr_t remote, size_t leng
     here.iov_len = there.iov_len = length
     return result_of(c_process_vm_writev(getpid(), &here, 1, &there, 1, 0))
 
-
 cpdef uint64_t resource_limit(int resource) noexcept nogil:
     """``getrlimit(2)``: the soft limit, 2**64 - 1 where there is none."""
     cdef rlimit_values limit
     return limit.rlim_cur if c_getrlimit(resource, &limit) == 0 else 0
-
 
 RESOURCES = {"RLIMIT_AS": RLIMIT_AS, "RLIMIT_DATA": RLIMIT_DATA, "RLIMIT_NOFILE": RLIMIT_NOFILE}
 """What ``resource_limit`` takes, by name."""

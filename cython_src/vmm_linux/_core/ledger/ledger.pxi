@@ -115,8 +115,7 @@ cdef class Ledger:
         cdef Runs.iterator run = self.run_at(start)
         return self.isolate_from(&run, start, end)
 
-    cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start,
-                           uintptr_t end) noexcept nogil:
+    cdef bint isolate_from(self, Runs.iterator *run, uintptr_t start, uintptr_t end) noexcept nogil:
         """``isolate``; ``run`` includes ``start`` before, and starts there afterwards."""
         cdef bint cut = run[0].key() < start
         cdef Runs.iterator last
@@ -265,8 +264,7 @@ cdef class Ledger:
             preincrement(run)
         self.coalesce_from(first, end)
 
-    cdef void set_reserved(self, Runs.iterator first, uintptr_t end,
-                           uint8_t opened) noexcept nogil:
+    cdef void set_reserved(self, Runs.iterator first, uintptr_t end, uint8_t opened) noexcept nogil:
         """Reserve pages, from a run on; ``opened``: their mappings' access behind guards, or 0."""
         cdef Runs.iterator run = first
         while self.starts_below(run, end):

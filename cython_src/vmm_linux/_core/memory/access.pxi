@@ -4,8 +4,7 @@ The caller holds the mutex; the bytes lie inside one region.
 """
 
 
-cdef Answer check_access(Ledger ledger, uintptr_t va, size_t size,
-                         uint32_t access) noexcept nogil:
+cdef Answer check_access(Ledger ledger, uintptr_t va, size_t size, uint32_t access) noexcept nogil:
     """Whether every page of the bytes is committed and gives ``access``.
 
     The answer's ``access`` is what all of them give.
@@ -25,8 +24,7 @@ cdef Answer check_access(Ledger ledger, uintptr_t va, size_t size,
 
 cdef Answer copy_bytes(AddressSpace space, const Request *request) noexcept nogil:
     """Copy between the range and a buffer; a shortage of shared memory is reported as one."""
-    cdef Answer answer = check_access(
-        space.ledger, request.va, request.size, request.flags)
+    cdef Answer answer = check_access(space.ledger, request.va, request.size, request.flags)
     cdef size_t copied = 0
     cdef int result
     if answer.reason != DONE:
@@ -36,8 +34,7 @@ cdef Answer copy_bytes(AddressSpace space, const Request *request) noexcept nogi
     result = copy(request.method == READ, request.data, request.va, request.size, &copied)
     if result < 0:
         answer = kernel_refused(result)
-        if (result == -EFAULT
-                and space.ledger.run_at(request.va + copied).value().backing != NULL):
+        if result == -EFAULT and space.ledger.run_at(request.va + copied).value().backing != NULL:
             answer.reason = NO_BACKING_MEMORY
             answer.subject = request.va + copied
     if request.method == WRITE:
@@ -67,14 +64,12 @@ cdef size_t grain_at(Ledger ledger, uintptr_t va) noexcept nogil:
     return PAGE_SIZE
 
 
-cdef uint64_t memory_to_copy(Ledger ledger, const Request *request,
-                             size_t grain) noexcept nogil:
+cdef uint64_t memory_to_copy(Ledger ledger, const Request *request, size_t grain) noexcept nogil:
     """How many bytes of memory a copy takes, for the region's pages and the buffer's."""
     cdef uintptr_t end = round_up(request.va + request.size, PAGE_SIZE)
     cdef uintptr_t at = round_down(request.va, PAGE_SIZE)
     cdef uintptr_t until
-    cdef uint64_t size = 0
-    cdef uint64_t needed
+    cdef uint64_t size = 0, needed
     cdef Runs.iterator run = ledger.run_at(at)
     while at < end:
         until = min(end, run.value().end)
@@ -108,8 +103,7 @@ cdef uint64_t memory_to_touch(Runs.iterator run, Method method, uintptr_t start,
 
 cdef Answer pin_pages(AddressSpace space, const Request *request) noexcept nogil:
     """Pin the pages that the bytes touch, if they give the requested access."""
-    cdef Answer answer = check_access(
-        space.ledger, request.va, request.size, request.flags)
+    cdef Answer answer = check_access(space.ledger, request.va, request.size, request.flags)
     if answer.reason == DONE and not space.ledger.pin(
             round_down(request.va, PAGE_SIZE), round_up(request.va + request.size, PAGE_SIZE)):
         return refused_cut(space)

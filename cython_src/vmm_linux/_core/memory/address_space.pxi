@@ -71,8 +71,7 @@ cdef Answer place_region(AddressSpace space, const Request *request, Run run, in
         fd: the memory file to map, or -1 for private memory.
         offset: in that file, in bytes.
     """
-    cdef Py_ssize_t base = map_region(
-        request, fd, offset, page_access(run.state, run.protection))
+    cdef Py_ssize_t base = map_region(request, fd, offset, page_access(run.state, run.protection))
     cdef Region region
     cdef Answer answer = done()
     if base == -EEXIST:
@@ -155,8 +154,7 @@ cdef int unmap_unpinned(AddressSpace space) noexcept nogil:
     cdef Regions.iterator region
     cdef uintptr_t base, end
     cdef bint progress = True
-    cdef int refusal = 0
-    cdef int result
+    cdef int refusal = 0, result
     while progress:
         progress = False
         refusal = 0
@@ -190,8 +188,7 @@ cdef int unmap_pages(AddressSpace space, Regions.iterator region, Runs.iterator 
     cdef uintptr_t base = region.key()
     cdef uintptr_t region_end = region.value().end
     cdef uintptr_t start = run.key()
-    cdef uintptr_t low = start
-    cdef uintptr_t high = end
+    cdef uintptr_t low = start, high = end
     cdef int result
     if start == base and region.value().low_guard:
         low -= PAGE_SIZE

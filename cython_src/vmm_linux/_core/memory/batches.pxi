@@ -87,8 +87,7 @@ cdef size_t advise(Ranges &ranges, int advice, int *result) noexcept nogil:
     ``result`` is set to -errno of the first refusal.
     """
     cdef iovec vector[MOST_RANGES]
-    cdef size_t first = 0
-    cdef size_t count
+    cdef size_t first = 0, count
     cdef Py_ssize_t size
     cdef int pidfd
     if not kernel.has(kernel.FEATURE_VECTORED_GUARDS):
@@ -165,9 +164,7 @@ cdef Answer commit_ranges(AddressSpace space, Ranges &ranges) noexcept nogil:
 cdef Answer check_limits_of_all(AddressSpace space, Ranges &ranges) noexcept nogil:
     """Whether the reserved pages of all ranges together may be committed."""
     cdef Runs.iterator run = space.ledger.runs.end()
-    cdef uint64_t committed = 0
-    cdef uint64_t locked = 0
-    cdef uint64_t size
+    cdef uint64_t committed = 0, locked = 0, size
     cdef size_t i
     cdef Answer answer
     for i in range(ranges.size()):
@@ -214,15 +211,13 @@ cdef Answer commit_one(AddressSpace space, Ranges &ranges, size_t i, Ranges &hel
     if opening and commit_by_guards(space.ledger, around, this.start, this.end):
         return done()
     # Not by opening a chunk that is not held, even if the cuts made meanwhile suit that.
-    return commit_by_mappings(
-        space, flags, space.ledger.run_at(this.start), this.start, this.end)
+    return commit_by_mappings(space, flags, space.ledger.run_at(this.start), this.start, this.end)
 
 
 cdef size_t islands_to_come(Ranges &ranges, size_t i, uintptr_t end) noexcept nogil:
     """How many ranges after the i-th start below ``end``, counted up to ``crowded``."""
     cdef size_t count = 0
-    while (count < crowded and i + count + 1 < ranges.size()
-            and ranges[i + count + 1].start < end):
+    while count < crowded and i + count + 1 < ranges.size() and ranges[i + count + 1].start < end:
         count += 1
     return count
 

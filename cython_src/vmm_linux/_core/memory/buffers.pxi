@@ -141,8 +141,7 @@ cdef bint is_inside(const Request *request, const MemoryObject *buffer) noexcept
 
 cdef uint32_t rights_for(uint64_t flags) noexcept nogil:
     """The rights of a new handle: all, as far as the protection allows."""
-    return (
-        RIGHT_TRANSFER | RIGHT_COPY | RIGHT_GET_SID | (flags & FLAG_RWX_MASK) << RIGHT_MAP_SHIFT)
+    return RIGHT_TRANSFER | RIGHT_COPY | RIGHT_GET_SID | (flags & FLAG_RWX_MASK) << RIGHT_MAP_SHIFT
 
 
 cdef uint64_t next_handle(AddressSpace space, uint64_t flags) noexcept:

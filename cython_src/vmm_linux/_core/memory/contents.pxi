@@ -15,9 +15,7 @@ cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t offset, uint64_t 
     At most: by what its segments have. Memory that fallocate(2) gave and that was never touched
     is a hole where holes are counted, but not there.
     """
-    cdef uint64_t holes = 0
-    cdef uint64_t done = 0
-    cdef uint64_t most
+    cdef uint64_t holes = 0, done = 0, most
     cdef Extent extent
     while done < size:
         extent = memory_object_extent(self, offset + done, size - done)
@@ -78,8 +76,7 @@ cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) 
     if result < 0:
         return result
     while done < size:
-        extent = memory_object_extent(
-            self, offset + done, min(size - done, <uint64_t>FILL_AT_ONCE))
+        extent = memory_object_extent(self, offset + done, min(size - done, <uint64_t>FILL_AT_ONCE))
         result = open_file_number(&extent.segment.file)
         if result >= 0:
             result = kernel.fallocate(result, 0, extent.offset, extent.size)
@@ -114,5 +111,4 @@ cdef int memory_object_punch(MemoryObject *self, uint64_t offset, uint64_t size)
     cdef int fd = open_file_number(&self.identity)
     if fd < 0:
         return fd
-    return kernel.fallocate(
-        fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size)
+    return kernel.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size)

@@ -77,8 +77,7 @@ cdef void restore_access(Ledger ledger, uintptr_t start, uintptr_t end, int acce
     threads take them all in between, it tries again, a limited number of times.
     """
     cdef Runs.iterator run = ledger.runs.lower_bound(start)
-    cdef int tries = 0
-    cdef int own
+    cdef int tries = 0, own
     while ledger.starts_below(run, end):
         own = access_of(run.value())
         if own != access:
@@ -88,8 +87,7 @@ cdef void restore_access(Ledger ledger, uintptr_t start, uintptr_t end, int acce
         preincrement(run)
 
 
-cdef int copy_to(Ledger ledger, uintptr_t start, uintptr_t end,
-                 MemoryObject *fresh) noexcept nogil:
+cdef int copy_to(Ledger ledger, uintptr_t start, uintptr_t end, MemoryObject *fresh) noexcept nogil:
     """Copy every touched page to its place in ``fresh``, if there is headroom: 0 or -errno."""
     cdef int pagemap = -1
     cdef uint64_t needed = 0
@@ -122,8 +120,7 @@ cdef int walk(Ledger ledger, uintptr_t start, uintptr_t end, int pagemap, Memory
             if result == 0 and fresh == NULL:
                 needed[0] += high - at
             elif result == 0:
-                result = memory_object_store(
-                    fresh, at - start, <const void *>at, high - at)
+                result = memory_object_store(fresh, at - start, <const void *>at, high - at)
             at = high
         preincrement(run)
     return result

@@ -26,8 +26,7 @@ cdef enum:
 
 cdef struct Chunk:
     # The part of a region that one or several neighbouring pages of page-table entries map.
-    uintptr_t start
-    uintptr_t end
+    uintptr_t start, end
 
 cdef size_t crowded = CROWDED
 cdef size_t fragmented = FRAGMENTED
@@ -86,8 +85,7 @@ cdef bint suits(Ledger ledger, uint32_t flags, Runs.iterator run, Chunk chunk,
     )
 
 
-cdef bint is_crowded(Ledger ledger, Runs.iterator run, Chunk chunk,
-                     size_t islands) noexcept nogil:
+cdef bint is_crowded(Ledger ledger, Runs.iterator run, Chunk chunk, size_t islands) noexcept nogil:
     """Whether the chunk around a run is open, or has many islands beside ``islands``."""
     cdef Runs.iterator at = run
     while islands < crowded and ledger.starts_below(at, chunk.end):
@@ -149,8 +147,7 @@ cdef bint is_used_below(Ledger ledger, Runs.iterator run, Chunk chunk) noexcept 
     return False
 
 
-cdef bint is_used_from(Ledger ledger, Runs.iterator run, uintptr_t end,
-                       Chunk chunk) noexcept nogil:
+cdef bint is_used_from(Ledger ledger, Runs.iterator run, uintptr_t end, Chunk chunk) noexcept nogil:
     """Whether pages at ``end`` or above, from a run on, keep a chunk open."""
     while ledger.starts_below(run, chunk.end):
         if run.key() >= end and is_use(run.value()):

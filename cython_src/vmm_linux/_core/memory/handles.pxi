@@ -23,9 +23,7 @@ cdef extern from *:
     uint64_t take_serials "vmm_take_serials"(uint64_t count) noexcept nogil
 
 cdef enum:
-    NUMBER_BITS = 32
-    RIGHTS_BITS = 16
-    SERIAL_BITS = 47
+    NUMBER_BITS = 32, RIGHTS_BITS = 16, SERIAL_BITS = 47
     # A table takes serials from the process in blocks, so that its list of blocks, in which
     # neighbours are one, shows all that it ever handed out.
     BLOCK = 4096

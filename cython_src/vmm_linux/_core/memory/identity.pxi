@@ -21,10 +21,7 @@ cdef const char *MAGIC = b"VMMLINK1"
 
 cdef struct IdentityHead:
     char magic[8]
-    uint64_t offset
-    uint64_t size
-    uint64_t segment_size
-    uint64_t count
+    uint64_t offset, size, segment_size, count
 
 cdef struct FileName:
     uint64_t inode
@@ -85,8 +82,7 @@ cdef int write_identity(int fd, const Window *window) noexcept nogil:
     """Write the contents of an identity: 0 or -errno."""
     cdef IdentityHead head
     cdef FileName names[NAMES_AT_ONCE]
-    cdef size_t named = 0
-    cdef size_t some, i
+    cdef size_t named = 0, some, i
     cdef int result
     memcpy(head.magic, MAGIC, sizeof(head.magic))
     head.offset = window.offset
@@ -135,9 +131,9 @@ cdef int read_head(int fd, IdentityHead *head) noexcept nogil:
     return 0
 
 
-cdef int read_names(int fd, uint64_t first, size_t count, FileName *names) noexcept nogil:
-    """Read so many names of an identity: 0, OTHER where it has fewer, or -errno."""
-    cdef size_t size = count * sizeof(FileName)
+cdef int read_names(int fd, uint64_t first, uint64_t left, FileName *names) noexcept nogil:
+    """Read the next names of an identity that has ``left``: 0, OTHER if it has fewer, or -errno."""
+    cdef size_t size = min(left, <uint64_t>NAMES_AT_ONCE) * sizeof(FileName)
     cdef Py_ssize_t read = kernel.pread(
         fd, names, size, sizeof(IdentityHead) + first * sizeof(FileName))
     if read < 0:
@@ -149,21 +145,18 @@ cdef int compare_names(int fd, uint64_t first, const Window *window) noexcept no
     """Whether an identity names the files of a window from its ``first`` on: 0, OTHER, -errno."""
     cdef FileName named[NAMES_AT_ONCE]
     cdef FileName name
-    cdef size_t compared = 0
-    cdef size_t some, i
+    cdef size_t at
     cdef int result
-    while compared < window.count:
-        some = min(window.count - compared, <size_t>NAMES_AT_ONCE)
-        result = read_names(fd, first + compared, some, named)
-        if result != 0:
-            return result
-        for i in range(some):
-            result = name_of(file_of(window, compared + i), &name)
-            if result < 0:
+    for at in range(window.count):
+        if at % NAMES_AT_ONCE == 0:
+            result = read_names(fd, first + at, window.count - at, named)
+            if result != 0:
                 return result
-            if not is_same_file(named + i, &name):
-                return OTHER
-        compared += some
+        result = name_of(file_of(window, at), &name)
+        if result < 0:
+            return result
+        if not is_same_file(named + at % NAMES_AT_ONCE, &name):
+            return OTHER
     return 0
 
 
@@ -173,8 +166,7 @@ cdef int identity_is_of(int fd, const Window *window) noexcept nogil:
     cdef int result = read_head(fd, &head)
     if result != 0:
         return result
-    if (head.count != window.count or head.offset != window.offset
-            or head.size != window.size):
+    if head.count != window.count or head.offset != window.offset or head.size != window.size:
         return OTHER
     return compare_names(fd, 0, window)
 
@@ -182,8 +174,7 @@ cdef int identity_is_of(int fd, const Window *window) noexcept nogil:
 cdef int identity_includes(int fd, const Window *window) noexcept nogil:
     """Whether a sealed identity is of a part that includes this one: 0, OTHER, or -errno."""
     cdef IdentityHead head
-    cdef uint64_t first = 0
-    cdef uint64_t start
+    cdef uint64_t first = 0, start
     cdef int result = read_head(fd, &head)
     if result == 0:
         result = find_first(fd, &head, window, &first)
@@ -206,18 +197,16 @@ cdef int find_first(int fd, const IdentityHead *head, const Window *window,
     """Find where an identity names the first file of a window: 0, OTHER if nowhere, or -errno."""
     cdef FileName named[NAMES_AT_ONCE]
     cdef FileName name
-    cdef size_t some, i
+    cdef uint64_t at
     cdef int result = name_of(window.files, &name)
     if result < 0:
         return result
-    while first[0] < head.count:
-        some = min(head.count - first[0], <uint64_t>NAMES_AT_ONCE)
-        result = read_names(fd, first[0], some, named)
-        if result != 0:
-            return result
-        for i in range(some):
-            if is_same_file(named + i, &name):
-                first[0] += i
-                return 0
-        first[0] += some
+    for at in range(head.count):
+        if at % NAMES_AT_ONCE == 0:
+            result = read_names(fd, at, head.count - at, named)
+            if result != 0:
+                return result
+        if is_same_file(named + at % NAMES_AT_ONCE, &name):
+            first[0] = at
+            return 0
     return OTHER

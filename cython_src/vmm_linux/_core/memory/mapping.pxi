@@ -71,8 +71,7 @@ cdef Py_ssize_t map_region(const Request *request, int fd, uint64_t offset,
     cdef size_t total = low + request.size + guard_above(request.flags)
     cdef uintptr_t hint = request.va - low if request.va > low else 0
     cdef int fixed = MAP_FIXED_NOREPLACE if request.flags & FLAG_FIXED else 0
-    cdef Py_ssize_t base
-    cdef Py_ssize_t mapped = 0
+    cdef Py_ssize_t base, mapped = 0
     if hint == 0 and request.flags & FLAG_HUGE:
         hint = huge_page_hint(total, low)
     if fd >= 0 and total == request.size:

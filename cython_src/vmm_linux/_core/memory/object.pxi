@@ -47,8 +47,7 @@ cdef struct Extent:
 cdef enum:
     # Of the memory: neither this package nor another user can open it for writing. Its owner
     # can, after changing the mode.
-    READ_ONLY_MODE = 0o444
-    EXECUTABLE_MODE = 0o555
+    READ_ONLY_MODE = 0o444, EXECUTABLE_MODE = 0o555
 
 
 cdef unsigned int creation_flags(bint executable) noexcept nogil:

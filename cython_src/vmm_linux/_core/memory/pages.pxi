@@ -167,8 +167,7 @@ cdef Answer protect_pages(AddressSpace space, uintptr_t va, uintptr_t end,
         return answer
     if not space.ledger.isolate_from(&run, va, end):
         return refused_cut(space)
-    answer = carry_out_on(
-        space.ledger, plan_protect(run, end, protection, plan), plan, run, end)
+    answer = carry_out_on(space.ledger, plan_protect(run, end, protection, plan), plan, run, end)
     if answer.reason == DONE:
         space.ledger.set_protection_from(run, end, protection)
     return answer

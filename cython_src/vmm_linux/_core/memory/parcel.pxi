@@ -13,8 +13,7 @@ cdef Answer pack_handle(AddressSpace space, const Request *request) noexcept nog
     cdef HandleEntry *entry = NULL
     cdef MemoryObject *buffer
     cdef uint64_t segments
-    cdef int identities
-    cdef int result = 0
+    cdef int identities, result = 0
     cdef Answer answer = find_entry(
         space.handles, request.handle, RIGHT_TRANSFER | request.rights, &entry)
     if answer.reason != DONE:
@@ -45,8 +44,7 @@ cdef Answer pack_handle(AddressSpace space, const Request *request) noexcept nog
 cdef Answer pack_owned(AddressSpace space, const Request *request) noexcept nogil:
     """``pack_handle`` with duplicates of the files, which the parcel then owns."""
     cdef Parcel *parcel = request.parcel
-    cdef int owned = 0
-    cdef int result
+    cdef int owned = 0, result
     cdef Answer answer = pack_handle(space, request)
     while answer.reason == DONE and owned < parcel.count:
         result = open_file_own(&parcel.files[owned])

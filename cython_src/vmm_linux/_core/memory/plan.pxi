@@ -148,8 +148,7 @@ cdef bint plan_decommit(uint32_t flags, Runs.iterator run, uintptr_t end,
     merges back and keeps the charge; MADV_DONTNEED before the mapping would lose the contents
     when the mapping then fails at the map-count wall.
     """
-    cdef uintptr_t first = end
-    cdef uintptr_t last = end
+    cdef uintptr_t first = end, last = end
     cdef Run *lowest = run.value()
     cdef int before
     while True:

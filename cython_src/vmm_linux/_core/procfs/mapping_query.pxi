@@ -7,8 +7,7 @@ cdef inline void begin_query(kernel.ProcmapQuery *query, uintptr_t va) noexcept 
     query.query_addr = va
 
 
-cdef inline int query_mapping(int fd, uintptr_t va,
-                              kernel.ProcmapQuery *query) noexcept nogil:
+cdef inline int query_mapping(int fd, uintptr_t va, kernel.ProcmapQuery *query) noexcept nogil:
     """The mapping at ``va`` or the next above: 0 or -errno, -ENOENT where there is none."""
     begin_query(query, va)
     query.query_flags = kernel.PROCMAP_COVERING_OR_NEXT
@@ -44,8 +43,7 @@ cdef bint is_ambiguous(object pathname) except -1:
 
     The text has ``\\012`` for a newline, and for these four characters too.
     """
-    return (pathname is not None and "\n" in pathname
-            and kernel.has(kernel.FEATURE_PROCMAP_QUERY))
+    return pathname is not None and "\n" in pathname and kernel.has(kernel.FEATURE_PROCMAP_QUERY)
 
 
 cdef object settled_name(object pathname, uintptr_t start, const NamedQuery *query):

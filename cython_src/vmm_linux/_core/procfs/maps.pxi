@@ -2,10 +2,7 @@
 
 cdef enum:
     # Bits of permissions; the first three are PROT_READ, PROT_WRITE, PROT_EXEC.
-    SPAN_READ = 1
-    SPAN_WRITE = 2
-    SPAN_EXECUTE = 4
-    SPAN_SHARED = 8
+    SPAN_READ = 1, SPAN_WRITE = 2, SPAN_EXECUTE = 4, SPAN_SHARED = 8
 
 cdef struct Line:
     # A line of maps, which is also the first line of a record of smaps.
@@ -50,8 +47,7 @@ cdef inline const char *scan_hex(const char *at, const char *end, uint64_t *valu
 cdef const char *scan_decimal(const char *at, const char *end, uint64_t *value) noexcept nogil:
     """Read a decimal number of 64 bits; NULL where there is none."""
     cdef const char *begin = at
-    cdef uint64_t number = 0
-    cdef uint64_t digit
+    cdef uint64_t number = 0, digit
     while at < end and c'0' <= at[0] <= c'9':
         digit = <uint64_t>(at[0] - c'0')
         if number > (<uint64_t>-1 - digit) // 10:

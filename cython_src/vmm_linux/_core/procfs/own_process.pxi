@@ -7,8 +7,7 @@ it has none (see the kernel's features).
 
 cdef enum:
     # See hole_by_query.
-    STEP_GROWTH = 64
-    DIRECT_TRIES = 8
+    STEP_GROWTH = 64, DIRECT_TRIES = 8
 
 
 cdef int ensure_open(int *fd, Mark kind, const char *path) noexcept nogil:
@@ -225,8 +224,7 @@ cdef int hole_by_query(OwnProcess process, uintptr_t va, Span *span) noexcept no
     cdef uintptr_t step = kernel.PAGE_SIZE
     cdef uintptr_t at = high - min(step, high)
     cdef bint met = False
-    cdef int tries = DIRECT_TRIES
-    cdef int result
+    cdef int tries = DIRECT_TRIES, result
     while low < high:
         result = query_mapping(process.maps, at, &query)
         if result == -ENOENT or result == 0 and query.vma_start > va:

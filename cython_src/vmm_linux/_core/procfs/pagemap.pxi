@@ -8,8 +8,7 @@ Python object or raises.
 cdef enum:
     RUNS = 512                  # that one PAGEMAP_SCAN finds at most
     ENTRIES = 1024              # pages whose entries are read at once
-    FROM_ENTRIES = (PAGE_PRESENT | PAGE_SWAPPED | PAGE_SHARED | PAGE_EXCLUSIVE
-                    | PAGE_WRITE_PROTECTED)
+    FROM_ENTRIES = PAGE_PRESENT | PAGE_SWAPPED | PAGE_SHARED | PAGE_EXCLUSIVE | PAGE_WRITE_PROTECTED
 
 
 # ---- One page ----------------------------------------------------------------------------------
@@ -156,8 +155,7 @@ cdef int add_by_scan(int pagemap, uintptr_t start, uintptr_t end, uint64_t categ
     """Add pages by PAGEMAP_SCAN."""
     cdef kernel.PageRegion regions[RUNS]
     cdef kernel.ScanArgument scan
-    cdef int i, count
-    cdef int result = 0
+    cdef int i, count, result = 0
     begin_scan(&scan, start, end, categories, regions, RUNS)
     while scan.start < end and result >= 0:
         count = kernel.pagemap_scan(pagemap, &scan)

@@ -176,8 +176,7 @@ cdef class Parser:
         cdef int i
         if colon == NULL or not c'A' <= line[0] <= c'Z':
             return self.refuse(b"neither a mapping nor a figure", line, end)
-        if (self.latest.flags == NULL and colon - line == 7
-                and memcmp(line, b"VmFlags", 7) == 0):
+        if self.latest.flags == NULL and colon - line == 7 and memcmp(line, b"VmFlags", 7) == 0:
             return set_flags(self.store, self.latest, colon + 1, end - colon - 1)
         problem = scan_value(colon + 1, end, &value, &in_kib)
         if problem != NULL:
@@ -215,8 +214,7 @@ cdef class Parser:
 
     cdef int learn_label(self) except -1:
         """Find the name for the label that the parser has stopped at."""
-        cdef const char *colon = <const char *>memchr(
-            self.line, c':', self.line_end - self.line)
+        cdef const char *colon = <const char *>memchr(self.line, c':', self.line_end - self.line)
         cdef Label *label = <Label *>take_memory(self.store, sizeof(Label))
         if label == NULL:
             raise MemoryError
@@ -248,8 +246,7 @@ cdef class Parser:
         cdef const char *text_end = reader.text.data + reader.text.length
         cdef const char *end
         cdef uint64_t value
-        cdef int i
-        cdef int result = 0
+        cdef int i, result = 0
         while at < text_end:
             if self.latest != NULL and self.with_figures:
                 # Records of one text have their figures in one order: the next is mostly known.
@@ -306,8 +303,7 @@ cdef class Parser:
             elif result == -ENOMEM:
                 raise MemoryError
             elif result == -EBADMSG and self.problem != NULL:
-                raise unreadable(
-                    self.problem.decode(), self.line[:self.line_end - self.line])
+                raise unreadable(self.problem.decode(), self.line[:self.line_end - self.line])
             elif result == -EBADMSG:
                 raise unreadable(
                     "the record of smaps is not whole that begins with", self.first_line())

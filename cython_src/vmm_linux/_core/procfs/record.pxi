@@ -41,6 +41,26 @@ cdef str device_text(uint32_t major, uint32_t minor):
     return f"{major:02x}:{minor:02x}"
 
 
+@final
+@no_gc
+cdef class FigureAttribute:
+    # A figure as an attribute of records; its docstring is of the figure, not of the class.
+    cdef int index
+    cdef readonly str __doc__
+
+    __reduce__ = refuse_copies("each belongs to the class of records")
+
+    def __cinit__(self, int index, str text):
+        self.index = index
+        self.__doc__ = text
+
+    def __get__(self, record, owner):
+        return self if record is None else figure_at(record, self.index)
+
+    def __set__(self, record, value):
+        raise AttributeError("records do not change")
+
+
 @no_gc                          # Strings, numbers and sets of strings: no cycle can arise.
 cdef class SmapsRecord:
     """SmapsRecord()\n--\n
@@ -116,125 +136,31 @@ cdef class SmapsRecord:
             figures.update(self.others)
         return MappingProxyType(figures)
 
-    @property
-    def size(self):
-        """The mapping's length."""
-        return figure_at(self, 0)
-
-    @property
-    def kernel_page_size(self):
-        """Page size the kernel uses for it."""
-        return figure_at(self, 1)
-
-    @property
-    def mmu_page_size(self):
-        """Page size the processor uses for it."""
-        return figure_at(self, 2)
-
-    @property
-    def rss(self):
-        """Resident in memory."""
-        return figure_at(self, 3)
-
-    @property
-    def pss(self):
-        """Resident, each page divided by the number of its users."""
-        return figure_at(self, 4)
-
-    @property
-    def pss_dirty(self):
-        """The dirty part of ``pss`` (6.0)."""
-        return figure_at(self, 5)
-
-    @property
-    def shared_clean(self):
-        """Resident, used by others too, not written to."""
-        return figure_at(self, 6)
-
-    @property
-    def shared_dirty(self):
-        """Resident, used by others too, written to."""
-        return figure_at(self, 7)
-
-    @property
-    def private_clean(self):
-        """Resident, used by this process alone, not written to."""
-        return figure_at(self, 8)
-
-    @property
-    def private_dirty(self):
-        """Resident, used by this process alone, written to."""
-        return figure_at(self, 9)
-
-    @property
-    def referenced(self):
-        """Resident and accessed lately."""
-        return figure_at(self, 10)
-
-    @property
-    def anonymous(self):
-        """Resident and of no file."""
-        return figure_at(self, 11)
-
-    @property
-    def ksm(self):
-        """Merged by KSM (6.8)."""
-        return figure_at(self, 12)
-
-    @property
-    def lazy_free(self):
-        """Given up by MADV_FREE, not yet taken."""
-        return figure_at(self, 13)
-
-    @property
-    def anon_huge_pages(self):
-        """Anonymous, in huge pages."""
-        return figure_at(self, 14)
-
-    @property
-    def shmem_pmd_mapped(self):
-        """Shared memory, in huge pages."""
-        return figure_at(self, 15)
-
-    @property
-    def file_pmd_mapped(self):
-        """Of files, in huge pages (5.4)."""
-        return figure_at(self, 16)
-
-    @property
-    def shared_hugetlb(self):
-        """In hugetlbfs pages that others use too."""
-        return figure_at(self, 17)
-
-    @property
-    def private_hugetlb(self):
-        """In hugetlbfs pages of this process alone."""
-        return figure_at(self, 18)
-
-    @property
-    def swap(self):
-        """Swapped out."""
-        return figure_at(self, 19)
-
-    @property
-    def swap_pss(self):
-        """Swapped out, each page divided by the number of its users."""
-        return figure_at(self, 20)
-
-    @property
-    def locked(self):
-        """Locked in memory, counted as in ``pss``."""
-        return figure_at(self, 21)
-
-    @property
-    def thp_eligible(self):
-        """1 if transparent huge pages may be used here, else 0; not bytes (5.0)."""
-        return figure_at(self, 22)
-
-    @property
-    def protection_key(self):
-        """The memory protection key; not bytes."""
-        return figure_at(self, 23)
+    size = FigureAttribute(0, "The mapping's length.")
+    kernel_page_size = FigureAttribute(1, "Page size the kernel uses for it.")
+    mmu_page_size = FigureAttribute(2, "Page size the processor uses for it.")
+    rss = FigureAttribute(3, "Resident in memory.")
+    pss = FigureAttribute(4, "Resident, each page divided by the number of its users.")
+    pss_dirty = FigureAttribute(5, "The dirty part of ``pss`` (6.0).")
+    shared_clean = FigureAttribute(6, "Resident, used by others too, not written to.")
+    shared_dirty = FigureAttribute(7, "Resident, used by others too, written to.")
+    private_clean = FigureAttribute(8, "Resident, used by this process alone, not written to.")
+    private_dirty = FigureAttribute(9, "Resident, used by this process alone, written to.")
+    referenced = FigureAttribute(10, "Resident and accessed lately.")
+    anonymous = FigureAttribute(11, "Resident and of no file.")
+    ksm = FigureAttribute(12, "Merged by KSM (6.8).")
+    lazy_free = FigureAttribute(13, "Given up by MADV_FREE, not yet taken.")
+    anon_huge_pages = FigureAttribute(14, "Anonymous, in huge pages.")
+    shmem_pmd_mapped = FigureAttribute(15, "Shared memory, in huge pages.")
+    file_pmd_mapped = FigureAttribute(16, "Of files, in huge pages (5.4).")
+    shared_hugetlb = FigureAttribute(17, "In hugetlbfs pages that others use too.")
+    private_hugetlb = FigureAttribute(18, "In hugetlbfs pages of this process alone.")
+    swap = FigureAttribute(19, "Swapped out.")
+    swap_pss = FigureAttribute(20, "Swapped out, each page divided by the number of its users.")
+    locked = FigureAttribute(21, "Locked in memory, counted as in ``pss``.")
+    thp_eligible = FigureAttribute(
+        22, "1 if transparent huge pages may be used here, else 0; not bytes (5.0).")
+    protection_key = FigureAttribute(23, "The memory protection key; not bytes.")
 
     def __getattr__(self, str name):
         if self.others is not None and name in self.others:

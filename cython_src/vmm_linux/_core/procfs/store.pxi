@@ -21,8 +21,7 @@ cdef struct Figure:
 cdef struct Block:
     # Of memory that is given out piece by piece, and lies behind this.
     Block *before
-    size_t used
-    size_t capacity
+    size_t used, capacity
 
 
 @final
@@ -62,8 +61,7 @@ cdef class SmapsStore:
         grew downwards meanwhile, an earlier record has a part of it.
         """
         cdef size_t chunks = (self.count + CHUNK - 1) >> CHUNK_BITS
-        cdef size_t kept = 0
-        cdef size_t i
+        cdef size_t kept = 0, i
         for i in range(self.count):
             while kept > 0 and self.at(kept - 1).span.end > self.at(i).span.start:
                 kept -= 1
@@ -80,8 +78,7 @@ cdef class SmapsStore:
             return None
         name = self.strings.get(<uintptr_t>entry.path)
         if name is None:
-            name = self.strings[<uintptr_t>entry.path] = decoded_path(
-                entry.path, entry.path_length)
+            name = self.strings[<uintptr_t>entry.path] = decoded_path(entry.path, entry.path_length)
         return name
 
     cdef int fill(self, SmapsRecord made, size_t index) except -1:
@@ -174,8 +171,7 @@ cdef const char *path_after(SmapsStore store, const SmapsEntry *before, const ch
     """
     if has_backslash(path, length):
         store.backslashes = True
-    elif (before != NULL and before.path_length == length
-            and memcmp(before.path, path, length) == 0):
+    elif before != NULL and before.path_length == length and memcmp(before.path, path, length) == 0:
         return before.path
     return keep_text(store, path, length)
 
