@@ -70,10 +70,8 @@ cdef object do_mdl_seal(VMM self, Call *call, object argument):
     perform_or_raise(self.space, &call.request, &answer)
 
 
-# ---- handles ------------------------------------------------------------------------------------
-
 cdef object do_handle_copy(VMM self, Call *call, object argument):
-    if call.no_rights:
+    if is_absent(call, ARGUMENT_RIGHTS):
         number(HANDLE_COPY, 1, None)
     check_bits(HANDLE_COPY, "rights", call.request.rights, RIGHT_ALL)
     return make(self.space, &call.request)
@@ -94,8 +92,6 @@ cdef object do_handle_info(VMM self, Call *call, object argument):
         Rights(facts.rights), facts.size, facts.sid,
         facts.origin_sid if facts.cloned else None, Seal(facts.seals))
 
-
-# ---- to and from other processes ----------------------------------------------------------------
 
 cdef object do_send_handle(VMM self, Call *call, object sock):
     cdef Answer answer
@@ -140,7 +136,8 @@ cdef int send_directly(AddressSpace space, int sock, const Request *request) noe
 cdef object do_recv_handle(VMM self, Call *call, object sock):
     cdef Received received
     check_bits(RECV_HANDLE, "require", call.request.seals, SEAL_PUBLISH | SEAL_FREEZE)
-    received = receive(sock, &call.request, None if call.no_peer_uid else call.peer_uid)
+    peer_uid = None if is_absent(call, ARGUMENT_USER) else call.peer_uid
+    received = receive(sock, &call.request, peer_uid)
     return unpack(self.space, RECV_HANDLE, &received.parcel)
 
 

@@ -256,7 +256,7 @@ cdef class Gate:
                 f"the policy does not allow it (rule: {one_line(rule)})") from cause
         return 0
 
-    cdef tuple ask(self, VMM vmm, const Call *call, object argument, const Facts *facts):
+    cdef tuple ask(self, VMM vmm, Call *call, object argument, const Facts *facts):
         """Ask the policy's callable: whether the call is allowed, by whom, and what it raised."""
         cdef Question question = Question.__new__(Question)
         cdef object asking = (getpid(), get_ident())

@@ -118,17 +118,13 @@ cdef str name_of(int method):
     return "read" if method == CHECK else <str>method_names[method]
 
 
-# ---- a call -------------------------------------------------------------------------------------
-
 cdef struct Call:
     # A call of a method: its arguments as numbers, except one that stays a Python object (a socket
     # or limits).
     Request request             # of what is received, ``size`` is the most it may have
     uint64_t peer_uid, descriptor
     int choice                  # of a switch or a tristate: 1 True, 0 False, -1 None
-    bint no_rights              # None was given for rights
-    bint no_max_size            # for max_size
-    bint no_peer_uid            # for peer_uid
+    uint32_t absent             # bit i: None was given for the argument of kind i
     bint holds_data             # ``data`` must be released
     Py_buffer data
 
@@ -144,6 +140,7 @@ cdef inline void begin_call(Call *call, Method method, Ranges *ranges) noexcept:
     """A call without arguments yet."""
     call.request = new_request(method)
     call.request.ranges = ranges
+    call.absent = 0
     call.holds_data = False
 
 
@@ -151,6 +148,37 @@ cdef inline void end_call(Call *call) noexcept:
     """Release the caller's data."""
     if call.holds_data:
         PyBuffer_Release(&call.data)
+
+
+cdef inline bint is_absent(const Call *call, int kind) noexcept:
+    """Whether None was given for the argument of a kind, which may be left out."""
+    return call.absent >> kind & 1
+
+
+cdef inline uint64_t *field_of(Call *call, int kind) noexcept:
+    """Where a call keeps an argument of a kind; NULL where that is no plain number."""
+    cdef Request *request = &call.request
+    if kind == ARGUMENT_ADDRESS:
+        return <uint64_t *>&request.va
+    elif kind == ARGUMENT_SIZE or kind == ARGUMENT_MAX_SIZE:
+        return <uint64_t *>&request.size
+    elif kind == ARGUMENT_FLAGS:
+        return &request.flags
+    elif kind == ARGUMENT_HANDLE:
+        return &request.handle
+    elif kind == ARGUMENT_OFFSET:
+        return &request.offset
+    elif kind == ARGUMENT_SEGMENT_SIZE:
+        return &request.segment_size
+    elif kind == ARGUMENT_RIGHTS:
+        return &request.rights
+    elif kind == ARGUMENT_SEALS:
+        return &request.seals
+    elif kind == ARGUMENT_USER:
+        return &call.peer_uid
+    elif kind == ARGUMENT_DESCRIPTOR:
+        return &call.descriptor
+    return NULL
 
 
 cdef object read_arguments(Call *call, PyObject **given):
@@ -162,39 +190,21 @@ cdef object read_arguments(Call *call, PyObject **given):
     Errors:
         INVALID_ARGUMENT: what has no number, in the words of the method.
     """
-    cdef Request *request = &call.request
-    cdef int method = request.method
+    cdef int method = call.request.method
     cdef int place, kind
+    cdef uint64_t *field
     cdef object value, argument = None
     for place in range(argument_counts[method]):
         value = <object>given[place]
         kind = kinds[method][place]
-        if kind == ARGUMENT_ADDRESS:
-            request.va = number(method, place, value)
-        elif kind == ARGUMENT_SIZE:
-            request.size = number(method, place, value)
-        elif kind == ARGUMENT_FLAGS:
-            request.flags = number(method, place, value)
-        elif kind == ARGUMENT_HANDLE:
-            request.handle = number(method, place, value)
-        elif kind == ARGUMENT_OFFSET:
-            request.offset = number(method, place, value)
-        elif kind == ARGUMENT_SEGMENT_SIZE:
-            request.segment_size = number(method, place, value)
-        elif kind == ARGUMENT_RIGHTS:
-            call.no_rights = value is None
-            request.rights = (rights_of(request.handle) & RIGHT_ALL if value is None
-                              else number(method, place, value))
-        elif kind == ARGUMENT_SEALS:
-            request.seals = number(method, place, value)
-        elif kind == ARGUMENT_MAX_SIZE:
-            call.no_max_size = value is None
-            request.size = UNBOUNDED if value is None else number(method, place, value)
-        elif kind == ARGUMENT_USER:
-            call.no_peer_uid = value is None
-            call.peer_uid = 0 if value is None else number(method, place, value)
-        elif kind == ARGUMENT_DESCRIPTOR:
-            call.descriptor = number(method, place, value)
+        field = field_of(call, kind)
+        if value is None and kind in (ARGUMENT_RIGHTS, ARGUMENT_MAX_SIZE, ARGUMENT_USER):
+            call.absent |= 1 << kind
+            field[0] = UNBOUNDED
+            if kind == ARGUMENT_RIGHTS:
+                field[0] = rights_of(call.request.handle) & RIGHT_ALL
+        elif field != NULL:
+            field[0] = number(method, place, value)
         elif kind == ARGUMENT_SWITCH:
             call.choice = switch(method, place, value)
         elif kind == ARGUMENT_TRISTATE:
@@ -242,7 +252,7 @@ cdef int read_ranges(Call *call, object ranges) except -1:
     return 0
 
 
-cdef dict arguments_of(const Call *call, object argument):
+cdef dict arguments_of(Call *call, object argument):
     """The arguments of a call by name, as numbers: of data and ranges how many there are."""
     cdef dict numbers = {}
     cdef int method = call.request.method
@@ -257,35 +267,17 @@ cdef dict arguments_of(const Call *call, object argument):
     return numbers
 
 
-cdef object argument_of(const Call *call, object argument, int kind):
+cdef object argument_of(Call *call, object argument, int kind):
     """One argument of a call, as the audit writes it down."""
-    cdef const Request *request = &call.request
-    if kind == ARGUMENT_ADDRESS:
-        return request.va
-    elif kind == ARGUMENT_SIZE or kind == ARGUMENT_DATA:
-        return request.size
-    elif kind == ARGUMENT_FLAGS:
-        return request.flags
-    elif kind == ARGUMENT_HANDLE:
-        return request.handle
-    elif kind == ARGUMENT_OFFSET:
-        return request.offset
-    elif kind == ARGUMENT_SEGMENT_SIZE:
-        return request.segment_size
-    elif kind == ARGUMENT_RIGHTS:
-        return None if call.no_rights else request.rights
-    elif kind == ARGUMENT_SEALS:
-        return request.seals
-    elif kind == ARGUMENT_MAX_SIZE:
-        return None if call.no_max_size else request.size
-    elif kind == ARGUMENT_USER:
-        return None if call.no_peer_uid else call.peer_uid
-    elif kind == ARGUMENT_DESCRIPTOR:
-        return call.descriptor
+    cdef uint64_t *field = field_of(call, kind)
+    if field != NULL:
+        return None if is_absent(call, kind) else field[0]
+    elif kind == ARGUMENT_DATA:
+        return call.request.size
     elif kind == ARGUMENT_SWITCH or kind == ARGUMENT_TRISTATE:
         return None if call.choice < 0 else call.choice != 0
     elif kind == ARGUMENT_RANGES:
-        return request.ranges.size()
+        return call.request.ranges.size()
     elif kind == ARGUMENT_SOCKET:
         return SocketType.fileno(argument)
     return 0

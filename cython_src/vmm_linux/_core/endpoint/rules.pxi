@@ -149,8 +149,6 @@ cdef Rule rule_of(tuple numbers) except *:
     return rule
 
 
-# ---- one rule and a call ------------------------------------------------------------------------
-
 cdef bint matches(const Rule *rule, const Facts *facts) noexcept:
     """Whether every condition of a rule holds."""
     return (
@@ -193,8 +191,6 @@ cdef bint among(const vector[int64_t] &wanted, int64_t found, bint unknown) noex
             return True
     return False
 
-
-# ---- two rules ----------------------------------------------------------------------------------
 
 cdef bint covers(const Rule *wide, const Rule *narrow) noexcept:
     """Whether a rule matches every call that another matches, as far as the conditions show."""

@@ -294,8 +294,6 @@ cdef bint is_set(object sock, object option) except? True:
         return False
 
 
-# ---- waiting and sending -----------------------------------------------------------------------
-
 cdef bint is_plain(object sock):
     """Whether a socket is of Python's own class, so that sending runs no code of a subclass."""
     return type(sock) is Socket

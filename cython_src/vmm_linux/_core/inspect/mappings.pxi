@@ -21,8 +21,6 @@ cdef object region_of(const Intent &intent):
         flags_of(intent.flags), flags_of(intent.protection), intent.sid or None)
 
 
-# ---- One mapping --------------------------------------------------------------------------------
-
 @final
 @no_gc                          # As SmapsRecord is; a part holds its whole, which is no part.
 cdef class Mapping(SmapsRecord):
@@ -149,8 +147,6 @@ cdef int cut(Mapping mapping, uintptr_t start, uintptr_t end, Mapping whole) exc
     mapping.uncut = whole
     return 0
 
-
-# ---- All mappings -------------------------------------------------------------------------------
 
 cdef struct Part:
     uintptr_t start, end
@@ -298,8 +294,6 @@ def read_mappings(int fd, bint figures, bint ours):
     return made
 
 
-# ---- The mapping at an address ------------------------------------------------------------------
-
 # Of this process. It is used with the GIL held, which keeps questions apart.
 cdef OwnProcess own = OwnProcess()
 
@@ -361,8 +355,6 @@ def foreign_mapping(int fd, uintptr_t va):
         result = query_with_name(fd, va, &query)
     return found_mapping(result, &query)
 
-
-# ---- Pages --------------------------------------------------------------------------------------
 
 cdef tuple PAGE_FLAGS = tuple(PageFlags(bits) for bits in range(256))
 

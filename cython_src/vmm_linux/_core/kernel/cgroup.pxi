@@ -59,8 +59,6 @@ cdef atomic[int64_t] budget
 cdef atomic[int64_t] budget_ends
 
 
-# ---- One level ---------------------------------------------------------------------------------
-
 cdef uint64_t limit_of(const Level *this) noexcept nogil:
     """The limit of a level in bytes, NO_NUMBER where it has none."""
     cdef uint64_t limit = read_number(this.limit)
@@ -120,8 +118,6 @@ cdef uint64_t memory_left_at(const Level *this) noexcept nogil:
     return limit - min(limit, usage)
 
 
-# ---- The question ------------------------------------------------------------------------------
-
 cdef int64_t milliseconds() noexcept nogil:
     """A clock that costs nanoseconds."""
     cdef timespec now
@@ -165,8 +161,6 @@ cdef bint read_headroom(uint64_t size) noexcept nogil:
     budget_ends.store(milliseconds() + FOR_MILLISECONDS)
     return True
 
-
-# ---- Which cgroup, with the GIL ----------------------------------------------------------------
 
 # Of a level: limit and use of memory, limit and use of swap, statistics. Version 1 counts memory
 # and swap together in the second pair.

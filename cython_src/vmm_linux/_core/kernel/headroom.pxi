@@ -35,8 +35,6 @@ cdef uint64_t defaults[BOUNDS]
 cdef int64_t defaults_second = -1
 
 
-# ---- Memory and mappings now -------------------------------------------------------------------
-
 cdef uint64_t meminfo(const char *label, const char *other) noexcept nogil:
     """The sum of two figures of /proc/meminfo in bytes, NO_NUMBER where it cannot be read."""
     cdef char text[4096]
@@ -88,8 +86,6 @@ cdef uint64_t mapping_count() noexcept nogil:
     close(fd)
     return lines
 
-
-# ---- Default limits, with the GIL --------------------------------------------------------------
 
 def memory_headroom(uint64_t available):
     """Bytes that this process can take, of those that the machine has available.

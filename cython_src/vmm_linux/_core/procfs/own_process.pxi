@@ -187,8 +187,6 @@ cdef void notice_fork(OwnProcess process) noexcept nogil:
         process.generation = generation
 
 
-# ---- One mapping -------------------------------------------------------------------------------
-
 cdef int span_by_query(OwnProcess process, uintptr_t va, Span *span) noexcept nogil:
     cdef kernel.ProcmapQuery query
     cdef int result = ensure_open(&process.maps, MARK_MAPS, b"/proc/thread-self/maps")
@@ -292,8 +290,6 @@ cdef int read_span(OwnProcess process, uintptr_t va, Span *span) noexcept nogil:
     return 0
 
 
-# ---- One page ----------------------------------------------------------------------------------
-
 cdef int facts_by_scan(OwnProcess process, uintptr_t page, PageFacts *facts) noexcept nogil:
     cdef uint64_t categories = (kernel.PAGE_IS_PRESENT | kernel.PAGE_IS_SWAPPED
                                 | kernel.PAGE_IS_FILE | kernel.PAGE_IS_HUGE)
@@ -332,8 +328,6 @@ cdef int facts_by_entry(OwnProcess process, uintptr_t page, PageFacts *facts) no
               flags_of_entry(entry, guards))
     return 0
 
-
-# ---- One record of smaps -----------------------------------------------------------------------
 
 cdef int read_smaps(OwnProcess process, uintptr_t va, Text *text) noexcept nogil:
     """``smaps_text_at`` of the file that is open."""

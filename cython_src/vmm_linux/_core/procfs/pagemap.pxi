@@ -11,8 +11,6 @@ cdef enum:
     FROM_ENTRIES = PAGE_PRESENT | PAGE_SWAPPED | PAGE_SHARED | PAGE_EXCLUSIVE | PAGE_WRITE_PROTECTED
 
 
-# ---- One page ----------------------------------------------------------------------------------
-
 cdef inline uint32_t flags_of_categories(uint64_t categories) noexcept nogil:
     """The PAGE_ flags of what PAGEMAP_SCAN found."""
     cdef uint32_t flags = 0
@@ -87,8 +85,6 @@ cdef int scan_page(int pagemap, uintptr_t page, uint64_t categories,
     flags[0] = flags_of_categories(region.categories)
     return min(result, 0)
 
-
-# ---- Many pages --------------------------------------------------------------------------------
 
 cdef uint32_t known_flags(bint exclusive) noexcept nogil:
     """The flags that ``find_pages`` can find out at all."""

@@ -102,8 +102,6 @@ cdef class SmapsStore:
         return 0
 
 
-# ---- Memory ------------------------------------------------------------------------------------
-
 cdef void *take_memory(SmapsStore store, size_t size) noexcept nogil:
     """Memory that lasts as long as the records, or NULL when there is none."""
     cdef Block *block = store.block
@@ -145,8 +143,6 @@ cdef SmapsEntry *new_entry(SmapsStore store) noexcept nogil:
     store.count += 1
     return store.at(store.count - 1)
 
-
-# ---- What a text says --------------------------------------------------------------------------
 
 cdef SmapsEntry *add_entry(SmapsStore store, const Line *line) noexcept nogil:
     """One more record, which has no figures yet; NULL when there is no memory."""
@@ -229,8 +225,6 @@ cdef int number_of(SmapsStore store, str name) except -1:
         store.names.append(name)
     return store.names.index(name)
 
-
-# ---- As Python objects -------------------------------------------------------------------------
 
 cdef object flags_at(SmapsStore store, const SmapsEntry *entry):
     """VmFlags as a set, None where the text has none."""
