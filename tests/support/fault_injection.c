@@ -428,31 +428,23 @@ EXPORTED int ioctl(int fd, unsigned long request, ...)
     return real(fd, request, argument);
 }
 
-EXPORTED int open(const char *path, int flags, ...)
-{
-    va_list rest;
-    mode_t mode;
-    REAL(open);
-    va_start(rest, flags);
-    mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, mode_t) : 0;
-    va_end(rest);
-    if (FAIL_HERE("open", EMFILE))
-        return -1;
-    return real(path, flags, mode);
-}
+/* open and open64 differ in their name alone. */
+#define DEFINE_OPEN(name) \
+    EXPORTED int name(const char *path, int flags, ...) \
+    { \
+        va_list rest; \
+        mode_t mode; \
+        REAL(name); \
+        va_start(rest, flags); \
+        mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
+        va_end(rest); \
+        if (FAIL_HERE("open", EMFILE)) \
+            return -1; \
+        return real(path, flags, mode); \
+    }
 
-EXPORTED int open64(const char *path, int flags, ...)
-{
-    va_list rest;
-    mode_t mode;
-    REAL(open64);
-    va_start(rest, flags);
-    mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, mode_t) : 0;
-    va_end(rest);
-    if (FAIL_HERE("open", EMFILE))
-        return -1;
-    return real(path, flags, mode);
-}
+DEFINE_OPEN(open)
+DEFINE_OPEN(open64)
 
 EXPORTED int openat(int folder, const char *path, int flags, ...)
 {

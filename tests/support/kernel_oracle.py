@@ -182,15 +182,6 @@ def charged_bytes() -> int:
     return sum(record.figures["Size"] for record in smaps() if "ac" in record.vm_flags)
 
 
-def resident_bytes(low: int, high: int) -> int:
-    """``Rss`` of the mappings that lie wholly in ``[low, high)``; zero pages do not count."""
-    return sum(
-        record.figures["Rss"]
-        for record in smaps()
-        if low <= record.mapping.start and record.mapping.end <= high
-    )
-
-
 def pagemap(low: int, pages: int) -> list[int]:
     """The raw ``/proc/self/pagemap`` entries of ``pages`` pages from ``low`` on."""
     with Path("/proc/self/pagemap").open("rb", buffering=0) as entries:

@@ -186,7 +186,7 @@ def show(diagnosis: Diagnosis) -> None:
     needs = [(it.name, "ok" if it.ok else f"FAILED: {it.problem}") for it in diagnosis.checks]
     features = [(it.name, it.since or "", it.state, it.without) for it in diagnosis.features]
     settings = [
-        (it.name, written(it.name, it.value, "not told"), written(it.name, it.ceiling, ""))
+        (it.name, written(it.name, it.value, "unknown"), written(it.name, it.ceiling, ""))
         for it in diagnosis.settings
     ]
     show_table(Table("Needs, each tried", ("need", "outcome"), needs))

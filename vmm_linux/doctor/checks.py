@@ -83,7 +83,7 @@ def answers(vmm: VMM) -> None:
     va = vmm.allocate(0, 2 * PAGE, VmmFlags.RESERVE | READ_WRITE)
     vmm.commit(va, PAGE)
     states = [vmm.query(va + at, smaps=False).state for at in (0, PAGE)]
-    expect("states told", states, [PageState.COMMITTED, PageState.RESERVED])
+    expect("states reported", states, [PageState.COMMITTED, PageState.RESERVED])
     record = vmm.query(va).smaps
     expect("a record of /proc/self/smaps there", record is not None, True)
     vmm.free(va, 2 * PAGE)

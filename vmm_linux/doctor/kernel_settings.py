@@ -83,7 +83,7 @@ def advice_on_ratio(value: int | None) -> str | None:
 
 OVERCOMMIT: dict[int | None, str] = {
     0: "each commit is checked by itself: many together can exceed the machine, and the "
-    "out-of-memory killer ends somebody at a touch; 2 counts strictly",
+    "out-of-memory killer kills a process at a touch; 2 counts strictly",
     1: "no commit is refused, whatever the machine has; 0 checks each, 2 counts strictly",
 }
 NOEXEC: dict[int | None, str] = {

@@ -42,7 +42,7 @@ READ, WRITE = VmmFlags.READ, VmmFlags.WRITE
 PAGES = 64
 FEW = 0.2
 """Interrupts a page: fewer are caused by other processes."""
-NOBODY, PROCESSES = "nobody", "processes"
+ALONE, PROCESSES = "nobody", "processes"
 
 Company = dict[str, contextlib.AbstractContextManager[object]]
 
@@ -61,14 +61,14 @@ def measure(run: Run) -> None:
     run.physical("A thread that writes is stopped by the change", ended, equal("by SIGSEGV"))
     first, *others = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {first})
-    company: Company = {NOBODY: contextlib.nullcontext()}
+    company: Company = {ALONE: contextlib.nullcontext()}
     if others:
         company |= company_on(run, others)
     costs = {}
     for name, present in run.steps(list(company.items()), "in company"):
         with present:
             taken, given = costs_of(run, touched=True)
-            if name not in {NOBODY, PROCESSES}:
+            if name not in {ALONE, PROCESSES}:
                 taken, given = when_interrupted(taken), when_interrupted(given)
             untouched, _ = costs_of(run, touched=False)
             costs[name] = [middle(taken), middle(given), middle(untouched)]
@@ -226,7 +226,7 @@ def show(run: Run, costs: dict[str, list[Cost]]) -> None:
 
 def claim(run: Run, costs: dict[str, list[Cost]]) -> None:
     """Compare with the prediction."""
-    alone, processes, threads = costs[NOBODY], costs[PROCESSES], list(costs.values())[-1]
+    alone, processes, threads = costs[ALONE], costs[PROCESSES], list(costs.values())[-1]
     ratio = threads[0].microseconds / alone[0].microseconds
     run.timing("Threads on other cores make it dearer to take a right", ratio, at_least(2), "times")
     ratio = processes[0].microseconds / alone[0].microseconds
