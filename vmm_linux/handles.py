@@ -42,10 +42,17 @@ class Handle(int):
 class HandleInfo:
     """The result of ``VMM.handle_info``. Immutable."""
 
-    __slots__ = ("_origin_sid", "_rights", "_seals", "_sid", "_size")
+    __slots__ = ("_nbytes", "_origin_sid", "_rights", "_seals", "_segments", "_sid", "_size")
 
     def __init__(
-        self, rights: Rights, size: int, sid: int, origin_sid: int | None, seals: Seal
+        self,
+        rights: Rights,
+        size: int,
+        sid: int,
+        origin_sid: int | None,
+        seals: Seal,
+        nbytes: int | None = None,
+        segments: int = 1,
     ) -> None:
         if hasattr(self, "_rights"):
             raise InvalidOperation("HandleInfo", "a HandleInfo does not change")
@@ -54,6 +61,8 @@ class HandleInfo:
         self._sid = sid
         self._origin_sid = origin_sid
         self._seals = seals
+        self._nbytes = size if nbytes is None else nbytes
+        self._segments = segments
 
     @property
     def rights(self) -> Rights:
@@ -62,8 +71,18 @@ class HandleInfo:
 
     @property
     def size(self) -> int:
-        """The size of the buffer in bytes."""
+        """The size of the buffer in bytes: that of its pages."""
         return self._size
+
+    @property
+    def nbytes(self) -> int:
+        """The length of the buffer to the byte, which ends in its last page."""
+        return self._nbytes
+
+    @property
+    def segments(self) -> int:
+        """How many memory files the buffer lies in."""
+        return self._segments
 
     @property
     def seals(self) -> Seal:
@@ -94,8 +113,12 @@ class HandleInfo:
         if Rights.GET_SID not in self._rights:
             raise NoCapability("handle_info", "the handle lacks GET_SID")
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Rights, int, int, int | None, Seal]]:
-        return type(self), (self._rights, self._size, self._sid, self._origin_sid, self._seals)
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), tuple(getattr(self, name) for name in FIELDS)
 
     def __repr__(self) -> str:
-        return f"HandleInfo(rights={self._rights!r}, size={self._size}, seals={self._seals!r})"
+        return f"HandleInfo(rights={self._rights!r}, nbytes={self._nbytes}, seals={self._seals!r})"
+
+
+FIELDS: Final = ("_rights", "_size", "_sid", "_origin_sid", "_seals", "_nbytes", "_segments")
+"""What makes a ``HandleInfo``, in the order of its arguments."""

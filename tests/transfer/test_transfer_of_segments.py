@@ -374,7 +374,7 @@ WRONG_SEGMENTS: dict[str, tuple[Callable[[], list[int]], str]] = {
     "an empty one": (lambda: three((4, 4, 0)), "memory of 0 bytes"),
     "an identity among them": (
         lambda: [*three((4, 4)), reopened(identity(), os.O_RDONLY)],
-        "memory of 40 bytes",
+        "a segment of 40 bytes",
     ),
     "one writable": (lambda: [*three((4, 4)), memory(2 * PAGE)], "access mode 2"),
     "the first writable": (lambda: [memory(4 * PAGE), *three((4, 2))], "access mode 2"),
@@ -393,7 +393,7 @@ WRONG_SEGMENTS: dict[str, tuple[Callable[[], list[int]], str]] = {
         ],
         "no memfd of ordinary pages",
     ),
-    "half a page": (lambda: [*three((4, 4)), read_only(2 * PAGE - 1)], "not whole pages"),
+    "half a page": (lambda: [*three((4, 4)), read_only(2 * PAGE - 1)], "not the size that is announced"),
 }
 
 

@@ -34,6 +34,7 @@ class Kind(Enum):
     HANDLE = "handle"
     OFFSET = "offset"
     SEGMENT_SIZE = "segment_size"
+    NBYTES = "nbytes"
     RIGHTS = "rights"
     SEALS = "seals"
     MAX_SIZE = "max_size"
@@ -348,6 +349,8 @@ class Exporter:
 
     Each consumer gets a ``Holder`` of its own, so that pins end with their consumers.
     """
+    def _as_handle(self) -> object:
+        """What stands for it where a method takes a handle."""
     def _pinned(self) -> memoryview:
         """A memoryview that pins the memory as long as its object lives."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -620,7 +623,11 @@ class VMM:
         Source: process_vm_writev(2).
         """
     def mdl_create(
-        self, size: SupportsIndex, prot: SupportsIndex, segment_size: SupportsIndex = 0
+        self,
+        size: SupportsIndex,
+        prot: SupportsIndex,
+        segment_size: SupportsIndex = 0,
+        nbytes: SupportsIndex = 0,
     ) -> Handle:
         """Make an MDL buffer: shared memory without a name.
 
@@ -635,12 +642,16 @@ class VMM:
                 buffer has all its memory on return; without, pages get it when they are touched.
             segment_size: bytes of each segment, a page multiple; the last one may be shorter.
                 0, like any number from ``size`` on, means one segment.
+            nbytes: the length to the byte, which ends in the last page of ``size``; 0 for ``size``.
+                It is the memory file's own size (``st_size``), and so the same at every receiver;
+                pages are mapped whole.
 
         Returns:
             A ``Handle``.
 
         Errors:
-            INVALID_ARGUMENT: zero size, unaligned numbers, no or illegal protection, unknown flags.
+            INVALID_ARGUMENT: zero size, unaligned numbers, no or illegal protection, unknown flags,
+                a length that does not fit the size.
             OUT_OF_MEMORY: LOCKED, and the machine or the memory cgroup has not that much memory.
             QUOTA_EXCEEDED: ``limits``, or RLIMIT_NOFILE.
 
@@ -682,7 +693,8 @@ class VMM:
             prot: ``VmmFlags``: the most that the handle allows, READ at least.
 
         Returns:
-            A ``Handle``. The buffer's size is the data's, rounded up to pages.
+            A ``Handle``. The buffer has the data's length to the byte (``HandleInfo.nbytes``); its
+            size is that, rounded up to pages.
 
         Errors:
             INVALID_ARGUMENT: no bytes, no contiguous buffer, no or illegal protection.
@@ -692,7 +704,9 @@ class VMM:
         Source: memfd_create(2), fcntl(2) F_SEAL_WRITE.
         """
     def mdl_get_size(self, handle: SupportsIndex) -> int:
-        """The size of an MDL buffer in bytes.
+        """The size of an MDL buffer in bytes: that of its pages.
+
+        Its length to the byte is ``handle_info(handle).nbytes``.
 
         Args:
             handle: of the buffer.

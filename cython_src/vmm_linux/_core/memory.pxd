@@ -30,15 +30,15 @@ cdef struct Parcel:
     int segments                # how many of them are of memory
     uint32_t rights
     uint64_t offset             # of the buffer in the memory
-    uint64_t size               # of the buffer
-    uint64_t segment_size       # of each but the last, which may be shorter; of one its size
-    uint64_t memory_size        # of all of them
+    uint64_t size               # of the buffer, to the byte
+    uint64_t segment_size       # of each but the last, which may be shorter: a page multiple
+    uint64_t memory_size        # of all of them, to the byte
     uint64_t handle             # of one that leaves, and how many read-only descriptions of its
     uint64_t descriptions       # buffer there were before
 
 cdef struct HandleFacts:
     uint32_t rights
-    uint64_t size, sid, origin_sid
+    uint64_t size, nbytes, segments, sid, origin_sid
     bint cloned
     int seals
 
@@ -65,6 +65,7 @@ cdef struct Request:
     uint64_t handle
     uint64_t offset             # bytes from the start of the buffer
     uint64_t segment_size
+    uint64_t nbytes             # of MDL_CREATE: the length to the byte; 0: the size
     uint64_t rights             # of the copy, the receiver or the descriptor
     uint64_t seals              # to put on, or that the memory must have
     uint64_t new_handle         # of MDL_CREATE_FROM_VM: the one that it makes
@@ -115,7 +116,7 @@ cdef inline Request new_request(Method method) noexcept nogil:
     cdef Request request
     request.method = method
     request.va = request.size = request.flags = request.handle = request.offset = 0
-    request.segment_size = request.rights = request.seals = 0
+    request.segment_size = request.nbytes = request.rights = request.seals = 0
     request.new_handle = request.descriptions = 0
     request.forbidden = 0
     request.data = NULL

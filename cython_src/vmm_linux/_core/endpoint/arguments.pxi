@@ -35,6 +35,8 @@ cdef inline uint64_t number(int method, int place, object value) except? 0xFFFFF
     cdef uint64_t result
     if is_plain_number(value, &result):
         return result
+    if kinds[method][place] == ARGUMENT_HANDLE and isinstance(value, Exporter):
+        value = value._as_handle()
     return other_number(name_of(method), <str>argument_names[method][place], value)
 
 

@@ -9,6 +9,12 @@ cdef object do_mdl_create(VMM self, Call *call, object argument):
     check_multiple(MDL_CREATE, "segment_size", request.segment_size)
     if request.segment_size == 0 or request.segment_size > request.size:
         request.segment_size = request.size
+    if request.nbytes == 0:
+        request.nbytes = request.size
+    if request.nbytes > request.size or request.size - request.nbytes >= PAGE_SIZE:
+        raise InvalidArgument(
+            "mdl_create", f"nbytes {request.nbytes} does not end in the last page of size "
+            f"{request.size}")
     return make(self.space, request)
 
 
@@ -90,7 +96,8 @@ cdef object do_handle_info(VMM self, Call *call, object argument):
     perform_or_raise(self.space, &call.request, &answer)
     return HandleInfo(
         Rights(facts.rights), facts.size, facts.sid,
-        facts.origin_sid if facts.cloned else None, Seal(facts.seals))
+        facts.origin_sid if facts.cloned else None, Seal(facts.seals), facts.nbytes,
+        facts.segments)
 
 
 cdef object do_send_handle(VMM self, Call *call, object sock):

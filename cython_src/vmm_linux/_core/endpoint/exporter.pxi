@@ -50,6 +50,10 @@ cdef class Exporter:
         """A memoryview that pins the memory as long as its object lives."""
         raise NotImplementedError
 
+    def _as_handle(self):
+        """What stands for it where a method takes a handle."""
+        return self
+
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         PyObject_GetBuffer(Holder(self, self._pinned()), buffer, flags)
 

@@ -19,6 +19,7 @@ class Kind(Enum):
     HANDLE = "handle"
     OFFSET = "offset"           # bytes from the start of a buffer
     SEGMENT_SIZE = "segment_size"
+    NBYTES = "nbytes"           # the length to the byte
     RIGHTS = "rights"           # None: all that the handle has
     SEALS = "seals"
     MAX_SIZE = "max_size"       # bytes; None: no bound
@@ -55,7 +56,8 @@ METHODS = (
     MethodInfo("read", RANGE),
     MethodInfo("write", (("va", Kind.ADDRESS), ("data", Kind.DATA))),
     MethodInfo("mdl_create", (
-        ("size", Kind.SIZE), ("prot", Kind.FLAGS), ("segment_size", Kind.SEGMENT_SIZE)),
+        ("size", Kind.SIZE), ("prot", Kind.FLAGS), ("segment_size", Kind.SEGMENT_SIZE),
+        ("nbytes", Kind.NBYTES)),
         FLAG_RWX_MASK | FLAG_LOCKED),
     MethodInfo("mdl_create_from_vm", RANGE + (("flags", Kind.FLAGS),), FLAG_RWX_MASK),
     MethodInfo("mdl_create_from_buf", (("data", Kind.DATA), ("prot", Kind.FLAGS)), FLAG_RWX_MASK),
@@ -91,8 +93,8 @@ assert len(METHODS) == METHOD_COUNT
 # The kinds in C, in the same order.
 cdef enum:
     ARGUMENT_ADDRESS, ARGUMENT_SIZE, ARGUMENT_FLAGS, ARGUMENT_HANDLE, ARGUMENT_OFFSET
-    ARGUMENT_SEGMENT_SIZE, ARGUMENT_RIGHTS, ARGUMENT_SEALS, ARGUMENT_MAX_SIZE, ARGUMENT_USER
-    ARGUMENT_DESCRIPTOR, ARGUMENT_SWITCH, ARGUMENT_TRISTATE, ARGUMENT_IGNORED, ARGUMENT_DATA
+    ARGUMENT_SEGMENT_SIZE, ARGUMENT_NBYTES, ARGUMENT_RIGHTS, ARGUMENT_SEALS, ARGUMENT_MAX_SIZE
+    ARGUMENT_USER, ARGUMENT_DESCRIPTOR, ARGUMENT_SWITCH, ARGUMENT_TRISTATE, ARGUMENT_IGNORED, ARGUMENT_DATA
     ARGUMENT_RANGES, ARGUMENT_SOCKET, ARGUMENT_LIMITS
 
 cdef int kinds[METHOD_COUNT][MOST_ARGUMENTS]
@@ -170,6 +172,8 @@ cdef inline uint64_t *field_of(Call *call, int kind) noexcept:
         return &request.offset
     elif kind == ARGUMENT_SEGMENT_SIZE:
         return &request.segment_size
+    elif kind == ARGUMENT_NBYTES:
+        return &request.nbytes
     elif kind == ARGUMENT_RIGHTS:
         return &request.rights
     elif kind == ARGUMENT_SEALS:

@@ -350,7 +350,7 @@ cdef class VMM:
 
     # ---- over MDL buffers -----------------------------------------------------------------------
 
-    def mdl_create(self, size, prot, segment_size=0):
+    def mdl_create(self, size, prot, segment_size=0, nbytes=0):
         """Make an MDL buffer: shared memory without a name.
 
         In segments, a clone that begins and ends on their borders can be sent without the memory
@@ -364,18 +364,22 @@ cdef class VMM:
                 buffer has all its memory on return; without, pages get it when they are touched.
             segment_size: bytes of each segment, a page multiple; the last one may be shorter.
                 0, like any number from ``size`` on, means one segment.
+            nbytes: the length to the byte, which ends in the last page of ``size``; 0 for ``size``.
+                It is the memory file's own size (``st_size``), and so the same at every receiver;
+                pages are mapped whole.
 
         Returns:
             A ``Handle``.
 
         Errors:
-            INVALID_ARGUMENT: zero size, unaligned numbers, no or illegal protection, unknown flags.
+            INVALID_ARGUMENT: zero size, unaligned numbers, no or illegal protection, unknown flags,
+                a length that does not fit the size.
             OUT_OF_MEMORY: LOCKED, and the machine or the memory cgroup has not that much memory.
             QUOTA_EXCEEDED: ``limits``, or RLIMIT_NOFILE.
 
         Source: MdlCreate; memfd_create(2), fcntl(2) F_ADD_SEALS.
         """
-        return self.call(MDL_CREATE, do_mdl_create, size, prot, segment_size)
+        return self.call(MDL_CREATE, do_mdl_create, size, prot, segment_size, nbytes)
 
     def mdl_create_from_vm(self, va, size, flags):
         """Make an MDL buffer of committed private pages, which stay where they are.
@@ -413,7 +417,8 @@ cdef class VMM:
             prot: ``VmmFlags``: the most that the handle allows, READ at least.
 
         Returns:
-            A ``Handle``. The buffer's size is the data's, rounded up to pages.
+            A ``Handle``. The buffer has the data's length to the byte (``HandleInfo.nbytes``); its
+            size is that, rounded up to pages.
 
         Errors:
             INVALID_ARGUMENT: no bytes, no contiguous buffer, no or illegal protection.
@@ -425,7 +430,9 @@ cdef class VMM:
         return self.call(MDL_CREATE_FROM_BUF, do_mdl_create_from_buf, data, prot)
 
     def mdl_get_size(self, handle):
-        """The size of an MDL buffer in bytes.
+        """The size of an MDL buffer in bytes: that of its pages.
+
+        Its length to the byte is ``handle_info(handle).nbytes``.
 
         Args:
             handle: of the buffer.

@@ -13,7 +13,7 @@ bytes       type   what
 12 to 15    uint32 ``Rights`` of the handle
 16 to 23    uint64 where in the first segment the buffer begins, in bytes
 24 to 31    uint64 size of the buffer in bytes
-32 to 39    uint64 size of each segment but the last, which may be shorter, in bytes
+32 to 39    uint64 size of each segment but the last, which may be shorter: a page multiple
 40 to 47    uint64 size of all segments in bytes
 =========== ====== ==================================================================
 
@@ -43,7 +43,8 @@ cdef enum:
     FORMAT_VERSION = 3
     MOST_IDENTITIES = 2
     TMPFS_MAGIC = 0x01021994    # of memfds; those of huge pages, whose touch can kill, have another
-    SEALS_OF_MEMORY = F_SEAL_SHRINK | F_SEAL_GROW
+    # A file that grows is no danger. One that shrinks kills whoever touches what it had.
+    SEALS_OF_MEMORY = F_SEAL_SHRINK
     SEALS_OF_IDENTITY = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL
     # What the holder of a descriptor can do without this package.
     RIGHTS_OF_DESCRIPTOR = RIGHT_TRANSFER | RIGHT_COPY | RIGHT_GET_SID | RIGHT_MAP_READ
@@ -150,7 +151,8 @@ cdef object bad(str why):
 cdef object unfit(str why):
     """The exception for a descriptor that is no buffer's."""
     return InvalidArgument(
-        "handle_from_fd", f"{why}; handle_fileno of a buffer gives what is needed")
+        "handle_from_fd",
+        f"{why}; Mdl.from_fd(fd, copy=True) copies what can be read of a file")
 
 
 cdef Received receive(object sock, const Request *request, object peer_uid):
@@ -224,7 +226,7 @@ cdef int check_identities(const Parcel *parcel, int identities) except -1:
     window.stride = sizeof(OpenFile)
     window.count = parcel.segments
     window.offset = parcel.offset
-    window.size = parcel.size
+    window.size = round_up(parcel.size, PAGE_SIZE)
     window.segment_size = parcel.segment_size
     for i in range(identities):
         if i == 0:
@@ -249,6 +251,8 @@ cdef int examine_memory(Parcel *parcel) except -1:
     cdef int seals, i
     for i in range(parcel.count - parcel.segments, parcel.count):
         seals = examine(&parcel.files[i], parcel.rights, &size, bad)
+        if seals & F_SEAL_GROW == 0 and parcel.segments == 1:
+            size = min(size, left)      # of another program's memory, which may have grown
         if size != min(left, parcel.segment_size):
             raise bad(f"a segment of {size} bytes, which is not the size that is announced")
         left -= size
@@ -283,8 +287,8 @@ cdef int examine(OpenFile *file, uint32_t rights, uint64_t *size, Refusal refuse
     if mode != expected:
         raise refuse(f"the memory's descriptor has access mode {mode}, the rights need {expected}")
     size[0] = size_of(file)
-    if size[0] == 0 or not is_multiple(size[0], PAGE_SIZE):
-        raise refuse(f"memory of {size[0]} bytes, not whole pages")
+    if size[0] == 0:
+        raise refuse("memory of 0 bytes")
     return seals
 
 
@@ -306,6 +310,10 @@ cdef int seals_of(int fd, int needed, Refusal refuse) except -1:
         raise refuse("a descriptor that is no memfd")
     if kernel.filesystem_type(fd) != TMPFS_MAGIC:
         raise refuse("a descriptor that is no memfd of ordinary pages")
+    if needed == SEALS_OF_MEMORY and needed & ~seals:
+        raise refuse(
+            f"memory with seals {seals:#x}, not sealed against shrinking: its owner can cut it, and "
+            "a process that touches what was cut ends with SIGBUS")
     if needed & ~seals:
         raise refuse(f"a memfd with seals {seals:#x}; {needed:#x} are needed")
     return seals
@@ -314,19 +322,21 @@ cdef int seals_of(int fd, int needed, Refusal refuse) except -1:
 cdef int check_window(const Parcel *parcel, bint is_clone) except -1:
     """Whether a buffer lies in its memory and needs all its segments.
 
-    A clone lies in whole pages of it; any other buffer is all of it.
+    A clone has whole pages of it, but for the end of the memory; any other buffer is all of it.
     """
     cdef uint64_t offset = parcel.offset
     cdef uint64_t size = parcel.size
     cdef uint64_t memory_size = parcel.memory_size
-    if size == 0 or not is_multiple(size | offset, PAGE_SIZE):
-        raise bad(f"a buffer of {size} bytes at offset {offset}, not whole pages")
     if offset > memory_size or size > memory_size - offset:
         raise bad(f"{size} bytes at offset {offset} of a memory of {memory_size} bytes")
+    if size == 0 or not is_multiple(offset, PAGE_SIZE) or not (
+            is_multiple(size, PAGE_SIZE) or size == memory_size - offset):
+        raise bad(f"a buffer of {size} bytes at offset {offset}, not whole pages")
     if not is_clone and size != memory_size:
         raise bad(f"a buffer of {size} bytes that is no clone, of a memory of {memory_size} bytes")
     # The segments were counted and measured, so that no product of theirs is beyond their memory.
-    if (parcel.segment_size > memory_size or offset >= parcel.segment_size
+    if (not is_multiple(parcel.segment_size, PAGE_SIZE) or offset >= parcel.segment_size
+            or parcel.segment_size > <uint64_t>round_up(memory_size, PAGE_SIZE)
             or offset + size <= (parcel.segments - 1) * parcel.segment_size):
         raise bad(f"{size} bytes at offset {offset} do not touch every segment")
     return 0
@@ -369,5 +379,6 @@ cdef int examine_adopted(Parcel *parcel, const Request *request) except -1:
         parcel.rights |= RIGHT_MAP_WRITE
     seals = examine(&parcel.files[0], parcel.rights, &parcel.size, unfit)
     parcel.offset = 0
-    parcel.segment_size = parcel.memory_size = parcel.size
+    parcel.memory_size = parcel.size
+    parcel.segment_size = round_up(parcel.size, PAGE_SIZE)
     return check_required(request, seals, parcel.size)

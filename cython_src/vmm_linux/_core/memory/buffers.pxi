@@ -16,7 +16,7 @@ cdef Answer create_buffer(AddressSpace space, const Request *request) noexcept n
     if answer.reason != DONE:
         return answer
     result = memory_object_new_of_segments(
-        &buffer, request.size, request.segment_size, request.flags & FLAG_EXECUTE != 0)
+        &buffer, request.nbytes, request.segment_size, request.flags & FLAG_EXECUTE != 0)
     if result < 0:
         return kernel_refused(result)
     memory_object_count(buffer, &space.buffers, locked)
@@ -37,7 +37,7 @@ cdef Answer create_from_bytes(AddressSpace space, const Request *request) noexce
     cdef Answer answer = check_buffer_limits(space, 1, size, False)
     if answer.reason != DONE:
         return answer
-    result = memory_object_new(&buffer, size, request.flags & FLAG_EXECUTE != 0)
+    result = memory_object_new(&buffer, request.size, request.flags & FLAG_EXECUTE != 0)
     if result < 0:
         return kernel_refused(result)
     memory_object_count(buffer, &space.buffers, False)

@@ -17,6 +17,7 @@ cdef uint64_t memory_object_holes(MemoryObject *self, uint64_t offset, uint64_t 
     """
     cdef uint64_t holes = 0, done = 0, most
     cdef Extent extent
+    size = min(size, memory_object_nbytes(self) - offset)
     while done < size:
         extent = memory_object_extent(self, offset + done, size - done)
         most = most_holes(self, extent)
@@ -69,12 +70,16 @@ cdef int memory_object_check_headroom(MemoryObject *self, uint64_t offset,
 
 
 cdef int memory_object_fill(MemoryObject *self, uint64_t offset, uint64_t size) noexcept nogil:
-    """Give every page of the range memory now. A failure leaves those that were given it."""
+    """Give every page of the range memory now. A failure leaves those that were given it.
+
+    The end of the file is inside its last page, and F_SEAL_GROW refuses whatever is beyond it.
+    """
     cdef uint64_t done = 0
     cdef Extent extent
     cdef int result = memory_object_check_headroom(self, offset, size)
     if result < 0:
         return result
+    size = min(size, memory_object_nbytes(self) - offset)
     while done < size:
         extent = memory_object_extent(self, offset + done, min(size - done, <uint64_t>FILL_AT_ONCE))
         result = open_file_number(&extent.segment.file)

@@ -249,6 +249,8 @@ cdef Answer describe_handle(AddressSpace space, const Request *request) noexcept
         return answer
     facts.rights = rights_of(entry.value)
     facts.size = entry.buffer.size
+    facts.nbytes = memory_object_nbytes(entry.buffer)
+    facts.segments = window_of(entry.buffer).count
     facts.cloned = entry.buffer.origin != NULL
     facts.origin_sid = 0
     facts.seals = memory_object_seals(entry.buffer)

@@ -24,7 +24,7 @@ cdef struct MemoryObject:
     MemoryObject *root          # whose memory it is: its own, or what it is a window on
     MemoryObject *origin        # what it was cloned from, or NULL
     uint64_t offset             # of the window in the root's memory
-    uint64_t size               # bytes, a page multiple
+    uint64_t size               # bytes that can be mapped, a page multiple
     int64_t references
     OpenFile identity           # of a root with one segment that is the memory
     uint64_t sid                # the security id once it was asked for, else 0
@@ -33,6 +33,7 @@ cdef struct MemoryObject:
     BufferCounts *counted       # where it counts as an MDL buffer, or NULL
     bint locked                 # whether its memory counts as locked there
     # Of a root:
+    uint64_t nbytes             # of its memory to the byte: what its files have together
     uint64_t segment_size       # of each segment but the last, which may be shorter
     size_t segment_count        # 0: not a root
     uint64_t descriptions       # how many were opened so far
@@ -64,14 +65,18 @@ cdef uint32_t mode_for(bint executable) noexcept nogil:
 
 
 cdef MemoryObject *new_object(size_t segments, uint64_t size) noexcept nogil:
-    """An object with no descriptor, no segment and no reference yet; NULL when memory is short."""
+    """An object of ``size`` bytes with no descriptor, no segment and no reference yet.
+
+    NULL when memory is short.
+    """
     cdef MemoryObject *self = <MemoryObject *>malloc(
         sizeof(MemoryObject) + segments * sizeof(Segment))
     if self == NULL:
         return NULL
     memset(self, 0, sizeof(MemoryObject))
     self.root = self
-    self.size = self.segment_size = size
+    self.nbytes = size
+    self.size = self.segment_size = round_up(size, PAGE_SIZE)
     self.identity.fd = -1
     self.generation = kernel.fork_generation()
     self.children = kernel.fork_children()
@@ -106,6 +111,11 @@ cdef int new_memory(uint64_t size, bint executable) noexcept nogil:
     return fd
 
 
+cdef uint64_t memory_object_nbytes(const MemoryObject *self) noexcept nogil:
+    """How many bytes of the window its files have; pages are mapped whole."""
+    return min(self.size, self.root.nbytes - self.offset)
+
+
 cdef Window window_of(const MemoryObject *self) noexcept nogil:
     """The segments that an object's window touches, and where it lies in them."""
     cdef const MemoryObject *root = self.root
@@ -122,12 +132,12 @@ cdef Window window_of(const MemoryObject *self) noexcept nogil:
 
 cdef int memory_object_new(MemoryObject **made, uint64_t size, bint executable) noexcept nogil:
     """Make a memory object of holes with no reference yet."""
-    return memory_object_new_of_segments(made, size, size, executable)
+    return memory_object_new_of_segments(made, size, round_up(size, PAGE_SIZE), executable)
 
 
 cdef int memory_object_new_of_segments(MemoryObject **made, uint64_t size, uint64_t segment_size,
                                        bint executable) noexcept nogil:
-    """Make one in segments of ``segment_size`` bytes; the last one is what is left of ``size``.
+    """Make one in segments of ``segment_size`` bytes, a page multiple; the last has the rest.
 
     More segments than this process may have descriptors are refused before the first is made.
     """
@@ -375,6 +385,8 @@ cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
 
     It is the file's generation, a random number, with its inode number; where a sandbox hides the
     generation, the inode number alone, which the kernel may use again once the object is gone.
+    Of an identity it is the complement: a sender that passes an identity on as if it were memory
+    does not give that memory the security id of the buffer that the identity names.
     """
     cdef int result = 0
     if self.sid == 0:
@@ -385,6 +397,8 @@ cdef int memory_object_sid(MemoryObject *self, uint64_t *sid) noexcept nogil:
             result = open_file_number(&self.identity)
             if result >= 0:
                 result = kernel.file_handle(result, &self.sid)
+        if self.sid != 0 and memory_object_has_own_identity(self):
+            self.sid = ~self.sid
     sid[0] = self.sid
     return result
 

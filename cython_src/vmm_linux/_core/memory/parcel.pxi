@@ -90,7 +90,8 @@ cdef Answer unpack_parcel(AddressSpace space, const Request *request) noexcept n
     parcel.count = identity
     while parcel.count > 0:
         inner = memory_object_adopt_clone(
-            buffer, parcel.files[parcel.count - 1], parcel.offset, parcel.size)
+            buffer, parcel.files[parcel.count - 1], parcel.offset,
+            round_up(parcel.size, PAGE_SIZE))
         if inner == NULL:
             memory_object_release(buffer, 0)
             return refused(NO_LEDGER_MEMORY)
@@ -113,9 +114,10 @@ cdef uint64_t measure(Parcel *parcel, const MemoryObject *buffer) noexcept nogil
     cdef uint64_t start = buffer.offset - window.offset     # of the first segment, in the memory
     parcel.count = parcel.segments = 0
     parcel.offset = window.offset
-    parcel.size = buffer.size
-    parcel.memory_size = min(window.count * window.segment_size, buffer.root.size - start)
-    parcel.segment_size = min(window.segment_size, parcel.memory_size)
+    parcel.size = memory_object_nbytes(buffer)
+    parcel.memory_size = min(window.count * window.segment_size, buffer.root.nbytes - start)
+    parcel.segment_size = min(
+        window.segment_size, <uint64_t>round_up(parcel.memory_size, PAGE_SIZE))
     return window.count
 
 
