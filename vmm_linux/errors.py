@@ -56,8 +56,8 @@ class VmmError(Exception):
         rc: the return code.
         method: the method that failed, by its Python name (``"commit"``).
         errno: the kernel's error number where the kernel refused, else None.
-        completed: bytes done before the failure; only ``write``, and ``mdl_seal`` of a buffer in
-            segments, can leave more than 0.
+        completed: bytes done before the failure; only ``write`` and ``readinto``, slices with a
+            step that are written, and ``mdl_seal`` of a buffer in segments, can leave more than 0.
     """
 
     rc: ClassVar[Retcode]
@@ -96,6 +96,13 @@ class NotCopyable(InvalidOperation, TypeError):
     """An object that exists once, and can be neither copied nor pickled.
 
     Code that copies any object, as Python's own library does, catches ``TypeError``.
+    """
+
+
+class OutOfRange(InvalidArgument, IndexError):
+    """An index outside a region or a buffer.
+
+    Code that counts up to the end, as Python's own loops do, catches ``IndexError``.
     """
 
 

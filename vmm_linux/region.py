@@ -6,7 +6,7 @@ from vmm_linux import _span
 from vmm_linux._core import imports
 from vmm_linux._core.endpoint import Exporter, held
 from vmm_linux._core.typed import final, overload
-from vmm_linux.errors import InvalidOperation, ResourceNotFound, VmmError, refuse_copies
+from vmm_linux.errors import Busy, InvalidOperation, ResourceNotFound, VmmError, refuse_copies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ NOT_FREED = (VmmError, MemoryError)
 
 
 @final
-class Region(Exporter):
+class Region(Exporter, _span.ByteAccess):
     """A region of memory, freed when this object is dropped or its ``with`` is left.
 
     Leaving the ``with`` while something made of the region is alive is BUSY, as ``free`` is;
@@ -37,11 +37,15 @@ class Region(Exporter):
     method's, and INVALID_ARGUMENT for a part outside the region, RESOURCE_NOT_FOUND once it is
     freed. Free it here, not with ``VMM.free``, which this object does not notice.
 
+    Bytes are copied as those of a file: ``read(size, offset)``, ``write(data, offset)``; and as
+    those of a ``bytearray``: ``region[a:b]``, ``region[a:b] = data``. Methods for pages take
+    ``(offset, size)``, as those of ``VMM`` take the address first.
+
     A buffer of bytes: ``memoryview(region)``, ``numpy.asarray(region)``. It is read-only unless
     every page is writable, pins the pages, and keeps the region from being freed until everything
-    made of it is gone (``numpy.ndarray(buffer=...)``, which keeps the object alone, needs
-    a memoryview of it). All pages must be committed. In a forked child a private region is a copy,
-    and dropping it frees the child's alone.
+    made of it is gone. ``numpy.ndarray(buffer=region)`` does not say when it is gone: its pages are
+    pinned until this object is dropped too. All pages must be committed. In a forked child a
+    private region is a copy, and dropping it frees the child's alone.
     """
 
     __slots__ = ("__weakref__", "_base", "_sizes", "_vmm")
@@ -132,8 +136,13 @@ class Region(Exporter):
         # No caller could catch an error: the region is freed with its VMM. At interpreter exit
         # this module may lack its names.
         try:
-            if not self.freed:
+            if self.freed:
+                pass
+            elif self._kept is None:
                 self.free()
+            else:  # another object frees it, after the pin that ends with this one
+                heir = Region(self._vmm, self._base, self._sizes.pop())
+                self._kept = held(heir, self._kept)
         except Exception:  # noqa: BLE001, S110
             pass
 
@@ -144,6 +153,23 @@ class Region(Exporter):
             raise ResourceNotFound(method, "this region was freed")
         start, length = _span.inside(method, offset, size, whole, "region")
         return self._base + start, length
+
+    def _length(self, method: str) -> int:
+        return self._inside(method, 0, None)[1]
+
+    def _take(self, method: Callable[..., None], *arguments: SupportsIndex) -> None:
+        """Call a method of the VMM that takes something away from pages."""
+        try:
+            method(*arguments)
+        except Busy as problem:
+            if self._kept is None:
+                raise
+            raise Busy(
+                problem.method,
+                "numpy.ndarray(buffer=...) holds this region, and does not say for how long: drop "
+                "the region object and what was made of it, which gives the memory back; "
+                "memoryview(region) or numpy.asarray(region) holds it no longer than is needed",
+            ) from problem
 
     def commit(self, offset: SupportsIndex = 0, size: SupportsIndex | None = None) -> None:
         """Make reserved pages usable. See ``VMM.commit``.
@@ -161,7 +187,7 @@ class Region(Exporter):
             offset: of the first page, bytes.
             size: bytes, or None for all from there on.
         """
-        self._vmm.decommit(*self._inside("decommit", offset, size))
+        self._take(self._vmm.decommit, *self._inside("decommit", offset, size))
 
     def protect(
         self, flags: SupportsIndex, offset: SupportsIndex = 0, size: SupportsIndex | None = None
@@ -173,7 +199,7 @@ class Region(Exporter):
             offset: of the first page, bytes.
             size: bytes, or None for all from there on.
         """
-        self._vmm.protect(*self._inside("protect", offset, size), flags)
+        self._take(self._vmm.protect, *self._inside("protect", offset, size), flags)
 
     def query(self, offset: SupportsIndex = 0, smaps: bool = True) -> PageInfo:
         """Describe the page at an offset. See ``VMM.query``.
@@ -202,14 +228,14 @@ class Region(Exporter):
         """
         return held(self, self._vmm.view(*self._inside("view", offset, size), writable))
 
-    def read(self, offset: SupportsIndex = 0, size: SupportsIndex | None = None) -> bytes:
+    def read(self, size: SupportsIndex | None = None, offset: SupportsIndex = 0) -> bytes:
         """Copy bytes out, with the kernel's checks. See ``VMM.read``.
 
         Args:
+            size: bytes, or None for all from the offset on.
             offset: of the first byte.
-            size: bytes, or None for all from there on.
         """
-        return self._vmm.read(*self._inside("read", offset, size))
+        return self._vmm.read(*self._inside("read", offset, _span.read_size(size)))
 
     def write(self, data: Buffer, offset: SupportsIndex = 0) -> int:
         """Copy bytes in, with the kernel's checks. See ``VMM.write``.
@@ -233,7 +259,8 @@ class Region(Exporter):
             offset: of the first page to free, in bytes.
 
         Errors:
-            As ``VMM.free``: BUSY while something holds the memory.
+            As ``VMM.free``: BUSY while something holds the memory, and from the first
+            ``numpy.ndarray(buffer=region)`` on: dropping this object frees it then.
         """
         self._inside("free", 0, None)
         # Before the call: neither an interrupt nor another thread may make this object free the
@@ -247,7 +274,7 @@ class Region(Exporter):
             start, length = _span.inside("free", offset, None, size, "region")
             base = self._base + start
             kept = start
-            self._vmm.free(base, length)
+            self._take(self._vmm.free, base, length)
         except NOT_FREED:
             kept = size
             raise

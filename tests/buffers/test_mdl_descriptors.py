@@ -140,7 +140,7 @@ def test_a_descriptor_of_a_buffer_becomes_a_handle_of_it(rights: Rights, vmm: VM
     with VMM() as other:
         came = Mdl.from_fd(fd, vmm=other)
         assert (came.rights, came.size, came.sid) == (rights, SIZE, mdl.sid)
-        assert came.map().read(0, 8) == b"the same"
+        assert came.map().read(8) == b"the same"
         os.fstat(fd)  # still the caller's
         os.close(fd)
         assert came.map().query().protection == (RW if rights & Rights.MAP_WRITE else READ)
@@ -153,7 +153,7 @@ def test_a_memfd_of_somebody_else_s_is_fine_if_it_is_sealed(vmm: VMM) -> None:
     os.pwrite(fd, b"theirs", PAGE)
     mdl = Mdl.from_fd(fd, vmm=vmm)
     os.close(fd)
-    assert mdl.map().read(PAGE, 6) == b"theirs"
+    assert mdl.map().read(6, PAGE) == b"theirs"
     assert mdl.rights == ALL_BUT_EXECUTE
 
 
@@ -274,7 +274,7 @@ import sys
 from vmm_linux import Mdl
 mdl = Mdl.from_fd(int(sys.argv[1]), max_size=1 << 20)
 region = mdl.map()
-print(mdl.rights.name, region.read(0, 5))
+print(mdl.rights.name, region.read(5))
 if sys.argv[2] == "write":
     region.write(b"child")
 """
@@ -300,4 +300,4 @@ def test_a_program_that_is_started_gets_a_buffer_by_its_descriptor(
     )
     rights = ALL_BUT_EXECUTE if writable else READ_ONLY
     assert (child.stdout, child.stderr) == (f"{rights.name} b'hello'\n", "")
-    assert region.read(0, 5) == (b"child" if writable else b"hello")
+    assert region.read(5) == (b"child" if writable else b"hello")

@@ -37,7 +37,7 @@ def test_an_array_is_the_buffer_s_memory(vmm: VMM) -> None:
         False,
     )
     array[:] = np.arange(128).reshape(8, 16)
-    assert mdl.map().read(4 * 17, 4) == (17).to_bytes(4, "little")
+    assert mdl.map().read(4, 4 * 17) == (17).to_bytes(4, "little")
     other = mdl.array((8, 16), "i4")
     other[0, 0] = -1
     assert array[0, 0] == -1
@@ -89,7 +89,7 @@ def test_only_the_pages_that_are_needed_are_mapped(vmm: VMM) -> None:
     array = mdl.array(PAGE, "u1", PAGE + 8)
     assert mapped_bytes() == before + 2 * PAGE
     array[0] = 9
-    assert mdl.map().read(PAGE + 8, 1) == b"\x09"
+    assert mdl.map().read(1, PAGE + 8) == b"\x09"
     last = mdl.array(1, "f8", SIZE - 8)
     assert mapped_bytes() == before + 3 * PAGE + 0 * last.nbytes
 

@@ -74,12 +74,12 @@ def test_mapping_gives_what_rights_and_seals_allow(vmm: VMM) -> None:
     writable.write(b"shared")
     assert writable.query().protection == RW
     readable = mdl.read_only().map()
-    assert (readable.read(0, 6), readable.query().protection) == (b"shared", READ)
+    assert (readable.read(6), readable.query().protection) == (b"shared", READ)
     assert mdl.map(READ).query().protection == READ
     mdl.publish()
     assert mdl.map().query().protection == READ
     writable.write(b"go on!")
-    assert readable.read(0, 6) == b"go on!"
+    assert readable.read(6) == b"go on!"
     with pytest.raises(NoCapability, match="sealed"):
         mdl.map(RW)
 
@@ -112,9 +112,9 @@ def test_parts_are_mapped_and_cloned(vmm: VMM) -> None:
     mdl = vmm.mdl(SIZE)
     mdl.map().write(b"window", PAGE)
     assert len(mdl.map(None, PAGE)) == SIZE - PAGE
-    assert mdl.map(READ, PAGE, PAGE).read(0, 6) == b"window"
+    assert mdl.map(READ, PAGE, PAGE).read(6) == b"window"
     window = mdl.clone(PAGE, PAGE)
-    assert (len(window), window.map().read(0, 6)) == (PAGE, b"window")
+    assert (len(window), window.map().read(6)) == (PAGE, b"window")
     assert window.sid != mdl.sid
     assert len(mdl.clone()) == SIZE
 
@@ -167,7 +167,7 @@ def test_freezing_waits_for_every_writable_region(vmm: VMM) -> None:
 def test_bytes_make_a_frozen_buffer_and_with_write_another(vmm: VMM) -> None:
     frozen = Mdl.from_bytes(b"data", vmm=vmm)
     assert (frozen.vmm, frozen.size, frozen.seals) == (vmm, PAGE, Seal.FREEZE)
-    assert frozen.map().read(0, 5) == b"data\0"
+    assert frozen.map().read(5) == b"data\0"
     writable = Mdl.from_bytes(bytearray(b"data"), RW, vmm=vmm)
     assert writable.map().write(b"more") == 4
     for data in (b"", "text", None, memoryview(b"abcd")[::2]):
@@ -270,7 +270,7 @@ def test_a_forked_child_s_end_of_it_is_no_matter_to_the_parent(vmm: VMM) -> None
         return [size, int(mdl.closed)]
 
     assert in_child(child_uses_and_closes) == [SIZE, 1]
-    assert (region.read(0, 11), mdl.fileno(), mdl.size) == (b"the child's", fd, SIZE)
+    assert (region.read(11), mdl.fileno(), mdl.size) == (b"the child's", fd, SIZE)
 
 
 # ---- the package's own VMM -----------------------------------------------------------------------
@@ -311,10 +311,10 @@ def test_a_forked_child_has_one_of_its_own() -> None:
     def child_makes_another() -> list[bool]:
         made = Mdl.from_bytes(b"the child's")
         alike = made.vmm is inherited.vmm
-        return [alike, inherited.map().read(0, 12) == b"the parent's", inherited.vmm.closed]
+        return [alike, inherited.map().read(12) == b"the parent's", inherited.vmm.closed]
 
     assert in_child(child_makes_another) == [False, True, False]
-    assert inherited.map().read(0, 12) == b"the parent's"
+    assert inherited.map().read(12) == b"the parent's"
     inherited.vmm.close()
 
 
@@ -323,7 +323,7 @@ def use_it_and_exit() -> None:
     import atexit
 
     kept: list[Any] = []
-    atexit.register(lambda: print(kept[0].map().read(0, 4)))
+    atexit.register(lambda: print(kept[0].map().read(4)))
     from vmm_linux import Mdl
 
     kept.append(Mdl.from_bytes(b"late"))

@@ -99,7 +99,7 @@ def test_what_was_closed_before_it_was_pickled_arrives_as_an_error(
         assert problem.method == "pickle"
         with pytest.raises(ResourceNotFound, match=CLOSED + r": .* said that it has it"):
             raise problem
-    assert loaded.map().read(0, 4) == b"kept"
+    assert loaded.map().read(4) == b"kept"
     assert capfd.readouterr().err == ""
 
 
@@ -272,7 +272,7 @@ def use_pools_without_descriptors() -> None:
             assert pool.apply_async(abs, (-1,)).get(PATIENCE) == 1
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert pool.apply_async(answer, (7,)).get(PATIENCE).map().read(0, 1) == b"\7"
+        assert pool.apply_async(answer, (7,)).get(PATIENCE).map().read(1) == b"\7"
 
 
 def test_what_does_not_arrive_in_a_pool_is_an_error_for_who_uses_it_and_the_pool_goes_on() -> None:
@@ -297,7 +297,7 @@ def fetch_late(method: str) -> None:
         time.sleep(0.01)
     assert sender.exitcode is None
     mdl, event = queue.get(timeout=PATIENCE)
-    assert mdl.map().read(0, 7) == b"in time"
+    assert mdl.map().read(7) == b"in time"
     event.close()
     sender.join(PATIENCE)
     assert sender.exitcode == 0
@@ -341,9 +341,9 @@ def fetch_from_a_thread(method: str) -> None:
     sender.join(0.3)
     assert sender.exitcode is None  # it waits for who fetches
     mdl, event = ours.recv()
-    assert mdl.map().read(0, 4) == b"late"
+    assert mdl.map().read(4) == b"late"
     event.close()
-    assert ours.recv().map().read(0, 5) == b"later"
+    assert ours.recv().map().read(5) == b"later"
     sender.join(PATIENCE)
     assert sender.exitcode == 0
 
@@ -374,7 +374,7 @@ if os.fork() == 0:
     signal.alarm(20)
     assert queue.get() == ""
     mdl = queue.get()
-    print(mdl.map().read(0, 7), flush=True)
+    print(mdl.map().read(7), flush=True)
     os._exit(0)
 if "mdl" not in globals():
     mdl = vmm_linux.Mdl.from_bytes(b"at last")
@@ -417,11 +417,11 @@ def use_renewed_workers() -> None:
         mdls = pool.map(answer, range(6), chunksize=1)
         pool.close()
         pool.join()
-    assert [mdl.map().read(0, 1)[0] for mdl in mdls] == [*range(6)]
+    assert [mdl.map().read(1)[0] for mdl in mdls] == [*range(6)]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as executor:
         mdls = list(executor.map(answer, range(2)))
-    assert [mdl.map().read(0, 1)[0] for mdl in mdls] == [0, 1]
+    assert [mdl.map().read(1)[0] for mdl in mdls] == [0, 1]
 
 
 def test_results_of_workers_that_end_with_them_arrive() -> None:

@@ -71,9 +71,9 @@ def test_offsets_count_from_its_base_and_default_to_all_of_it(vmm: VMM) -> None:
     assert region.query().state is PageState.RESERVED
     assert [region.query(n * PAGE + 5).state for n in (1, 3)] == [PageState.COMMITTED] * 2
     assert region.write(b"bytes", PAGE + 10) == 5
-    assert region.read(PAGE + 10, 5) == b"bytes"
+    assert region.read(5, PAGE + 10) == b"bytes"
     assert bytes(region.view(PAGE + 10, 5)) == b"bytes"
-    assert len(region.read(PAGE)) == SIZE - PAGE
+    assert len(region.read(None, PAGE)) == len(region.read(offset=PAGE)) == SIZE - PAGE
     region.protect(READ, PAGE, PAGE)
     assert [region.query(n * PAGE).protection for n in (1, 2)] == [READ, RW]
     region.decommit(PAGE, PAGE)
@@ -119,8 +119,8 @@ def test_what_is_not_inside_the_region_is_refused_before_a_neighbour_is_met(
     for method in (
         region.commit,
         region.decommit,
-        region.read,
         region.view,
+        lambda offset, size: region.read(size, offset),
         lambda offset, size: region.protect(READ, offset, size),
     ):
         with pytest.raises(InvalidArgument, match=r"offset|size"):
@@ -231,7 +231,7 @@ def test_its_end_can_be_freed_and_the_rest_is_the_region(vmm: VMM) -> None:
     assert len(region) == region.query().size == 2 * PAGE
     assert not is_mapped(region.base + 2 * PAGE)
     with pytest.raises(InvalidArgument, match="offset"):
-        region.read(2 * PAGE, 1)
+        region.read(1, 2 * PAGE)
     for offset in (1, -PAGE, 2 * PAGE, True):
         with pytest.raises(InvalidArgument):
             region.free(offset)
@@ -268,7 +268,7 @@ def test_a_forked_child_that_drops_it_frees_its_own_copy(vmm: VMM) -> None:
         return is_mapped(base)
 
     assert in_child(child_drops_it) is False
-    assert regions[0].read(0, 12) == b"the parent's"
+    assert regions[0].read(12) == b"the parent's"
 
 
 def test_it_does_not_pickle_and_says_what_does(vmm: VMM) -> None:

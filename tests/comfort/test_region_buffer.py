@@ -155,7 +155,7 @@ def test_what_is_written_through_the_buffer_is_in_the_region(vmm: VMM) -> None:
     array = asarray(region)
     assert (array.dtype.name, *array.shape) == ("uint8", SIZE)
     array[PAGE:] = 7
-    assert region.read(PAGE - 1, 2) == b"\x00\x07"
+    assert region.read(2, PAGE - 1) == b"\x00\x07"
     assert bytearray(region) == region.read()
 
 
@@ -285,7 +285,7 @@ def test_numbers_too_long_for_a_message_are_refused(number: int, vmm: VMM) -> No
         lambda: vmm.region(number),
         lambda: vmm.region(SIZE, number),
         lambda: region.read(number),
-        lambda: region.read(0, number),
+        lambda: region.read(1, number),
     ]
     for call in calls:
         with pytest.raises(InvalidArgument, match=r"number of \d+ bits"):

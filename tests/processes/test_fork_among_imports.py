@@ -169,7 +169,7 @@ def everything() -> None:
         vmm.query(va)
         vmm.free(va, PAGE)
         with vmm.mdl(PAGE) as mdl, vmm.region(PAGE, VmmFlags.COMMIT | VmmFlags.READ) as region:
-            mdl.map().write(b"x") if mdl.seals else region.read(0, 1)
+            mdl.map().write(b"x") if mdl.seals else region.read(1)
             mdl.read_only().close()
             mdl.clone().close()
     with Event() as event, Mdl.from_bytes(b"x") as frozen:

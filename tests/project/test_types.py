@@ -156,7 +156,7 @@ def test_a_region(vmm: VMM) -> None:
         region.protect(READ_WRITE)
         assert_type(region.query(PAGE), PageInfo)
         assert_type(region.view(0, PAGE), memoryview)
-        assert_type(region.read(0, 1), bytes)
+        assert_type(region.read(1), bytes)
         assert_type(region.write(b"data", offset=1), int)
         assert_type(memoryview(region), memoryview)
         region.decommit(PAGE)

@@ -49,7 +49,7 @@ def receive_and_tell(connection: Connection) -> None:
 def answer(mdl: Mdl, connection: Connection) -> None:
     """Write what was asked for, if it is allowed, and tell of it."""
     region = mdl.map()
-    text = region.read(0, 5)
+    text = region.read(5)
     try:
         region.write(b"child")
     except VmmError as problem:
@@ -71,13 +71,13 @@ def is_own(mdl: Mdl) -> bool:
 
 def first_byte(mdl: Mdl) -> int:
     """Its first byte."""
-    return mdl.map().read(0, 1)[0]
+    return mdl.map().read(1)[0]
 
 
 def add_one(mdl: Mdl) -> Mdl:
     """Count its first byte up, and give it back."""
     region = mdl.map()
-    region.write(bytes([region.read(0, 1)[0] + 1]))
+    region.write(bytes([region.read(1)[0] + 1]))
     return mdl
 
 
@@ -95,7 +95,7 @@ def use_the_first(mdl: Mdl) -> None:
 
 def use_the_kept(number: int) -> int:
     """A byte of the buffer that is kept."""
-    return kept.map().read(number, 1)[0]
+    return kept.map().read(1, number)[0]
 
 
 kept: Mdl
@@ -149,7 +149,7 @@ def by_argument(method: str) -> None:
             process = context.Process(target=answer, args=(sent, theirs))
             process.start()
             theirs.close()
-            print(*ours.recv(), region.read(0, 5), region.read(PAGE, 5))
+            print(*ours.recv(), region.read(5), region.read(5, PAGE))
             process.join()
             ours.close()
 
@@ -176,7 +176,7 @@ def by_queue(method: str) -> None:
         process.join()
         maker.start()
         made = answers.get()
-        print(made.map().read(0, 4), is_own(made))
+        print(made.map().read(4), is_own(made))
         go_on.set()
         maker.join()
 

@@ -340,7 +340,7 @@ class Holder:
 
     Everything made of the buffer names this object, whether or not it keeps the buffer itself.
     """
-    def __new__(cls, owner: object, view: memoryview) -> Self: ...
+    def __new__(cls, owner: object, view: Buffer) -> Self: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, buffer: memoryview, /) -> None: ...
 
@@ -351,12 +351,14 @@ class Exporter:
     """
     def _as_handle(self) -> object:
         """What stands for it where a method takes a handle."""
+
+    _kept: memoryview | None
     def _pinned(self) -> memoryview:
         """A memoryview that pins the memory as long as its object lives."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, buffer: memoryview, /) -> None: ...
 
-def held(owner: object, view: memoryview) -> memoryview:
+def held(owner: object, view: Buffer) -> memoryview:
     """A memoryview like ``view`` that keeps ``owner`` alive too."""
 
 @disjoint_base

@@ -79,7 +79,7 @@ def decommit(run: Run, size: int) -> Iterator[Held]:
 
         def contents() -> str:
             region.commit(0, run.page)
-            return words(region.read(0, 1)[0])
+            return words(region.read(1)[0])
 
         yield Held(lambda: resident(region.base, size), region.decommit, contents)
 

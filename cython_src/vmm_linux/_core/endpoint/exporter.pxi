@@ -38,11 +38,27 @@ cdef class Holder:
             PyBuffer_Release(&self.whole)
 
 
+cdef enum:
+    # What ``numpy.ndarray(buffer=...)`` asks for first (PyArray_BufferConverter): to write, in
+    # whatever order the bytes are, and without their format.
+    ANY_ORDER = PyBUF_ANY_CONTIGUOUS & ~PyBUF_STRIDES
+    NUMPYS = ANY_ORDER | PyBUF_WRITABLE
+
+
+# No garbage collection: what is kept refers to no exporter, and must outlast all that may still
+# see the memory.
+@cython.no_gc
 cdef class Exporter:
     """A base class whose ``_pinned`` says what the object's memory is.
 
-    Each consumer gets a ``Holder`` of its own, so that pins end with their consumers.
+    Each consumer gets a ``Holder`` of its own, so that pins end with their consumers. One keeps no
+    buffer: ``numpy.ndarray(buffer=...)`` takes the address, and keeps this object. What it sees is
+    pinned by ``_kept``, until this object is deallocated.
     """
+
+    # None, or the view of what NumPy sees. An owner that frees the memory lets something else do
+    # it, which ends after the view: ``held`` makes that.
+    cdef public object _kept
 
     __reduce__ = refuse_copies("they are memory of this process; copy their bytes")
 
@@ -55,7 +71,14 @@ cdef class Exporter:
         return self
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        PyObject_GetBuffer(Holder(self, self._pinned()), buffer, flags)
+        view = self._pinned()
+        # Also of a request that is refused below: NumPy then asks for a read-only buffer, as
+        # others do, which keep it.
+        if flags & (NUMPYS | PyBUF_FORMAT) == NUMPYS and self._kept is None:
+            self._kept = view
+        if self._kept is not None:
+            view = self._kept
+        PyObject_GetBuffer(Holder(self, view), buffer, flags)
 
     def __releasebuffer__(self, Py_buffer *buffer):
         # Never called, as the buffer is the holder's; NumPy looks whether it exists.
