@@ -5,6 +5,7 @@ clones and sends MDL buffers, memory shared with other processes; see its method
 ``VMM.endpoint`` is the same by the reference's own names.
 """
 
+from vmm_linux import mdl as _mdl
 from vmm_linux._core import old_names as _old_names  # noqa: F401  modules that old pickles name
 from vmm_linux._core.endpoint import PageInfo
 from vmm_linux.errors import Retcode, VmmError
@@ -35,3 +36,27 @@ __all__ = [
     "VmmFlags",
 ]
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm_linux.shared_array import SharedArray as SharedArray
+    from vmm_linux.shared_array import empty as empty
+    from vmm_linux.shared_array import empty_like as empty_like
+    from vmm_linux.shared_array import full as full
+    from vmm_linux.shared_array import share as share
+    from vmm_linux.shared_array import zeros as zeros
+    from vmm_linux.shared_array import zeros_like as zeros_like
+
+ARRAYS = ("SharedArray", "empty", "empty_like", "full", "share", "zeros", "zeros_like")
+"""Names that load NumPy when they are asked for. Not in ``__all__``: it is not always there."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in ARRAYS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = globals()[name] = getattr(_mdl.arrays(name), name)
+    return made
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *ARRAYS]

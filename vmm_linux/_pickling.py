@@ -19,17 +19,16 @@ import weakref
 from vmm_linux import _sharer
 from vmm_linux._core import imports, kernel
 from vmm_linux._core.kernel import duplicate
-from vmm_linux._default_vmm import default_vmm
 from vmm_linux._sharer import GONE, NO_DESCRIPTOR_LEFT
 from vmm_linux.errors import (
     RETCODES,
+    NotCopyable,
     OutOfMemory,
     QuotaExceeded,
     ResourceNotFound,
     Retcode,
     VmmError,
     error,
-    refuse_copies,
 )
 
 TYPE_CHECKING = False
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, Protocol
 
     from vmm_linux._core.endpoint import VMM
+    from vmm_linux.flags import Rights
     from vmm_linux.handles import Handle
 
     class Sent(Protocol):
@@ -58,16 +58,24 @@ if TYPE_CHECKING:
 REDUCTION = "multiprocessing.reduction"
 ENABLED: set[type] = set()
 """Classes that ``multiprocessing``'s pickler knows."""
-REFUSAL = refuse_copies(
-    "they go to other processes through multiprocessing alone (Process, Queue, Pipe, pools), "
-    "which can carry descriptors; elsewhere use send_handle, or fileno"
-)
-"""The ``__reduce__`` of an ``Mdl``, for every other pickler."""
 PARKED: set[weakref.finalize[[], Any]] = set()
 """Ends of sockets for processes that are being started."""
 
 
 # ---- picklers -----------------------------------------------------------------------------------
+
+
+def refusal(advice: str) -> Callable[[object], NoReturn]:
+    """A ``__reduce__`` for every pickler but ``multiprocessing``'s; ``advice`` is what to do."""
+
+    def refuse(self: object) -> NoReturn:
+        raise NotCopyable(
+            "pickle",
+            f"{type(self).__name__} objects are pickled by multiprocessing alone (Process, Queue, "
+            f"Pipe, pools; concurrent.futures), which can carry descriptors. {advice}",
+        )
+
+    return refuse
 
 
 def enable(kind: type, reduce: Callable[[Any], object]) -> None:
@@ -144,8 +152,13 @@ def fail(problem: VmmError) -> NoReturn:
     raise problem
 
 
-def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:
+def pack(vmm: VMM, handle: Handle, rights: Rights | None = None) -> tuple[Sent, int]:
     """A handle in a form that ``multiprocessing`` can pickle.
+
+    Args:
+        vmm: the VMM of the handle.
+        handle: to send.
+        rights: that the receiver's handle gets, or None for all that this one has.
 
     Returns:
         The descriptor on its way, and the inode number of the socket behind it.
@@ -158,7 +171,7 @@ def pack(vmm: VMM, handle: Handle) -> tuple[Sent, int]:
     try:
         ours, theirs = imports.needed("pickle", "socket").socketpair()
         with ours, theirs:
-            vmm.send_handle(ours, handle)
+            vmm.send_handle(ours, handle, rights)
             return carry(theirs.fileno()), os.fstat(theirs.fileno()).st_ino
     except VmmError as problem:
         raise error(problem.rc, "pickle", problem.message, problem.errno) from None
@@ -272,8 +285,8 @@ def loads_for_a_pool(frame: FrameType | None) -> bool:
     return False
 
 
-def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
-    """The handle that came, in the default VMM.
+def unpack(vmm: VMM, sent: Sent, inode: int) -> Handle:
+    """The handle that came, in this VMM.
 
     Errors:
         RESOURCE_NOT_FOUND: its descriptor does not exist, or is used up.
@@ -291,9 +304,8 @@ def unpack(sent: Sent, inode: int) -> tuple[VMM, Handle]:
         kernel.close(fd)
         raise
     with sock:
-        vmm = default_vmm()
         try:
-            return vmm, vmm.recv_handle(sock)
+            return vmm.recv_handle(sock)
         except EOFError:
             raise gone() from None
         except VmmError as problem:

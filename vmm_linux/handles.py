@@ -44,7 +44,7 @@ class HandleInfo:
 
     __slots__ = ("_nbytes", "_origin_sid", "_rights", "_seals", "_segments", "_sid", "_size")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  as pickles have them
         self,
         rights: Rights,
         size: int,

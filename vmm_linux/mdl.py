@@ -1,68 +1,130 @@
-"""``Mdl``: a handle of an MDL buffer as an object."""
+"""``Mdl``: a buffer of shared memory as an object."""
 
 from __future__ import annotations
 
 import sys
+import warnings
+import weakref
 
-from vmm_linux import _arrays, _pickling, _span
-from vmm_linux._core.endpoint import VMM
+from vmm_linux import _pickling, _span
+from vmm_linux._core import imports, kernel
+from vmm_linux._core.endpoint import VMM, Exporter
 from vmm_linux._core.kernel import Descriptor
 from vmm_linux._core.typed import final, overload
-from vmm_linux._core.values import describe, is_a
+from vmm_linux._core.values import counted, describe, index, is_a
 from vmm_linux._default_vmm import default_vmm
-from vmm_linux.errors import InvalidArgument, InvalidOperation, NoCapability, VmmError
+from vmm_linux._file_copies import copy_of_file
+from vmm_linux.errors import (
+    InvalidArgument,
+    InvalidOperation,
+    NoCapability,
+    ResourceNotFound,
+    Unimplemented,
+    VmmError,
+)
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.region import Region
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
+    from types import ModuleType
     from typing import Any, Literal, Self, SupportsIndex
 
     import numpy as np
+    from numpy.typing import ArrayLike
     from typing_extensions import Buffer
 
     from vmm_linux._core.typed import DtypeOf, Scalar
-    from vmm_linux.handles import Handle
+    from vmm_linux.handles import Handle, HandleInfo
+    from vmm_linux.shared_array import SharedArray
 
 __all__ = ["Mdl"]
 
+PAGE = kernel.page_size()
+READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
+MAPPINGS: weakref.WeakValueDictionary[tuple[int, ...], Region] = weakref.WeakValueDictionary()
+"""The mappings that the objects of one buffer share, as long as one uses them: by the identity of
+the VMM, the security id, the protection, the offset and the size."""
+
 
 @final
-class Mdl:
+class Mdl(Exporter, _span.ByteAccess):
     """An MDL buffer: memory without a name, shared by the owners of its handles.
 
-    ``VMM.mdl`` makes one; ``from_bytes``, ``from_fd`` and unpickling too, in the default VMM if
-    none is given. Dropping the object, or leaving its ``with``, closes its handle; mappings,
-    arrays, clones, and other processes' handles and mappings, live on.
+    ``Mdl(size)`` makes one, in a VMM of the process's own if none is given; ``from_bytes``,
+    ``from_array``, ``from_fd``, ``from_handle``, ``recv`` and unpickling too. Its length is exact
+    to the byte (``nbytes``, ``len``), here and at every receiver. Dropping the object, or leaving
+    its ``with``, closes its handle; mappings, arrays, clones, and other processes' handles and
+    mappings, live on.
 
-    ``multiprocessing`` carries it unchanged: as an argument of a ``Process``, through a ``Queue``,
-    a ``Pipe``, a pool. The other side gets an ``Mdl`` with the same rights. The memory is not
-    copied and has no name that could be left behind. ``Queue.put`` pickles later, in a thread: a
-    buffer that is closed before that arrives as an error that ``get`` raises.
+    It is a buffer of bytes: ``memoryview(mdl)``, ``mdl.buf``, ``numpy.frombuffer(mdl)``,
+    ``mdl[3:9]``, ``mdl[3:9] = b"..."``; read-only where rights or seals forbid writing. The
+    memory is mapped at the first use, and stays as long as anything looks at it, whatever is
+    closed: ``numpy.ndarray(shape, dtype, buffer=mdl)`` too, which keeps it until the ``Mdl`` goes.
+    Memory that was made without LOCKED is taken when it is touched: where the machine has none
+    left, ``read``, ``write`` and slices are OUT_OF_MEMORY, and a view ends in SIGBUS.
+
+    Methods of ``VMM`` take it where they take a handle. ``multiprocessing`` carries it unchanged:
+    as an argument of a ``Process``, through a ``Queue``, a ``Pipe``, a pool. The other side gets
+    an ``Mdl`` with the same rights. The memory is not copied and has no name that could be left
+    behind. ``Queue.put`` pickles later, in a thread: a buffer that is closed before that arrives
+    as an error that ``get`` raises. ``copy.copy`` makes another handle, ``copy.deepcopy`` another
+    buffer.
 
     The errors are those of the ``VMM``'s method named with each; on a closed ``Mdl`` they are
     RESOURCE_NOT_FOUND.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_descriptor", "_handle", "_vmm")
+    __slots__ = ("__weakref__", "_closed", "_descriptor", "_handle", "_nbytes", "_region", "_vmm")
 
-    __reduce__ = _pickling.REFUSAL
+    __reduce__ = _pickling.refusal(
+        "Elsewhere use mdl.send(sock) and Mdl.recv(sock), or mdl.fileno() and Mdl.from_fd(fd)"
+    )
 
-    def __init__(self, vmm: VMM, handle: Handle) -> None:
-        """Own a handle.
+    def __init__(
+        self,
+        size: SupportsIndex,
+        prot: SupportsIndex = READ_WRITE,
+        *,
+        segment_size: SupportsIndex = 0,
+        vmm: VMM | None = None,
+    ) -> None:
+        """Make a buffer.
 
         Args:
-            vmm: the VMM of the handle.
-            handle: closed with this object.
+            size: bytes, one or more. Memory is mapped and counted in whole pages.
+            prot: ``VmmFlags``: the most that the handle allows, READ at least. With LOCKED the
+                buffer has all its memory on return.
+            segment_size: bytes of each memory file of the buffer, a page multiple; 0 for a single
+                one. A receiver of a clone on their boundaries reaches only the clone.
+            vmm: that it is to belong to; None for the default one.
 
         Errors:
-            INVALID_OPERATION: this object owns a handle already.
+            As of ``VMM.mdl_create``.
+            INVALID_OPERATION: this object has a buffer already.
+
+        Source: MdlCreate.
         """
         if hasattr(self, "_handle"):
             raise InvalidOperation("Mdl", "an Mdl does not change; make another one")
-        self._begin(vmm)
-        self._handle = handle
+        if is_a(size, VMM):
+            warnings.warn(
+                "Mdl(vmm, handle) is Mdl.from_handle(vmm, handle); Mdl(size) makes a buffer",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            self._begin(size)
+            self._handle: Handle = prot  # type: ignore[assignment]
+        else:
+            nbytes = index("mdl_create", "size", size)
+            if nbytes < 1:
+                raise InvalidArgument("mdl_create", f"size {nbytes}: at least one byte is needed")
+            vmm = given_or_default("mdl_create", vmm)
+            self._begin(vmm)
+            pages = -(-nbytes // PAGE) * PAGE
+            self._handle = vmm.mdl_create(pages, prot, segment_size, nbytes)
         self._closed = False
         _pickling.enable(Mdl, _reduce)
 
@@ -85,6 +147,8 @@ class Mdl:
         self._closed = True
         self._vmm = vmm
         self._descriptor: dict[str, Descriptor] = {}
+        self._nbytes: int | None = None
+        self._region: Region | None = None
 
     @classmethod
     def from_bytes(
@@ -98,7 +162,7 @@ class Mdl:
             vmm: that it is to belong to; None for the default one.
 
         Returns:
-            An ``Mdl``, whose size is the data's rounded up to pages.
+            An ``Mdl`` of the data's length.
 
         Errors:
             As of ``VMM.mdl_create_from_buf``.
@@ -107,27 +171,96 @@ class Mdl:
         return cls._made(vmm, vmm.mdl_create_from_buf, data, prot)
 
     @classmethod
+    def from_array(cls, array: ArrayLike, *, vmm: VMM | None = None) -> Mdl:
+        """Make a buffer with a copy of an array's elements: ``vmm_linux.share(array).mdl``.
+
+        Errors:
+            As of ``vmm_linux.share``.
+            UNIMPLEMENTED: NumPy is not installed.
+        """
+        made: Mdl = arrays("from_array").share(array, vmm=vmm).mdl
+        return made
+
+    @classmethod
     def from_fd(
         cls,
         fd: SupportsIndex,
         require: SupportsIndex = 0,
         max_size: SupportsIndex | None = None,
         *,
+        copy: bool = False,
         vmm: VMM | None = None,
     ) -> Self:
         """Make a buffer of a foreign descriptor, without trust in it.
 
+        Memory of any program will do, to the byte, if it is sealed against shrinking: memfds of
+        this package, of Chromium, of Wayland. Otherwise its owner could cut it, and a process that
+        touches what was cut ends with SIGBUS: such memory (``/dev/shm``, ``SharedMemory``), and
+        any other file, can be copied.
+
         Args:
             fd: descriptor of a memfd, as ``fileno`` gives; it stays the caller's.
-            require: ``Seal`` that the memory must have.
+            require: ``Seal`` that the memory must have; of a copy none.
             max_size: bytes that the buffer may have at most, or None.
+            copy: whether to make a new buffer with a copy of the file's bytes.
             vmm: that it is to belong to; None for the default one.
 
         Errors:
-            As of ``VMM.handle_from_fd``.
+            As of ``VMM.handle_from_fd``; of a copy as of ``VMM.mdl_create``, and
+            INVALID_ARGUMENT: not open for reading, no file with a size, no bytes.
+            FAIL: the file became shorter meanwhile, or cannot be read.
         """
         vmm = given_or_default("handle_from_fd", vmm)
+        if copy:
+            return copy_of_file(lambda size: cls(size, vmm=vmm), fd, require, max_size)
         return cls._made(vmm, vmm.handle_from_fd, fd, require, max_size)
+
+    @classmethod
+    def from_handle(cls, vmm: VMM, handle: Handle) -> Self:
+        """An ``Mdl`` of a handle, which is closed with it.
+
+        Args:
+            vmm: the VMM of the handle.
+            handle: of the buffer.
+
+        Errors:
+            As of ``VMM.mdl_get_size``.
+        """
+        if not is_a(vmm, VMM):
+            raise InvalidArgument("from_handle", f"vmm is {describe(vmm)}, not a VMM")
+        vmm.mdl_get_size(handle)
+        return cls._made(vmm, lambda: handle)
+
+    @classmethod
+    def recv(
+        cls,
+        sock: socket.socket,
+        require: SupportsIndex = 0,
+        max_size: SupportsIndex | None = None,
+        peer_uid: SupportsIndex | None = None,
+        *,
+        vmm: VMM | None = None,
+    ) -> Self:
+        """Receive a buffer that another process sent, without trust. See ``VMM.recv_handle``.
+
+        Args:
+            sock: a connected AF_UNIX socket.
+            require: ``Seal`` that the memory must have.
+            max_size: bytes that the buffer may have at most, or None.
+            peer_uid: the user that must be at the other end, or None.
+            vmm: that it is to belong to; None for the default one.
+        """
+        vmm = given_or_default("recv_handle", vmm)
+        return cls._made(vmm, vmm.recv_handle, sock, require, max_size, peer_uid)
+
+    def send(self, sock: socket.socket, rights: SupportsIndex | None = None) -> None:
+        """Send the buffer to another process. See ``VMM.send_handle``.
+
+        Args:
+            sock: a connected AF_UNIX socket.
+            rights: ``Rights`` that the receiver gets, or None for all that this handle has.
+        """
+        self._vmm.send_handle(sock, self._handle, rights)
 
     # ---- properties ---------------------------------------------------------------------------
 
@@ -143,7 +276,7 @@ class Mdl:
 
     @property
     def size(self) -> int:
-        """The size of the buffer in bytes (``VMM.mdl_get_size``)."""
+        """The size of the buffer's pages in bytes (``VMM.mdl_get_size``)."""
         return self._vmm.mdl_get_size(self._handle)
 
     @property
@@ -166,8 +299,22 @@ class Mdl:
         """Whether it was closed, here or with its VMM."""
         return self._closed or self._vmm.closed
 
+    @property
+    def nbytes(self) -> int:
+        """The length of the buffer to the byte, the same at every receiver."""
+        if self._nbytes is None:
+            self._nbytes = self._vmm.handle_info(self._handle).nbytes
+        elif self.closed:
+            raise closed("nbytes")
+        return self._nbytes
+
+    @property
+    def buf(self) -> memoryview:
+        """The memory itself, as ``memoryview(mdl)`` gives it."""
+        return memoryview(self)
+
     def __len__(self) -> int:
-        return self.size
+        return self.nbytes
 
     def __bool__(self) -> bool:
         return True
@@ -178,7 +325,7 @@ class Mdl:
         except VmmError as problem:
             return f"<Mdl, {'closed' if self.closed else problem.message}>"
         seals = f", sealed {info.seals.name}" if info.seals else ""
-        return f"<Mdl of {info.size} bytes: {info.rights.name or 'no rights'}{seals}>"
+        return f"<Mdl of {counted(info.nbytes, 'byte')}: {info.rights.name or 'no rights'}{seals}>"
 
     # ---- use ----------------------------------------------------------------------------------
 
@@ -204,7 +351,10 @@ class Mdl:
         start, size = _span.inside("mdl_map", offset, length, self.size, "buffer")
         if prot is not None:
             return self._mapped(start, size, hint, prot)
-        most = self._most()
+        return self._mapped_most(start, size, hint, most_of(self._vmm.handle_info(self._handle)))
+
+    def _mapped_most(self, start: int, size: int, hint: SupportsIndex, most: VmmFlags) -> Region:
+        """Map a part as far as rights and seals allow."""
         try:
             return self._mapped(start, size, hint, most)
         except NoCapability:
@@ -218,12 +368,73 @@ class Mdl:
         vmm, handle = self._vmm, self._handle
         return Region._made(vmm, size, vmm.mdl_map, handle, offset, size, hint, prot)  # noqa: SLF001
 
-    def _most(self) -> VmmFlags:
-        """READ, and WRITE where the handle and the seals allow it."""
+    def _shared(self, offset: int, size: int, prot: VmmFlags | None) -> Region:
+        """A mapping of a part that is inside, which all objects of this buffer here share.
+
+        Objects of a handle without GET_SID do not know that their buffers are one.
+        """
         info = self._vmm.handle_info(self._handle)
-        if Rights.MAP_WRITE in info.rights and not info.seals:
-            return VmmFlags.READ | VmmFlags.WRITE
-        return VmmFlags.READ
+        most = most_of(info) if prot is None else prot
+        sid = info.sid if Rights.GET_SID in info.rights else 0
+        key = (id(self._vmm), sid, int(most), offset, size)
+        region = MAPPINGS.get(key) if sid else None
+        if region is None or region.freed:
+            region = (
+                self._mapped_most(offset, size, 0, most)
+                if prot is None
+                else self._mapped(offset, size, 0, prot)
+            )
+            if sid:
+                MAPPINGS[key] = region
+        return region
+
+    def _memory(self, method: str) -> Region:
+        """The mapping of the whole buffer, made at the first use."""
+        if self.closed:
+            raise closed(method)
+        region = self._region
+        if region is None:
+            region = self._region = self._shared(0, self.size, None)
+        return region
+
+    def _pinned(self) -> memoryview:
+        return self._memory("memoryview").view(0, self.nbytes)
+
+    def _length(self, method: str) -> int:
+        if self.closed:
+            raise closed(method)
+        return self.nbytes
+
+    def _as_handle(self) -> Handle:
+        return self._handle
+
+    def read(self, size: SupportsIndex | None = None, offset: SupportsIndex = 0) -> bytes:
+        """Copy bytes out, with the kernel's checks. See ``VMM.read``.
+
+        Args:
+            size: bytes, or None for all from the offset on.
+            offset: of the first byte.
+        """
+        start, length = _span.inside("read", offset, _span.read_size(size), self.nbytes, "buffer")
+        return self._memory("read").read(length, start)
+
+    def write(self, data: Buffer, offset: SupportsIndex = 0) -> int:
+        """Copy bytes in, with the kernel's checks. See ``VMM.write``.
+
+        Args:
+            data: a contiguous buffer of at least one byte that fits into this one.
+            offset: of the first byte.
+
+        Returns:
+            The number of bytes written, all of them.
+        """
+        start, there = _span.inside("write", offset, None, self.nbytes, "buffer")
+        with _span.bytes_of("write", "data", data) as given:
+            if len(given) > there:
+                raise InvalidArgument(
+                    "write", f"{len(given)} bytes at offset {start}: {there} bytes are there"
+                )
+            return self._memory("write").write(given, start)
 
     @overload
     def array(
@@ -232,7 +443,7 @@ class Mdl:
         dtype: Literal["float64"] | None = "float64",
         offset: SupportsIndex = 0,
         writable: bool | None = None,
-    ) -> np.ndarray[Any, np.dtype[np.float64]]: ...
+    ) -> SharedArray[np.dtype[np.float64]]: ...
     @overload
     def array(
         self,
@@ -240,7 +451,7 @@ class Mdl:
         dtype: DtypeOf[Scalar],
         offset: SupportsIndex = 0,
         writable: bool | None = None,
-    ) -> np.ndarray[Any, np.dtype[Scalar]]: ...
+    ) -> SharedArray[np.dtype[Scalar]]: ...
     @overload
     def array(
         self,
@@ -248,15 +459,15 @@ class Mdl:
         dtype: Any,  # noqa: ANN401  whatever numpy.dtype takes
         offset: SupportsIndex = 0,
         writable: bool | None = None,
-    ) -> np.ndarray[Any, np.dtype[Any]]: ...
+    ) -> SharedArray[np.dtype[Any]]: ...
     def array(
         self,
         shape: SupportsIndex | Sequence[SupportsIndex],
         dtype: Any = "float64",
         offset: SupportsIndex = 0,
         writable: bool | None = None,
-    ) -> np.ndarray[Any, Any]:
-        """A NumPy array over the buffer, without a copy.
+    ) -> SharedArray[Any]:
+        """A NumPy array over the buffer, without a copy: a ``SharedArray``.
 
         Its memory stays as long as the array, or anything made of it, even if all else is closed.
 
@@ -272,7 +483,8 @@ class Mdl:
             UNIMPLEMENTED: NumPy is not installed.
             Others as of ``VMM.mdl_map``.
         """
-        return _arrays.array(self, shape, dtype, offset, writable)
+        made: SharedArray[Any] = arrays("array").array_of(self, shape, dtype, offset, writable)
+        return made
 
     def clone(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> Mdl:
         """Make a buffer that is a window on this one. See ``VMM.mdl_clone``.
@@ -299,6 +511,8 @@ class Mdl:
         Errors:
             BUSY: while anything can still write; drop writable regions and arrays first.
         """
+        # The mapping of this object's own: what looks at it keeps it, and is in the way.
+        self._region = None
         self._vmm.mdl_seal(self._handle, Seal.FREEZE)
 
     def fileno(self) -> int:
@@ -333,6 +547,7 @@ class Mdl:
         finally:
             if self.closed:
                 self._descriptor.clear()
+                self._region = None
 
     def __enter__(self) -> Self:
         self._vmm.mdl_get_size(self._handle)
@@ -347,6 +562,12 @@ class Mdl:
             self.close()
         except Exception:  # noqa: BLE001, S110
             pass
+
+    def __copy__(self) -> Mdl:
+        return Mdl._made(self._vmm, self._vmm.handle_copy, self._handle, self.rights)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None, /) -> Mdl:
+        return Mdl.from_bytes(self.buf, READ_WRITE, vmm=self._vmm)
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:  # noqa: ANN401
         if _pickling.is_multiprocessing(sys._getframe(1)):  # noqa: SLF001
@@ -363,20 +584,39 @@ def given_or_default(method: str, vmm: VMM | None) -> VMM:
     return vmm
 
 
+def most_of(info: HandleInfo) -> VmmFlags:
+    """READ, and WRITE where a handle and the seals allow it."""
+    if Rights.MAP_WRITE in info.rights and not info.seals:
+        return READ_WRITE
+    return VmmFlags.READ
+
+
+def closed(method: str) -> ResourceNotFound:
+    """The exception for a closed ``Mdl``."""
+    return ResourceNotFound(method, "this Mdl is closed")
+
+
+def arrays(method: str) -> ModuleType:
+    """The module of arrays, which needs NumPy."""
+    try:
+        return imports.needed(method, "vmm_linux.shared_array")
+    except ImportError as problem:
+        raise Unimplemented(
+            method, "NumPy is not installed: pip install 'vmm-linux[numpy]'"
+        ) from problem
+
+
 def _reduce(mdl: Mdl) -> tuple[Any, ...]:
     """An Mdl on its way through ``multiprocessing``."""
     return _pickling.reduced(mdl, lambda: (_received, _pickling.pack(mdl.vmm, mdl.handle)))
 
 
+def received_mdl(sent: _pickling.Sent, inode: int) -> Mdl:
+    """The Mdl of a pickle, in the default VMM."""
+    vmm = default_vmm()
+    return Mdl._made(vmm, _pickling.unpack, vmm, sent, inode)  # noqa: SLF001
+
+
 def _received(sent: _pickling.Sent, inode: int) -> Any:  # noqa: ANN401
-    """The Mdl of a pickle."""
-
-    def load() -> Mdl:
-        vmm, handle = _pickling.unpack(sent, inode)
-        try:
-            return Mdl(vmm, handle)
-        except BaseException:
-            vmm.handle_close(handle)
-            raise
-
-    return _pickling.delivered(load)
+    """The Mdl of a pickle, or what stands in for it."""
+    return _pickling.delivered(lambda: received_mdl(sent, inode))

@@ -79,7 +79,7 @@ class VMM(endpoint.VMM):
         """Make an MDL buffer as an object, which closes its handle when it is dropped.
 
         Args:
-            size: bytes, a page multiple.
+            size: bytes, one or more: the length of the buffer, which is mapped in whole pages.
             prot: ``VmmFlags``: the most that the handle allows, READ at least. With LOCKED the
                 buffer has all its memory on return.
             segment_size: bytes of each memory file of the buffer, a page multiple; 0 for a single
@@ -93,7 +93,7 @@ class VMM(endpoint.VMM):
 
         Source: MdlCreate.
         """
-        return Mdl._made(self, self.mdl_create, size, prot, segment_size)  # noqa: SLF001
+        return Mdl(size, prot, segment_size=segment_size, vmm=self)
 
     # ---- asyncio ------------------------------------------------------------------------------
 

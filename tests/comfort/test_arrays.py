@@ -133,8 +133,10 @@ def test_the_memory_stays_as_long_as_anything_made_of_it(name: str) -> None:
 def test_the_last_array_unmaps_with_its_vmm_open_too(vmm: VMM) -> None:
     before = mapped_bytes()
     mdl = vmm.mdl(SIZE)
-    arrays = [mdl.array(2), mdl.array(2)]
+    arrays = [mdl.array(2), mdl.array(3), mdl.array(2, "u1", PAGE)]
     assert mapped_bytes() == before + 2 * PAGE
+    arrays.pop()
+    assert mapped_bytes() == before + PAGE
     arrays.pop()
     assert mapped_bytes() == before + PAGE
     arrays.pop()

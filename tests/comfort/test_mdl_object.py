@@ -60,7 +60,7 @@ def test_its_text_tells_size_rights_and_state(vmm: VMM) -> None:
     assert bool(mdl) is True
 
 
-@pytest.mark.parametrize("arguments", [(0,), (1,), (PAGE, 0), (PAGE, "RW"), (True,), ("1",)])
+@pytest.mark.parametrize("arguments", [(0,), (-1,), (PAGE, 0), (PAGE, "RW"), (True,), ("1",)])
 def test_arguments_that_mdl_create_refuses_make_no_mdl(arguments: Any, vmm: VMM) -> None:  # noqa: ANN401
     before = memory_files()
     with pytest.raises(InvalidArgument, match="mdl_create"):
@@ -103,7 +103,7 @@ def test_nothing_is_executable_unless_asked_for(vmm: VMM) -> None:
 
 def test_a_handle_without_map_read_is_not_mapped(vmm: VMM) -> None:
     whole = vmm.mdl(SIZE)
-    mdl = Mdl(vmm, vmm.handle_copy(whole.handle, Rights.GET_SID))
+    mdl = Mdl.from_handle(vmm, vmm.handle_copy(whole.handle, Rights.GET_SID))
     with pytest.raises(NoCapability, match="MAP_READ"):
         mdl.map()
 

@@ -107,13 +107,13 @@ def test_what_was_closed_before_it_was_pickled_arrives_as_an_error(
 def test_whatever_else_keeps_the_thread_from_pickling_arrives_as_an_error(vmm: VMM) -> None:
     origin = vmm.mdl(PAGE)
     revoked = origin.clone()
-    untransferable = Mdl(vmm, vmm.handle_copy(origin.handle, Rights.MAP_READ))
+    untransferable = Mdl.from_handle(vmm, vmm.handle_copy(origin.handle, Rights.MAP_READ))
     one, other = put_behind_a_gate(
         FORK.Queue(), [revoked, untransferable], lambda: vmm.handle_revoke(origin.handle)
     )
     assert isinstance(one, HandleRevoked)
     assert isinstance(other, HandleRevoked)
-    kept = Mdl(vmm, vmm.handle_copy(origin.handle, Rights.MAP_READ))
+    kept = Mdl.from_handle(vmm, vmm.handle_copy(origin.handle, Rights.MAP_READ))
     (problem,) = put_behind_a_gate(FORK.Queue(), [kept], lambda: None)
     assert isinstance(problem, NoCapability)
     assert problem.message.startswith("in the sender's queue: ")

@@ -23,6 +23,7 @@ from vmm_linux import (
     Retcode,
     Rights,
     Seal,
+    SharedArray,
     VmmError,
     VmmFlags,
     inspect,
@@ -187,19 +188,19 @@ def test_a_buffer(vmm: VMM) -> None:
 def test_arrays_of_a_buffer(vmm: VMM) -> None:
     mdl = vmm.mdl(SIZE)
     numbers = mdl.array((8, 16), np.int32)
-    assert_type(numbers, np.ndarray[Any, np.dtype[np.int32]])
+    assert_type(numbers, SharedArray[np.dtype[np.int32]])
     assert_type(numbers[0, 0], Any)
-    assert_type(mdl.array(8, np.dtype(np.uint8), 4), np.ndarray[Any, np.dtype[np.uint8]])
-    assert_type(mdl.array(8, numbers.dtype), np.ndarray[Any, np.dtype[np.int32]])
-    assert_type(mdl.array(8, dtype=bool), np.ndarray[Any, np.dtype[Any]])
+    assert_type(mdl.array(8, np.dtype(np.uint8), 4), SharedArray[np.dtype[np.uint8]])
+    assert_type(mdl.array(8, numbers.dtype), SharedArray[np.dtype[np.int32]])
+    assert_type(mdl.array(8, dtype=bool), SharedArray[np.dtype[Any]])
     default = mdl.array([2, 3], writable=False)
-    assert_type(default, np.ndarray[Any, np.dtype[np.float64]])
+    assert_type(default, SharedArray[np.dtype[np.float64]])
     assert default.dtype == np.float64
-    assert_type(mdl.array(3, None), np.ndarray[Any, np.dtype[np.float64]])
-    assert_type(mdl.array(3, "float64"), np.ndarray[Any, np.dtype[np.float64]])
+    assert_type(mdl.array(3, None), SharedArray[np.dtype[np.float64]])
+    assert_type(mdl.array(3, "float64"), SharedArray[np.dtype[np.float64]])
     # As of NumPy's own functions: what another string names is not known.
-    assert_type(mdl.array(3, "i4"), np.ndarray[Any, np.dtype[Any]])
-    assert_type(mdl.array(3, [("a", "u1"), ("b", "f8")], 8), np.ndarray[Any, np.dtype[Any]])
+    assert_type(mdl.array(3, "i4"), SharedArray[np.dtype[Any]])
+    assert_type(mdl.array(3, [("a", "u1"), ("b", "f8")], 8), SharedArray[np.dtype[Any]])
 
 
 def test_an_event() -> None:

@@ -126,7 +126,8 @@ def errno_of(operation: Callable[[], object]) -> int:
 
 def writable_map(fd: int) -> int:
     """Error number of mapping a memory file writable behind the package's back, 0 if it can be."""
-    return errno_of(lambda: mmap.mmap(fd, PAGE, mmap.MAP_SHARED, kernel.PROT_WRITE).close())
+    size = os.fstat(fd).st_size
+    return errno_of(lambda: mmap.mmap(fd, size, mmap.MAP_SHARED, kernel.PROT_WRITE).close())
 
 
 def assert_frozen(fd: int) -> None:

@@ -241,7 +241,10 @@ NO_MEMORY: dict[str, tuple[Callable[[], int], str]] = {
     "zero device": (lambda: os.open("/dev/zero", os.O_RDONLY), NO_MEMFD),
     "file": (lambda: regular_file(tempfile.gettempdir()), "no memfd|seals"),
     "program": (lambda: os.open("/proc/self/exe", os.O_RDONLY), NO_MEMFD),
-    "file in /dev/shm": (lambda: regular_file(SHARED_MEMORY), "seals 0x1(, not sealed against shrinking|; 0xf are needed)"),
+    "file in /dev/shm": (
+        lambda: regular_file(SHARED_MEMORY),
+        "seals 0x1(, not sealed against shrinking|; 0xf are needed)",
+    ),
     "folder": (lambda: os.open("/", os.O_RDONLY), NO_MEMFD),
     "folder /dev/shm": (lambda: os.open(SHARED_MEMORY, os.O_RDONLY), NO_MEMFD),
     "file of /proc": (lambda: os.open("/proc/self/mem", os.O_RDONLY), NO_MEMFD),

@@ -393,7 +393,10 @@ WRONG_SEGMENTS: dict[str, tuple[Callable[[], list[int]], str]] = {
         ],
         "no memfd of ordinary pages",
     ),
-    "half a page": (lambda: [*three((4, 4)), read_only(2 * PAGE - 1)], "not the size that is announced"),
+    "half a page": (
+        lambda: [*three((4, 4)), read_only(2 * PAGE - 1)],
+        "not the size that is announced",
+    ),
 }
 
 

@@ -74,7 +74,7 @@ def claim(run: Run, table: Table, size: int, most: int) -> None:
 
 def hold(connection: Connection, sock: socket.socket, page: int) -> None:
     """In one of the processes: map the received buffer, read every page, and keep it."""
-    with VMM() as vmm, Mdl(vmm, vmm.recv_handle(sock)) as mdl, mdl.map() as region:
+    with VMM() as vmm, Mdl.from_handle(vmm, vmm.recv_handle(sock)) as mdl, mdl.map() as region:
         bytes(region.view()[::page])
         connection.send(region.base)
         connection.recv()

@@ -194,7 +194,7 @@ def into_a_held_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[int], None]
 
 def in_a_held_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
     """Read each message in place."""
-    view = Mdl(vmm, vmm.recv_handle(ends.sock)).map().view(0, size)
+    view = Mdl.from_handle(vmm, vmm.recv_handle(ends.sock)).map().view(0, size)
 
     def receive_one() -> None:
         ends.sock.recv(1)
@@ -218,7 +218,7 @@ def in_a_fresh_buffer(vmm: VMM, size: int, ends: Ends) -> Callable[[], None]:
     """Map the received buffer of each message."""
 
     def receive_one() -> None:
-        with Mdl(vmm, vmm.recv_handle(ends.sock)) as mdl, mdl.map() as region:
+        with Mdl.from_handle(vmm, vmm.recv_handle(ends.sock)) as mdl, mdl.map() as region:
             answer(ends.sock, region.view(0, size))
 
     return receive_one
