@@ -343,10 +343,13 @@ class Holder:
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, buffer: memoryview, /) -> None: ...
 
+@disjoint_base
 class Exporter:
     """A base class whose ``_pinned`` says what the object's memory is.
 
-    Each consumer gets a ``Holder`` of its own, so that pins end with their consumers.
+    Each consumer gets a ``Holder`` of its own, so that pins end with their consumers. One keeps no
+    buffer: ``numpy.ndarray(buffer=...)`` takes the address, and keeps this object. What it sees is
+    pinned by ``_kept``, until this object is deallocated.
     """
 
     _kept: memoryview | None
