@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmm_linux._core import kernel
 from vmm_linux._core.endpoint import held
 from vmm_linux._core.typed import overload
 from vmm_linux._core.values import describe, index, is_a
@@ -9,14 +10,14 @@ from vmm_linux.errors import InvalidArgument, OutOfRange, VmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, SupportsIndex
 
     from typing_extensions import Buffer
 
+PAGE = kernel.page_size()
 PIECE = 1 << 20
-"""The most bytes that one call copies, where the bytes need not be one object."""
-LEAST_PAGE = 4096
-"""Of a page as small as that, or larger, steps of so many bytes at most leave none out."""
+"""The most bytes of one copy that is not itself the result."""
 
 
 def inside(method: str, offset: object, size: object, whole: int, name: str) -> tuple[int, int]:
@@ -70,7 +71,7 @@ class ByteAccess:
             """Copy bytes in: at least one."""
 
     def _length(self, method: str) -> int:
-        """The number of bytes now, or the error that there are none any more."""
+        """The number of bytes; the error is that of ``method`` where there are none any more."""
         raise NotImplementedError
 
     @overload
@@ -200,14 +201,13 @@ def positions(method: str, key: slice, length: int) -> tuple[range, bool]:
     return (span, True) if span.step > 0 else (span[::-1], False)
 
 
-def pieces(span: range) -> list[range]:
-    """Ascending places in parts.
+def pieces(span: range) -> Iterator[range]:
+    """Ascending places in parts, each to be copied with what is in between.
 
-    No part is longer than a piece, and every page between its first and its last place has one of
-    its places: pages that the slice does not touch need not be readable.
+    A part has a place in every page that it reaches over: others need not be readable.
     """
-    count = PIECE // span.step if span.step <= LEAST_PAGE else 1
-    return [span[first : first + count] for first in range(0, len(span), count)]
+    count = PIECE // span.step if span.step <= PAGE else 1
+    return (span[first : first + count] for first in range(0, len(span), count))
 
 
 def one_byte(method: str, value: object) -> bytes:

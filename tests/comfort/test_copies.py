@@ -708,7 +708,7 @@ def test_a_record_goes_through_the_queues_of_the_logging() -> None:
 
 
 def test_exceptions_are_copied_whole() -> None:
-    kinds = [*errors.EXCEPTIONS.values(), errors.NotCopyable]
+    kinds = [*errors.EXCEPTIONS.values(), errors.NotCopyable, errors.OutOfRange]
     raised: list[VmmError] = [kind("at", "why", errno.EIO, 3) for kind in kinds]
     for error in [*raised, PolicyError("why", "file", 3)]:
         copies = [copy.copy(error), copy.deepcopy(error)]

@@ -159,6 +159,10 @@ def test_a_region(vmm: VMM) -> None:
         assert_type(region.view(0, PAGE), memoryview)
         assert_type(region.read(1), bytes)
         assert_type(region.write(b"data", offset=1), int)
+        assert_type(region[5], int)
+        assert_type(region[-5:], bytes)
+        region[5], region[6:8] = 7, b"ab"
+        assert_type(region.readinto(bytearray(5), 3), int)
         assert_type(memoryview(region), memoryview)
         region.decommit(PAGE)
         region.free(PAGE)

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from buffer_scenarios import (
     READ_ONLY,
     ask_buffer,
@@ -291,6 +293,12 @@ def left(ground: Ground) -> None:
     ground.things[-1].__exit__(None, None, None)
 
 
+def array_over_region(ground: Ground) -> int:
+    """Make an array of which the newest object, a region, is the buffer."""
+    array: np.ndarray[Any, Any] = np.ndarray(SIZE, "u1", ground.things[-1])
+    return array.size
+
+
 def sent_event(ground: Ground) -> None:
     """An event on its way."""
     ground.things[-1].send(ground.sockets[0])
@@ -449,11 +457,17 @@ OBJECTS = [
             ("view", ()),
             ("read", ()),
             ("write", (pattern(SIZE),)),
+            ("readinto", (bytearray(SIZE),)),
+            ("__getitem__", (-1,)),
+            ("__getitem__", (slice(None, None, -3),)),
+            ("__setitem__", (5, 300 - SMALL)),
+            ("__setitem__", (slice(None, None, -1), pattern(SIZE))),
             ("free", ()),
             ("free", (PAGE,)),
         )
     ),
     Scenario("a buffer of a Region", a_region, lambda g: memoryview(g.things[-1]).nbytes, ""),
+    Scenario("an array over a Region", a_region, array_over_region, ""),
     Scenario("repr of a Region", a_region, shown, ""),
     Scenario("end of a Region", a_region, left, ""),
     Scenario("mdl", nothing, lambda g: g.mdl(SIZE), ""),

@@ -42,7 +42,7 @@ cdef enum:
     # What ``numpy.ndarray(buffer=...)`` asks for first (PyArray_BufferConverter): to write, in
     # whatever order the bytes are, and without their format.
     ANY_ORDER = PyBUF_ANY_CONTIGUOUS & ~PyBUF_STRIDES
-    NUMPYS = ANY_ORDER | PyBUF_WRITABLE
+    AS_NUMPY = ANY_ORDER | PyBUF_WRITABLE
 
 
 # No garbage collection: what is kept refers to no exporter, and must outlast all that may still
@@ -56,8 +56,8 @@ cdef class Exporter:
     pinned by ``_kept``, until this object is deallocated.
     """
 
-    # None, or the view of what NumPy sees. An owner that frees the memory lets something else do
-    # it, which ends after the view: ``held`` makes that.
+    # None, or the view of what NumPy sees. A subclass that frees the memory as it ends makes it
+    # ``held(heir, _kept)`` instead: the heir, which frees the memory, ends after the pin.
     cdef public object _kept
 
     __reduce__ = refuse_copies("they are memory of this process; copy their bytes")
@@ -72,9 +72,9 @@ cdef class Exporter:
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         view = self._pinned()
-        # Also of a request that is refused below: NumPy then asks for a read-only buffer, as
-        # others do, which keep it.
-        if flags & (NUMPYS | PyBUF_FORMAT) == NUMPYS and self._kept is None:
+        # Also of read-only memory, where the buffer refuses this and NumPy then asks once more, as
+        # consumers do that keep the buffer.
+        if flags & (AS_NUMPY | PyBUF_FORMAT) == AS_NUMPY and self._kept is None:
             self._kept = view
         if self._kept is not None:
             view = self._kept
