@@ -599,6 +599,7 @@ def closed(method: str) -> ResourceNotFound:
 def arrays(method: str) -> ModuleType:
     """The module of arrays, which needs NumPy."""
     try:
+        imports.needed(method, "numpy")
         return imports.needed(method, "vmm_linux.shared_array")
     except ImportError as problem:
         raise Unimplemented(

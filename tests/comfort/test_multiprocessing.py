@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
 import resource
@@ -130,9 +129,8 @@ def test_a_buffer_whose_sender_died_first_is_a_clear_error(method: str) -> None:
 def test_other_picklers_are_refused_and_told_what_does_it(vmm: VMM) -> None:
     mdl = vmm.mdl(SIZE)
     before = read_descriptors()
-    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(InvalidOperation, match=r"multiprocessing alone .* mdl\.send"):
-            attempt(mdl)
+    with pytest.raises(InvalidOperation, match=r"multiprocessing alone .* mdl\.send"):
+        pickle.dumps(mdl)
     with pytest.raises(InvalidOperation, match="pickle"):
         pickle.dumps({"in": [mdl]}, protocol=2)
     assert read_descriptors() == before
