@@ -258,23 +258,25 @@ class Event:
                 return False
 
     async def wait_async(self) -> bool:
-        """Wait until it is set, and let other tasks of asyncio run. This does not clear it.
+        """Wait until it is set, and let other tasks run. This does not clear it.
 
-        Any number of tasks may wait. For a timeout, use ``asyncio.timeout``.
+        The event loop is asyncio's, uvloop's or trio's; anyio runs on these. Any number of tasks
+        may wait. For a timeout, use the library's own: ``asyncio.timeout``, ``trio.fail_after``.
 
         Returns:
             True.
 
         Errors:
-            INVALID_OPERATION: no event loop of asyncio runs.
+            INVALID_OPERATION: no event loop of asyncio or trio runs.
             QUOTA_EXCEEDED: RLIMIT_NOFILE; a task that waits holds one descriptor more.
             UNIMPLEMENTED: the event loop has no ``add_reader``.
 
-        Source: ``loop.add_reader``.
+        Source: ``loop.add_reader``, ``trio.lowlevel.wait_readable``.
         """
+        await aio.checkpoint()
         held, number = self._open("wait_async")
         if not ready("Event.wait_async", number, select.POLLIN, 0):
-            await aio.readable("Event.wait_async", number)
+            await aio.wait("Event.wait_async", number)
             if not held.is_open:  # the program took the number meanwhile
                 raise lost("Event.wait_async")
         return True
