@@ -74,7 +74,7 @@ cpdef tuple read_message(object sock, size_t length, int most_descriptors):
     cdef Received received = Received()
     cdef int flaws
     room = ROOM if most_descriptors == PARCEL_DESCRIPTORS else room_for(sock, most_descriptors)
-    recvmsg = own_method(sock, "recvmsg")
+    recvmsg = sock.recvmsg if is_plain(sock) else own_method(sock, "recvmsg")
     if recvmsg is None:
         return read_directly(sock, length, room, received)
     message, ancillary, flags, _ = recvmsg(length, room, CLOEXEC)

@@ -3,7 +3,7 @@
 A socket is any object with ``fileno()`` whose descriptor is an AF_UNIX socket for the kernel. Those
 of Python's own class send and receive by their methods. So do others that block and have such
 methods: these wait as their library does. For all others this module uses the descriptor, and waits
-by ``select``, which such libraries replace by their own.
+by what gevent and eventlet have for that, or by ``select``.
 """
 
 cdef enum:
@@ -35,8 +35,8 @@ LONGEST_LABEL = 1024
 MOST_LABEL = 4096
 INQ = struct.calcsize("i")
 TIMEVAL = struct.Struct("2l")
-LONGEST_POLL = 86_400_000
-"""Milliseconds of one poll(2), which knows no more than 24 days; longer waits take several."""
+LONGEST_WAIT = 86_400.0
+"""Seconds of one poll(2), which knows no more than 24 days; longer waits take several."""
 CO_COROUTINE = 0x80
 """The flag of an ``async`` function's code."""
 OF_TRANSPORTS = (("asyncio.trsock", "TransportSocket"), ("uvloop.loop", "PseudoSocket"))
@@ -199,6 +199,7 @@ cdef class Duplicate:
 
     cdef Descriptor held
     cdef object timeout
+    cdef object given           # the socket that it is of, never used: it says how to wait
 
     __reduce__ = refuse_copies("each owns its descriptor")
 
@@ -219,6 +220,7 @@ cdef Duplicate duplicate_socket(str method, object sock):
     cdef Duplicate made = Duplicate()
     cdef int own
     made.timeout = timeout_of(sock)
+    made.given = sock
     own = kernel.fcntl(fileno_of(sock), F_DUPFD_CLOEXEC, 0)
     if own == -EBADF:
         kernel.check(own)
@@ -357,7 +359,7 @@ cdef int wait_until_ready(object sock, bint to_send, double *deadline) except -1
             kernel_timeout(sock, to_send) if timeout is None else timeout)
     while True:
         left = deadline[0] - time.monotonic()
-        if is_ready(fd, to_send, min(max(left, 0) * 1e3, LONGEST_POLL)):
+        if is_ready(sock, fd, to_send, min(max(left, 0), LONGEST_WAIT)):
             return 0
         if left <= 0 and timeout is None:
             kernel.check(-EAGAIN)
@@ -365,15 +367,31 @@ cdef int wait_until_ready(object sock, bint to_send, double *deadline) except -1
             raise TimeoutError("timed out")
 
 
-cdef bint is_ready(int fd, bint to_send, double milliseconds) except? True:
-    """Whether a descriptor takes or has something within that time."""
+cdef bint is_ready(object sock, int fd, bint to_send, double seconds) except? True:
+    """Whether a descriptor takes or has something within that time.
+
+    A socket of gevent's or eventlet's lets other greenlets run meanwhile.
+    """
+    given = (<Duplicate>sock).given if type(sock) is Duplicate else sock
+    try:
+        if is_instance_of(given, "gevent.socket", "socket"):
+            library = imports.loaded("gevent.socket")
+            wait = library.wait_write if to_send else library.wait_read
+            wait(fd, seconds, TimeoutError())
+            return True
+        if is_instance_of(given, "eventlet.greenio.base", "GreenSocket"):
+            imports.loaded("eventlet.hubs").trampoline(
+                fd, read=not to_send, write=to_send, timeout=seconds, timeout_exc=TimeoutError)
+            return True
+    except TimeoutError:
+        return False
     if not hasattr(select, "poll"):     # eventlet removes it, and replaces select
         waiting = [fd]
         return any(select.select(
-            [] if to_send else waiting, waiting if to_send else [], [], milliseconds / 1e3))
+            [] if to_send else waiting, waiting if to_send else [], [], seconds))
     poll = select.poll()
     poll.register(fd, select.POLLOUT if to_send else select.POLLIN)
-    return bool(poll.poll(milliseconds))
+    return bool(poll.poll(seconds * 1e3))
 
 
 cdef object kernel_timeout(object sock, bint to_send):
