@@ -1,23 +1,26 @@
-"""Waits in asyncio: for a socket that carries handles, and for an event.
+"""Waits in event loops: for a socket that carries handles, and for an event.
 
-This module does not import asyncio: where one of its loops runs, it is loaded.
+The loop is asyncio's, another of its interface (uvloop), or trio's; anyio runs on either. This
+module imports none of them: where one runs, it is loaded.
 """
 
 from __future__ import annotations
 
-import _socket
 import errno
+import sys
 
-from vmm_linux._core import imports, kernel
-from vmm_linux._core.values import is_a
+from vmm_linux._core import endpoint, imports, kernel
+from vmm_linux._core.values import kind_of
 from vmm_linux.errors import InvalidArgument, InvalidOperation, QuotaExceeded, Unimplemented
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    import socket
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
+    from types import FrameType
     from typing import Any, SupportsIndex, TypeVar
+
+    from _typeshed import HasFileno
 
     from vmm_linux._core.endpoint import VMM
     from vmm_linux._core.kernel import Descriptor
@@ -25,21 +28,23 @@ if TYPE_CHECKING:
 
     Outcome = TypeVar("Outcome")
 
-__all__ = ["readable", "recv_handle", "send_handle"]
+__all__ = ["checkpoint", "recv_handle", "send_handle", "wait"]
 
 
 async def send_handle(
-    vmm: VMM, sock: socket.socket, handle: SupportsIndex, rights: SupportsIndex | None
+    vmm: VMM, sock: HasFileno, handle: SupportsIndex, rights: SupportsIndex | None
 ) -> None:
     """See ``VMM.send_handle_async``."""
-    await repeat(
-        "send_handle_async", vmm, sock, lambda: vmm.send_handle(sock, handle, rights), writable
-    )
+
+    def attempt() -> None:
+        vmm.send_handle(sock, handle, rights)
+
+    await repeat("send_handle_async", vmm, sock, attempt, to_send=True)
 
 
 async def recv_handle(
     vmm: VMM,
-    sock: socket.socket,
+    sock: HasFileno,
     require: SupportsIndex,
     max_size: SupportsIndex | None,
     peer_uid: SupportsIndex | None,
@@ -49,21 +54,23 @@ async def recv_handle(
     def attempt() -> Handle:
         return vmm.recv_handle(sock, require, max_size, peer_uid)
 
-    return await repeat("recv_handle_async", vmm, sock, attempt, readable)
+    return await repeat("recv_handle_async", vmm, sock, attempt, to_send=False)
 
 
 async def repeat(
     method: str,
     vmm: VMM,
-    sock: socket.socket,
+    sock: HasFileno,
     attempt: Callable[[], Outcome],
-    ready: Callable[[str, int], Awaitable[None]],
+    *,
+    to_send: bool,
 ) -> Outcome:
     """Try; as long as the socket would block, wait for it and try again.
 
     An attempt is one call without a pause. So a task that is cancelled has either not begun or
     is done, and no message is half received.
     """
+    await checkpoint()
     while True:
         if vmm.closed:
             raise InvalidOperation(method, "the VMM is closed")
@@ -71,67 +78,114 @@ async def repeat(
         try:
             return attempt()
         except BlockingIOError:
-            await ready(method, sock.fileno())
+            await wait(method, sock.fileno(), to_send=to_send)
 
 
 def check_not_blocking(method: str, sock: object) -> None:
-    """Refuse a socket that blocks. The call itself refuses what is no socket."""
-    if is_a(sock, _socket.socket) and sock.gettimeout() != 0:
+    """Refuse a socket that blocks, or that a transport uses. The call refuses what is no socket."""
+    if endpoint.is_of_transport(sock):
+        raise InvalidArgument(method, f"sock is a {kind_of(sock)}{endpoint.NO_TRANSPORT}")
+    if endpoint.blocks(sock):
         raise InvalidArgument(
             method, "sock blocks, which would stop the event loop: sock.setblocking(False)"
         )
 
 
-async def readable(method: str, fd: int) -> None:
-    """Wait until a descriptor can be read."""
-    loop = running_loop(method)
-    await watch(method, fd, loop.create_future(), loop.add_reader, loop.remove_reader)
+async def checkpoint() -> None:
+    """Let trio cancel this task and run others, as it expects of every ``async`` function.
+
+    Before the work, because a task that is cancelled afterwards would lose what it received.
+    """
+    trio = running_trio()
+    if trio is not None:
+        await trio.checkpoint()
 
 
-async def writable(method: str, fd: int) -> None:
-    """Wait until a descriptor can be written."""
-    loop = running_loop(method)
-    await watch(method, fd, loop.create_future(), loop.add_writer, loop.remove_writer)
+async def wait(method: str, fd: int, *, to_send: bool = False) -> None:
+    """Wait until a descriptor can be read, or written.
+
+    The event loop gets a duplicate. asyncio has one reader and one writer a descriptor: a second
+    one replaces the first, which then waits for ever. trio refuses a second one.
+    """
+    trio = running_trio()
+    loop = running_loop(method) if trio is None else None
+    watched = duplicate(method, fd)
+    try:
+        if trio is not None:
+            await (trio.wait_writable if to_send else trio.wait_readable)(watched.number)
+        elif loop is not None:
+            await watch(method, loop, watched, to_send=to_send)
+    finally:
+        watched.close()
+
+
+def running_trio() -> Any:  # noqa: ANN401  trio may not be installed
+    """The module ``trio.lowlevel`` where this runs in a task of trio's; None elsewhere.
+
+    Both trio and asyncio can have a running task in this thread: a task of one starts the other,
+    or trio-asyncio joins them. Then the task counts whose code called this.
+    """
+    trio: Any = imports.loaded("trio.lowlevel")
+    if trio is None:
+        return None
+    try:
+        task = trio.current_task()
+    except RuntimeError:  # another thread, or the host of trio's guest mode
+        return None
+    outermost = frame_of_asyncio_task()
+    if outermost is None:
+        return trio
+    caller: FrameType | None = sys._getframe()  # noqa: SLF001
+    while caller is not None and caller is not outermost:
+        if caller is getattr(task.coro, "cr_frame", None):
+            return trio
+        caller = caller.f_back
+    return None if caller is outermost else trio
+
+
+def frame_of_asyncio_task() -> FrameType | None:
+    """Where the coroutine of asyncio's running task is; None if none runs in this thread."""
+    tasks: Any = imports.loaded("asyncio.tasks")
+    loop = asyncio_loop()
+    task = None if tasks is None or loop is None else tasks.current_task(loop)
+    return None if task is None else getattr(task.get_coro(), "cr_frame", None)
+
+
+def asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop of asyncio's interface that runs in this thread."""
+    events: Any = imports.loaded("asyncio.events")
+    loop: asyncio.AbstractEventLoop | None
+    loop = None if events is None else events._get_running_loop()  # noqa: SLF001
+    return loop
 
 
 def running_loop(method: str) -> asyncio.AbstractEventLoop:
-    """The event loop that runs this task."""
-    events: Any = imports.loaded("asyncio.events")
-    running = None if events is None else events._get_running_loop()  # noqa: SLF001
-    loop: asyncio.AbstractEventLoop | None = running
+    """The same; there must be one."""
+    loop = asyncio_loop()
     if loop is None:
-        raise InvalidOperation(method, "no event loop of asyncio is running here")
+        raise InvalidOperation(method, "no event loop of asyncio or trio is running here")
     return loop
 
 
 async def watch(
-    method: str,
-    fd: int,
-    woken: asyncio.Future[None],
-    add: Callable[..., object],
-    remove: Callable[[int], object],
+    method: str, loop: asyncio.AbstractEventLoop, watched: Descriptor, *, to_send: bool
 ) -> None:
-    """Wait until the event loop finds a descriptor ready.
-
-    The loop gets a duplicate. It has one reader and one writer a descriptor, and a second one
-    replaces the first, which then waits for ever: another task's, or the user's.
-    """
-    watched = duplicate(method, fd)
+    """Wait until asyncio's event loop finds a descriptor ready."""
+    woken = loop.create_future()
     number = watched.number
+    add = loop.add_writer if to_send else loop.add_reader
+    remove = loop.remove_writer if to_send else loop.remove_reader
     try:
-        try:
-            add(number, wake, woken)
-        except NotImplementedError:
-            raise Unimplemented(
-                method, "this event loop cannot watch descriptors (add_reader); use another one"
-            ) from None
-        try:
-            await woken
-        finally:
-            if watched.is_open:  # else another file may have this number now
-                remove(number)
+        add(number, wake, woken)
+    except NotImplementedError:
+        raise Unimplemented(
+            method, "this event loop cannot watch descriptors (add_reader); use another one"
+        ) from None
+    try:
+        await woken
     finally:
-        watched.close()
+        if watched.is_open:  # else another file may have this number now
+            remove(number)
 
 
 def wake(woken: asyncio.Future[None]) -> None:

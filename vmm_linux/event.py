@@ -39,8 +39,9 @@ from vmm_linux.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from typing import Any, Final, Self, SupportsFloat, SupportsIndex
+
+    from _typeshed import HasFileno
 
 __all__ = ["Event"]
 
@@ -127,7 +128,7 @@ class Event:
         return cls._of(descriptor)
 
     @classmethod
-    def recv(cls, sock: socket.socket) -> Self:
+    def recv(cls, sock: HasFileno) -> Self:
         """Receive an event that another process sent, without trust in its message.
 
         Reads one message and nothing after it. A refused message is consumed, and its
@@ -135,7 +136,7 @@ class Event:
         ``socket.recvmsg``, whose exceptions pass through.
 
         Args:
-            sock: a connected AF_UNIX socket.
+            sock: a connected AF_UNIX socket: any object with ``fileno()`` that is one.
 
         Errors:
             INVALID_ARGUMENT: no AF_UNIX socket; a message that is none of ``send``'s; a
@@ -148,7 +149,7 @@ class Event:
         method = "Event.recv"
         endpoint.check_socket(method, sock)
         message, received, flags = endpoint.read_message(sock, MESSAGE.size, 1)
-        if not (message or received or flags) and sock.type != _socket.SOCK_DGRAM:
+        if not (message or received or flags) and not endpoint.is_datagram(sock):
             raise EOFError(f"{method}: the other end is closed")
         check_message(method, sock, message, len(received), flags)
         descriptor = received.take()
@@ -257,35 +258,37 @@ class Event:
                 return False
 
     async def wait_async(self) -> bool:
-        """Wait until it is set, and let other tasks of asyncio run. This does not clear it.
+        """Wait until it is set, and let other tasks run. This does not clear it.
 
-        Any number of tasks may wait. For a timeout, use ``asyncio.timeout``.
+        The event loop is asyncio's, uvloop's or trio's; anyio runs on these. Any number of tasks
+        may wait. For a timeout, use the library's own: ``asyncio.timeout``, ``trio.fail_after``.
 
         Returns:
             True.
 
         Errors:
-            INVALID_OPERATION: no event loop of asyncio runs.
+            INVALID_OPERATION: no event loop of asyncio or trio runs.
             QUOTA_EXCEEDED: RLIMIT_NOFILE; a task that waits holds one descriptor more.
             UNIMPLEMENTED: the event loop has no ``add_reader``.
 
-        Source: ``loop.add_reader``.
+        Source: ``loop.add_reader``, ``trio.lowlevel.wait_readable``.
         """
+        await aio.checkpoint()
         held, number = self._open("wait_async")
         if not ready("Event.wait_async", number, select.POLLIN, 0):
-            await aio.readable("Event.wait_async", number)
+            await aio.wait("Event.wait_async", number)
             if not held.is_open:  # the program took the number meanwhile
                 raise lost("Event.wait_async")
         return True
 
-    def send(self, sock: socket.socket) -> None:
+    def send(self, sock: HasFileno) -> None:
         """Send it to another process, which gets it by ``Event.recv``. This one is unchanged.
 
         One message; a stream carries other data before and after it. Timeouts and non-blocking
         sockets behave as in ``socket.sendmsg``, whose exceptions pass through.
 
         Args:
-            sock: a connected AF_UNIX socket.
+            sock: a connected AF_UNIX socket: any object with ``fileno()`` that is one.
 
         Errors:
             INVALID_ARGUMENT: no AF_UNIX socket.
@@ -391,7 +394,7 @@ def seconds(method: str, timeout: SupportsFloat | SupportsIndex) -> float:
     return number
 
 
-def check_message(method: str, sock: socket.socket, message: bytes, count: int, flags: int) -> None:
+def check_message(method: str, sock: HasFileno, message: bytes, count: int, flags: int) -> None:
     """Refuse a message that is not ``Event.send``'s, with its one descriptor."""
     if len(message) != MESSAGE.size or flags & _socket.MSG_TRUNC:
         size = counted(len(message), "byte")

@@ -12,8 +12,9 @@ from vmm_linux.region import Region
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket
     from typing import SupportsIndex
+
+    from _typeshed import HasFileno
 
     from vmm_linux.handles import Handle
 
@@ -95,47 +96,50 @@ class VMM(endpoint.VMM):
         """
         return Mdl(size, prot, segment_size=segment_size, vmm=self)
 
-    # ---- asyncio ------------------------------------------------------------------------------
+    # ---- event loops --------------------------------------------------------------------------
 
     async def send_handle_async(
-        self, sock: socket, handle: SupportsIndex, rights: SupportsIndex | None = None
+        self, sock: HasFileno, handle: SupportsIndex, rights: SupportsIndex | None = None
     ) -> None:
         """Send a handle as ``send_handle`` does, and let other tasks run while the socket is full.
 
-        A cancelled task has sent all or nothing. Several tasks may wait on one socket; their order
-        is not specified. End them before you close the socket.
+        The event loop is asyncio's, uvloop's or trio's; anyio runs on these. A cancelled task has
+        sent all or nothing. Several tasks may wait on one socket; their order is not specified. End
+        them before you close the socket.
 
         Args:
-            sock: a connected AF_UNIX socket that does not block.
+            sock: a connected AF_UNIX socket that does not block, as for ``send_handle``. One that
+                a transport uses (``TransportSocket``) is refused.
             handle: to send; it needs TRANSFER, and every right that is sent.
             rights: ``Rights`` that the receiver's handle gets, or None for all that this one has.
 
         Errors:
             Those of ``send_handle``, and
-            INVALID_ARGUMENT: the socket blocks.
-            INVALID_OPERATION: no event loop of asyncio runs.
+            INVALID_ARGUMENT: the socket blocks, or a transport uses it.
+            INVALID_OPERATION: no event loop of asyncio or trio runs.
             QUOTA_EXCEEDED: RLIMIT_NOFILE; a task that waits holds one descriptor more.
             UNIMPLEMENTED: the event loop has no ``add_writer``.
 
-        Source: ``VMM.send_handle``, ``loop.add_writer``.
+        Source: ``VMM.send_handle``, ``loop.add_writer``, ``trio.lowlevel.wait_writable``.
         """
         await aio.send_handle(self, sock, handle, rights)
 
     async def recv_handle_async(
         self,
-        sock: socket,
+        sock: HasFileno,
         require: SupportsIndex = 0,
         max_size: SupportsIndex | None = None,
         peer_uid: SupportsIndex | None = None,
     ) -> Handle:
         """Receive a handle as ``recv_handle`` does, and let other tasks run while none is there.
 
-        A cancelled task has received nothing: the message stays for the next one. Several tasks may
-        wait on one socket; which of them gets a message is not specified. End them before you close
-        the socket.
+        The event loop is asyncio's, uvloop's or trio's; anyio runs on these. A cancelled task has
+        received nothing: the message stays for the next one. Several tasks may wait on one socket;
+        which of them gets a message is not specified. End them before you close the socket.
 
         Args:
-            sock: a connected AF_UNIX socket that does not block.
+            sock: a connected AF_UNIX socket that does not block, as for ``recv_handle``. One that
+                a transport uses (``TransportSocket``) is refused.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
             peer_uid: the user that must be at the other end, or None. A user that this process's
@@ -146,11 +150,11 @@ class VMM(endpoint.VMM):
 
         Errors:
             Those of ``recv_handle``, and
-            INVALID_ARGUMENT: the socket blocks.
-            INVALID_OPERATION: no event loop of asyncio runs.
+            INVALID_ARGUMENT: the socket blocks, or a transport uses it.
+            INVALID_OPERATION: no event loop of asyncio or trio runs.
             QUOTA_EXCEEDED: RLIMIT_NOFILE; a task that waits holds one descriptor more.
             UNIMPLEMENTED: the event loop has no ``add_reader``.
 
-        Source: ``VMM.recv_handle``, ``loop.add_reader``.
+        Source: ``VMM.recv_handle``, ``loop.add_reader``, ``trio.lowlevel.wait_readable``.
         """
         return await aio.recv_handle(self, sock, require, max_size, peer_uid)

@@ -197,6 +197,7 @@ OWNERS: dict[type[Any], Callable[[World], Any]] = {
     endpoint.Endpoint: lambda world: world.vmm.endpoint,
     CORE["Descriptor"]: lambda world: world.event._descriptor,
     CORE["Received"]: lambda _: CORE["Received"](),
+    CORE["Duplicate"]: lambda _: CORE["Duplicate"](),
     Event: lambda world: world.event,
     Mdl: lambda world: world.mdl,
     Policy: lambda world: world.policy,

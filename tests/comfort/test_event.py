@@ -21,6 +21,7 @@ import pytest
 import kernel_oracle as kernel
 from children import run_child
 from constants import PATIENCE
+from event_loops import LOOPS, EventLoop
 from events import connected, flags
 from vmm_linux import Event
 from vmm_linux import event as module
@@ -294,23 +295,26 @@ def make_too_many() -> None:
         Event().close()
 
 
-# ---- asyncio -------------------------------------------------------------------------------------
+# ---- event loops ---------------------------------------------------------------------------------
 
 
-def test_tasks_wait_for_it(event: Event) -> None:
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS.keys())
+def test_tasks_wait_for_it(loop: EventLoop, event: Event) -> None:
     async def work() -> None:
-        before = kernel.descriptors()
-        waiting = [asyncio.create_task(event.wait_async()) for _ in range(10)]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert not any(waiter.done() for waiter in waiting)
+        waiting = [loop.start(event.wait_async()) for _ in range(10)]
+        await loop.settle()
+        assert not any(waiter.done for waiter in waiting)
         event.set()
-        assert all(await asyncio.gather(*waiting))
+        assert all([await waiter.result() for waiter in waiting])
         assert await event.wait_async()
         event.clear()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
+            async with loop.deadline(0.01):
                 await event.wait_async()
-        assert kernel.descriptors() == before
+        waiter = loop.start(event.wait_async())
+        await loop.settle()
+        waiter.cancel()
+        await waiter.ended()
+        assert waiter.cancelled
 
-    asyncio.run(work())
+    loop.run(work())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import contextlib
 import os
 import re
@@ -17,6 +16,7 @@ import pytest
 
 from children import ROOT, TESTS_IMPORTABLE, in_own_process, run_child
 from constants import PATIENCE
+from event_loops import LOOPS
 from kernel_oracle import PAGE
 from sources import MODULES, SOURCES, name_of
 from vmm_linux import audit, policy
@@ -24,6 +24,8 @@ from vmm_linux import audit, policy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
+
+    from event_loops import EventLoop
 
 """Seconds after which a child hangs."""
 #: Modules of tools, which show things by packages that may be absent.
@@ -293,20 +295,23 @@ def import_nothing() -> None:
     if pid == 0:
         sys.addaudithook(lambda event, given: imported.append(given[0]) if event == "import" else 0)
         everything()
-        asyncio.run(wait_for_an_event())
+        for name in ("asyncio", "trio"):
+            LOOPS[name].call(wait_for_an_event(LOOPS[name]))
         ours = [name for name in imported if not str(name).startswith(("_pytest", "pytest"))]
         print(ours, file=sys.stderr, end="") if ours else None
         os._exit(len(ours))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-async def wait_for_an_event() -> None:
+async def wait_for_an_event(loop: EventLoop) -> None:
     """As a task does."""
     from vmm_linux import Event
 
     with Event() as event:
-        asyncio.get_running_loop().call_later(0.01, event.set)
-        assert await event.wait_async()
+        waiting = loop.start(event.wait_async())
+        await loop.settle()
+        event.set()
+        assert await waiting.result()
 
 
 def test_calls_in_a_child_import_nothing() -> None:

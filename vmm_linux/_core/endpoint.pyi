@@ -2,10 +2,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from logging import Logger
-from socket import socket
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, SupportsIndex, TypeVar, final
 
+from _typeshed import HasFileno
 from typing_extensions import Buffer, disjoint_base
 
 from vmm_linux._core.kernel import Descriptor
@@ -238,9 +238,25 @@ MESSAGE_SIZE: Final[int]
 MOST_FD: Final[int]
 
 def check_socket(method: str, sock: object) -> int:
-    """Whether this is a socket that descriptors can go through."""
+    """Whether this is a socket that descriptors can go through.
 
-def send_descriptor(sock: socket, data: bytes, held: Descriptor) -> int:
+    Errors:
+        INVALID_ARGUMENT: it is none.
+        OSError: its descriptor is closed.
+    """
+
+NO_TRANSPORT: Final[str]
+
+def is_of_transport(sock: object) -> bool:
+    """Whether a transport of an event loop reads and writes this socket meanwhile."""
+
+def blocks(sock: object) -> bool:
+    """Whether sending and receiving can wait. What is no socket does not."""
+
+def is_datagram(sock: object) -> bool:
+    """Whether messages are datagrams, among which an empty one is no end."""
+
+def send_descriptor(sock: HasFileno, data: bytes, held: Descriptor) -> int:
     """Send one descriptor with data in one message, without SIGPIPE: the bytes sent.
 
     Errors:
@@ -248,13 +264,13 @@ def send_descriptor(sock: socket, data: bytes, held: Descriptor) -> int:
         Others as of ``socket.sendmsg``.
     """
 
-def peer_of(sock: socket) -> tuple[int, int | None, int | None] | None:
+def peer_of(sock: HasFileno) -> tuple[int, int | None, int | None] | None:
     """The process, user and group that made the other end; None where that is not reported.
 
     The user, and the group, is None where it is unknown.
     """
 
-def cut_off(method: str, sock: socket, what: str) -> VmmError:
+def cut_off(method: str, sock: HasFileno, what: str) -> VmmError:
     """The exception for descriptors that did not fit: by what took their room, and what to do.
 
     Asked while those that came are open, so that a limit that is reached still is.
@@ -267,7 +283,9 @@ class Received:
     def take(self) -> Descriptor:
         """The last descriptor, which is the caller's: a ``Descriptor``."""
 
-def read_message(sock: socket, length: int, most_descriptors: int) -> tuple[bytes, Received, int]:
+def read_message(
+    sock: HasFileno, length: int, most_descriptors: int
+) -> tuple[bytes, Received, int]:
     """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
 
     There is room for as many bytes and descriptors as the longest message has, for what the
@@ -863,7 +881,7 @@ class VMM:
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
         """
     def send_handle(
-        self, sock: socket, handle: SupportsIndex, rights: SupportsIndex | None = None
+        self, sock: HasFileno, handle: SupportsIndex, rights: SupportsIndex | None = None
     ) -> None:
         """Send a handle to another process. This VMM keeps its own.
 
@@ -871,7 +889,7 @@ class VMM:
         sockets behave as in ``socket.sendmsg``, whose exceptions pass through.
 
         Args:
-            sock: a connected AF_UNIX socket.
+            sock: a connected AF_UNIX socket: any object with ``fileno()`` that is one.
             handle: to send; it needs TRANSFER, and every right that is sent.
             rights: ``Rights`` that the receiver's handle gets, or None for all that this one has.
                 Without MAP_WRITE the descriptors that leave are themselves read-only.
@@ -888,7 +906,7 @@ class VMM:
         """
     def recv_handle(
         self,
-        sock: socket,
+        sock: HasFileno,
         require: SupportsIndex = 0,
         max_size: SupportsIndex | None = None,
         peer_uid: SupportsIndex | None = None,
@@ -900,7 +918,7 @@ class VMM:
         ``socket.recvmsg``, whose exceptions pass through.
 
         Args:
-            sock: a connected AF_UNIX socket.
+            sock: a connected AF_UNIX socket: any object with ``fileno()`` that is one.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
             peer_uid: the user that must be at the other end, or None. A user that this process's

@@ -6,8 +6,9 @@ it (``gate``, ``rules``, ``audit``); a method body carries it out in the address
 (``failures``). The layers below answer in numbers alone.
 
 Further parts: ``query`` (one page), ``views`` and ``exporter`` (memory as Python buffers),
-``sockets`` and ``wire`` (handles between processes), ``vmm`` (the class), ``registry`` (every VMM
-of this process), ``environment`` (policy and audit by environment variables).
+``sockets``, ``messages`` and ``wire`` (handles between processes), ``vmm`` (the class),
+``registry`` (every VMM of this process), ``environment`` (policy and audit by environment
+variables).
 """
 
 cimport cython
@@ -79,6 +80,7 @@ include "endpoint/execution.pxi"
 include "endpoint/rules.pxi"
 include "endpoint/audit.pxi"
 include "endpoint/sockets.pxi"
+include "endpoint/messages.pxi"
 include "endpoint/wire.pxi"
 include "endpoint/gate.pxi"
 include "endpoint/query.pxi"

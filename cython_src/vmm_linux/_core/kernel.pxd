@@ -156,6 +156,9 @@ cdef int64_t filesystem_type(int fd) noexcept nogil
 # Sockets
 cdef intptr_t send_at_once(int sock, const void *data, size_t size, const int *descriptors,
                            size_t count) noexcept nogil
+cdef intptr_t receive_at_once(int sock, void *data, size_t size, size_t room, int *descriptors,
+                              int *count, int *flags) noexcept nogil
+cdef int getsockopt(int sock, int level, int option, void *value, unsigned int *size) noexcept nogil
 
 # Many ranges at once
 cdef extern from *:

@@ -108,8 +108,8 @@ cdef object do_send_handle(VMM self, Call *call, object sock):
     cdef int result
     check_bits(SEND_HANDLE, "rights", request.rights, RIGHT_ALL)
     request.parcel = &parcel
-    if is_plain(sock):
-        result = send_directly(self.space, sock.fileno(), request)
+    if own_sendmsg(sock) is None:
+        result = send_directly(self.space, fileno_of(sock), request)
         if result != -EAGAIN:
             kernel.check(result)
             return None

@@ -14,8 +14,6 @@ cdef struct Facts:
     int64_t pid                 # of the peer
     int64_t uid, gid
 
-cdef object close_socket = SocketType.close
-
 
 cdef Facts facts_of(const Request *request) noexcept:
     """What rules look at, as far as the arguments say."""
@@ -186,16 +184,11 @@ cdef class Gate:
         The policy decides about what is used, even if the caller's class overrides methods, or
         another thread puts another file under the descriptor's number.
         """
-        cdef Descriptor held = Descriptor()
-        sock = duplicate_socket(name_of(call.request.method), sock, held)
+        cdef Duplicate own = duplicate_socket(name_of(call.request.method), sock)
         try:
-            return self.decide_and_call(vmm, call, body, sock, record, held)
+            return self.decide_and_call(vmm, call, body, own, record, own.held)
         finally:
-            # Not by Python code, which takes memory: the caller already owns what it received.
-            if held.is_open:
-                close_socket(sock)
-            else:
-                sock.detach()
+            own.held.close()
 
     cdef object decide_and_call(self, VMM vmm, Call *call, MethodBody body, object argument,
                                 Record record, Descriptor held):

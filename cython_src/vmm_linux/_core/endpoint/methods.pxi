@@ -283,5 +283,5 @@ cdef object argument_of(Call *call, object argument, int kind):
     elif kind == ARGUMENT_RANGES:
         return call.request.ranges.size()
     elif kind == ARGUMENT_SOCKET:
-        return SocketType.fileno(argument)
+        return fileno_of(argument)
     return 0

@@ -1,4 +1,10 @@
-"""AF_UNIX sockets: what is at the other end, descriptors in control data, waiting to send."""
+"""AF_UNIX sockets: what is one, what is at its other end, what its options add, waiting.
+
+A socket is any object with ``fileno()`` whose descriptor is an AF_UNIX socket for the kernel. Those
+of Python's own class send and receive by their methods. So do others that block and have such
+methods: these wait as their library does. For all others this module uses the descriptor, and waits
+by what gevent and eventlet have for that, or by ``select``.
+"""
 
 cdef enum:
     UNKNOWN = -1                # of a deadline
@@ -29,71 +35,215 @@ LONGEST_LABEL = 1024
 MOST_LABEL = 4096
 INQ = struct.calcsize("i")
 TIMEVAL = struct.Struct("2l")
-LONGEST_POLL = 86_400_000
-"""Milliseconds of one poll(2), which knows no more than 24 days; longer waits take several."""
+LONGEST_WAIT = 86_400.0
+"""Seconds of one poll(2), which knows no more than 24 days; longer waits take several."""
+CO_COROUTINE = 0x80
+"""The flag of an ``async`` function's code."""
+OF_TRANSPORTS = (("asyncio.trsock", "TransportSocket"), ("uvloop.loop", "PseudoSocket"))
+"""Classes of the sockets that a transport of an event loop reads and writes."""
+NO_TRANSPORT = (
+    ": its transport reads the socket, and would take the message without its descriptors. Stop "
+    "that (transport.pause_reading()) and pass get_extra_info('socket').dup(), or a socket without "
+    "a transport")
+ADVICE = (
+    ("asyncio.streams", "StreamReader", NO_TRANSPORT),
+    ("asyncio.streams", "StreamWriter", NO_TRANSPORT),
+    ("asyncio.transports", "BaseTransport", NO_TRANSPORT),
+    ("uvloop.loop", "UVBaseTransport", NO_TRANSPORT),
+    ("trio", "SocketStream", ": pass its .socket"),
+    ("anyio.abc", "UNIXSocketStream", ": pass .extra(anyio.abc.SocketAttribute.raw_socket)"),
+)
+"""Classes that are taken for sockets, by module and name, and what to pass instead."""
 
 # As plain integers: arithmetic with enumerations takes a microsecond each time.
 cdef int AF_UNIX = _socket.AF_UNIX
 cdef int SOL_SOCKET = _socket.SOL_SOCKET
-cdef int SCM_RIGHTS = _socket.SCM_RIGHTS
-cdef int SCM_PIDFD = 4
-cdef int FLAWS = _socket.MSG_TRUNC | _socket.MSG_CTRUNC
-cdef int FLAW_OF_BYTES = _socket.MSG_TRUNC
-cdef int FLAW_OF_DESCRIPTORS = _socket.MSG_CTRUNC
-cdef object CLOEXEC = int(_socket.MSG_CMSG_CLOEXEC)
-cdef object NOSIGNAL = int(_socket.MSG_NOSIGNAL)
-# Bytes of control data for the longest message. No room lets more descriptors in than the kernel
-# takes, so the socket's options need not be read.
-cdef object ROOM = _socket.CMSG_LEN(PARCEL_DESCRIPTORS * sizeof(int)) + sum(
-    _socket.CMSG_SPACE(size) for _, _, size in COMPANIONS) + (
-    _socket.CMSG_SPACE(MOST_LABEL) + _socket.CMSG_SPACE(INQ))
 cdef object family_of = SocketType.family.__get__
+cdef object type_of = SocketType.type.__get__
+cdef object classes_of = type.__dict__["__mro__"].__get__
 # The class of Python's sockets, once its module is loaded: the package itself needs only its base.
 cdef object Socket = None
 
 
-cdef object python_socket():
-    """``socket.socket``; None where the module is not loaded, so that there is no such object."""
+# ---- What is a socket ----------------------------------------------------------------------------
+
+cdef bint is_python_socket(object sock):
+    """Whether a socket is of Python's own class, or of a subclass."""
+    return issubclass(type(sock), SocketType)
+
+
+cdef bint is_plain(object sock):
+    """Whether a socket is of Python's own class, so that sending runs no code of a subclass."""
     global Socket
     if Socket is None:
-        Socket = getattr(imports.loaded("socket"), "socket", None)
-    return Socket
+        found = getattr(imports.loaded("socket"), "socket", None)
+        # Libraries put classes of their own there.
+        if found is not None and issubclass(found, SocketType):
+            Socket = found
+    return type(sock) is Socket
 
 
 cpdef int check_socket(str method, object sock) except -1:
-    """Whether this is a socket that descriptors can go through."""
-    if python_socket() is None or not is_a(sock, Socket):
-        raise InvalidArgument(method, f"sock is {describe(sock)}, not a socket")
-    family = family_of(sock)
+    """Whether this is a socket that descriptors can go through.
+
+    Errors:
+        INVALID_ARGUMENT: it is none.
+        OSError: its descriptor is closed.
+    """
+    cdef int family = family_of(sock) if is_python_socket(sock) else family_of_other(method, sock)
     if family != AF_UNIX:
         try:
             name = imports.loaded("socket").AddressFamily(family).name
-        except ValueError:
+        except (AttributeError, ValueError):
             name = family
         raise InvalidArgument(method, f"sock is of family {name}; only AF_UNIX carries descriptors")
     return 0
 
 
-cdef object duplicate_socket(str method, object sock, Descriptor held):
-    """A plain socket on a descriptor of its own, which waits as long as the given one does.
+cdef int family_of_other(str method, object sock) except -1:
+    """The family of what is not Python's own socket, by the kernel's word."""
+    try:
+        return number_option(sock, _socket.SO_DOMAIN)
+    except AttributeError:
+        cause = None
+    except OSError as problem:
+        # fileno() may raise one too: that of a file without a descriptor.
+        if problem.errno == EBADF:
+            raise
+        cause = problem
+    except Exception as problem:
+        cause = problem
+    raise InvalidArgument(
+        method, f"sock is {describe(sock)}, not a socket{advice_for(sock)}") from cause
 
-    ``held``, which has none yet, owns that descriptor, and says whether it is still open.
+
+cdef str advice_for(object sock):
+    """What to pass instead of an object that has a socket; empty for others."""
+    for module, name, advice in ADVICE:
+        if is_instance_of(sock, module, name):
+            return advice
+    return ""
+
+
+cdef bint is_instance_of(object sock, str module, str name):
+    """Whether an object is of a class that a library defines, if that is loaded."""
+    kind = getattr(imports.loaded(module), name, None)
+    for base in classes_of(type(sock)):
+        if kind is base:
+            return True
+    return False
+
+
+cpdef bint is_of_transport(object sock):
+    """Whether a transport of an event loop reads and writes this socket meanwhile."""
+    for module, name in OF_TRANSPORTS:
+        if is_instance_of(sock, module, name):
+            return True
+    return False
+
+
+cdef int fileno_of(object sock) except? -1:
+    """The descriptor of a socket; -1 for a closed one."""
+    return SocketType.fileno(sock) if is_python_socket(sock) else sock.fileno()
+
+
+cdef object timeout_of(object sock):
+    """Seconds that a socket waits: 0 where it does not block, None for ever."""
+    cdef int flags
+    if is_python_socket(sock):
+        timeout = SocketType.gettimeout(sock)
+    elif hasattr(sock, "gettimeout"):
+        timeout = sock.gettimeout()
+        return None if timeout is None else float(timeout)
+    else:
+        timeout = None
+    if timeout is None:
+        flags = kernel.fcntl(fileno_of(sock), F_GETFL, 0)
+        if flags >= 0 and flags & O_NONBLOCK:
+            return 0
+    return timeout
+
+
+cpdef bint blocks(object sock):
+    """Whether sending and receiving can wait. What is no socket does not."""
+    try:
+        check_socket("blocks", sock)
+    except (InvalidArgument, OSError):
+        return False
+    return timeout_of(sock) != 0
+
+
+cpdef bint is_datagram(object sock):
+    """Whether messages are datagrams, among which an empty one is no end."""
+    kind = type_of(sock) if is_python_socket(sock) else number_option(sock, _socket.SO_TYPE)
+    return kind == _socket.SOCK_DGRAM
+
+
+cdef object own_method(object sock, str name):
+    """The method of a socket by which it waits in its own way; None where there is none.
+
+    Attributes of the object alone, by which libraries pass on calls to a socket that they hold, do
+    not wait. Coroutines need an event loop.
     """
-    cdef int own = kernel.fcntl(SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
+    method = getattr(type(sock), name, None)
+    if method is None or not is_python_socket(sock) and (
+            getattr(getattr(method, "__code__", None), "co_flags", 0) & CO_COROUTINE
+            or timeout_of(sock) == 0):
+        return None
+    return getattr(sock, name)
+
+
+@cython.final
+cdef class Duplicate:
+    """A socket that only this package has: a duplicate, which waits as long as the given one."""
+
+    cdef Descriptor held
+    cdef object timeout
+    cdef object given           # the socket that it is of, never used: it says how to wait
+
+    __reduce__ = refuse_copies("each owns its descriptor")
+
+    def __cinit__(self):
+        self.held = Descriptor()
+
+    def fileno(self):
+        """The descriptor; raises OSError if it no longer is what it was."""
+        return self.held.number
+
+    def gettimeout(self):
+        """Seconds that it waits, or None."""
+        return self.timeout
+
+
+cdef Duplicate duplicate_socket(str method, object sock):
+    """A duplicate of a socket."""
+    cdef Duplicate made = Duplicate()
+    cdef int own
+    made.timeout = timeout_of(sock)
+    made.given = sock
+    own = kernel.fcntl(fileno_of(sock), F_DUPFD_CLOEXEC, 0)
     if own == -EBADF:
         kernel.check(own)
     if own < 0:
         raise QuotaExceeded(method, "no descriptor is left; raise RLIMIT_NOFILE", -own)
-    held.take(own)
-    try:
-        plain = python_socket()(AF_UNIX, SocketType.type.__get__(sock), 0, own)
-    except BaseException:
-        held.close()
-        raise
-    timeout = SocketType.gettimeout(sock)
-    if plain.gettimeout() != timeout:
-        plain.settimeout(timeout)
-    return plain
+    made.held.take(own)
+    return made
+
+
+cdef bytes option_of(object sock, int option, unsigned int size):
+    """An option of a socket, at most ``size`` bytes."""
+    cdef bytes value = PyBytes_FromStringAndSize(NULL, size)
+    kernel.check(kernel.getsockopt(
+        fileno_of(sock), SOL_SOCKET, option, PyBytes_AS_STRING(value), &size))
+    return value[:size]
+
+
+cdef int number_option(object sock, int option) except? -1:
+    """An option of a socket that is a number."""
+    return int.from_bytes(option_of(sock, option, sizeof(int)), sys.byteorder)
+
+
+# ---- The other end -------------------------------------------------------------------------------
 
 
 def peer_of(sock):
@@ -111,7 +261,7 @@ def peer_of(sock):
 cdef tuple credentials_of(object sock):
     """The same as the kernel reports them, with its placeholders."""
     try:
-        credentials = SocketType.getsockopt(sock, SOL_SOCKET, _socket.SO_PEERCRED, CREDENTIALS.size)
+        credentials = option_of(sock, _socket.SO_PEERCRED, CREDENTIALS.size)
     except OSError:
         return None
     pid, uid, gid = CREDENTIALS.unpack(credentials)
@@ -137,98 +287,7 @@ cdef int check_peer(object sock, object peer_uid) except -1:
     return 0
 
 
-@cython.no_gc
-@cython.final
-cdef class Received:
-    """The descriptors of one message, as ``read_message`` takes them. Closes those it still has."""
-
-    cdef Parcel parcel
-
-    __reduce__ = refuse_copies("each owns its descriptors; take them")
-
-    def __cinit__(self):
-        self.parcel.count = 0
-
-    def __dealloc__(self):
-        # They came just now: what they name is not noted yet.
-        while self.parcel.count > 0:
-            self.parcel.count -= 1
-            kernel.close(self.parcel.files[self.parcel.count].fd)
-
-    def __len__(self):
-        return self.parcel.count
-
-    def take(self):
-        """The last descriptor, which is the caller's: a ``Descriptor``."""
-        cdef Descriptor made = Descriptor()
-        if self.parcel.count == 0:
-            raise IndexError("no descriptor is left")
-        self.parcel.count -= 1
-        made.take(self.parcel.files[self.parcel.count].fd)
-        return made
-
-    cdef bint add(self, bytes data) except -1:
-        """Take the descriptors of control data; false where there are more than a message has."""
-        cdef int came = <int>(len(data) // sizeof(int))     # one cut off is none
-        cdef int count = min(PARCEL_DESCRIPTORS - self.parcel.count, came)
-        cdef int i
-        for i in range(count):
-            self.parcel.files[self.parcel.count + i].fd = descriptor_in(data, i)
-        self.parcel.count += count
-        close_all(data, count)
-        return came <= count
-
-
-cdef int descriptor_in(bytes data, size_t number) noexcept:
-    """One of the descriptors that control data has."""
-    cdef int fd
-    memcpy(&fd, PyBytes_AS_STRING(data) + number * sizeof(int), sizeof(int))
-    return fd
-
-
-cpdef tuple read_message(object sock, size_t length, int most_descriptors):
-    """One message: its bytes, its descriptors, and the flags that ``recvmsg`` returns.
-
-    There is room for as many bytes and descriptors as the longest message has, for what the
-    socket's options add to it, but for nothing else.
-    """
-    cdef Received received = Received()
-    cdef int flaws
-    room = ROOM if most_descriptors == PARCEL_DESCRIPTORS else room_for(sock, most_descriptors)
-    message, ancillary, flags, _ = sock.recvmsg(length, room, CLOEXEC)
-    # Python closes what came where it finds no memory for the result. From here on, nothing takes
-    # memory before ``received`` has every descriptor.
-    flaws = 0
-    for level, kind, data in ancillary:
-        if level == SOL_SOCKET and kind == SCM_RIGHTS:
-            if not received.add(data):
-                flaws = FLAW_OF_DESCRIPTORS
-        elif level == SOL_SOCKET and kind == SCM_PIDFD:
-            # The sender's pidfd is not asked for. A negative number says there is none.
-            close_all(data, 0)
-    return message, received, flags & FLAWS | flaws
-
-
-cdef int close_all(bytes data, size_t first) except -1:
-    """Close what came in control data and is not wanted: the descriptors from one on."""
-    cdef size_t i
-    for i in range(first, len(data) // sizeof(int)):
-        kernel.close(descriptor_in(data, i))
-    return 0
-
-
-cdef object made_descriptor(int fd):
-    """A new descriptor for Python, closed if no memory is left for its number; or ``-errno``."""
-    cdef bint is_made = False
-    cdef object number
-    try:
-        number = fd
-        is_made = True
-        return number
-    finally:
-        if not is_made:
-            kernel.close(fd)
-
+# ---- Options that add control data ---------------------------------------------------------------
 
 cdef object room_for(object sock, int descriptors):
     """Bytes of control data for so many descriptors, and what the socket's options add to them."""
@@ -249,7 +308,7 @@ cdef list companions_of(object sock):
             found.append((name, size))
     if any_set(sock, (SO_PASSSEC,)):
         try:
-            label = sock.getsockopt(SOL_SOCKET, SO_PEERSEC, LONGEST_LABEL)
+            label = option_of(sock, SO_PEERSEC, LONGEST_LABEL)
         except OSError:     # no security module gives labels, and none comes
             label = b""
         if label:
@@ -265,65 +324,42 @@ cdef bint any_set(object sock, tuple options) except? True:
     return False
 
 
-def cut_off(str method, sock, str what):
-    """The exception for descriptors that did not fit: by what took their room, and what to do.
-
-    Asked while those that came are open, so that a limit that is reached still is.
-    """
-    cdef int own = kernel.fcntl(SocketType.fileno(sock), F_DUPFD_CLOEXEC, 0)
-    cdef list names
-    if own < 0:
-        return QuotaExceeded(method, f"{what}; raise RLIMIT_NOFILE (ulimit -n) or close some", -own)
-    kernel.close(own)
-    names = [name for name, _ in companions_of(sock)]
-    if names:
-        return InvalidOperation(
-            method, f"{what}: other control data took the room; switch off {', '.join(names)} of "
-            "the socket")
-    return QuotaExceeded(
-        method, f"{what}: descriptors were short for a moment, or a security module let none in")
-
-
 cdef bint is_set(object sock, object option) except? True:
     """Whether an option of a socket is on; one that this kernel does not know is not."""
     try:
-        return sock.getsockopt(SOL_SOCKET, option) != 0
+        return number_option(sock, option) != 0
     except OSError as problem:
         if problem.errno != ENOPROTOOPT:
             raise
         return False
 
 
-cdef bint is_plain(object sock):
-    """Whether a socket is of Python's own class, so that sending runs no code of a subclass."""
-    return type(sock) is Socket
+# ---- Waiting -------------------------------------------------------------------------------------
 
-
-cdef int wait_for_room(object sock, double *deadline) except -1:
-    """Wait, as long as the socket does, until it takes something.
+cdef int wait_until_ready(object sock, bint to_send, double *deadline) except -1:
+    """Wait, as long as the socket does, until it takes or has something.
 
     Python's own ``sendmsg`` waits with the numbers of descriptors in hand, which may name other
     files afterwards; here they are looked at when there is room.
 
     Args:
-        sock: a plain socket.
+        sock: a socket.
+        to_send: whether to wait for room, or for a message.
         deadline: of all waiting for this message, UNKNOWN at first.
 
     Errors:
         TimeoutError, BlockingIOError: as of ``socket.sendmsg``.
     """
-    cdef int fd = sock.fileno()
-    cdef int flags = kernel.fcntl(fd, F_GETFL, 0)
-    cdef object timeout = sock.gettimeout()
-    if timeout == 0 or timeout is None and flags >= 0 and flags & O_NONBLOCK:
+    cdef object timeout = timeout_of(sock)
+    cdef int fd = fileno_of(sock)
+    if timeout == 0:
         kernel.check(-EAGAIN)
     if deadline[0] == UNKNOWN:
-        deadline[0] = time.monotonic() + (kernel_timeout(sock) if timeout is None else timeout)
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
+        deadline[0] = time.monotonic() + (
+            kernel_timeout(sock, to_send) if timeout is None else timeout)
     while True:
         left = deadline[0] - time.monotonic()
-        if poll.poll(min(max(left, 0) * 1e3, LONGEST_POLL)):
+        if is_ready(sock, fd, to_send, min(max(left, 0), LONGEST_WAIT)):
             return 0
         if left <= 0 and timeout is None:
             kernel.check(-EAGAIN)
@@ -331,29 +367,35 @@ cdef int wait_for_room(object sock, double *deadline) except -1:
             raise TimeoutError("timed out")
 
 
-cdef object kernel_timeout(object sock):
-    """Seconds that the kernel lets a sender on a blocking socket wait."""
-    seconds, micro = TIMEVAL.unpack(sock.getsockopt(SOL_SOCKET, _socket.SO_SNDTIMEO, TIMEVAL.size))
-    return seconds + micro / 1e6 or float("inf")
+cdef bint is_ready(object sock, int fd, bint to_send, double seconds) except? True:
+    """Whether a descriptor takes or has something within that time.
 
-
-def send_descriptor(sock, bytes data, Descriptor held):
-    """Send one descriptor with data in one message, without SIGPIPE: the bytes sent.
-
-    Errors:
-        OSError (EBADF): the program closed it, or put another file under its number.
-        Others as of ``socket.sendmsg``.
+    A socket of gevent's or eventlet's lets other greenlets run meanwhile.
     """
-    cdef double deadline = UNKNOWN
-    cdef int number = held.number
-    cdef Py_ssize_t sent
-    if not is_plain(sock):
-        return sock.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, struct.pack("i", number))], NOSIGNAL)
-    while True:
-        sent = kernel.send_at_once(sock.fileno(), PyBytes_AS_STRING(data), len(data), &number, 1)
-        if sent >= 0:
-            return sent
-        if sent != -EAGAIN:
-            kernel.check(<int>sent)
-        wait_for_room(sock, &deadline)
-        number = held.number
+    given = (<Duplicate>sock).given if type(sock) is Duplicate else sock
+    try:
+        if is_instance_of(given, "gevent.socket", "socket"):
+            library = imports.loaded("gevent.socket")
+            wait = library.wait_write if to_send else library.wait_read
+            wait(fd, seconds, TimeoutError())
+            return True
+        if is_instance_of(given, "eventlet.greenio.base", "GreenSocket"):
+            imports.loaded("eventlet.hubs").trampoline(
+                fd, read=not to_send, write=to_send, timeout=seconds, timeout_exc=TimeoutError)
+            return True
+    except TimeoutError:
+        return False
+    if not hasattr(select, "poll"):     # eventlet removes it, and replaces select
+        waiting = [fd]
+        return any(select.select(
+            [] if to_send else waiting, waiting if to_send else [], [], seconds))
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT if to_send else select.POLLIN)
+    return bool(poll.poll(seconds * 1e3))
+
+
+cdef object kernel_timeout(object sock, bint to_send):
+    """Seconds that the kernel lets a sender, or a receiver, on a blocking socket wait."""
+    seconds, micro = TIMEVAL.unpack(option_of(
+        sock, _socket.SO_SNDTIMEO if to_send else _socket.SO_RCVTIMEO, TIMEVAL.size))
+    return seconds + micro / 1e6 or float("inf")

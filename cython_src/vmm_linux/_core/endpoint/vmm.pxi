@@ -596,7 +596,7 @@ cdef class VMM:
         sockets behave as in ``socket.sendmsg``, whose exceptions pass through.
 
         Args:
-            sock: a connected AF_UNIX socket.
+            sock: a connected AF_UNIX socket: any object with ``fileno()`` that is one.
             handle: to send; it needs TRANSFER, and every right that is sent.
             rights: ``Rights`` that the receiver's handle gets, or None for all that this one has.
                 Without MAP_WRITE the descriptors that leave are themselves read-only.
@@ -621,7 +621,7 @@ cdef class VMM:
         ``socket.recvmsg``, whose exceptions pass through.
 
         Args:
-            sock: a connected AF_UNIX socket.
+            sock: a connected AF_UNIX socket: any object with ``fileno()`` that is one.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
             peer_uid: the user that must be at the other end, or None. A user that this process's

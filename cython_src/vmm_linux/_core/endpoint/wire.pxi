@@ -110,16 +110,17 @@ cdef int send(object sock, const Parcel *parcel) except -1:
     cdef double deadline = UNKNOWN
     cdef int result = -EAGAIN
     check_files(parcel)
-    if is_plain(sock):
+    sendmsg = own_sendmsg(sock)
+    if sendmsg is None:
         while True:
-            result = send_at_once(sock.fileno(), parcel)
+            result = send_at_once(fileno_of(sock), parcel)
             if result != -EAGAIN:
                 kernel.check(result)
                 return 0
-            wait_for_room(sock, &deadline)
+            wait_until_ready(sock, True, &deadline)
             check_files(parcel)
     write_message(parcel, &message, descriptors)
-    sent = sock.sendmsg(
+    sent = sendmsg(
         [PyBytes_FromStringAndSize(<char *>&message, sizeof(Message))],
         [(SOL_SOCKET, SCM_RIGHTS, PyBytes_FromStringAndSize(
             <char *>descriptors, parcel.count * sizeof(int)))], NOSIGNAL)
@@ -159,7 +160,7 @@ cdef Received receive(object sock, const Request *request, object peer_uid):
     """Receive one parcel, and believe only what the kernel says of it."""
     cdef Received received
     message, received, flags = read_message(sock, sizeof(Message), PARCEL_DESCRIPTORS)
-    if not (message or len(received) or flags) and sock.type != _socket.SOCK_DGRAM:
+    if not (message or len(received) or flags) and not is_datagram(sock):
         raise EOFError("recv_handle: the other end is closed")
     if peer_uid is not None:
         check_peer(sock, peer_uid)

@@ -243,6 +243,7 @@ cdef extern from *:
     """
     #include <string.h>
     #include <sys/socket.h>
+    #include <unistd.h>
 
     /* sendmsg(2) of bytes with descriptors (at most SCM_MAX_FD, 253), without waiting. */
     static ssize_t vmm_send_at_once(int sock, const void *data, size_t size, const int *descriptors,
@@ -265,13 +266,70 @@ cdef extern from *:
         memcpy(CMSG_DATA(&control.head), descriptors, count * sizeof(int));
         return sendmsg(sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     }
+
+    /* recvmsg(2) of bytes with descriptors, without waiting. `descriptors` takes 253. What came
+       beside them is closed: pidfds, which the kernel may add (SO_PASSPIDFD). */
+    static ssize_t vmm_receive_at_once(int sock, void *data, size_t size, size_t room,
+                                       int *descriptors, int *count, int *flags)
+    {
+        union {
+            struct cmsghdr head;
+            char space[8192];
+        } control;
+        struct iovec bytes = {data, size};
+        struct msghdr message;
+        struct cmsghdr *part;
+        ssize_t came;
+        memset(&message, 0, sizeof message);
+        message.msg_iov = &bytes;
+        message.msg_iovlen = 1;
+        message.msg_control = &control;
+        message.msg_controllen = room < sizeof control ? room : sizeof control;
+        *count = *flags = 0;
+        came = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (came < 0)
+            return came;
+        *flags = message.msg_flags;
+        for (part = CMSG_FIRSTHDR(&message); part; part = CMSG_NXTHDR(&message, part)) {
+            size_t i, numbers = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+            if (part->cmsg_level != SOL_SOCKET
+                || (part->cmsg_type != SCM_RIGHTS && part->cmsg_type != 4 /* SCM_PIDFD */))
+                continue;
+            for (i = 0; i < numbers; i++) {
+                int fd;
+                memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
+                if (part->cmsg_type == SCM_RIGHTS && *count < 253)
+                    descriptors[(*count)++] = fd;
+                else if (fd >= 0)
+                    close(fd);
+            }
+        }
+        return came;
+    }
     """
     long c_send_at_once "vmm_send_at_once"(int, const void *, size_t, const int *, size_t) nogil
+    long c_receive_at_once "vmm_receive_at_once"(
+        int, void *, size_t, size_t, int *, int *, int *) nogil
+    int c_getsockopt "getsockopt"(int, int, int, void *, unsigned int *) nogil
 
 cdef intptr_t send_at_once(int sock, const void *data, size_t size, const int *descriptors,
                            size_t count) noexcept nogil:
     """``sendmsg(2)`` with SCM_RIGHTS, without waiting and without SIGPIPE: bytes sent."""
     return result_of(c_send_at_once(sock, data, size, descriptors, count))
+
+cdef intptr_t receive_at_once(int sock, void *data, size_t size, size_t room, int *descriptors,
+                              int *count, int *flags) noexcept nogil:
+    """``recvmsg(2)`` with close-on-exec, without waiting: bytes received.
+
+    ``room`` is bytes for control data, 8192 at most; ``descriptors`` takes 253. ``count`` is set to
+    how many of them came, ``flags`` to MSG_TRUNC and its like.
+    """
+    return result_of(c_receive_at_once(sock, data, size, room, descriptors, count, flags))
+
+cdef int getsockopt(int sock, int level, int option, void *value,
+                    unsigned int *size) noexcept nogil:
+    """``getsockopt(2)``: ``size`` is that of ``value``, and set to what is used of it."""
+    return <int>result_of(c_getsockopt(sock, level, option, value, size))
 
 cdef int pidfd_open_self() noexcept nogil:
     """``pidfd_open(2)`` of this process: a descriptor."""
