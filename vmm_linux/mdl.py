@@ -27,12 +27,12 @@ from vmm_linux.region import Region
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
     from types import ModuleType
     from typing import Any, Literal, Self, SupportsIndex
 
     import numpy as np
+    from _typeshed import HasFileno
     from numpy.typing import ArrayLike
     from typing_extensions import Buffer
 
@@ -234,7 +234,7 @@ class Mdl(Exporter, _span.ByteAccess):
     @classmethod
     def recv(
         cls,
-        sock: socket.socket,
+        sock: HasFileno,
         require: SupportsIndex = 0,
         max_size: SupportsIndex | None = None,
         peer_uid: SupportsIndex | None = None,
@@ -253,7 +253,7 @@ class Mdl(Exporter, _span.ByteAccess):
         vmm = given_or_default("recv_handle", vmm)
         return cls._made(vmm, vmm.recv_handle, sock, require, max_size, peer_uid)
 
-    def send(self, sock: socket.socket, rights: SupportsIndex | None = None) -> None:
+    def send(self, sock: HasFileno, rights: SupportsIndex | None = None) -> None:
         """Send the buffer to another process. See ``VMM.send_handle``.
 
         Args:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import struct
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from socket import recv_fds, send_fds
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
+import vmm_linux
 from benchmarks.harness import (
     FORK,
     US,
@@ -39,6 +41,7 @@ ARRAY_SIZE: Final = 8 * ELEMENTS
 SUM: Final = struct.Struct("d")
 READY: Final = f"{US}, made in a buffer"
 SHARED_READY: Final = "SharedMemory, made in one"
+US_SHARED: Final = f"{US}, shared before"
 ALIVE: Final = 10_000
 NAMED_ALIVE: Final = ALIVE // 2
 """The number of SharedMemory objects, which take two descriptors each."""
@@ -60,7 +63,7 @@ def serve_arrays(sock: socket) -> None:
     with VMM() as vmm:
         while True:
             try:
-                mdl = Mdl(vmm, vmm.recv_handle(sock))
+                mdl = Mdl.recv(sock, vmm=vmm)
             except EOFError:
                 return
             array = mdl.array(ELEMENTS, writable=False)
@@ -209,6 +212,50 @@ def hand_over_array(stage: Stage) -> dict[str, Contestant]:
         **by_shared_memory(stage, array),
         "multiprocessing.Queue": by_queue(stage, array),
         **by_joblib(stage, array),
+    }
+
+
+# ---- an array as an argument --------------------------------------------------------------------
+
+
+def total_of(array: Any) -> float:  # noqa: ANN401  NumPy's
+    """The sum, in a worker."""
+    return float(array.sum())
+
+
+@benchmark(
+    "NumPy array of 64 MiB as an argument in a ProcessPoolExecutor",
+    faster(1, "pickled"),
+    faster(1, "pickled", ours=US_SHARED),
+    rarely=20,
+    apart=True,
+)
+def pass_array(stage: Stage) -> dict[str, Contestant]:
+    """The array copied into shared memory, one that is there already, and one that is pickled."""
+    np = stage.peer("numpy")
+    if np is None:
+        raise CannotMeasureError("NumPy is not installed: pip install 'vmm-linux[numpy]'")
+    array = np.arange(ELEMENTS, dtype="float64") % 7
+    executor = stage.enter_context(ProcessPoolExecutor(1, FORK))
+    expected = float(array.sum())
+
+    def submit(argument: Any) -> None:  # noqa: ANN401
+        if executor.submit(total_of, argument).result() != expected:
+            peer_is_gone()
+
+    def repeat(argument: Callable[[], Any]) -> Contestant:
+        def measure(count: int) -> None:
+            for _ in range(count):
+                submit(argument())
+
+        return loop(measure)
+
+    shared = vmm_linux.share(array)
+    stage.callback(shared.mdl.close)
+    return {
+        US: repeat(lambda: vmm_linux.share(array)),
+        US_SHARED: repeat(lambda: shared),
+        "pickled": repeat(lambda: array),
     }
 
 
