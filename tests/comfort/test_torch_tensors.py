@@ -1,4 +1,4 @@
-"""``torch.from_dlpack``: tensors over shared memory, in Debian's Python, which has PyTorch."""
+"""Tensors over shared memory, by DLPack and by the buffer protocol: in Debian's Python."""
 
 from __future__ import annotations
 
@@ -74,6 +74,33 @@ def a_tensor_over_an_array() -> None:
 
 def test_a_tensor_is_the_array_s_memory_and_keeps_it() -> None:
     assert answer(a_tensor_over_an_array) == "50.0 25.0\n135.0 1\n0\n"
+
+
+def a_tensor_over_a_buffer() -> None:
+    """Look at a tensor over a buffer when everything is closed."""
+    import gc
+    from pathlib import Path
+
+    import torch
+
+    from vmm_linux import VMM, Mdl
+
+    with VMM() as vmm:
+        mdl = Mdl(1000, vmm=vmm)
+        tensor = torch.frombuffer(mdl, dtype=torch.uint8)
+        mdl[999] = 7
+        mdl.close()
+    del mdl, vmm
+    gc.collect()
+    tensor[0] = 3
+    print(int(tensor.sum()), len(tensor))
+    del tensor
+    gc.collect()
+    print(Path("/proc/self/maps").read_text().count("/memfd:vmm_linux"))
+
+
+def test_a_tensor_over_a_buffer_keeps_its_memory() -> None:
+    assert answer(a_tensor_over_a_buffer) == "10 1000\n0\n"
 
 
 def tensors_over_guarded_memory() -> None:
