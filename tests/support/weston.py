@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -65,10 +66,12 @@ def start(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a program, and wait for it."""
+    """End a program and wait for it; then end all of its group."""
     process.terminate()
     try:
         process.wait(timeout=10)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
