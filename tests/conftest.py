@@ -34,8 +34,8 @@ BEGINNING = pytest.StashKey[leaks.Snapshot | None]()
 PATIENCE = 2.0
 
 
-#: Tests of programs that they do not install: they run when everything is asked for.
-REAL_INPUT = ("browser", "postgresql")
+#: Tests of programs that they do not install, or of much memory: they run when all is asked for.
+REAL_INPUT = ("browser", "postgresql", "torch", "weston", "gigabytes")
 
 
 LEFT_OUT = pytest.StashKey[int]()
@@ -46,12 +46,16 @@ def pytest_terminal_summary(
 ) -> None:
     """Say why tests were left out."""
     if count := config.stash.get(LEFT_OUT, 0):
-        terminalreporter.write_line(f"left out: {count} tests of other programs, which --all runs")
+        terminalreporter.write_line(
+            f"left out: {count} tests of other programs or much memory, which --all runs"
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Take ``--all``."""
-    text = f"run the tests marked {' and '.join(REAL_INPUT)} too, which need Debian's packages"
+    text = (
+        f"run the tests marked {', '.join(REAL_INPUT)} too, which need Debian's packages and memory"
+    )
     parser.addoption("--all", action="store_true", help=text)
 
 
@@ -90,7 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of other programs, unless everything is asked for."""
+    """Leave out the tests that need more, unless everything is asked for."""
     if config.getoption("--all"):
         return
     left_out = [item for item in items if any(map(item.get_closest_marker, REAL_INPUT))]

@@ -1,4 +1,7 @@
-"""The KasperskyOS endpoint ``vmm.VMM`` on real Linux memory.
+"""Memory that processes share, and the KasperskyOS endpoint ``vmm.VMM`` on real Linux memory.
+
+``share(array)`` copies a NumPy array to where other processes can have it too; ``empty``, ``zeros``
+and ``full`` make new ones. ``Mdl(size)`` is a buffer of bytes. ``multiprocessing`` carries both.
 
 ``VMM`` reserves, commits, protects, gives back and queries memory of this process, and makes, maps,
 clones and sends MDL buffers, memory shared with other processes; see its methods.

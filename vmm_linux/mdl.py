@@ -206,7 +206,7 @@ class Mdl(Exporter, _span.ByteAccess):
             vmm: that it is to belong to; None for the default one.
 
         Errors:
-            As of ``VMM.handle_from_fd``; of a copy as of ``VMM.mdl_create``, and
+            As of ``VMM.handle_from_fd``; of a copy as of ``VMM.mdl_create``, ``VMM.write``, and
             INVALID_ARGUMENT: not open for reading, no file with a size, no bytes.
             FAIL: the file became shorter meanwhile, or cannot be read.
         """

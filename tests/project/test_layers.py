@@ -52,6 +52,7 @@ TOP_LEVEL = {
     "MANIFEST.in",
     "README.md",
     "cython_src",
+    "docs",
     "pyproject.toml",
     "scripts",
     "setup.py",

@@ -74,7 +74,7 @@ def test_the_source_distribution_has_every_source_and_nothing_generated(packages
         }
     sources = {
         PurePosixPath(path.relative_to(ROOT))
-        for folder in (".ci", "cython_src", "scripts", "tests", "vmm_linux")
+        for folder in (".ci", "cython_src", "docs", "scripts", "tests", "vmm_linux")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix not in {".pyc", ".so"}
     }

@@ -150,6 +150,16 @@ def test_every_command_and_script_that_is_named_exists() -> None:
     assert all((ROOT / script).is_file() for script in scripts)
 
 
+def test_every_link_leads_to_a_file_or_a_heading() -> None:
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(([^)\s]+)\)", README)
+    assert links
+    for link in links:
+        file, _, anchor = link.partition("#")
+        assert (ROOT / file).is_file() if file else anchor in anchors, link
+
+
 def test_every_experiment_that_is_named_exists() -> None:
     named = re.findall(r"experiment run ([a-z][\w-]*)", section("Laboratory"))
     assert named

@@ -9,9 +9,9 @@ from children import ROOT
 README = (ROOT / "README.md").read_text()
 
 
-def section(title: str) -> str:
+def section(title: str, page: str = README) -> str:
     """The text below a heading, up to the next one."""
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    return page.split(f"\n## {title}\n")[1].partition("\n## ")[0]
 
 
 def rows_of(title: str) -> list[list[str]]:
@@ -23,6 +23,6 @@ def rows_of(title: str) -> list[list[str]]:
     return [[cell.replace("`", "").replace("\\|", "|").strip() for cell in row] for row in cells]
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     """The code blocks in a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)

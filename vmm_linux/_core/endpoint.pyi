@@ -873,8 +873,9 @@ class VMM:
             handle: to ask about.
 
         Returns:
-            A ``HandleInfo``: ``rights``, ``size``, ``sid``, ``origin_sid``, ``seals``. Without
-            GET_SID the two security ids raise NO_CAPABILITY.
+            A ``HandleInfo``: ``rights``, ``size`` of the buffer's pages, ``nbytes``, its length to
+            the byte, ``segments``, ``sid``, ``origin_sid``, ``seals``. Without GET_SID the two
+            security ids raise NO_CAPABILITY.
 
         Errors:
             INVALID_ARGUMENT: no handle of this VMM.
@@ -969,8 +970,9 @@ class VMM:
         """Make a handle of a buffer from a descriptor, trusting nothing about it.
 
         Args:
-            fd: descriptor of a memfd of ordinary pages, sealed against shrinking and growing,
-                open for reading; it stays the caller's.
+            fd: descriptor of a memfd of ordinary pages, sealed against shrinking, open for
+                reading; it stays the caller's. The buffer is as long as the file is now, to the
+                byte, also where that grows.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
 
