@@ -9,7 +9,10 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import re
+import resource
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing.managers import SyncManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,15 +20,16 @@ import numpy as np
 
 import kernel_oracle as kernel
 import vmm_linux
-from constants import RW
+from constants import PATIENCE, RW
 from kernel_oracle import PAGE
-from vmm_linux import SharedArray
+from vmm_linux import SharedArray, _sharer
 from vmm_linux._tools.children import die_with_parent
-from vmm_linux.errors import NoCapability
+from vmm_linux.errors import NoCapability, QuotaExceeded, ResourceNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+FORK = multiprocessing.get_context("fork")
 PAIRS = np.dtype([("x", "<i2"), ("y", ">f8")])
 ROWS, COLUMNS = 4, 6
 
@@ -350,3 +354,86 @@ def travel(channel: str, method: str) -> None:
         assert is_clear(array) if name in WRITABLE else look(array) == records[name], name
         assert look(found.array) == look(array), name
         print(name)
+
+
+# ---- many, and none ----------------------------------------------------------------------------
+
+
+def total(row: SharedArray[Any]) -> tuple[float, bool]:
+    """In a worker: the sum of a row, and whether the package shares it."""
+    return float(row.sum()), row.mdl.closed
+
+
+def map_rows() -> None:
+    """Give far more rows to a pool than descriptors may wait."""
+    array = vmm_linux.share(np.arange(30_000.0).reshape(10_000, 3))
+    expected = [(float(row.sum()), False) for row in array]
+    with FORK.Pool(2, die_with_parent) as pool:
+        assert pool.map(total, array) == expected
+        assert pool.map(total, array.read_only()) == expected
+        assert list(pool.imap(total, array[:500])) == expected[:500]
+    array.mdl.close()
+    with FORK.Pool(1, die_with_parent) as pool, raises(ResourceNotFound, "^pickle: "):
+        pool.map(total, array)
+    print("done")
+
+
+def without_descriptors() -> None:
+    """In a worker, before its first task: let it have no descriptor more."""
+    die_with_parent()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+
+
+#: What one does with an array.
+USES: dict[str, Callable[[Any], object]] = {
+    "sum": lambda array: array.sum(),
+    "NumPy's sum": np.sum,
+    "plus": lambda array: array + 1,
+    "minus, the other way": lambda array: 1 - array,
+    "beside an array": lambda array: np.ones(3) * array,
+    "comparison": lambda array: array == 1,
+    "element": lambda array: array[0],
+    "assignment": lambda array: array.__setitem__(0, 1),
+    "rows": list,
+    "conversion": np.asarray,
+    "truth": bool,
+    "concatenation": lambda array: np.concatenate([array, array]),
+}
+
+
+def use(array: Any, name: str) -> object:  # noqa: ANN401
+    """In a worker: use what came."""
+    return USES[name](array)
+
+
+def use_what_did_not_arrive() -> None:
+    """Have a worker use an array for which it has no descriptor left."""
+    array = numbers()
+    with FORK.Pool(1, without_descriptors) as pool:
+        for name in USES:
+            with raises(QuotaExceeded, "RLIMIT_NOFILE"):
+                print("!", name, pool.apply(use, (array, name)))
+    assert _sharer.stop() == len(USES)  # they wait for who can fetch them
+    print("done")
+
+
+def put_closed() -> None:
+    """Close an array's buffer before the thread of a queue pickles the array."""
+    queue = FORK.Queue()
+    array = numbers()
+    array.mdl.close()
+    queue.put(array)
+    with raises(ResourceNotFound, "was closed before its sender's queue could pickle it"):
+        queue.get(timeout=PATIENCE)
+    print("done")
+
+
+@contextmanager
+def raises(kind: type[Exception], words: str) -> Iterator[None]:
+    """As ``pytest.raises``, which takes long to import."""
+    try:
+        yield
+    except kind as problem:
+        assert re.search(words, str(problem)), problem  # noqa: PT017
+    else:
+        raise AssertionError("not raised")
