@@ -35,7 +35,7 @@ PATIENCE = 2.0
 
 
 #: Tests of programs that they do not install: they run when everything is asked for.
-REAL_INPUT = ("browser", "postgresql")
+REAL_INPUT = ("browser", "postgresql", "pytorch")
 
 
 LEFT_OUT = pytest.StashKey[int]()
@@ -51,7 +51,7 @@ def pytest_terminal_summary(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Take ``--all``."""
-    text = f"run the tests marked {' and '.join(REAL_INPUT)} too, which need Debian's packages"
+    text = f"run the tests marked {', '.join(REAL_INPUT)} too, which need Debian's packages"
     parser.addoption("--all", action="store_true", help=text)
 
 

@@ -48,7 +48,8 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
     ``multiprocessing`` and ``concurrent.futures`` carry it without a copy, as an argument, through
     queues, pipes and pools: the other side gets the same memory, with shape, dtype, strides and
     rights. Where the array cannot be written, the other side cannot write the memory either. Each
-    write is seen by all sides at once; nothing orders them.
+    write is seen by all sides at once; nothing orders them. Every other pickler is refused with an
+    error: ``pickle``, ``cloudpickle``, joblib's processes (its threads have the array as it is).
 
     ``copy.copy`` gives a view, ``copy.deepcopy`` an array of a buffer of its own.
     """
