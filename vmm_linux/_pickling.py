@@ -257,6 +257,7 @@ class Missing:
     __hash__ = object.__hash__
     __bool__ = __int__ = __float__ = __index__ = _fail
     __array__ = __array_ufunc__ = __array_function__ = _fail
+    __buffer__ = _fail  # from Python 3.12 on
 
     def __exit__(self, *exception: object) -> None:
         """Be usable in ``with``."""

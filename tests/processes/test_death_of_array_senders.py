@@ -115,8 +115,11 @@ def kill_once(choose: random.Random) -> str:
     theirs.close()
     for process in processes:
         process.join()
-        expected = -signal.SIGKILL if process in victims else 0
-        assert process.exitcode == expected, (sides, victims)
+        # The second of two may see the end of the first, and end by itself.
+        allowed = {-signal.SIGKILL} if process in victims[:1] else {0}
+        if process in victims[1:]:
+            allowed.add(-signal.SIGKILL)
+        assert process.exitcode in allowed, (sides, victims)
         process.close()
     return " and ".join(
         name for name, each in (("sender", sender), ("receiver", receiver)) if each in victims

@@ -372,6 +372,9 @@ def map_rows() -> None:
         assert pool.map(total, array) == expected
         assert pool.map(total, array.read_only()) == expected
         assert list(pool.imap(total, array[:500])) == expected[:500]
+        # Of a buffer in segments, the rows of the same pages come together.
+        pieces = vmm_linux.Mdl(16 * PAGE, segment_size=4 * PAGE).array((2 * PAGE, 8), "u1")
+        assert pool.map(total, pieces) == [(0.0, False)] * 2 * PAGE
     array.mdl.close()
     with FORK.Pool(1, die_with_parent) as pool, raises(ResourceNotFound, "^pickle: "):
         pool.map(total, array)
