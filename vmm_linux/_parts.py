@@ -64,9 +64,10 @@ def part_of(mdl: Mdl, rights: Rights, first: int | None, size: int) -> Part:
         mdl: the buffer.
         rights: that the receiver gets.
         first: where the part begins, a page multiple, or None for the whole buffer.
-        size: of the part in bytes, a page multiple.
+        size: of the part in bytes, a page multiple; not needed for the whole buffer.
     """
     if first is None:
+        size = 0
         known(mdl)
     part = Part(mdl, rights, first, size)
     return PARTS.setdefault((id(mdl), int(rights), first, size), part)
@@ -97,7 +98,7 @@ def known(mdl: Mdl, first: int | None = None) -> Mdl:
     if Rights.GET_SID not in info.rights:
         return mdl
     sid = info.sid if first is None else info.origin_sid
-    key = id(mdl.vmm), sid, first, info.size, int(info.rights)
+    key = id(mdl.vmm), sid, first, info.nbytes, int(info.rights)
     earlier = TRAVELLED.get(key)
     if earlier is None or earlier.vmm is not mdl.vmm or not is_open(earlier):
         TRAVELLED[key] = earlier = mdl

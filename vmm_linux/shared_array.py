@@ -613,5 +613,7 @@ def received(  # noqa: PLR0917  as the pickle has them
     """The array of a pickle, or what stands in for it."""
     if type(mdl) is _pickling.Missing:
         return mdl
+    if not is_a(mdl, Mdl):
+        raise InvalidArgument("unpickle", f"an array over {describe(mdl)}, not over an Mdl")
     layout = Layout(shape, kind, offset, strides)
     return _pickling.delivered(lambda: over("unpickle", mdl, layout, None, window))

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import pickle
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
-from array_workers import CHANNELS, EMPTY, FLAGGED, READ_ONLY, WRITABLE
+import vmm_linux
+from array_workers import CHANNELS, EMPTY, FLAGGED, READ_ONLY, WRITABLE, look
 from children import TESTS_IMPORTABLE, run_child
+from kernel_oracle import PAGE
+from leaks import read_descriptors
+from vmm_linux import VMM, Mdl, Rights, _sharer
+from vmm_linux._default_vmm import default_vmm
+from vmm_linux.errors import InvalidOperation, NoCapability, ResourceNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 METHODS = ["fork", "forkserver", "spawn"]
 #: What multiprocessing imports when it is needed, and an ordinary user may not be able to read.
@@ -96,6 +109,69 @@ def test_an_array_that_is_older_than_the_import_of_multiprocessing_is_sent_too()
 
 
 # ---- many at once ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharing() -> Iterator[None]:
+    """What a pickle needs to be loaded in the process that made it: it stops again."""
+    yield
+    _sharer.stop()
+    default_vmm().close()
+
+
+def waiting() -> int:
+    """How many descriptors wait here to be fetched."""
+    return len(_sharer.HERE["sharer"].waiting)
+
+
+@pytest.mark.usefixtures("sharing")
+def test_arrays_in_one_pickle_that_lie_in_one_buffer_take_one_descriptor() -> None:
+    mdl = Mdl(5 * PAGE + 100)
+    arrays = [mdl.array(50, "u1", offset) for offset in (0, 7, 3 * PAGE, 5 * PAGE + 50)]
+    for number, array in enumerate(arrays):
+        array[:] = number
+    text = ForkingPickler.dumps([arrays, arrays[2][::-1], arrays[0].read_only()])
+    assert waiting() == 2  # one of them without MAP_WRITE
+    loaded, backwards, reader = pickle.loads(text)  # noqa: S301  its own
+    assert waiting() == 0
+    assert [look(array) for array in loaded] == [look(array) for array in arrays]
+    assert {array.mdl for array in [*loaded, backwards]} == {loaded[0].mdl}
+    assert not reader.flags.writeable
+    assert Rights.MAP_WRITE not in reader.mdl.rights
+
+
+@pytest.mark.usefixtures("sharing")
+def test_the_last_page_of_a_buffer_in_segments_ends_where_the_buffer_ends() -> None:
+    mdl = Mdl(5 * PAGE + 100, segment_size=2 * PAGE)
+    array = mdl.array(5 * PAGE + 100, "u1")
+    array[:] = np.arange(len(array)) % 251
+    for part, length in ((array[-1:], 100), (array[-50::7], 100), (array[4 * PAGE :], PAGE + 100)):
+        loaded = pickle.loads(ForkingPickler.dumps(part))  # noqa: S301  its own
+        assert look(loaded) == look(part)
+        assert loaded.mdl.nbytes == length
+
+
+@pytest.mark.usefixtures("sharing")
+def test_an_array_whose_buffer_cannot_be_sent_is_refused_when_it_is_pickled(vmm: VMM) -> None:
+    array = vmm_linux.zeros(PAGE, vmm=vmm)
+    keep = vmm.handle_copy(array.mdl.handle, Rights.GET_SID | Rights.MAP_READ)
+    untransferable = Mdl.from_handle(vmm, keep).array(PAGE)
+    pieces = vmm.mdl(4 * PAGE, segment_size=2 * PAGE)
+    uncopied = vmm.handle_copy(pieces.handle, pieces.rights & ~Rights.COPY)
+    window = Mdl.from_handle(vmm, uncopied).array(PAGE, "u1")
+    many = vmm.mdl(300 * PAGE, segment_size=PAGE).array((300, PAGE), "u1")
+    array.mdl.close()
+    before = read_descriptors()
+    for bad, kind, words in (
+        (array, ResourceNotFound, "closed"),
+        (untransferable, NoCapability, "TRANSFER"),
+        (window, NoCapability, "COPY"),
+        (many, InvalidOperation, "300 segments .* make the buffer of larger segments"),
+    ):
+        with pytest.raises(kind, match=f"^pickle: .*{words}"):
+            ForkingPickler.dumps(bad)
+    assert read_descriptors() == before
+    assert pickle.loads(ForkingPickler.dumps(many[3])).shape == (PAGE,)  # noqa: S301
 
 
 def test_a_pool_takes_the_rows_of_an_array_as_its_tasks() -> None:
