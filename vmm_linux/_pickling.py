@@ -174,9 +174,14 @@ def pack(vmm: VMM, handle: Handle, rights: Rights | None = None) -> tuple[Sent, 
             vmm.send_handle(ours, handle, rights)
             return carry(theirs.fileno()), os.fstat(theirs.fileno()).st_ino
     except VmmError as problem:
-        raise error(problem.rc, "pickle", problem.message, problem.errno) from None
+        raise not_pickled(problem) from None
     except OSError as problem:
         raise refused("pickle", problem) from problem
+
+
+def not_pickled(problem: VmmError) -> VmmError:
+    """The exception of pickling, for one of a method that it uses."""
+    return error(problem.rc, "pickle", problem.message, problem.errno)
 
 
 def refused(method: str, problem: OSError) -> VmmError:
@@ -239,11 +244,20 @@ class Missing:
     def __getattr__(self, _name: str) -> NoReturn:
         raise self.problem
 
-    def __len__(self) -> NoReturn:
+    def _fail(self, *_arguments: object) -> NoReturn:
         raise self.problem
 
-    def __enter__(self) -> NoReturn:
-        raise self.problem
+    # Python looks these up in the class.
+    __enter__ = __len__ = __iter__ = __contains__ = __getitem__ = __setitem__ = _fail
+    __add__ = __sub__ = __mul__ = __truediv__ = __floordiv__ = __mod__ = __pow__ = _fail
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rfloordiv__ = __rmod__ = __rpow__ = _fail
+    __matmul__ = __rmatmul__ = __neg__ = __pos__ = __abs__ = __invert__ = _fail
+    __and__ = __or__ = __xor__ = __rand__ = __ror__ = __rxor__ = __lshift__ = __rshift__ = _fail
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _fail
+    __hash__ = object.__hash__
+    __bool__ = __int__ = __float__ = __index__ = _fail
+    __array__ = __array_ufunc__ = __array_function__ = _fail
+    __buffer__ = _fail  # from Python 3.12 on
 
     def __exit__(self, *exception: object) -> None:
         """Be usable in ``with``."""

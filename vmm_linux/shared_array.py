@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from weakref import WeakValueDictionary
 
 import numpy as np
 
-from vmm_linux import _pickling
+from vmm_linux import _parts, _pickling
 from vmm_linux._core import kernel
 from vmm_linux._core.typed import final
 from vmm_linux._core.values import counted, describe, index, is_a, one_line
-from vmm_linux.errors import InvalidArgument, InvalidOperation, VmmError
+from vmm_linux.errors import InvalidArgument, InvalidOperation
 from vmm_linux.flags import Rights, Seal, VmmFlags
-from vmm_linux.mdl import Mdl, given_or_default, received_mdl
+from vmm_linux.mdl import Mdl, given_or_default
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -36,9 +35,6 @@ Element = TypeVar("Element", bound=np.dtype[Any])
 
 PAGE = kernel.page_size()
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-TRAVELLED: WeakValueDictionary[tuple[int, int, int], Mdl] = WeakValueDictionary()
-"""The ``Mdl`` that the arrays of one buffer share: by its VMM's identity, the security id and the
-rights. However often arrays of it are sent and received, a process has it once."""
 
 
 @final
@@ -52,7 +48,8 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
     ``multiprocessing`` and ``concurrent.futures`` carry it without a copy, as an argument, through
     queues, pipes and pools: the other side gets the same memory, with shape, dtype, strides and
     rights. Where the array cannot be written, the other side cannot write the memory either. Each
-    write is seen by all sides at once; nothing orders them.
+    write is seen by all sides at once; nothing orders them. Every other pickler is refused with an
+    error: ``pickle``, ``cloudpickle``, joblib's processes (its threads have the array as it is).
 
     ``copy.copy`` gives a view, ``copy.deepcopy`` an array of a buffer of its own.
     """
@@ -478,8 +475,7 @@ def over(
             method, f"{part} at offset {layout.offset} is not inside the buffer of {whole} bytes"
         )
     if window is None:
-        first = min(low, whole - 1) // PAGE * PAGE
-        window = first, -(-max(high, first + 1) // PAGE) * PAGE - first
+        window = pages_of(layout, whole)
     region = mdl._shared(*window, protection(method, writable))
     try:
         made_array = np.ndarray.__new__(
@@ -496,6 +492,13 @@ def over(
     made_array._mapping = (region.base, *window)
     _pickling.enable(SharedArray, reduce)
     return made_array
+
+
+def pages_of(layout: Layout, nbytes: int) -> tuple[int, int]:
+    """Offset and size of the pages that an array in a buffer of this length needs: at least one."""
+    low, high = layout.extent()
+    first = min(low, nbytes - 1) // PAGE * PAGE
+    return first, -(-max(high, first + 1) // PAGE) * PAGE - first
 
 
 def array_of(
@@ -582,61 +585,35 @@ def reduce(array: SharedArray[Any]) -> Any:
 
 
 def packed(array: SharedArray[Any], mdl: Mdl) -> tuple[Any, ...]:
-    """The handle of an array's buffer, and where the array is in it.
+    """The part of a buffer that an array is in, and where it is there.
 
     Of a buffer in segments it is a clone: the receiver gets the segments that the array touches.
     """
     layout = Layout(array.shape, array.dtype, array._offset(), array.strides)
-    info = mdl.vmm.handle_info(mdl.handle)
+    info = _parts.info_of(mdl)
     rights = info.rights if array.flags.writeable else info.rights & ~Rights.MAP_WRITE
-    if info.segments == 1:
-        window = array._mapping[1:]
-        known(mdl)
-        sent = _pickling.pack(mdl.vmm, mdl.handle, rights)
-    else:
-        low, high = layout.extent()
-        first = min(low, info.nbytes - 1) // PAGE * PAGE
-        window = 0, -(-max(high, first + 1) // PAGE) * PAGE - first
-        layout.offset -= first
-        with mdl.clone(first, window[1]) as clone:
-            sent = _pickling.pack(mdl.vmm, clone.handle, rights)
-    return *sent, layout.shape, layout.kind, layout.offset, layout.strides, window
+    first, window = None, array._mapping[1:]
+    if info.segments > 1:
+        start, size = pages_of(layout, info.nbytes)
+        if size < info.size:
+            first, window = start, (0, size)
+            layout.offset -= start
+    part = _parts.part_of(mdl, rights, first, window[1])
+    return part, layout.shape, layout.kind, layout.offset, layout.strides, window
 
 
 def received(  # noqa: PLR0917  as the pickle has them
-    sent: _pickling.Sent,
-    inode: int,
+    mdl: Any,
     shape: tuple[int, ...],
     kind: np.dtype[Any],
     offset: int,
     strides: tuple[int, ...],
     window: tuple[int, int],
 ) -> Any:
-    """The array of a pickle."""
-
-    def load() -> SharedArray[Any]:
-        mdl = known(received_mdl(sent, inode))
-        return over("unpickle", mdl, Layout(shape, kind, offset, strides), None, window)
-
-    return _pickling.delivered(load)
-
-
-def known(mdl: Mdl) -> Mdl:
-    """The ``Mdl`` that arrays of this buffer have already, with the same rights; or this one."""
-    info = mdl.vmm.handle_info(mdl.handle)
-    if Rights.GET_SID not in info.rights:
+    """The array of a pickle, or what stands in for it."""
+    if type(mdl) is _pickling.Missing:
         return mdl
-    key = id(mdl.vmm), info.sid, int(info.rights)
-    earlier = TRAVELLED.get(key)
-    if earlier is None or earlier.vmm is not mdl.vmm or not is_open(earlier):
-        TRAVELLED[key] = earlier = mdl
-    return earlier
-
-
-def is_open(mdl: Mdl) -> bool:
-    """Whether its handle is neither closed nor revoked, by its number either."""
-    try:
-        mdl.vmm.mdl_get_size(mdl.handle)
-    except VmmError:
-        return False
-    return True
+    if not is_a(mdl, Mdl):
+        raise InvalidArgument("unpickle", f"an array over {describe(mdl)}, not over an Mdl")
+    layout = Layout(shape, kind, offset, strides)
+    return _pickling.delivered(lambda: over("unpickle", mdl, layout, None, window))

@@ -7,14 +7,12 @@ Both tell of every step. At a random step one of them is killed, or both.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import signal
 import socket
 import time
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -24,6 +22,7 @@ import leaks
 from children import TESTS_IMPORTABLE, run_child
 from constants import COMMITTED, READ, RW
 from kernel_oracle import PAGE
+from own_shared_memory import have_own_shared_memory, left_in_shared_memory
 from vmm_linux import VMM, Rights
 from vmm_linux._tools.children import die_with_parent
 
@@ -37,9 +36,6 @@ BUFFERS = 40
 #: How many buffers a process keeps to check them at its end.
 KEPT = 8
 VICTIMS = {"creator": (0,), "receiver": (1,), "both": (0, 1), "both, backwards": (1, 0)}
-CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 1 << 14, 1 << 18
-
-libc = ctypes.CDLL(None)
 
 
 class Plan(NamedTuple):
@@ -205,21 +201,6 @@ def kill_at_random(seed: int, choose: random.Random) -> tuple[str, list[int]]:
         pass
     os.close(steps)
     return who, [os.waitpid(child, 0)[1] for child in children]
-
-
-def have_own_shared_memory() -> bool:
-    """Give this process a /dev/shm that no stranger uses, and tell whether that could be done."""
-    mounts: list[tuple[object, ...]] = [
-        (b"none", b"/", None, MS_REC | MS_PRIVATE, None),
-        (b"tmpfs", b"/dev/shm", b"tmpfs", 0, None),
-    ]
-    return libc.unshare(CLONE_NEWNS) == 0 and not any(libc.mount(*mount) for mount in mounts)
-
-
-def left_in_shared_memory(*, own: bool) -> list[str]:
-    """What is in /dev/shm and could be ours."""
-    names = [path.name for path in Path("/dev/shm").iterdir()]  # noqa: S108  looked at, not used
-    return [name for name in names if own or "vmm" in name]
 
 
 def kill_again_and_again(seed: int) -> None:
