@@ -36,9 +36,25 @@ Element = TypeVar("Element", bound=np.dtype[Any])
 
 PAGE = kernel.page_size()
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-TRAVELLED: WeakValueDictionary[tuple[int, int, int], Mdl] = WeakValueDictionary()
-"""The ``Mdl`` that the arrays of one buffer share: by its VMM's identity, the security id and the
-rights. However often arrays of it are sent and received, a process has it once."""
+
+
+class SharedMdl:
+    """The ``Mdl`` of arrays, which lives as long as one of them does.
+
+    ``TRAVELLED`` names this instead of the ``Mdl``: another thread could get an object with a
+    ``__del__`` from there while that runs, and with it a handle that is just being closed.
+    """
+
+    __slots__ = ("__weakref__", "mdl")
+
+    def __init__(self, mdl: Mdl) -> None:
+        self.mdl = mdl
+
+
+TRAVELLED: WeakValueDictionary[tuple[int, ...], SharedMdl] = WeakValueDictionary()
+"""What the arrays of one buffer share: by its VMM's identity, the security id, the rights and the
+length, of which memory of another program that grew can have several. However often arrays of it
+are sent and received, a process has it once."""
 
 
 @final
@@ -57,7 +73,7 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
     ``copy.copy`` gives a view, ``copy.deepcopy`` an array of a buffer of its own.
     """
 
-    __slots__ = ("_mapping", "_mdl")
+    __slots__ = ("_mapping", "_shared")
 
     # NumPy never makes the result of a calculation of this class.
     __array_priority__ = -100.0
@@ -66,7 +82,7 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
         "Mdl.recv(sock).array(shape, dtype)"
     )
 
-    _mdl: Mdl | None
+    _shared: SharedMdl | None
     _mapping: tuple[int, int, int]
     """Of the pages that it lies in: their address, where they begin in the buffer, their size."""
 
@@ -83,11 +99,11 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
 
     def __array_finalize__(self, source: object) -> None:
         # Of a view the memory is the source's; a copy has memory of its own.
-        self._mdl = None
-        if type(source) is SharedArray and source._mdl is not None:
+        self._shared = None
+        if type(source) is SharedArray and source._shared is not None:
             address, _, size = source._mapping
             if 0 <= address_of(self) - address <= size:
-                self._mdl = source._mdl
+                self._shared = source._shared
                 self._mapping = source._mapping
 
     def __array_wrap__(
@@ -114,11 +130,11 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
         Errors:
             INVALID_OPERATION: the array has memory of its own, which no other process can have.
         """
-        if self._mdl is None:
+        if self._shared is None:
             raise InvalidOperation(
                 "mdl", "this array is not in shared memory; vmm_linux.share(array) copies it there"
             )
-        return self._mdl
+        return self._shared.mdl
 
     def read_only(self) -> SharedArray[Element]:
         """An array of the same memory that cannot write it, here and wherever it is sent.
@@ -133,7 +149,7 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
         mdl = self.mdl
         if Rights.MAP_WRITE in mdl.rights:
             mdl = mdl.read_only()
-        return self._over(mdl, writable=False)
+        return self._over(SharedMdl(mdl), writable=False)
 
     def freeze(self) -> SharedArray[Element]:
         """An array of these values in memory that nothing can ever write: the kernel seals it.
@@ -149,12 +165,12 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
             return self.read_only()
         return copied("freeze", self, self.mdl.vmm, VmmFlags.READ)
 
-    def _over(self, mdl: Mdl, writable: bool) -> SharedArray[Element]:
+    def _over(self, shared: SharedMdl, writable: bool) -> SharedArray[Element]:
         """An array of the same part of another handle's buffer."""
         _, first, size = self._mapping
         return over(
             "array",
-            mdl,
+            shared,
             Layout(self.shape, self.dtype, self._offset(), self.strides),
             writable,
             (first, size),
@@ -173,10 +189,10 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
         return view
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None, /) -> SharedArray[Element]:
-        return share(self, vmm=None if self._mdl is None else self._mdl.vmm)
+        return share(self, vmm=None if self._shared is None else self._shared.mdl.vmm)
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        if self._mdl is None:
+        if self._shared is None:
             return self.view(np.ndarray).__reduce_ex__(protocol)
         if _pickling.is_multiprocessing(sys._getframe(1)):
             return reduce(self)
@@ -185,7 +201,7 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
 
 def ordinary(result: Any) -> Any:
     """What NumPy returned, with ordinary arrays for those that are not in shared memory."""
-    if type(result) is SharedArray and result._mdl is None:
+    if type(result) is SharedArray and result._shared is None:
         return result.view(np.ndarray)
     if type(result) in {tuple, list}:
         return type(result)(ordinary(each) for each in result)
@@ -372,7 +388,7 @@ def copied(method: str, array: object, vmm: VMM, prot: VmmFlags) -> SharedArray[
     mdl = Mdl._made(
         vmm, vmm.mdl_create_from_buf, dense.view("u1") if dense.size else bytes(1), prot
     )
-    return over(method, mdl, Layout(source.shape, kind, 0, strides))
+    return over(method, SharedMdl(mdl), Layout(source.shape, kind, 0, strides))
 
 
 def in_new_buffer(
@@ -383,7 +399,7 @@ def in_new_buffer(
     for length in shape:
         size *= length
     mdl = Mdl(max(size, 1), vmm=given_or_default(method, vmm))
-    return over(method, mdl, Layout(shape, kind, 0, packed_strides(shape, kind, axes)))
+    return over(method, SharedMdl(mdl), Layout(shape, kind, 0, packed_strides(shape, kind, axes)))
 
 
 def axes_of(array: np.ndarray[Any, Any]) -> list[int]:
@@ -456,7 +472,7 @@ class Layout:
 
 def over(
     method: str,
-    mdl: Mdl,
+    shared: SharedMdl,
     layout: Layout,
     writable: object = None,
     window: tuple[int, int] | None = None,
@@ -465,12 +481,13 @@ def over(
 
     Args:
         method: for errors.
-        mdl: the buffer.
+        shared: the buffer.
         layout: of the array.
         writable: True, False, or None for writable where rights and seals allow it.
         window: offset and size of the pages to map, in bytes; None for those that are needed.
     """
     low, high = layout.extent()
+    mdl = shared.mdl
     whole = mdl.nbytes
     if not 0 <= low <= high <= whole:
         part = f"shape {shown(layout.shape)} of {counted(layout.kind.itemsize, 'byte')} each"
@@ -480,20 +497,20 @@ def over(
     if window is None:
         first = min(low, whole - 1) // PAGE * PAGE
         window = first, -(-max(high, first + 1) // PAGE) * PAGE - first
-    region = mdl._shared(*window, protection(method, writable))
+    mapping = mdl._shared(*window, protection(method, writable))
     try:
         made_array = np.ndarray.__new__(
             SharedArray,
             layout.shape,
             layout.kind,
-            region.view(),
+            mapping.view(),
             layout.offset - window[0],
             layout.strides,
         )
     except (ValueError, TypeError) as problem:  # more dimensions than this NumPy has
         raise InvalidArgument(method, f"shape {shown(layout.shape)}: {problem}") from problem
-    made_array._mdl = mdl
-    made_array._mapping = (region.base, *window)
+    made_array._shared = shared
+    made_array._mapping = (mapping.region.base, *window)
     _pickling.enable(SharedArray, reduce)
     return made_array
 
@@ -512,7 +529,7 @@ def array_of(
         raise InvalidArgument(
             "array", f"offset {start} is not a multiple of {kind}'s alignment, {kind.alignment}"
         )
-    return over("array", mdl, Layout(lengths, kind, start), writable)
+    return over("array", SharedMdl(mdl), Layout(lengths, kind, start), writable)
 
 
 def address_of(array: np.ndarray[Any, Any]) -> int:
@@ -575,23 +592,24 @@ def protection(method: str, writable: object) -> VmmFlags | None:
 
 def reduce(array: SharedArray[Any]) -> Any:
     """An array on its way through ``multiprocessing``."""
-    mdl = array._mdl
-    if mdl is None:
+    shared = array._shared
+    if shared is None:
         return array.view(np.ndarray).__reduce__()
-    return _pickling.reduced(mdl, lambda: (received, packed(array, mdl)))
+    return _pickling.reduced(shared.mdl, lambda: (received, packed(array, shared)))
 
 
-def packed(array: SharedArray[Any], mdl: Mdl) -> tuple[Any, ...]:
+def packed(array: SharedArray[Any], shared: SharedMdl) -> tuple[Any, ...]:
     """The handle of an array's buffer, and where the array is in it.
 
     Of a buffer in segments it is a clone: the receiver gets the segments that the array touches.
     """
     layout = Layout(array.shape, array.dtype, array._offset(), array.strides)
+    mdl = shared.mdl
     info = mdl.vmm.handle_info(mdl.handle)
     rights = info.rights if array.flags.writeable else info.rights & ~Rights.MAP_WRITE
     if info.segments == 1:
         window = array._mapping[1:]
-        known(mdl)
+        known(shared)
         sent = _pickling.pack(mdl.vmm, mdl.handle, rights)
     else:
         low, high = layout.extent()
@@ -615,21 +633,37 @@ def received(  # noqa: PLR0917  as the pickle has them
     """The array of a pickle."""
 
     def load() -> SharedArray[Any]:
-        mdl = known(received_mdl(sent, inode))
-        return over("unpickle", mdl, Layout(shape, kind, offset, strides), None, window)
+        shared = known(SharedMdl(received_mdl(sent, inode)))
+        layout = checked_layout(shape, kind, offset, strides)
+        return over("unpickle", shared, layout, None, window)
 
     return _pickling.delivered(load)
 
 
-def known(mdl: Mdl) -> Mdl:
-    """The ``Mdl`` that arrays of this buffer have already, with the same rights; or this one."""
+def checked_layout(shape: object, kind: object, offset: object, strides: object) -> Layout:
+    """The layout that a pickle says, which NumPy alone would believe.
+
+    NumPy takes a length of -1 for as many elements as fit, and then does not look at the strides;
+    and it takes elements that are pointers from any memory.
+    """
+    lengths = checked_shape("unpickle", shape)
+    steps = tuple(index("unpickle", "strides", step) for step in items_of(strides))
+    if len(steps) != len(lengths):
+        raise InvalidArgument("unpickle", f"shape {shown(lengths)} with {len(steps)} strides")
+    start = index("unpickle", "offset", offset)
+    return Layout(lengths, checked_dtype("unpickle", kind), start, steps)
+
+
+def known(shared: SharedMdl) -> SharedMdl:
+    """What arrays of this buffer have already, with the same rights; or this."""
+    mdl = shared.mdl
     info = mdl.vmm.handle_info(mdl.handle)
     if Rights.GET_SID not in info.rights:
-        return mdl
-    key = id(mdl.vmm), info.sid, int(info.rights)
+        return shared
+    key = id(mdl.vmm), info.sid, int(info.rights), info.nbytes
     earlier = TRAVELLED.get(key)
-    if earlier is None or earlier.vmm is not mdl.vmm or not is_open(earlier):
-        TRAVELLED[key] = earlier = mdl
+    if earlier is None or earlier.mdl.vmm is not mdl.vmm or not is_open(earlier.mdl):
+        TRAVELLED[key] = earlier = shared
     return earlier
 
 
