@@ -214,5 +214,4 @@ def test_an_mdl_that_the_policy_keeps_open_can_be_closed_later() -> None:
         assert mdl.read() == bytes(10)
         denied = False
         mdl.close()
-        assert mdl.closed
-        assert vmm.usage().handles.used == 0
+        assert (mdl.closed, vmm.usage().handles.used) == (True, 0)
