@@ -17,9 +17,23 @@ if TYPE_CHECKING:
     from vmm_linux.handles import HandleInfo
     from vmm_linux.mdl import Mdl
 
-TRAVELLED: WeakValueDictionary[tuple[int | None, ...], Mdl] = WeakValueDictionary()
-"""The ``Mdl`` that the arrays of one buffer share, as ``known`` finds it. However often arrays of
-it are sent and received, a process has it once."""
+
+class SharedMdl:
+    """The ``Mdl`` of arrays, which lives as long as one of them does.
+
+    ``TRAVELLED`` names this instead of the ``Mdl``: another thread could get an object with a
+    ``__del__`` from there while that runs, and with it a handle that is just being closed.
+    """
+
+    __slots__ = ("__weakref__", "mdl")
+
+    def __init__(self, mdl: Mdl) -> None:
+        self.mdl = mdl
+
+
+TRAVELLED: WeakValueDictionary[tuple[int | None, ...], SharedMdl] = WeakValueDictionary()
+"""What the arrays of one buffer share, as ``known`` finds it. However often arrays of it are sent
+and received, a process has it once."""
 PARTS: WeakValueDictionary[tuple[int | None, ...], Part] = WeakValueDictionary()
 """The parts that are on their way, which arrays in one pickle share."""
 
@@ -32,45 +46,45 @@ class Part:
     array that a pool maps are, they take one descriptor.
     """
 
-    __slots__ = ("__weakref__", "first", "mdl", "rights", "size")
+    __slots__ = ("__weakref__", "first", "rights", "shared", "size")
 
-    def __init__(self, mdl: Mdl, rights: Rights, first: int | None, size: int) -> None:
-        self.mdl = mdl
+    def __init__(self, shared: SharedMdl, rights: Rights, first: int | None, size: int) -> None:
+        self.shared = shared
         self.rights = rights
         self.first = first
         self.size = size
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _pickling.reduced(self.mdl, lambda: (received_part, self._packed()))
+        return _pickling.reduced(self.shared.mdl, lambda: (received_part, self._packed()))
 
     def _packed(self) -> tuple[Any, ...]:
-        vmm, handle = self.mdl.vmm, self.mdl.handle
+        mdl = self.shared.mdl
         if self.first is None:
-            return *_pickling.pack(vmm, handle, self.rights), None
+            return *_pickling.pack(mdl.vmm, mdl.handle, self.rights), None
         with self._clone(self.first) as clone:
-            return *_pickling.pack(vmm, clone.handle, self.rights), self.first
+            return *_pickling.pack(mdl.vmm, clone.handle, self.rights), self.first
 
     def _clone(self, first: int) -> Mdl:
         try:
-            return self.mdl.clone(first, self.size)
+            return self.shared.mdl.clone(first, self.size)
         except VmmError as problem:
             raise _pickling.not_pickled(problem) from None
 
 
-def part_of(mdl: Mdl, rights: Rights, first: int | None, size: int) -> Part:
+def part_of(shared: SharedMdl, rights: Rights, first: int | None, size: int) -> Part:
     """A part of a buffer to pickle: one object as long as a pickler has it.
 
     Args:
-        mdl: the buffer.
+        shared: the buffer.
         rights: that the receiver gets.
         first: where the part begins, a page multiple, or None for the whole buffer.
         size: of the part in bytes, a page multiple; not needed for the whole buffer.
     """
     if first is None:
         size = 0
-        known(mdl)
-    part = Part(mdl, rights, first, size)
-    return PARTS.setdefault((id(mdl), int(rights), first, size), part)
+        known(shared)
+    part = Part(shared, rights, first, size)
+    return PARTS.setdefault((id(shared.mdl), int(rights), first, size), part)
 
 
 def info_of(mdl: Mdl) -> HandleInfo:
@@ -83,25 +97,27 @@ def info_of(mdl: Mdl) -> HandleInfo:
 
 def received_part(sent: _pickling.Sent, inode: int, first: int | None) -> Any:  # noqa: ANN401
     """The buffer of a pickle, or what stands in for it."""
-    return _pickling.delivered(lambda: known(received_mdl(sent, inode), first))
+    return _pickling.delivered(lambda: known(SharedMdl(received_mdl(sent, inode)), first))
 
 
-def known(mdl: Mdl, first: int | None = None) -> Mdl:
-    """The ``Mdl`` that arrays of this buffer have already, with the same rights; or this one.
+def known(shared: SharedMdl, first: int | None = None) -> SharedMdl:
+    """What arrays of this buffer have already, with the same rights; or this.
 
     Args:
-        mdl: the buffer.
+        shared: the buffer.
         first: where it begins in the buffer that it was cloned from to be sent, or None: a clone
             has an identity of its own each time.
     """
+    mdl = shared.mdl
     info = mdl.vmm.handle_info(mdl.handle)
     if Rights.GET_SID not in info.rights:
-        return mdl
+        return shared
     sid = info.sid if first is None else info.origin_sid
+    # Memory of another program that grew can have several lengths.
     key = id(mdl.vmm), sid, first, info.nbytes, int(info.rights)
     earlier = TRAVELLED.get(key)
-    if earlier is None or earlier.vmm is not mdl.vmm or not is_open(earlier):
-        TRAVELLED[key] = earlier = mdl
+    if earlier is None or earlier.mdl.vmm is not mdl.vmm or not is_open(earlier.mdl):
+        TRAVELLED[key] = earlier = shared
     return earlier
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm_linux._core import kernel
+from vmm_linux._core import imports, kernel
 from vmm_linux._core.endpoint import held
 from vmm_linux._core.typed import overload
 from vmm_linux._core.values import describe, index, is_a
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, SupportsIndex
 
+    import numpy as np
     from typing_extensions import Buffer
+
+    from vmm_linux._core.typed import DtypeOf, Scalar
 
 PAGE = kernel.page_size()
 PIECE = 1 << 20
@@ -55,7 +58,7 @@ def read_size(size: object) -> int | None:
 
 
 class ByteAccess:
-    """Bytes by index and slice, as of ``bytearray``, for a class with ``read`` and ``write``.
+    """Bytes by index and slice, as of ``bytearray``, for an ``Exporter`` that can read and write.
 
     The length does not change. Each copy has the kernel's checks, as ``read`` and ``write`` have.
     """
@@ -69,6 +72,9 @@ class ByteAccess:
 
         def write(self, data: Buffer, offset: int) -> int:
             """Copy bytes in: at least one."""
+
+        def __buffer__(self, flags: int, /) -> memoryview:
+            """The memory itself."""
 
     def _length(self, method: str) -> int:
         """The number of bytes; the error is that of ``method`` where there are none any more."""
@@ -179,6 +185,20 @@ class ByteAccess:
                     problem.completed = done
                     raise
         return end
+
+    @overload
+    def __array__(
+        self, dtype: None = None, copy: bool | None = None
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]: ...
+    @overload
+    def __array__(
+        self, dtype: DtypeOf[Scalar], copy: bool | None = None
+    ) -> np.ndarray[Any, np.dtype[Scalar]]: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Raise the error of a missing buffer, which NumPy hides before it calls this."""
+        numpy: Any = imports.needed("__array__", "numpy")
+        view = memoryview(self)
+        return numpy.array(view, dtype) if copy else numpy.asarray(view, dtype)
 
 
 def position(method: str, key: object, length: int) -> int:

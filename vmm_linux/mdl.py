@@ -8,7 +8,7 @@ import weakref
 
 from vmm_linux import _pickling, _span
 from vmm_linux._core import imports, kernel
-from vmm_linux._core.endpoint import VMM, Exporter
+from vmm_linux._core.endpoint import VMM, Exporter, held
 from vmm_linux._core.kernel import Descriptor
 from vmm_linux._core.typed import final, overload
 from vmm_linux._core.values import counted, describe, index, is_a
@@ -19,6 +19,7 @@ from vmm_linux.errors import (
     InvalidOperation,
     NoCapability,
     ResourceNotFound,
+    SecurityDisallow,
     Unimplemented,
     VmmError,
 )
@@ -29,7 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import ModuleType
-    from typing import Any, Literal, Self, SupportsIndex
+    from typing import Any, Literal, Self, SupportsIndex, TypeVar
 
     import numpy as np
     from _typeshed import HasFileno
@@ -40,13 +41,34 @@ if TYPE_CHECKING:
     from vmm_linux.handles import Handle, HandleInfo
     from vmm_linux.shared_array import SharedArray
 
+    Made = TypeVar("Made")
+
 __all__ = ["Mdl"]
 
 PAGE = kernel.page_size()
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-MAPPINGS: weakref.WeakValueDictionary[tuple[int, ...], Region] = weakref.WeakValueDictionary()
-"""The mappings that the objects of one buffer share, as long as one uses them: by the identity of
-the VMM, the security id, the protection, the offset and the size."""
+
+
+class SharedRegion:
+    """A mapping that the objects of one buffer share, as long as one uses it.
+
+    ``MAPPINGS`` names this instead of the region: another thread could get an object with a
+    ``__del__`` from there while that runs, and with it a mapping that is just being freed.
+    """
+
+    __slots__ = ("__weakref__", "region")
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+
+    def view(self, offset: int = 0, size: int | None = None) -> memoryview:
+        """A memoryview that keeps this too. See ``Region.view``."""
+        return held(self, self.region.view(offset, size))
+
+
+MAPPINGS: weakref.WeakValueDictionary[tuple[int, ...], SharedRegion] = weakref.WeakValueDictionary()
+"""The shared mappings by the identity of the VMM, the security id, the protection, the offset and
+the size."""
 
 
 @final
@@ -148,7 +170,7 @@ class Mdl(Exporter, _span.ByteAccess):
         self._vmm = vmm
         self._descriptor: dict[str, Descriptor] = {}
         self._nbytes: int | None = None
-        self._region: Region | None = None
+        self._region: SharedRegion | None = None
 
     @classmethod
     def from_bytes(
@@ -351,51 +373,48 @@ class Mdl(Exporter, _span.ByteAccess):
         start, size = _span.inside("mdl_map", offset, length, self.size, "buffer")
         if prot is not None:
             return self._mapped(start, size, hint, prot)
-        return self._mapped_most(start, size, hint, most_of(self._vmm.handle_info(self._handle)))
-
-    def _mapped_most(self, start: int, size: int, hint: SupportsIndex, most: VmmFlags) -> Region:
-        """Map a part as far as rights and seals allow."""
-        try:
-            return self._mapped(start, size, hint, most)
-        except NoCapability:
-            # A seal that the whole buffer does not report: of some segments, or put on just now.
-            if VmmFlags.WRITE not in most:
-                raise
-            return self._mapped(start, size, hint, VmmFlags.READ)
+        info = self._vmm.handle_info(self._handle)
+        return as_most_of(info, lambda most: self._mapped(start, size, hint, most))
 
     def _mapped(self, offset: int, size: int, hint: SupportsIndex, prot: SupportsIndex) -> Region:
         """Map a part that is inside the buffer."""
         vmm, handle = self._vmm, self._handle
         return Region._made(vmm, size, vmm.mdl_map, handle, offset, size, hint, prot)  # noqa: SLF001
 
-    def _shared(self, offset: int, size: int, prot: VmmFlags | None) -> Region:
+    def _shared(self, offset: int, size: int, prot: VmmFlags | None) -> SharedRegion:
         """A mapping of a part that is inside, which all objects of this buffer here share.
 
         Objects of a handle without GET_SID do not know that their buffers are one.
         """
         info = self._vmm.handle_info(self._handle)
-        most = most_of(info) if prot is None else prot
-        sid = info.sid if Rights.GET_SID in info.rights else 0
-        key = (id(self._vmm), sid, int(most), offset, size)
-        region = MAPPINGS.get(key) if sid else None
-        if region is None or region.freed:
-            region = (
-                self._mapped_most(offset, size, 0, most)
-                if prot is None
-                else self._mapped(offset, size, 0, prot)
-            )
-            if sid:
-                MAPPINGS[key] = region
-        return region
+        if prot is not None:
+            return self._shared_as(info, offset, size, prot)
+        return as_most_of(info, lambda most: self._shared_as(info, offset, size, most))
 
-    def _memory(self, method: str) -> Region:
+    def _shared_as(self, info: HandleInfo, offset: int, size: int, prot: VmmFlags) -> SharedRegion:
+        """A shared mapping with this protection.
+
+        Without the rights, or against a seal, one of another handle would be more than this one
+        gives: ``VMM.mdl_map`` refuses then.
+        """
+        most = most_of(info) if Rights.MAP_READ in info.rights else VmmFlags(0)
+        shares = Rights.GET_SID in info.rights and prot & ~most == 0
+        key = (id(self._vmm), info.sid if shares else 0, int(prot), offset, size)
+        shared = MAPPINGS.get(key) if shares else None
+        if shared is None or shared.region.freed:
+            shared = SharedRegion(self._mapped(offset, size, 0, prot))
+            if shares:
+                MAPPINGS[key] = shared
+        return shared
+
+    def _memory(self, method: str) -> SharedRegion:
         """The mapping of the whole buffer, made at the first use."""
         if self.closed:
             raise closed(method)
-        region = self._region
-        if region is None:
-            region = self._region = self._shared(0, self.size, None)
-        return region
+        shared = self._region
+        if shared is None:
+            shared = self._region = self._shared(0, self.size, None)
+        return shared
 
     def _pinned(self) -> memoryview:
         return self._memory("memoryview").view(0, self.nbytes)
@@ -416,7 +435,7 @@ class Mdl(Exporter, _span.ByteAccess):
             offset: of the first byte.
         """
         start, length = _span.inside("read", offset, _span.read_size(size), self.nbytes, "buffer")
-        return self._memory("read").read(length, start)
+        return self._memory("read").region.read(length, start)
 
     def write(self, data: Buffer, offset: SupportsIndex = 0) -> int:
         """Copy bytes in, with the kernel's checks. See ``VMM.write``.
@@ -434,7 +453,7 @@ class Mdl(Exporter, _span.ByteAccess):
                 raise InvalidArgument(
                     "write", f"{len(given)} bytes at offset {start}: {there} bytes are there"
                 )
-            return self._memory("write").write(given, start)
+            return self._memory("write").region.write(given, start)
 
     @overload
     def array(
@@ -541,7 +560,7 @@ class Mdl(Exporter, _span.ByteAccess):
             if not self.closed:
                 self._closed = True
                 self._vmm.handle_close(self._handle)
-        except MemoryError:  # nothing happened
+        except (MemoryError, SecurityDisallow):  # nothing happened
             self._closed = False
             raise
         finally:
@@ -589,6 +608,18 @@ def most_of(info: HandleInfo) -> VmmFlags:
     if Rights.MAP_WRITE in info.rights and not info.seals:
         return READ_WRITE
     return VmmFlags.READ
+
+
+def as_most_of(info: HandleInfo, make: Callable[[VmmFlags], Made]) -> Made:
+    """Make a mapping with as much protection as rights and seals allow."""
+    most = most_of(info)
+    try:
+        return make(most)
+    except NoCapability:
+        # A seal that the whole buffer does not report: of some segments, or put on just now.
+        if VmmFlags.WRITE not in most:
+            raise
+        return make(VmmFlags.READ)
 
 
 def closed(method: str) -> ResourceNotFound:

@@ -15,6 +15,7 @@ from vmm_linux import _parts, _pickling
 from vmm_linux._core import kernel
 from vmm_linux._core.typed import final
 from vmm_linux._core.values import counted, describe, index, is_a, one_line
+from vmm_linux._parts import SharedMdl
 from vmm_linux.errors import InvalidArgument, InvalidOperation
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.mdl import Mdl, given_or_default
@@ -54,7 +55,7 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
     ``copy.copy`` gives a view, ``copy.deepcopy`` an array of a buffer of its own.
     """
 
-    __slots__ = ("_mapping", "_mdl")
+    __slots__ = ("_mapping", "_shared")
 
     # NumPy never makes the result of a calculation of this class.
     __array_priority__ = -100.0
@@ -63,7 +64,7 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
         "Mdl.recv(sock).array(shape, dtype)"
     )
 
-    _mdl: Mdl | None
+    _shared: SharedMdl | None
     _mapping: tuple[int, int, int]
     """Of the pages that it lies in: their address, where they begin in the buffer, their size."""
 
@@ -80,11 +81,11 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
 
     def __array_finalize__(self, source: object) -> None:
         # Of a view the memory is the source's; a copy has memory of its own.
-        self._mdl = None
-        if type(source) is SharedArray and source._mdl is not None:
+        self._shared = None
+        if type(source) is SharedArray and source._shared is not None:
             address, _, size = source._mapping
             if 0 <= address_of(self) - address <= size:
-                self._mdl = source._mdl
+                self._shared = source._shared
                 self._mapping = source._mapping
 
     def __array_wrap__(
@@ -111,11 +112,11 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
         Errors:
             INVALID_OPERATION: the array has memory of its own, which no other process can have.
         """
-        if self._mdl is None:
+        if self._shared is None:
             raise InvalidOperation(
                 "mdl", "this array is not in shared memory; vmm_linux.share(array) copies it there"
             )
-        return self._mdl
+        return self._shared.mdl
 
     def read_only(self) -> SharedArray[Element]:
         """An array of the same memory that cannot write it, here and wherever it is sent.
@@ -130,7 +131,7 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
         mdl = self.mdl
         if Rights.MAP_WRITE in mdl.rights:
             mdl = mdl.read_only()
-        return self._over(mdl, writable=False)
+        return self._over(SharedMdl(mdl), writable=False)
 
     def freeze(self) -> SharedArray[Element]:
         """An array of these values in memory that nothing can ever write: the kernel seals it.
@@ -146,12 +147,12 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
             return self.read_only()
         return copied("freeze", self, self.mdl.vmm, VmmFlags.READ)
 
-    def _over(self, mdl: Mdl, writable: bool) -> SharedArray[Element]:
+    def _over(self, shared: SharedMdl, writable: bool) -> SharedArray[Element]:
         """An array of the same part of another handle's buffer."""
         _, first, size = self._mapping
         return over(
             "array",
-            mdl,
+            shared,
             Layout(self.shape, self.dtype, self._offset(), self.strides),
             writable,
             (first, size),
@@ -170,10 +171,10 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
         return view
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None, /) -> SharedArray[Element]:
-        return share(self, vmm=None if self._mdl is None else self._mdl.vmm)
+        return share(self, vmm=None if self._shared is None else self._shared.mdl.vmm)
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        if self._mdl is None:
+        if self._shared is None:
             return self.view(np.ndarray).__reduce_ex__(protocol)
         if _pickling.is_multiprocessing(sys._getframe(1)):
             return reduce(self)
@@ -182,7 +183,7 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
 
 def ordinary(result: Any) -> Any:
     """What NumPy returned, with ordinary arrays for those that are not in shared memory."""
-    if type(result) is SharedArray and result._mdl is None:
+    if type(result) is SharedArray and result._shared is None:
         return result.view(np.ndarray)
     if type(result) in {tuple, list}:
         return type(result)(ordinary(each) for each in result)
@@ -369,7 +370,7 @@ def copied(method: str, array: object, vmm: VMM, prot: VmmFlags) -> SharedArray[
     mdl = Mdl._made(
         vmm, vmm.mdl_create_from_buf, dense.view("u1") if dense.size else bytes(1), prot
     )
-    return over(method, mdl, Layout(source.shape, kind, 0, strides))
+    return over(method, SharedMdl(mdl), Layout(source.shape, kind, 0, strides))
 
 
 def in_new_buffer(
@@ -380,7 +381,7 @@ def in_new_buffer(
     for length in shape:
         size *= length
     mdl = Mdl(max(size, 1), vmm=given_or_default(method, vmm))
-    return over(method, mdl, Layout(shape, kind, 0, packed_strides(shape, kind, axes)))
+    return over(method, SharedMdl(mdl), Layout(shape, kind, 0, packed_strides(shape, kind, axes)))
 
 
 def axes_of(array: np.ndarray[Any, Any]) -> list[int]:
@@ -453,7 +454,7 @@ class Layout:
 
 def over(
     method: str,
-    mdl: Mdl,
+    shared: SharedMdl,
     layout: Layout,
     writable: object = None,
     window: tuple[int, int] | None = None,
@@ -462,12 +463,13 @@ def over(
 
     Args:
         method: for errors.
-        mdl: the buffer.
+        shared: the buffer.
         layout: of the array.
         writable: True, False, or None for writable where rights and seals allow it.
         window: offset and size of the pages to map, in bytes; None for those that are needed.
     """
     low, high = layout.extent()
+    mdl = shared.mdl
     whole = mdl.nbytes
     if not 0 <= low <= high <= whole:
         part = f"shape {shown(layout.shape)} of {counted(layout.kind.itemsize, 'byte')} each"
@@ -476,20 +478,20 @@ def over(
         )
     if window is None:
         window = pages_of(layout, whole)
-    region = mdl._shared(*window, protection(method, writable))
+    mapping = mdl._shared(*window, protection(method, writable))
     try:
         made_array = np.ndarray.__new__(
             SharedArray,
             layout.shape,
             layout.kind,
-            region.view(),
+            mapping.view(),
             layout.offset - window[0],
             layout.strides,
         )
     except (ValueError, TypeError) as problem:  # more dimensions than this NumPy has
         raise InvalidArgument(method, f"shape {shown(layout.shape)}: {problem}") from problem
-    made_array._mdl = mdl
-    made_array._mapping = (region.base, *window)
+    made_array._shared = shared
+    made_array._mapping = (mapping.region.base, *window)
     _pickling.enable(SharedArray, reduce)
     return made_array
 
@@ -515,7 +517,7 @@ def array_of(
         raise InvalidArgument(
             "array", f"offset {start} is not a multiple of {kind}'s alignment, {kind.alignment}"
         )
-    return over("array", mdl, Layout(lengths, kind, start), writable)
+    return over("array", SharedMdl(mdl), Layout(lengths, kind, start), writable)
 
 
 def address_of(array: np.ndarray[Any, Any]) -> int:
@@ -578,19 +580,19 @@ def protection(method: str, writable: object) -> VmmFlags | None:
 
 def reduce(array: SharedArray[Any]) -> Any:
     """An array on its way through ``multiprocessing``."""
-    mdl = array._mdl
-    if mdl is None:
+    shared = array._shared
+    if shared is None:
         return array.view(np.ndarray).__reduce__()
-    return _pickling.reduced(mdl, lambda: (received, packed(array, mdl)))
+    return _pickling.reduced(shared.mdl, lambda: (received, packed(array, shared)))
 
 
-def packed(array: SharedArray[Any], mdl: Mdl) -> tuple[Any, ...]:
+def packed(array: SharedArray[Any], shared: SharedMdl) -> tuple[Any, ...]:
     """The part of a buffer that an array is in, and where it is there.
 
     Of a buffer in segments it is a clone: the receiver gets the segments that the array touches.
     """
     layout = Layout(array.shape, array.dtype, array._offset(), array.strides)
-    info = _parts.info_of(mdl)
+    info = _parts.info_of(shared.mdl)
     rights = info.rights if array.flags.writeable else info.rights & ~Rights.MAP_WRITE
     first, window = None, array._mapping[1:]
     if info.segments > 1:
@@ -598,12 +600,12 @@ def packed(array: SharedArray[Any], mdl: Mdl) -> tuple[Any, ...]:
         if size < info.size:
             first, window = start, (0, size)
             layout.offset -= start
-    part = _parts.part_of(mdl, rights, first, window[1])
+    part = _parts.part_of(shared, rights, first, window[1])
     return part, layout.shape, layout.kind, layout.offset, layout.strides, window
 
 
 def received(  # noqa: PLR0917  as the pickle has them
-    mdl: Any,
+    shared: object,
     shape: tuple[int, ...],
     kind: np.dtype[Any],
     offset: int,
@@ -611,9 +613,27 @@ def received(  # noqa: PLR0917  as the pickle has them
     window: tuple[int, int],
 ) -> Any:
     """The array of a pickle, or what stands in for it."""
-    if type(mdl) is _pickling.Missing:
-        return mdl
-    if not is_a(mdl, Mdl):
-        raise InvalidArgument("unpickle", f"an array over {describe(mdl)}, not over an Mdl")
-    layout = Layout(shape, kind, offset, strides)
-    return _pickling.delivered(lambda: over("unpickle", mdl, layout, None, window))
+    if type(shared) is _pickling.Missing:
+        return shared
+    if not is_a(shared, SharedMdl):
+        raise InvalidArgument("unpickle", f"an array over {describe(shared)}, not over a buffer")
+
+    def load() -> SharedArray[Any]:
+        layout = checked_layout(shape, kind, offset, strides)
+        return over("unpickle", shared, layout, None, window)
+
+    return _pickling.delivered(load)
+
+
+def checked_layout(shape: object, kind: object, offset: object, strides: object) -> Layout:
+    """The layout that a pickle says, which NumPy alone would believe.
+
+    NumPy takes a length of -1 for as many elements as fit, and then does not look at the strides;
+    and it takes elements that are pointers from any memory.
+    """
+    lengths = checked_shape("unpickle", shape)
+    steps = tuple(index("unpickle", "strides", step) for step in items_of(strides))
+    if len(steps) != len(lengths):
+        raise InvalidArgument("unpickle", f"shape {shown(lengths)} with {len(steps)} strides")
+    start = index("unpickle", "offset", offset)
+    return Layout(lengths, checked_dtype("unpickle", kind), start, steps)

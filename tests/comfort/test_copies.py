@@ -52,6 +52,7 @@ from vmm_linux._core import endpoint as core_endpoint
 from vmm_linux._core import kernel as core
 from vmm_linux.audit import Audit
 from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, SecurityDisallow
+from vmm_linux.mdl import SharedRegion
 from vmm_linux.policy import Policy, PolicyError, Rule, compile, rule  # noqa: A004
 
 if TYPE_CHECKING:
@@ -246,8 +247,14 @@ VALUES: dict[type[Any], Callable[[World], Any]] = {
     limits.Use: lambda world: world.usage.committed,
     Rule: lambda _: Rule(deny=("mdl_clone",)),
 }
-#: Parts of a policy that is being compiled, which nobody is given.
-INNER: set[type[Any]] = {compile.Mask, compile.Condition, compile.Compiled, rule.FlawError}
+#: Parts of a policy that is being compiled and of buffers, which no caller is given.
+INNER: set[type[Any]] = {
+    compile.Mask,
+    compile.Condition,
+    compile.Compiled,
+    rule.FlawError,
+    SharedRegion,
+}
 
 
 def test_every_class_is_in_the_table() -> None:
