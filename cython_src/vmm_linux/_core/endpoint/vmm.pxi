@@ -671,8 +671,8 @@ cdef class VMM:
         """Make a handle of a buffer from a descriptor, trusting nothing about it.
 
         Args:
-            fd: descriptor of a memfd of ordinary pages, sealed against shrinking and growing,
-                open for reading; it stays the caller's.
+            fd: descriptor of a memfd of ordinary pages, sealed against shrinking, open for
+                reading; it stays the caller's.
             require: ``Seal`` that the memory must have. FREEZE includes PUBLISH.
             max_size: bytes that the buffer may have at most, or None.
 
