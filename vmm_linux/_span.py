@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm_linux._core import kernel
+from vmm_linux._core import imports, kernel
 from vmm_linux._core.endpoint import held
 from vmm_linux._core.typed import overload
 from vmm_linux._core.values import describe, index, is_a
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, SupportsIndex
 
+    import numpy as np
     from typing_extensions import Buffer
+
+    from vmm_linux._core.typed import DtypeOf, Scalar
 
 PAGE = kernel.page_size()
 PIECE = 1 << 20
@@ -179,6 +182,20 @@ class ByteAccess:
                     problem.completed = done
                     raise
         return end
+
+    @overload
+    def __array__(
+        self, dtype: None = None, copy: bool | None = None
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]: ...
+    @overload
+    def __array__(
+        self, dtype: DtypeOf[Scalar], copy: bool | None = None
+    ) -> np.ndarray[Any, np.dtype[Scalar]]: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Raise the error of a missing buffer, which NumPy hides before it calls this."""
+        numpy: Any = imports.needed("__array__", "numpy")
+        view = memoryview(self)  # type: ignore[arg-type]
+        return numpy.array(view, dtype) if copy else numpy.asarray(view, dtype)
 
 
 def position(method: str, key: object, length: int) -> int:

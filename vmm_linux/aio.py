@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmm_linux._core.endpoint import VMM
     from vmm_linux._core.kernel import Descriptor
     from vmm_linux.handles import Handle
+    from vmm_linux.mdl import Mdl
 
     Outcome = TypeVar("Outcome")
 
@@ -29,7 +30,7 @@ __all__ = ["readable", "recv_handle", "send_handle"]
 
 
 async def send_handle(
-    vmm: VMM, sock: socket.socket, handle: SupportsIndex, rights: SupportsIndex | None
+    vmm: VMM, sock: socket.socket, handle: SupportsIndex | Mdl, rights: SupportsIndex | None
 ) -> None:
     """See ``VMM.send_handle_async``."""
     await repeat(

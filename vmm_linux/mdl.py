@@ -15,6 +15,7 @@ from vmm_linux._core.values import counted, describe, index, is_a
 from vmm_linux._default_vmm import default_vmm
 from vmm_linux._file_copies import copy_of_file
 from vmm_linux.errors import (
+    Busy,
     InvalidArgument,
     InvalidOperation,
     NoCapability,
@@ -115,8 +116,10 @@ class Mdl(Exporter, _span.ByteAccess):
                 DeprecationWarning,
                 stacklevel=2,
             )
+            if prot is READ_WRITE:
+                raise InvalidArgument("Mdl", "no size: Mdl(size, vmm=vmm) makes a buffer")
             self._begin(size)
-            self._handle: Handle = prot  # type: ignore[assignment]
+            self._handle: Handle = plain(prot)
         else:
             nbytes = index("mdl_create", "size", size)
             if nbytes < 1:
@@ -228,8 +231,9 @@ class Mdl(Exporter, _span.ByteAccess):
         """
         if not is_a(vmm, VMM):
             raise InvalidArgument("from_handle", f"vmm is {describe(vmm)}, not a VMM")
-        vmm.mdl_get_size(handle)
-        return cls._made(vmm, lambda: handle)
+        own = plain(handle)
+        vmm.mdl_get_size(own)
+        return cls._made(vmm, lambda: own)
 
     @classmethod
     def recv(
@@ -371,20 +375,24 @@ class Mdl(Exporter, _span.ByteAccess):
     def _shared(self, offset: int, size: int, prot: VmmFlags | None) -> Region:
         """A mapping of a part that is inside, which all objects of this buffer here share.
 
-        Objects of a handle without GET_SID do not know that their buffers are one.
+        Objects of a handle without GET_SID do not know that their buffers are one. A handle gets
+        no mapping of another one's that it could not make itself.
         """
         info = self._vmm.handle_info(self._handle)
-        most = most_of(info) if prot is None else prot
-        sid = info.sid if Rights.GET_SID in info.rights else 0
-        key = (id(self._vmm), sid, int(most), offset, size)
-        region = MAPPINGS.get(key) if sid else None
+        most = most_of(info)
+        wanted = most if prot is None else prot
+        may_share = Rights.GET_SID | Rights.MAP_READ in info.rights and wanted in most
+        key = (id(self._vmm), info.sid if may_share else 0, int(wanted), offset, size)
+        region = MAPPINGS.get(key) if may_share else None
         if region is None or region.freed:
-            region = (
-                self._mapped_most(offset, size, 0, most)
-                if prot is None
-                else self._mapped(offset, size, 0, prot)
-            )
-            if sid:
+            try:
+                region = self._mapped(offset, size, 0, wanted)
+            except NoCapability:
+                # As in _mapped_most.
+                if prot is not None or VmmFlags.WRITE not in wanted:
+                    raise
+                return self._shared(offset, size, VmmFlags.READ)
+            if may_share:
                 MAPPINGS[key] = region
         return region
 
@@ -434,7 +442,23 @@ class Mdl(Exporter, _span.ByteAccess):
                 raise InvalidArgument(
                     "write", f"{len(given)} bytes at offset {start}: {there} bytes are there"
                 )
-            return self._memory("write").write(given, start)
+            try:
+                return self._memory("write").write(given, start)
+            except InvalidOperation as problem:
+                raise self._unwritable(problem) from problem
+
+    def _unwritable(self, problem: InvalidOperation) -> VmmError:
+        """The exception for a buffer that cannot be written here."""
+        info = self._vmm.handle_info(self._handle)
+        if Rights.MAP_WRITE not in info.rights:
+            why = "its handle lacks MAP_WRITE"
+        elif info.seals:
+            why = f"it is sealed with {info.seals.name}"
+        elif info.segments > 1:
+            why = "some of its segments are sealed"
+        else:
+            return problem
+        return InvalidOperation("write", f"the buffer is read-only here: {why}")
 
     @overload
     def array(
@@ -509,11 +533,22 @@ class Mdl(Exporter, _span.ByteAccess):
         """Forbid all writes from now on. See ``VMM.mdl_seal``.
 
         Errors:
-            BUSY: while anything can still write; drop writable regions and arrays first.
+            BUSY: while anything can still write; drop writable regions and arrays first, and other
+                ``Mdl``s of the buffer that were written or read here.
         """
         # The mapping of this object's own: what looks at it keeps it, and is in the way.
         self._region = None
-        self._vmm.mdl_seal(self._handle, Seal.FREEZE)
+        try:
+            self._vmm.mdl_seal(self._handle, Seal.FREEZE)
+        except Busy as problem:
+            if self._kept is None or self._kept.readonly:
+                raise
+            raise Busy(
+                problem.method,
+                "numpy.ndarray(buffer=...) of this Mdl can write to the buffer, and does not say "
+                "when it is gone: drop it and the Mdl, and seal the buffer by a copy.copy(mdl)",
+                completed=problem.completed,
+            ) from problem
 
     def fileno(self) -> int:
         """A descriptor of the buffer's memory, for ``Popen(pass_fds=...)``.
@@ -573,6 +608,15 @@ class Mdl(Exporter, _span.ByteAccess):
         if _pickling.is_multiprocessing(sys._getframe(1)):  # noqa: SLF001
             return _reduce(self)
         return self.__reduce__()
+
+
+def plain(handle: object) -> Handle:
+    """A handle that no other object closes."""
+    if is_a(handle, Mdl):
+        raise InvalidArgument(
+            "from_handle", "handle is an Mdl, which closes its own; copy.copy(mdl) makes another"
+        )
+    return handle  # type: ignore[return-value]
 
 
 def given_or_default(method: str, vmm: VMM | None) -> VMM:

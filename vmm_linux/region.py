@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from vmm_linux import _span
-from vmm_linux._core import imports
 from vmm_linux._core.endpoint import Exporter, held
-from vmm_linux._core.typed import final, overload
+from vmm_linux._core.typed import final
 from vmm_linux.errors import Busy, InvalidOperation, ResourceNotFound, VmmError, refuse_copies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Self, SupportsIndex
+    from typing import Self, SupportsIndex
 
-    import numpy as np
     from typing_extensions import Buffer
 
     from vmm_linux._core.endpoint import VMM, PageInfo
-    from vmm_linux._core.typed import DtypeOf, Scalar
 
 __all__ = ["Region"]
 
@@ -284,17 +281,3 @@ class Region(Exporter, _span.ByteAccess):
 
     def _pinned(self) -> memoryview:
         return self._vmm.view(*self._inside("view", 0, None))
-
-    @overload
-    def __array__(
-        self, dtype: None = None, copy: bool | None = None
-    ) -> np.ndarray[Any, np.dtype[np.uint8]]: ...
-    @overload
-    def __array__(
-        self, dtype: DtypeOf[Scalar], copy: bool | None = None
-    ) -> np.ndarray[Any, np.dtype[Scalar]]: ...
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """Raise the error of a missing buffer, which NumPy hides before it calls this."""
-        numpy: Any = imports.needed("__array__", "numpy")
-        view = memoryview(self)
-        return numpy.array(view, dtype) if copy else numpy.asarray(view, dtype)

@@ -98,7 +98,7 @@ class VMM(endpoint.VMM):
     # ---- asyncio ------------------------------------------------------------------------------
 
     async def send_handle_async(
-        self, sock: socket, handle: SupportsIndex, rights: SupportsIndex | None = None
+        self, sock: socket, handle: SupportsIndex | Mdl, rights: SupportsIndex | None = None
     ) -> None:
         """Send a handle as ``send_handle`` does, and let other tasks run while the socket is full.
 

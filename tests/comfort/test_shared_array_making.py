@@ -216,7 +216,8 @@ def arrays(draw: st.DrawFn) -> np.ndarray[Any, Any]:
         array = flat.view(dtype.base).reshape(shape + dtype.shape)
     array = array.transpose(draw(st.permutations(range(array.ndim))))
     steps = draw(st.lists(st.sampled_from([1, 1, -1, 2]), max_size=array.ndim))
-    array = array[(..., *(slice(None, None, step) for step in steps))]
+    index: Any = (..., *(slice(None, None, step) for step in steps))
+    array = array[index]
     if draw(st.booleans()):
         array = np.broadcast_to(array, (2, *array.shape))
     return array
@@ -312,12 +313,13 @@ WRONG_SHAPES: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", WRONG_SHAPES)
 def test_shapes_that_are_none_are_refused_and_leave_nothing(name: str) -> None:
     shape, why = WRONG_SHAPES[name]
+    other: Any = 2.0 if shape is None else shape  # None is the source's
     makers: list[Callable[[], object]] = [
         lambda: zeros(shape),
         lambda: empty(shape),
         lambda: full(shape, 1.5),
         lambda: SharedArray(shape),
-        lambda: zeros_like([1.0], shape=2.0 if shape is None else shape),
+        lambda: zeros_like([1.0], shape=other),
     ]
     for make in makers:
         with nothing_left(), pytest.raises(InvalidArgument, match=why):
