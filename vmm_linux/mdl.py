@@ -233,7 +233,13 @@ class Mdl(Exporter, _span.ByteAccess):
             raise InvalidArgument("from_handle", f"vmm is {describe(vmm)}, not a VMM")
         own = plain(handle)
         vmm.mdl_get_size(own)
-        return cls._made(vmm, lambda: own)
+        mdl = cls.__new__(cls)
+        mdl._begin(vmm)  # noqa: SLF001
+        _pickling.enable(Mdl, _reduce)
+        # From here on it closes the handle: nothing can fail any more.
+        mdl._handle = own  # noqa: SLF001
+        mdl._closed = False  # noqa: SLF001
+        return mdl
 
     @classmethod
     def recv(
@@ -593,8 +599,11 @@ class Mdl(Exporter, _span.ByteAccess):
 
     def __del__(self) -> None:
         # No caller could catch an error. At interpreter exit this module may lack its names.
-        try:  # noqa: SIM105
-            self.close()
+        try:
+            try:
+                self.close()
+            except MemoryError:  # a moment later there may be some
+                self.close()
         except Exception:  # noqa: BLE001, S110
             pass
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from vmm_linux import _pickling
 from vmm_linux._core import kernel
+from vmm_linux._core.endpoint import address_of
 from vmm_linux._core.typed import final
 from vmm_linux._core.values import counted, describe, index, is_a, one_line
 from vmm_linux.errors import InvalidArgument, InvalidOperation, VmmError
@@ -413,7 +414,8 @@ def axes_of(array: np.ndarray[Any, Any]) -> list[int]:
     """The axes of an array, from the one whose elements are nearest to each other."""
     if array.flags.forc:  # also where the stride of a length of 1 says something else
         return list(range(array.ndim))[:: -1 if array.flags.c_contiguous else 1]
-    return sorted(range(array.ndim - 1, -1, -1), key=lambda axis: (abs(array.strides[axis]), -axis))
+    nearest = sorted((abs(stride), -axis) for axis, stride in enumerate(array.strides))
+    return [-axis for _, axis in nearest]
 
 
 def packed_strides(
@@ -538,12 +540,6 @@ def array_of(
             "array", f"offset {start} is not a multiple of {kind}'s alignment, {kind.alignment}"
         )
     return over("array", mdl, Layout(lengths, kind, start), writable)
-
-
-def address_of(array: np.ndarray[Any, Any]) -> int:
-    """Where the first element of an array is."""
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def checked_dtype(method: str, dtype: object) -> np.dtype[Any]:

@@ -365,6 +365,12 @@ class Exporter:
 def held(owner: object, view: Buffer) -> memoryview:
     """A memoryview like ``view`` that keeps ``owner`` alive too."""
 
+def address_of(buffer: object) -> int:
+    """The address of a buffer's first item, of any strides.
+
+    NumPy's own ways to tell it crash, or keep the array for ever, where memory is short.
+    """
+
 @disjoint_base
 class VMM:
     """The endpoint: every method of it (see ``vmm_linux.VMM``)."""
