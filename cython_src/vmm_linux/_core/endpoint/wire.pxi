@@ -312,8 +312,8 @@ cdef int seals_of(int fd, int needed, Refusal refuse) except -1:
         raise refuse("a descriptor that is no memfd of ordinary pages")
     if needed == SEALS_OF_MEMORY and needed & ~seals:
         raise refuse(
-            f"memory with seals {seals:#x}, not sealed against shrinking: its owner can cut it, and "
-            "a process that touches what was cut ends with SIGBUS")
+            f"memory with seals {seals:#x}, not sealed against shrinking: its owner can cut it, "
+            "and a process that touches what was cut ends with SIGBUS")
     if needed & ~seals:
         raise refuse(f"a memfd with seals {seals:#x}; {needed:#x} are needed")
     return seals
