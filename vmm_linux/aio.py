@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmm_linux._core.endpoint import VMM
     from vmm_linux._core.kernel import Descriptor
     from vmm_linux.handles import Handle
+    from vmm_linux.mdl import Mdl
 
     Outcome = TypeVar("Outcome")
 
@@ -32,7 +33,7 @@ __all__ = ["checkpoint", "recv_handle", "send_handle", "wait"]
 
 
 async def send_handle(
-    vmm: VMM, sock: HasFileno, handle: SupportsIndex, rights: SupportsIndex | None
+    vmm: VMM, sock: HasFileno, handle: SupportsIndex | Mdl, rights: SupportsIndex | None
 ) -> None:
     """See ``VMM.send_handle_async``."""
 

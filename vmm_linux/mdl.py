@@ -15,6 +15,7 @@ from vmm_linux._core.values import counted, describe, index, is_a
 from vmm_linux._default_vmm import default_vmm
 from vmm_linux._file_copies import copy_of_file
 from vmm_linux.errors import (
+    Busy,
     InvalidArgument,
     InvalidOperation,
     NoCapability,
@@ -137,8 +138,10 @@ class Mdl(Exporter, _span.ByteAccess):
                 DeprecationWarning,
                 stacklevel=2,
             )
+            if prot is READ_WRITE:
+                raise InvalidArgument("Mdl", "no size: Mdl(size, vmm=vmm) makes a buffer")
             self._begin(size)
-            self._handle: Handle = prot  # type: ignore[assignment]
+            self._handle: Handle = plain(prot)
         else:
             nbytes = index("mdl_create", "size", size)
             if nbytes < 1:
@@ -250,8 +253,15 @@ class Mdl(Exporter, _span.ByteAccess):
         """
         if not is_a(vmm, VMM):
             raise InvalidArgument("from_handle", f"vmm is {describe(vmm)}, not a VMM")
-        vmm.mdl_get_size(handle)
-        return cls._made(vmm, lambda: handle)
+        own = plain(handle)
+        vmm.mdl_get_size(own)
+        mdl = cls.__new__(cls)
+        mdl._begin(vmm)  # noqa: SLF001
+        _pickling.enable(Mdl, _reduce)
+        # From here on it closes the handle: nothing can fail any more.
+        mdl._handle = own  # noqa: SLF001
+        mdl._closed = False  # noqa: SLF001
+        return mdl
 
     @classmethod
     def recv(
@@ -374,7 +384,7 @@ class Mdl(Exporter, _span.ByteAccess):
         if prot is not None:
             return self._mapped(start, size, hint, prot)
         info = self._vmm.handle_info(self._handle)
-        return as_most_of(info, lambda most: self._mapped(start, size, hint, most))
+        return as_most_of(info, self._mapped, start, size, hint)
 
     def _mapped(self, offset: int, size: int, hint: SupportsIndex, prot: SupportsIndex) -> Region:
         """Map a part that is inside the buffer."""
@@ -384,12 +394,13 @@ class Mdl(Exporter, _span.ByteAccess):
     def _shared(self, offset: int, size: int, prot: VmmFlags | None) -> SharedRegion:
         """A mapping of a part that is inside, which all objects of this buffer here share.
 
-        Objects of a handle without GET_SID do not know that their buffers are one.
+        Objects of a handle without GET_SID do not know that their buffers are one. A handle gets
+        no mapping of another one's that it could not make itself.
         """
         info = self._vmm.handle_info(self._handle)
         if prot is not None:
             return self._shared_as(info, offset, size, prot)
-        return as_most_of(info, lambda most: self._shared_as(info, offset, size, most))
+        return as_most_of(info, self._shared_as, info, offset, size)
 
     def _shared_as(self, info: HandleInfo, offset: int, size: int, prot: VmmFlags) -> SharedRegion:
         """A shared mapping with this protection.
@@ -453,7 +464,23 @@ class Mdl(Exporter, _span.ByteAccess):
                 raise InvalidArgument(
                     "write", f"{len(given)} bytes at offset {start}: {there} bytes are there"
                 )
-            return self._memory("write").region.write(given, start)
+            try:
+                return self._memory("write").region.write(given, start)
+            except InvalidOperation as problem:
+                raise self._unwritable(problem) from problem
+
+    def _unwritable(self, problem: InvalidOperation) -> VmmError:
+        """The exception for a buffer that cannot be written here."""
+        info = self._vmm.handle_info(self._handle)
+        if Rights.MAP_WRITE not in info.rights:
+            why = "its handle lacks MAP_WRITE"
+        elif info.seals:
+            why = f"it is sealed with {info.seals.name}"
+        elif info.segments > 1:
+            why = "some of its segments are sealed"
+        else:
+            return problem
+        return InvalidOperation("write", f"the buffer is read-only here: {why}")
 
     @overload
     def array(
@@ -528,11 +555,22 @@ class Mdl(Exporter, _span.ByteAccess):
         """Forbid all writes from now on. See ``VMM.mdl_seal``.
 
         Errors:
-            BUSY: while anything can still write; drop writable regions and arrays first.
+            BUSY: while anything can still write; drop writable regions and arrays first, and other
+                ``Mdl``s of the buffer that were written or read here.
         """
         # The mapping of this object's own: what looks at it keeps it, and is in the way.
         self._region = None
-        self._vmm.mdl_seal(self._handle, Seal.FREEZE)
+        try:
+            self._vmm.mdl_seal(self._handle, Seal.FREEZE)
+        except Busy as problem:
+            if self._kept is None or self._kept.readonly:
+                raise
+            raise Busy(
+                problem.method,
+                "numpy.ndarray(buffer=...) of this Mdl can write to the buffer, and does not say "
+                "when it is gone: drop it and the Mdl, and seal the buffer by a copy.copy(mdl)",
+                completed=problem.completed,
+            ) from problem
 
     def fileno(self) -> int:
         """A descriptor of the buffer's memory, for ``Popen(pass_fds=...)``.
@@ -577,8 +615,11 @@ class Mdl(Exporter, _span.ByteAccess):
 
     def __del__(self) -> None:
         # No caller could catch an error. At interpreter exit this module may lack its names.
-        try:  # noqa: SIM105
-            self.close()
+        try:
+            try:
+                self.close()
+            except MemoryError:  # a moment later there may be some
+                self.close()
         except Exception:  # noqa: BLE001, S110
             pass
 
@@ -592,6 +633,15 @@ class Mdl(Exporter, _span.ByteAccess):
         if _pickling.is_multiprocessing(sys._getframe(1)):  # noqa: SLF001
             return _reduce(self)
         return self.__reduce__()
+
+
+def plain(handle: object) -> Handle:
+    """A handle that no other object closes."""
+    if is_a(handle, Mdl):
+        raise InvalidArgument(
+            "from_handle", "handle is an Mdl, which closes its own; copy.copy(mdl) makes another"
+        )
+    return handle  # type: ignore[return-value]
 
 
 def given_or_default(method: str, vmm: VMM | None) -> VMM:
@@ -610,16 +660,19 @@ def most_of(info: HandleInfo) -> VmmFlags:
     return VmmFlags.READ
 
 
-def as_most_of(info: HandleInfo, make: Callable[[VmmFlags], Made]) -> Made:
-    """Make a mapping with as much protection as rights and seals allow."""
+def as_most_of(info: HandleInfo, make: Callable[..., Made], *arguments: object) -> Made:
+    """Make a mapping with as much protection as rights and seals allow, the last argument.
+
+    No closure: where memory for one is short, Python 3.11 loses what it would hold.
+    """
     most = most_of(info)
     try:
-        return make(most)
+        return make(*arguments, most)
     except NoCapability:
         # A seal that the whole buffer does not report: of some segments, or put on just now.
         if VmmFlags.WRITE not in most:
             raise
-        return make(VmmFlags.READ)
+        return make(*arguments, VmmFlags.READ)
 
 
 def closed(method: str) -> ResourceNotFound:

@@ -133,15 +133,22 @@ class Region(Exporter, _span.ByteAccess):
         # No caller could catch an error: the region is freed with its VMM. At interpreter exit
         # this module may lack its names.
         try:
-            if self.freed:
-                pass
-            elif self._kept is None:
-                self.free()
-            else:  # another object frees it, after the pin that ends with this one
-                heir = Region(self._vmm, self._base, self._sizes.pop())
-                self._kept = held(heir, self._kept)
+            try:
+                self._end()
+            except MemoryError:  # a moment later there may be some
+                self._end()
         except Exception:  # noqa: BLE001, S110
             pass
+
+    def _end(self) -> None:
+        """Free what is left, as the object ends."""
+        if self.freed:
+            return
+        if self._kept is None:
+            self.free()
+        else:  # another object frees it, after the pin that ends with this one
+            heir = Region(self._vmm, self._base, self._sizes.pop())
+            self._kept = held(heir, self._kept)
 
     def _inside(self, method: str, offset: object, size: object) -> tuple[int, int]:
         """The address and the size of a part; ``size`` None: all from the offset on."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from vmm_linux import _parts, _pickling
 from vmm_linux._core import kernel
+from vmm_linux._core.endpoint import address_of
 from vmm_linux._core.typed import final
 from vmm_linux._core.values import counted, describe, index, is_a, one_line
 from vmm_linux._parts import SharedMdl
@@ -45,6 +46,8 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
     ``share``, ``empty``, ``zeros``, ``full`` and ``Mdl.array`` make them. A view of one (a slice, a
     transpose, a field) is a ``SharedArray`` of the same memory; what NumPy computes from one is an
     ordinary array. The memory stays as long as any array of it in any process, whatever is closed.
+    Where NumPy is asked for copies of this very class, ``numpy.array(a, subok=True)``, they have
+    memory of their own: ``mdl`` says so, and a pickle of one is an ordinary array.
 
     ``multiprocessing`` and ``concurrent.futures`` carry it without a copy, as an argument, through
     queues, pipes and pools: the other side gets the same memory, with shape, dtype, strides and
@@ -59,6 +62,8 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
 
     # NumPy never makes the result of a calculation of this class.
     __array_priority__ = -100.0
+    # What numpy.ma makes of the elements of its arrays, copies too.
+    _baseclass = np.ndarray
     __reduce__ = _pickling.refusal(
         "Elsewhere send the buffer, array.mdl.send(sock), and make an array of it there: "
         "Mdl.recv(sock).array(shape, dtype)"
@@ -102,6 +107,24 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
 
     def __getitem__(self, index: Any) -> Any:
         return ordinary(super().__getitem__(index))
+
+    @property
+    def imag(self) -> Any:
+        """The imaginary parts: of real numbers an ordinary array of zeros."""
+        return ordinary(super().imag)
+
+    @imag.setter
+    def imag(self, value: Any) -> None:
+        self.view(np.ndarray).imag = value
+
+    @property
+    def flat(self) -> Any:
+        """As of an ordinary array, so that the copies which it makes are ordinary ones."""
+        return self.view(np.ndarray).flat
+
+    @flat.setter
+    def flat(self, value: Any) -> None:
+        self.view(np.ndarray).flat = value  # type: ignore[misc]
 
     @property
     def mdl(self) -> Mdl:
@@ -162,7 +185,8 @@ class SharedArray(np.ndarray[Any, Element], Generic[Element]):
         """Where the first element is, in bytes from the buffer's start."""
         address, first, size = self._mapping
         at = address_of(self) - address
-        if not 0 <= at <= size:
+        low, high = Layout(self.shape, self.dtype, at, self.strides).extent()
+        if not 0 <= low <= high <= size:
             raise InvalidOperation("pickle", "this array no longer is in the memory of its buffer")
         return first + at
 
@@ -316,7 +340,7 @@ def zeros_like(
         prototype: the other array.
         dtype: what ``numpy.dtype`` takes; None for the prototype's.
         order: "C", "F", "A" (Fortran's where the prototype has it) or "K" (as near to the
-            prototype's as can be).
+            prototype's as can be; "C" for another number of dimensions).
         shape: numbers of elements; None for the prototype's.
         vmm: the VMM of the buffer; None for the default one.
 
@@ -350,7 +374,7 @@ def alike(  # noqa: PLR0917  as NumPy's own function
     if order == "K" and len(lengths) == source.ndim:
         return in_new_buffer(method, lengths, checked_dtype(method, kind), axes_of(source), vmm)
     if order in ("A", "K"):
-        order = "F" if source.flags.fnc else "C"
+        order = "F" if order == "A" and source.flags.fnc else "C"
     return made(method, lengths, kind, order, vmm)
 
 
@@ -386,7 +410,10 @@ def in_new_buffer(
 
 def axes_of(array: np.ndarray[Any, Any]) -> list[int]:
     """The axes of an array, from the one whose elements are nearest to each other."""
-    return sorted(range(array.ndim - 1, -1, -1), key=lambda axis: (abs(array.strides[axis]), -axis))
+    if array.flags.forc:  # also where the stride of a length of 1 says something else
+        return list(range(array.ndim))[:: -1 if array.flags.c_contiguous else 1]
+    nearest = sorted((abs(stride), -axis) for axis, stride in enumerate(array.strides))
+    return [-axis for _, axis in nearest]
 
 
 def packed_strides(
@@ -518,12 +545,6 @@ def array_of(
             "array", f"offset {start} is not a multiple of {kind}'s alignment, {kind.alignment}"
         )
     return over("array", SharedMdl(mdl), Layout(lengths, kind, start), writable)
-
-
-def address_of(array: np.ndarray[Any, Any]) -> int:
-    """Where the first element of an array is."""
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def checked_dtype(method: str, dtype: object) -> np.dtype[Any]:

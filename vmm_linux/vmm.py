@@ -99,7 +99,7 @@ class VMM(endpoint.VMM):
     # ---- event loops --------------------------------------------------------------------------
 
     async def send_handle_async(
-        self, sock: HasFileno, handle: SupportsIndex, rights: SupportsIndex | None = None
+        self, sock: HasFileno, handle: SupportsIndex | Mdl, rights: SupportsIndex | None = None
     ) -> None:
         """Send a handle as ``send_handle`` does, and let other tasks run while the socket is full.
 

@@ -33,6 +33,7 @@ class Buffer:
     """What the model knows of one buffer; its security id once a handle has told it."""
 
     pages: int
+    nbytes: int
     origin: Buffer | None = None
     sid: int | None = None
 
@@ -93,20 +94,26 @@ class HandleMachine(RuleBasedStateMachine):
         self.known[int(handle)] = entry
         return handle
 
-    def fresh(self, prot: int, pages: int) -> Handle:
-        """The first handle of a new buffer."""
-        entry = Entry(FIRST_RIGHTS[prot], Buffer(pages))
-        return self.enter(self.vmm.mdl_create(pages * PAGE, prot), entry)
+    def fresh(self, prot: int, pages: int, short: int = 0) -> Handle:
+        """The first handle of a new buffer, which ends ``short`` bytes before its pages."""
+        nbytes = pages * PAGE - short
+        entry = Entry(FIRST_RIGHTS[prot], Buffer(pages, nbytes))
+        return self.enter(self.vmm.mdl_create(pages * PAGE, prot, 0, nbytes), entry)
 
     @initialize(target=handles, prot=st.sampled_from([3, 7]), pages=st.integers(2, 4))
     def begin(self, prot: int, pages: int) -> Handle:
         """A first buffer."""
         return self.fresh(prot, pages)
 
-    @rule(target=handles, prot=st.sampled_from([1, 3, 5, 7]), pages=st.integers(1, 4))
-    def create(self, prot: int, pages: int) -> Handle:
+    @rule(
+        target=handles,
+        prot=st.sampled_from([1, 3, 5, 7]),
+        pages=st.integers(1, 4),
+        short=st.integers(0, PAGE - 1),
+    )
+    def create(self, prot: int, pages: int, short: int) -> Handle:
         """Another buffer."""
-        return self.fresh(prot, pages)
+        return self.fresh(prot, pages, short)
 
     @rule(target=handles, handle=handles, rights=RIGHTS)
     def copy(self, handle: Handle, rights: Rights) -> Handle | MultipleResults[Handle]:
@@ -130,7 +137,9 @@ class HandleMachine(RuleBasedStateMachine):
         got = self.expect("mdl_clone", handle, Rights.COPY, *window)
         if got.rc is not Retcode.OK:
             return multiple()
-        return self.enter(got.value, Entry(origin.rights, Buffer(pages, origin.buffer), origin))
+        nbytes = min(pages * PAGE, origin.buffer.nbytes - first * PAGE)
+        made = Buffer(pages, nbytes, origin.buffer)
+        return self.enter(got.value, Entry(origin.rights, made, origin))
 
     @rule(handle=handles)
     def close(self, handle: Handle) -> None:
@@ -173,7 +182,8 @@ class HandleMachine(RuleBasedStateMachine):
             if got.rc is not Retcode.OK:
                 continue
             info, buffer = got.value, entry.buffer
-            assert (info.rights, info.size) == (entry.rights, buffer.pages * PAGE)
+            facts = (info.rights, info.size, info.nbytes)
+            assert facts == (entry.rights, buffer.pages * PAGE, buffer.nbytes)
             if Rights.GET_SID in entry.rights:
                 buffer.sid = buffer.sid or info.sid
                 assert info.sid == buffer.sid

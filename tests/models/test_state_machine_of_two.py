@@ -101,6 +101,8 @@ WINDOWS = st.builds(
     st.sampled_from([0] * 22 + [1, PAGE // 2]),
 )
 PROTS = st.sampled_from([3, 3, 3, 3, 7, 7, 1, 1, 5, 0, 2])
+#: Bytes that a buffer ends before its pages do.
+SHORT = st.sampled_from([0, 0, 0, 1, 15, PAGE - 1, PAGE - 1, PAGE, PAGE + 1, 9 * PAGE, -1])
 #: All, all but MAP_WRITE, all but another one, few.
 RIGHTS = st.sampled_from([63] * 6 + [47] * 4 + [31, 55, 59, 61, 62, 15, 9, 8, 1, 0])
 KINDS = st.sampled_from(["fresh", "bytes", "clone", "copy", "seal", "old"])
@@ -285,6 +287,7 @@ class TwoProcesses(RegionMachine):
                 odd=0,
                 locked=locked,
                 segment=2 * seals % 4,
+                short=prots[0] * 5,
             )
         if how == "bytes":
             self.mdl_create_from_buf(which=which, start=seals, size=2 * PAGE - 7, prot=prot)
@@ -362,13 +365,23 @@ class TwoProcesses(RegionMachine):
         locked=st.booleans(),
         odd=ODD_BITS,
         segment=st.sampled_from([0, 0, 1, 2, 3, 4]),
+        short=SHORT,
     )
     def mdl_create(  # noqa: PLR0917  (the drawn values go by name)
-        self, which: int, face: Face, pages: int, prot: int, locked: bool, odd: int, segment: int
+        self,
+        which: int,
+        face: Face,
+        pages: int,
+        prot: int,
+        locked: bool,
+        odd: int,
+        segment: int,
+        short: int,
     ) -> None:
         """A buffer of holes or of memory, perhaps in segments; odd ones are a byte too long.
 
-        The reference's face makes none in segments.
+        It ends ``short`` bytes before its last page does. The reference's face makes none in
+        segments, and none that ends before its page.
         """
         side = self.side(which)
         if self.full(side):
@@ -376,8 +389,10 @@ class TwoProcesses(RegionMachine):
         size = pages * PAGE + (odd == 1 << 6)
         flags = prot | int(VmmFlags.LOCKED) * locked | odd & ~(1 << 6)
         arguments = [size, flags]
-        if face is Face.METHODS and segment:
+        if face is Face.METHODS and (segment or short):
             arguments.append(segment * PAGE + (odd == 1 << 20))
+        if face is Face.METHODS and short:
+            arguments.append(size - short)
         expected = side.model.mdl_create(*arguments)
         got = side.servant.call(face, "mdl_create", *arguments)
         self.check_new(which, expected, got, (prot & 7) << MAP_SHIFT | NO_RIGHTS_BUT_TO_MAP)
@@ -571,7 +586,7 @@ class TwoProcesses(RegionMachine):
         demands=st.builds(
             Demands,
             st.sampled_from([0, 0, 0, 1, 2, 3]),
-            st.sampled_from([None, None, 2 * PAGE, 4 * PAGE]),
+            st.sampled_from([None, None, 2 * PAGE - 8, 2 * PAGE - 7, 4 * PAGE, 5 * PAGE - 15]),
             st.sampled_from([None, os.geteuid(), os.geteuid() + 1]),
         ),
     )
@@ -625,8 +640,8 @@ class TwoProcesses(RegionMachine):
             return
         assert got.rc is Retcode.OK
         info, buffer = got.value, expected.backing.buffer
-        facts = (int(info.rights), info.size, int(info.seals))
-        assert facts == (expected.rights, buffer.size, buffer.seals)
+        facts = (int(info.rights), info.size, info.nbytes, int(info.seals))
+        assert facts == (expected.rights, buffer.size, buffer.nbytes, buffer.seals)
         if expected.rights & GET_SID:
             self.learn_sid(buffer, info.sid)
             assert (info.origin_sid is None) is (buffer.origin is None)
@@ -655,6 +670,7 @@ class TwoProcesses(RegionMachine):
                 assert files.held[inode] >= least, "memory is lost"
                 if PAGES_COME_ALONE:
                     assert files.held[inode] <= most, "memory that nobody touched"
+                assert files.sizes[inode] == memory.size_of(number)
 
 
 TwoProcesses.TestCase.settings = settings_of_the_suite(examples=50, steps=100)

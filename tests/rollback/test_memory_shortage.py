@@ -15,7 +15,7 @@ pytest.importorskip("_testcapi", reason="this Python comes without what makes al
 import shortages
 
 #: Groups with many allocations to a call, of which one in so many fails here.
-STEPS = {"inspection": 7, "ring": 3, "file": 7, "policy": 9}
+STEPS = {"inspection": 7, "ring": 3, "file": 7, "policy": 9, "arrays": 2}
 
 
 def try_group(name: str, step: int) -> None:

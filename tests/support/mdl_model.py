@@ -128,24 +128,27 @@ class MdlModel(Model):
 
     # ---------------------------------------------------------------------------- buffers
 
-    def mdl_create(self, size: int, prot: int, segment_size: int = 0) -> Retcode | Backing:
-        """A fresh buffer; LOCKED has all its memory."""
+    def mdl_create(
+        self, size: int, prot: int, segment_size: int = 0, nbytes: int = 0
+    ) -> Retcode | Backing:
+        """A fresh buffer, which ends in its last page; LOCKED has all its memory."""
         if self.closed:
             return Retcode.INVALID_OPERATION
         sizes_are_legal = 0 < size < 1 << 64 and size % PAGE == segment_size % PAGE == 0
+        sizes_are_legal = sizes_are_legal and size - PAGE < (nbytes or size) <= size
         if not (sizes_are_legal and prot_is_legal(prot, LOCKED)):
             return Retcode.INVALID_ARGUMENT
         if size > USER_SPACE_END:
             return Retcode.OUT_OF_MEMORY
-        backing = self._fresh(size // PAGE, min(size, segment_size) // PAGE)
+        backing = self._fresh(size // PAGE, min(size, segment_size) // PAGE, nbytes)
         if prot & LOCKED:
             backing.memory.held = [True] * (size // PAGE)
             backing.locked = True
         return backing
 
     @staticmethod
-    def _fresh(pages: int, segment: int = 0) -> Backing:
-        return Backing(Buffer(Memory(pages, segment), 0, pages))
+    def _fresh(pages: int, segment: int = 0, nbytes: int = 0) -> Backing:
+        return Backing(Buffer(Memory(pages, segment, nbytes), 0, pages))
 
     def mdl_create_from_buf(self, data: bytes, prot: int) -> Retcode | Backing:
         """A buffer of these bytes, frozen without WRITE."""
@@ -153,7 +156,7 @@ class MdlModel(Model):
             return Retcode.INVALID_OPERATION
         if not data or not prot_is_legal(prot, 0):
             return Retcode.INVALID_ARGUMENT
-        backing = self._fresh(-(-len(data) // PAGE))
+        backing = self._fresh(-(-len(data) // PAGE), nbytes=len(data))
         memory = backing.memory
         for index in range(len(memory.pages)):
             memory.pages[index] = data[index * PAGE : (index + 1) * PAGE].ljust(PAGE, b"\0")
@@ -384,7 +387,7 @@ class MdlModel(Model):
             wanted &= ~PUBLISH  # which FREEZE includes
         refused = (
             bool(wanted & ~buffer.seals)
-            or (demands.max_size is not None and buffer.size > demands.max_size)
+            or (demands.max_size is not None and buffer.nbytes > demands.max_size)
             or (demands.peer_uid is not None and demands.peer_uid != sender_uid)
         )
         if refused:

@@ -25,8 +25,10 @@ class Memory:
     All but the last segment have ``segment`` pages.
     """
 
-    def __init__(self, pages: int, segment: int = 0) -> None:
+    def __init__(self, pages: int, segment: int = 0, nbytes: int = 0) -> None:
         self.pages = [ZEROS] * pages
+        #: What its files have to the byte: they end in the last page.
+        self.nbytes = nbytes or pages * PAGE
         #: None: the model cannot tell.
         self.held: list[bool | None] = [False] * pages
         self.segment = segment or pages
@@ -47,6 +49,10 @@ class Memory:
         """The page becomes a hole."""
         self.pages[index], self.held[index] = ZEROS, False
 
+    def size_of(self, number: int) -> int:
+        """How many bytes the file of a segment has."""
+        return min(self.segment * PAGE, self.nbytes - number * self.segment * PAGE)
+
     def bounds_of_held(self, number: int) -> tuple[int, int]:
         """At least and at most how many pages of a segment have memory."""
         held = self.held[number * self.segment : (number + 1) * self.segment]
@@ -66,8 +72,13 @@ class Buffer:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes, of whole pages."""
         return self.pages * PAGE
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its files have."""
+        return min(self.size, self.memory.nbytes - self.first * PAGE)
 
     @property
     def segments(self) -> range:

@@ -122,6 +122,8 @@ class Files(NamedTuple):
     others: dict[str, str]
     #: Pages that have memory, by inode number.
     held: dict[int, int]
+    #: Bytes of each memory, by inode number.
+    sizes: dict[int, int]
 
 
 class Servant:
@@ -283,7 +285,7 @@ class Servant:
         """Look at every open descriptor."""
         memories = identities = 0
         others: dict[str, str] = {}
-        held = {}
+        held, sizes = {}, {}
         with os.scandir("/proc/self/fd") as entries:
             names = [entry.path for entry in entries]
         for name in names:
@@ -297,9 +299,10 @@ class Servant:
                 memories += 1
                 status = os.stat(name)  # noqa: PTH116
                 held[status.st_ino] = status.st_blocks * 512 // PAGE
+                sizes[status.st_ino] = status.st_size
             else:
                 others[name] = target
-        return Files(memories, identities, others, held)
+        return Files(memories, identities, others, held, sizes)
 
     @staticmethod
     def mapped_files() -> list[kernel.Mapping]:

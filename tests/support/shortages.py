@@ -12,6 +12,7 @@ names of, all without any, and writes what went wrong.
 from __future__ import annotations
 
 import _testcapi
+import copy
 import gc
 import hashlib
 import os
@@ -63,7 +64,23 @@ from faults import (
     with_protections,
 )
 from kernel_oracle import PAGE
-from vmm_linux import VMM, Event, Handle, Limits, Mdl, Retcode, Rights, Seal, inspect
+from vmm_linux import (
+    VMM,
+    Event,
+    Handle,
+    Limits,
+    Mdl,
+    Retcode,
+    Rights,
+    Seal,
+    empty,
+    empty_like,
+    full,
+    inspect,
+    share,
+    zeros,
+    zeros_like,
+)
 from vmm_linux._default_vmm import vmm_without_warning
 from vmm_linux.audit import Audit
 from vmm_linux.errors import OutOfMemory, SecurityDisallow, VmmError
@@ -363,7 +380,46 @@ def clone_of_segments(ground: Ground) -> None:
     window(ground)
 
 
+def received_mdl(ground: Ground) -> Mdl:
+    """The buffer that was on its way."""
+    return Mdl.recv(ground.sockets[1], vmm=ground)
+
+
+def mdl_of_a_handle(ground: Ground) -> bool:
+    """Make an object of the newest handle, and leave it open."""
+    ground.things[0] = Mdl.from_handle(ground, ground.handles[-1])
+    return True
+
+
+def unmapped(ground: Ground, _error: VmmError) -> None:
+    """The mapping of a buffer's own, which its first use made, may stay: it is given back."""
+    ground.things[-1]._region = None
+
+
+def used_again(ground: Ground, _error: VmmError) -> None:
+    """The mapping of a buffer's own is given back before the kernel is asked to seal it."""
+    ground.things[-1].read(1)
+
+
+def unkept(ground: Ground, _error: VmmError) -> None:
+    """What NumPy would have looked at is kept until the buffer goes: a shortage of memory too."""
+    ground.things[-1]._kept = ground.things[-1]._region = None
+
+
+def array_over_mdl(ground: Ground) -> int:
+    """Make an array of which the newest object, a buffer, is the buffer."""
+    array: np.ndarray[Any, Any] = np.ndarray(SIZE, "u1", ground.things[-1])
+    return array.size
+
+
+def on_it(call: Callable[[Any], object]) -> Callable[[Ground], object]:
+    """Something that is made of the newest object."""
+    return lambda ground: call(ground.things[-1])
+
+
 an_mdl = keep(lambda ground: ground.mdl(SIZE))
+used = thing("read", 1)
+a_used_mdl = first(an_mdl, used)
 #: The first one loads what arrays need.
 an_array = first(an_mdl, thing("array", 1))
 a_region = keep(lambda ground: ground.region(SIZE, RW | COMMIT | FIXED, BASE))
@@ -491,6 +547,52 @@ OBJECTS = [
             ("close", ()),
         )
     ),
+    Scenario("Mdl.freeze after use", a_used_mdl, thing("freeze"), "", take_back=used_again),
+    *(
+        Scenario(f"Mdl.{method}", a_used_mdl, call, "")
+        for method, call in (
+            ("close after use", thing("close")),
+            ("read", thing("read")),
+            ("write", thing("write", pattern(SIZE))),
+        )
+    ),
+    *(
+        Scenario(f"Mdl.{method}", an_mdl, thing(method, *arguments), "", take_back=unmapped)
+        for method, arguments in (
+            ("read", (PAGE, 3)),
+            ("write", (pattern(SIZE),)),
+            ("readinto", (bytearray(SIZE),)),
+            ("__len__", ()),
+            ("__getitem__", (-1,)),
+            ("__getitem__", (slice(None, None, -3),)),
+            ("__setitem__", (5, 300 - SMALL)),
+            ("__setitem__", (slice(None, None, -1), pattern(SIZE))),
+            ("__copy__", ()),
+            ("__deepcopy__", ()),
+        )
+    ),
+    Scenario("Mdl", nothing, lambda g: Mdl(1000, vmm=g), ""),
+    Scenario("Mdl in segments", nothing, lambda g: Mdl(SIZE - 1, segment_size=PAGE, vmm=g), ""),
+    Scenario("Mdl.from_handle", first(holes, keep(lambda _: None)), mdl_of_a_handle, ""),
+    Scenario(
+        "Mdl.from_fd of a file",
+        first(an_mdl, descriptor_of_it),
+        lambda g: Mdl.from_fd(g.things[-1], copy=True, vmm=g),
+        "",
+    ),
+    Scenario("Mdl.send", first(connected, an_mdl), sent_event, ""),
+    Scenario(
+        "Mdl.recv",
+        first(connected, an_mdl, sent_event),
+        received_mdl,
+        "",
+        take_back=again(sent_event),
+    ),
+    Scenario(
+        "a buffer of an Mdl", an_mdl, on_it(lambda m: memoryview(m).nbytes), "", take_back=unmapped
+    ),
+    Scenario("bytes of an Mdl", an_mdl, lambda g: bytes(g.things[-1]), "", take_back=unmapped),
+    Scenario("an array over an Mdl", an_mdl, array_over_mdl, "", take_back=unkept),
     Scenario("Mdl.array", an_array, thing("array", (4, 4)), ""),
     Scenario("Mdl.fileno", an_mdl, lambda g: g.things[-1].fileno() > SMALL, ""),
     Scenario(
@@ -501,11 +603,58 @@ OBJECTS = [
     ),
     *(
         Scenario(f"Mdl.{name}", an_mdl, attribute(name), "")
-        for name in ("size", "rights", "seals", "sid")
+        for name in ("size", "rights", "seals", "sid", "nbytes")
     ),
+    Scenario("Mdl.buf", an_mdl, attribute("buf"), "", take_back=unmapped),
     Scenario("repr of an Mdl", an_mdl, shown, ""),
     Scenario("end of an Mdl", an_mdl, left, ""),
     Scenario("VMM", nothing, lambda _: vmm_without_warning(), ""),
+]
+#: What is shared: packed, in pieces, and of records. Nothing is calculated with it: NumPy's own
+#: ufuncs end the process where they find no memory, of any subclass.
+SOURCES = {
+    "numbers": np.arange(64.0).reshape(4, 16),
+    "columns": np.arange(64.0).reshape(4, 16)[:, ::3],
+    "records": np.zeros(5, [("a", "u1"), ("b", ">f8")]),
+    "empty": np.zeros((0, 3)),
+}
+a_shared_array = keep(lambda ground: share(SOURCES["numbers"], vmm=ground))
+#: A descriptor for reading stays, once it is needed.
+a_shared_array = first(a_shared_array, lambda ground: ground.things[-1].read_only())
+a_frozen_array = first(a_shared_array, keep(lambda ground: ground.things[-1].freeze()))
+ARRAYS = [
+    *(
+        Scenario(f"{name} {source}", a_shared_array, call, "")
+        for source, array in SOURCES.items()
+        for name, call in (
+            ("share", lambda g, array=array: share(array, vmm=g)),
+            ("zeros_like", lambda g, array=array: zeros_like(array, vmm=g)),
+        )
+    ),
+    Scenario("Mdl.from_array", nothing, lambda g: Mdl.from_array([1, 2], vmm=g), ""),
+    Scenario("zeros", nothing, lambda g: zeros((3, 4), "f4", vmm=g), ""),
+    Scenario("empty", nothing, lambda g: empty(7, vmm=g), ""),
+    Scenario("full", nothing, lambda g: full((3, 4), [1, 2, 3, 4], order="F", vmm=g), ""),
+    Scenario("empty_like", nothing, lambda g: empty_like([1, 2], vmm=g), ""),
+    *(
+        Scenario(f"SharedArray.{name}", a_shared_array, on_it(call), "")
+        for name, call in (
+            ("mdl", lambda a: a.mdl.nbytes),
+            ("read_only", lambda a: a.read_only()),
+            ("freeze", lambda a: a.freeze()),
+            ("slice", lambda a: a[1:, ::2]),
+            ("item", lambda a: int(a[1, 1])),
+            ("T", lambda a: a.T),
+            ("flat", lambda a: len(a.flat)),
+            ("imag", lambda a: a.imag),
+            ("reshape", lambda a: a.reshape(-1)),
+            ("copy", copy.copy),
+            ("deepcopy", copy.deepcopy),
+            ("concatenate", lambda a: np.concatenate([a, a])),
+        )
+    ),
+    Scenario("read_only of frozen", a_frozen_array, on_it(lambda a: a.read_only()), ""),
+    Scenario("freeze of frozen", a_frozen_array, on_it(lambda a: a.freeze()), ""),
 ]
 EVENTS = [
     Scenario("Event", nothing, lambda _: Event(), ""),
@@ -583,6 +732,7 @@ GROUPS: dict[str, list[Scenario]] = {
     "transfers": TRANSFERS,
     "endpoint": ENDPOINT,
     "objects": OBJECTS,
+    "arrays": ARRAYS,
     "events": EVENTS,
     "inspection": INSPECTION,
     # Those that a policy and an audit watch.

@@ -14,6 +14,7 @@ from vmm_linux.errors import Retcode, VmmError
 from vmm_linux.flags import Rights, Seal, VmmFlags
 from vmm_linux.handles import Handle, HandleInfo
 from vmm_linux.limits import Limits, Usage
+from vmm_linux.mdl import Mdl
 from vmm_linux.policy import Policy
 from vmm_linux.states import PageKind, PageState
 
@@ -382,6 +383,12 @@ class Exporter:
 def held(owner: object, view: Buffer) -> memoryview:
     """A memoryview like ``view`` that keeps ``owner`` alive too."""
 
+def address_of(buffer: object) -> int:
+    """The address of a buffer's first item, of any strides.
+
+    NumPy's own ways to tell it crash, or keep the array for ever, where memory is short.
+    """
+
 @disjoint_base
 class VMM:
     """The endpoint: every method of it (see ``vmm_linux.VMM``)."""
@@ -726,7 +733,7 @@ class VMM:
 
         Source: memfd_create(2), fcntl(2) F_SEAL_WRITE.
         """
-    def mdl_get_size(self, handle: SupportsIndex) -> int:
+    def mdl_get_size(self, handle: SupportsIndex | Mdl) -> int:
         """The size of an MDL buffer in bytes: that of its pages.
 
         Its length to the byte is ``handle_info(handle).nbytes``.
@@ -742,7 +749,7 @@ class VMM:
         """
     def mdl_map(
         self,
-        handle: SupportsIndex,
+        handle: SupportsIndex | Mdl,
         offset: SupportsIndex,
         length: SupportsIndex,
         hint: SupportsIndex,
@@ -779,7 +786,7 @@ class VMM:
         """
     def mdl_clone(
         self,
-        originHandle: SupportsIndex,  # noqa: N803
+        originHandle: SupportsIndex | Mdl,  # noqa: N803
         offset: SupportsIndex,
         length: SupportsIndex,
     ) -> Handle:
@@ -806,7 +813,7 @@ class VMM:
 
         Source: MdlClone; memfd_create(2) for the clone's identity.
         """
-    def mdl_seal(self, handle: SupportsIndex, seals: SupportsIndex) -> None:
+    def mdl_seal(self, handle: SupportsIndex | Mdl, seals: SupportsIndex) -> None:
         """Give up writing to an MDL buffer, for ever and in every process; the kernel enforces it.
 
         It holds for the whole memory: the origin, its clones, a SHAREABLE region around it; of a
@@ -827,7 +834,7 @@ class VMM:
 
         Source: fcntl(2) F_SEAL_FUTURE_WRITE, F_SEAL_WRITE.
         """
-    def handle_copy(self, handle: SupportsIndex, rights: SupportsIndex) -> Handle:
+    def handle_copy(self, handle: SupportsIndex | Mdl, rights: SupportsIndex) -> Handle:
         """Make another handle of the same buffer, with these rights and no others.
 
         Args:
@@ -843,7 +850,7 @@ class VMM:
             NO_CAPABILITY: the handle lacks COPY or one of the rights.
             QUOTA_EXCEEDED: ``limits.handles``.
         """
-    def handle_close(self, handle: SupportsIndex) -> None:
+    def handle_close(self, handle: SupportsIndex | Mdl) -> None:
         """End a handle. Mappings, copies and clones made with it live on.
 
         Args:
@@ -853,7 +860,7 @@ class VMM:
             INVALID_ARGUMENT: no handle of this VMM.
             RESOURCE_NOT_FOUND: the handle was closed before.
         """
-    def handle_revoke(self, handle: SupportsIndex) -> None:
+    def handle_revoke(self, handle: SupportsIndex | Mdl) -> None:
         """End every handle of this VMM that came from this one: copies and clones, and theirs.
 
         The handle itself stays, and so does every mapping. What was sent to another process is
@@ -866,7 +873,7 @@ class VMM:
             INVALID_ARGUMENT: no handle of this VMM.
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
         """
-    def handle_info(self, handle: SupportsIndex) -> HandleInfo:
+    def handle_info(self, handle: SupportsIndex | Mdl) -> HandleInfo:
         """What a handle allows, and what it names.
 
         Args:
@@ -882,7 +889,7 @@ class VMM:
             RESOURCE_NOT_FOUND, HANDLE_REVOKED: the handle was closed, was revoked.
         """
     def send_handle(
-        self, sock: HasFileno, handle: SupportsIndex, rights: SupportsIndex | None = None
+        self, sock: HasFileno, handle: SupportsIndex | Mdl, rights: SupportsIndex | None = None
     ) -> None:
         """Send a handle to another process. This VMM keeps its own.
 
@@ -936,7 +943,9 @@ class VMM:
 
         Source: recvmsg(2), unix(7) SCM_RIGHTS, SO_PEERCRED.
         """
-    def handle_fileno(self, handle: SupportsIndex, rights: SupportsIndex | None = None) -> int:
+    def handle_fileno(
+        self, handle: SupportsIndex | Mdl, rights: SupportsIndex | None = None
+    ) -> int:
         """A descriptor of the buffer's memory, for what takes descriptors.
 
         ``Popen(pass_fds=...)`` hands it to a program, whose ``handle_from_fd`` makes a handle of

@@ -36,8 +36,20 @@ cdef inline uint64_t number(int method, int place, object value) except? 0xFFFFF
     if is_plain_number(value, &result):
         return result
     if kinds[method][place] == ARGUMENT_HANDLE and isinstance(value, Exporter):
-        value = value._as_handle()
+        value = handle_of(method, place, value)
     return other_number(name_of(method), <str>argument_names[method][place], value)
+
+
+cdef object handle_of(int method, int place, object value):
+    """The handle that an ``Mdl`` stands for."""
+    try:
+        return value._as_handle()
+    except MemoryError:
+        raise
+    except Exception as problem:    # it was made without its class
+        raise InvalidArgument(
+            name_of(method), f"{argument_names[method][place]} is {describe(value)}, which has no "
+            "handle") from problem
 
 
 cdef inline uint64_t number_of_range(str method, str name, object value) except? 0xFFFFFFFFFFFFFFFF:

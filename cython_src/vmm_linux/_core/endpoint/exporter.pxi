@@ -88,3 +88,16 @@ cdef class Exporter:
 def held(owner, view):
     """A memoryview like ``view`` that keeps ``owner`` alive too."""
     return memoryview(Holder(owner, view))
+
+
+def address_of(buffer):
+    """The address of a buffer's first item, of any strides.
+
+    NumPy's own ways to tell it crash, or keep the array for ever, where memory is short.
+    """
+    cdef Py_buffer view
+    cdef uintptr_t address
+    PyObject_GetBuffer(buffer, &view, PyBUF_STRIDES)
+    address = <uintptr_t>view.buf
+    PyBuffer_Release(&view)
+    return address

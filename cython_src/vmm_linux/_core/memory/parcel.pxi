@@ -78,7 +78,8 @@ cdef Answer unpack_parcel(AddressSpace space, const Request *request) noexcept n
     cdef int identity = first - 1 if segments > 1 else first
     cdef MemoryObject *inner
     cdef MemoryObject *buffer
-    cdef Answer answer = check_buffer_limits(space, 1 + identity, parcel.memory_size, False)
+    cdef Answer answer = check_buffer_limits(
+        space, 1 + identity, round_up(parcel.memory_size, PAGE_SIZE), False)
     if answer.reason != DONE:
         return answer
     buffer = memory_object_adopt(
