@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from vmm_linux._core import imports
+from vmm_linux._core import endpoint, imports
+from vmm_linux._core.values import describe, is_a
+from vmm_linux.errors import InvalidArgument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,4 +39,13 @@ def vmm_without_warning() -> VMM:
     """A VMM that does not warn when it is dropped: no user has it and could close it."""
     vmm: VMM = imports.needed("VMM", MODULE).VMM()
     vmm._warned = True  # noqa: SLF001
+    return vmm
+
+
+def given_or_default(method: str, vmm: endpoint.VMM | None) -> endpoint.VMM:
+    """The caller's VMM, or the default one."""
+    if vmm is None:
+        return default_vmm()
+    if not is_a(vmm, endpoint.VMM):
+        raise InvalidArgument(method, f"vmm is {describe(vmm)}, not a VMM or None")
     return vmm

@@ -20,10 +20,12 @@ from vmm_linux.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Final
+    from typing import Final, TypeVar
 
+    from vmm_linux._core.endpoint import VMM
     from vmm_linux.mdl import Mdl
+
+    Buffer = TypeVar("Buffer", bound=Mdl)
 
 METHOD: Final = "from_fd"
 AT_ONCE: Final = 1 << 20
@@ -31,8 +33,8 @@ AT_ONCE: Final = 1 << 20
 
 
 def copy_of_file(
-    new_buffer: Callable[[int], Mdl], fd: object, require: object, max_size: object
-) -> Mdl:
+    kind: type[Buffer], vmm: VMM, fd: object, require: object, max_size: object
+) -> Buffer:
     """A new buffer with the bytes of a file (see ``Mdl.from_fd``).
 
     The kernel copies them: where the file is cut meanwhile, its read is short, and no process
@@ -45,7 +47,7 @@ def copy_of_file(
         size = size_of(number)
         if max_size is not None and size > index(METHOD, "max_size", max_size):
             raise SecurityDisallow(METHOD, f"a file of {counted(size, 'byte')}; {max_size=}")
-        mdl = new_buffer(size)
+        mdl = kind(size, vmm=vmm)
         try:
             fill(mdl, number, size)
         except BaseException:

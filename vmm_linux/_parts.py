@@ -55,14 +55,16 @@ class Part:
         self.size = size
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _pickling.reduced(self.shared.mdl, lambda: (received_part, self._packed()))
+        return _pickling.reduced(self.shared.mdl, self._packed)
 
     def _packed(self) -> tuple[Any, ...]:
         mdl = self.shared.mdl
         if self.first is None:
-            return *_pickling.pack(mdl.vmm, mdl.handle, self.rights), None
+            sent = _pickling.pack(mdl.vmm, mdl.handle, self.rights)
+            return received_part, (*sent, None)
         with self._clone(self.first) as clone:
-            return *_pickling.pack(mdl.vmm, clone.handle, self.rights), self.first
+            sent = _pickling.pack(mdl.vmm, clone.handle, self.rights)
+            return received_part, (*sent, self.first)
 
     def _clone(self, first: int) -> Mdl:
         try:
@@ -97,7 +99,12 @@ def info_of(mdl: Mdl) -> HandleInfo:
 
 def received_part(sent: _pickling.Sent, inode: int, first: int | None) -> Any:  # noqa: ANN401
     """The buffer of a pickle, or what stands in for it."""
-    return _pickling.delivered(lambda: known(SharedMdl(received_mdl(sent, inode)), first))
+    return _pickling.delivered(shared_part, sent, inode, first)
+
+
+def shared_part(sent: _pickling.Sent, inode: int, first: int | None) -> SharedMdl:
+    """The buffer of a pickle, as arrays share it."""
+    return known(SharedMdl(received_mdl(sent, inode)), first)
 
 
 def known(shared: SharedMdl, first: int | None = None) -> SharedMdl:

@@ -103,14 +103,19 @@ def is_multiprocessing(frame: FrameType) -> bool:
 # ---- sending ------------------------------------------------------------------------------------
 
 
-def reduced(thing: Closable, reduce: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+def reduced(
+    thing: Closable, reduce: Callable[..., tuple[Any, ...]], *arguments: object
+) -> tuple[Any, ...]:
     """The contents of a pickle; an error instead, where only the receiver could get an exception.
+
+    A function with arguments, and no closure: where memory for one is short, Python 3.11 loses
+    what it would hold.
 
     ``Queue.put`` pickles in a thread of the queue. An exception there is printed, the item is
     lost, and its receiver would wait for ever.
     """
     try:
-        return reduce()
+        return reduce(*arguments)
     except (VmmError, MemoryError) as problem:
         if not feeds_a_queue(sys._getframe()):  # noqa: SLF001  there is no other way to know
             raise
@@ -269,10 +274,10 @@ class Missing:
         return Missing, (self.problem,)
 
 
-def delivered(load: Callable[[], Any]) -> Any:  # noqa: ANN401
+def delivered(load: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
     """The object of a pickle; in a pool, which an error would end, one that raises at its use."""
     try:
-        return load()
+        return load(*arguments)
     except (VmmError, MemoryError) as problem:
         if not loads_for_a_pool(sys._getframe()):  # noqa: SLF001  there is no other way to know
             raise

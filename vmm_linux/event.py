@@ -457,23 +457,25 @@ def refused(method: str, code: int) -> VmmError:
 
 def reduce(event: Event) -> tuple[Any, ...]:
     """The contents of multiprocessing's pickle of an event."""
+    return _pickling.reduced(event, packed, event)
 
-    def send() -> tuple[Any, ...]:
-        _held, number = event._open("__reduce__")  # noqa: SLF001
-        return restore, (type(event), _pickling.carry(number))
 
-    return _pickling.reduced(event, send)
+def packed(event: Event) -> tuple[Any, ...]:
+    """An event in a form that ``multiprocessing`` can pickle."""
+    _held, number = event._open("__reduce__")  # noqa: SLF001
+    return restore, (type(event), _pickling.carry(number))
 
 
 def restore(kind: type[Event], sent: _pickling.Sent) -> Any:  # noqa: ANN401
+    """The event of multiprocessing's pickle, or what stands in for it."""
+    return _pickling.delivered(received, kind, sent)
+
+
+def received(kind: type[Event], sent: _pickling.Sent) -> Event:
     """The event of multiprocessing's pickle."""
-
-    def load() -> Event:
-        number = _pickling.arrived(sent)
-        if not is_eventfd(number):
-            raise _pickling.gone()
-        descriptor = Descriptor()
-        descriptor.take(number)
-        return kind._of(descriptor)  # noqa: SLF001
-
-    return _pickling.delivered(load)
+    number = _pickling.arrived(sent)
+    if not is_eventfd(number):
+        raise _pickling.gone()
+    descriptor = Descriptor()
+    descriptor.take(number)
+    return kind._of(descriptor)  # noqa: SLF001

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import sys
 import warnings
-import weakref
 
 from vmm_linux import _pickling, _span
 from vmm_linux._core import imports, kernel
-from vmm_linux._core.endpoint import VMM, Exporter, held
+from vmm_linux._core.endpoint import VMM, Exporter
 from vmm_linux._core.kernel import Descriptor
 from vmm_linux._core.typed import final, overload
 from vmm_linux._core.values import counted, describe, index, is_a
-from vmm_linux._default_vmm import default_vmm
+from vmm_linux._default_vmm import default_vmm, given_or_default
 from vmm_linux._file_copies import copy_of_file
+from vmm_linux._mappings import mapped, mapped_most, shared_mapping
 from vmm_linux.errors import (
     Busy,
     InvalidArgument,
     InvalidOperation,
-    NoCapability,
     ResourceNotFound,
     SecurityDisallow,
     Unimplemented,
     VmmError,
 )
 from vmm_linux.flags import Rights, Seal, VmmFlags
-from vmm_linux.region import Region
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +37,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from vmm_linux._core.typed import DtypeOf, Scalar
-    from vmm_linux.handles import Handle, HandleInfo
+    from vmm_linux._mappings import SharedRegion
+    from vmm_linux.handles import Handle
+    from vmm_linux.region import Region
     from vmm_linux.shared_array import SharedArray
 
     Made = TypeVar("Made")
@@ -48,28 +48,6 @@ __all__ = ["Mdl"]
 
 PAGE = kernel.page_size()
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
-
-
-class SharedRegion:
-    """A mapping that the objects of one buffer share, as long as one uses it.
-
-    ``MAPPINGS`` names this instead of the region: another thread could get an object with a
-    ``__del__`` from there while that runs, and with it a mapping that is just being freed.
-    """
-
-    __slots__ = ("__weakref__", "region")
-
-    def __init__(self, region: Region) -> None:
-        self.region = region
-
-    def view(self, offset: int = 0, size: int | None = None) -> memoryview:
-        """A memoryview that keeps this too. See ``Region.view``."""
-        return held(self, self.region.view(offset, size))
-
-
-MAPPINGS: weakref.WeakValueDictionary[tuple[int, ...], SharedRegion] = weakref.WeakValueDictionary()
-"""The shared mappings by the identity of the VMM, the security id, the protection, the offset and
-the size."""
 
 
 @final
@@ -237,7 +215,7 @@ class Mdl(Exporter, _span.ByteAccess):
         """
         vmm = given_or_default("handle_from_fd", vmm)
         if copy:
-            return copy_of_file(lambda size: cls(size, vmm=vmm), fd, require, max_size)
+            return copy_of_file(cls, vmm, fd, require, max_size)
         return cls._made(vmm, vmm.handle_from_fd, fd, require, max_size)
 
     @classmethod
@@ -381,42 +359,9 @@ class Mdl(Exporter, _span.ByteAccess):
             A ``Region``, which outlives this object.
         """
         start, size = _span.inside("mdl_map", offset, length, self.size, "buffer")
-        if prot is not None:
-            return self._mapped(start, size, hint, prot)
-        info = self._vmm.handle_info(self._handle)
-        return as_most_of(info, self._mapped, start, size, hint)
-
-    def _mapped(self, offset: int, size: int, hint: SupportsIndex, prot: SupportsIndex) -> Region:
-        """Map a part that is inside the buffer."""
-        vmm, handle = self._vmm, self._handle
-        return Region._made(vmm, size, vmm.mdl_map, handle, offset, size, hint, prot)  # noqa: SLF001
-
-    def _shared(self, offset: int, size: int, prot: VmmFlags | None) -> SharedRegion:
-        """A mapping of a part that is inside, which all objects of this buffer here share.
-
-        Objects of a handle without GET_SID do not know that their buffers are one. A handle gets
-        no mapping of another one's that it could not make itself.
-        """
-        info = self._vmm.handle_info(self._handle)
-        if prot is not None:
-            return self._shared_as(info, offset, size, prot)
-        return as_most_of(info, self._shared_as, info, offset, size)
-
-    def _shared_as(self, info: HandleInfo, offset: int, size: int, prot: VmmFlags) -> SharedRegion:
-        """A shared mapping with this protection.
-
-        Without the rights, or against a seal, one of another handle would be more than this one
-        gives: ``VMM.mdl_map`` refuses then.
-        """
-        most = most_of(info) if Rights.MAP_READ in info.rights else VmmFlags(0)
-        shares = Rights.GET_SID in info.rights and prot & ~most == 0
-        key = (id(self._vmm), info.sid if shares else 0, int(prot), offset, size)
-        shared = MAPPINGS.get(key) if shares else None
-        if shared is None or shared.region.freed:
-            shared = SharedRegion(self._mapped(offset, size, 0, prot))
-            if shares:
-                MAPPINGS[key] = shared
-        return shared
+        if prot is None:
+            return mapped_most(self._vmm, self._handle, start, size, hint)
+        return mapped(self._vmm, self._handle, start, size, hint, prot)
 
     def _memory(self, method: str) -> SharedRegion:
         """The mapping of the whole buffer, made at the first use."""
@@ -424,7 +369,7 @@ class Mdl(Exporter, _span.ByteAccess):
             raise closed(method)
         shared = self._region
         if shared is None:
-            shared = self._region = self._shared(0, self.size, None)
+            shared = self._region = shared_mapping(self._vmm, self._handle, 0, self.size, None)
         return shared
 
     def _pinned(self) -> memoryview:
@@ -644,37 +589,6 @@ def plain(handle: object) -> Handle:
     return handle  # type: ignore[return-value]
 
 
-def given_or_default(method: str, vmm: VMM | None) -> VMM:
-    """The caller's VMM, or the default one."""
-    if vmm is None:
-        return default_vmm()
-    if not is_a(vmm, VMM):
-        raise InvalidArgument(method, f"vmm is {describe(vmm)}, not a VMM or None")
-    return vmm
-
-
-def most_of(info: HandleInfo) -> VmmFlags:
-    """READ, and WRITE where a handle and the seals allow it."""
-    if Rights.MAP_WRITE in info.rights and not info.seals:
-        return READ_WRITE
-    return VmmFlags.READ
-
-
-def as_most_of(info: HandleInfo, make: Callable[..., Made], *arguments: object) -> Made:
-    """Make a mapping with as much protection as rights and seals allow, the last argument.
-
-    No closure: where memory for one is short, Python 3.11 loses what it would hold.
-    """
-    most = most_of(info)
-    try:
-        return make(*arguments, most)
-    except NoCapability:
-        # A seal that the whole buffer does not report: of some segments, or put on just now.
-        if VmmFlags.WRITE not in most:
-            raise
-        return make(*arguments, VmmFlags.READ)
-
-
 def closed(method: str) -> ResourceNotFound:
     """The exception for a closed ``Mdl``."""
     return ResourceNotFound(method, "this Mdl is closed")
@@ -693,7 +607,12 @@ def arrays(method: str) -> ModuleType:
 
 def _reduce(mdl: Mdl) -> tuple[Any, ...]:
     """An Mdl on its way through ``multiprocessing``."""
-    return _pickling.reduced(mdl, lambda: (_received, _pickling.pack(mdl.vmm, mdl.handle)))
+    return _pickling.reduced(mdl, _packed, mdl)
+
+
+def _packed(mdl: Mdl) -> tuple[Any, ...]:
+    """An Mdl in a form that ``multiprocessing`` can pickle."""
+    return _received, _pickling.pack(mdl.vmm, mdl.handle)
 
 
 def received_mdl(sent: _pickling.Sent, inode: int) -> Mdl:
@@ -704,4 +623,4 @@ def received_mdl(sent: _pickling.Sent, inode: int) -> Mdl:
 
 def _received(sent: _pickling.Sent, inode: int) -> Any:  # noqa: ANN401
     """The Mdl of a pickle, or what stands in for it."""
-    return _pickling.delivered(lambda: received_mdl(sent, inode))
+    return _pickling.delivered(received_mdl, sent, inode)

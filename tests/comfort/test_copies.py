@@ -50,9 +50,9 @@ from vmm_linux import (
 )
 from vmm_linux._core import endpoint as core_endpoint
 from vmm_linux._core import kernel as core
+from vmm_linux._mappings import SharedRegion
 from vmm_linux.audit import Audit
 from vmm_linux.errors import Busy, InvalidArgument, InvalidOperation, SecurityDisallow
-from vmm_linux.mdl import SharedRegion
 from vmm_linux.policy import Policy, PolicyError, Rule, compile, rule  # noqa: A004
 
 if TYPE_CHECKING:

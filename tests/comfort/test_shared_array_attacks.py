@@ -106,8 +106,8 @@ def test_a_pickle_with_a_layout_that_leaves_the_buffer_is_refused(
     honest = shared_array.packed
 
     def forged(array: SharedArray[Any], shared: _parts.SharedMdl) -> tuple[object, ...]:
-        *sent, _, _, _, _, window = honest(array, shared)
-        return *sent, shape, kind, offset, strides, window
+        load, (part, _, _, _, _, window) = honest(array, shared)
+        return load, (part, shape, kind, offset, strides, window)
 
     monkeypatch.setattr(shared_array, "packed", forged)
     with pytest.raises(InvalidArgument, match=r"^unpickle: "):

@@ -28,8 +28,8 @@ LAYERS = {
     "ledger": "_core.ledger",
     "memory": "_core.memory",
     "endpoint": "_core.endpoint audit endpoint policy",
-    "comfort": "_default_vmm _file_copies _parts _pickling _sharer _span aio event mdl "
-    "region shared_array vmm",
+    "comfort": "_array_layout _default_vmm _file_copies _mappings _parts _pickling _sharer _span "
+    "aio event mdl region shared_array vmm",
     "package": "__init__",
     "inspect": "_core.inspect _core.mapping_dict _core.page_runs inspect",
     "shared by tools": "_tools",
