@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["Mdl"]
 
 PAGE = kernel.page_size()
+SIZE_WANTED = "a number of bytes; Mdl.from_bytes(data) and Mdl.from_array(array) copy data"
 READ_WRITE = VmmFlags.READ | VmmFlags.WRITE
 
 
@@ -121,7 +122,7 @@ class Mdl(Exporter, _span.ByteAccess):
             self._begin(size)
             self._handle: Handle = plain(prot)
         else:
-            nbytes = index("mdl_create", "size", size)
+            nbytes = index("mdl_create", "size", size, SIZE_WANTED)
             if nbytes < 1:
                 raise InvalidArgument("mdl_create", f"size {nbytes}: at least one byte is needed")
             vmm = given_or_default("mdl_create", vmm)

@@ -88,7 +88,7 @@ def test_protections_flags_and_segments_are_mdl_create_s(vmm: VMM) -> None:
 WRONG: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[VmmError], str]] = {
     "0": ((0,), {}, InvalidArgument, "size 0: at least one byte is needed"),
     "-1": ((-1,), {}, InvalidArgument, "size -1: at least one byte"),
-    "text": (("1",), {}, InvalidArgument, "size is '1' of type str, not an integer"),
+    "text": (("1",), {}, InvalidArgument, "size is '1' of type str, not a number of bytes"),
     "float": ((1.5,), {}, InvalidArgument, "size is 1.5 of type float"),
     "bool": ((True,), {}, InvalidArgument, "size is True"),
     "None": ((None,), {}, InvalidArgument, "size is None"),
@@ -312,3 +312,19 @@ def test_no_warning_of_its_own_is_left(vmm: VMM) -> None:
         warnings.simplefilter("error")
         Mdl.from_handle(vmm, vmm.mdl_create(PAGE, RW)).close()
         copy.copy(Mdl(5, vmm=vmm)).close()
+
+
+def test_bytes_move_within_a_buffer_as_within_a_bytearray(vmm: VMM) -> None:
+    mdl = vmm.mdl(3 * PAGE)
+    mdl[:] = bytes(number % 251 for number in range(3 * PAGE))
+    for start, stop, to in ((0, 90, 7), (7, 90, 0), (0, 2 * PAGE, PAGE // 2), (PAGE, 3 * PAGE, 5)):
+        expected = bytearray(mdl)
+        expected[to : to + stop - start] = bytes(expected[start:stop])
+        mdl[to : to + stop - start] = mdl.buf[start:stop]
+        assert bytes(mdl) == expected, (start, stop, to)
+
+
+def test_what_is_no_size_is_refused_with_the_calls_that_copy_data() -> None:
+    for data in (b"abc", bytearray(3), memoryview(b"abc"), [1, 2], "abc", 1.5):
+        with pytest.raises(InvalidArgument, match=r"Mdl\.from_bytes.* Mdl\.from_array"):
+            Mdl(data)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from constants import RW
 from kernel_oracle import PAGE
 from leaks import read_descriptors, read_mappings
 from model_machine import settings_of_the_suite
-from vmm_linux import VMM, Mdl, Region, VmmError, VmmFlags
+from vmm_linux import VMM, Mdl, Region, Rights, VmmError, VmmFlags
 from vmm_linux.errors import Busy
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Mapping:
     #: The object, while it is not dropped.
     region: Region | None
     freed: bool = False
+    #: Of one that arrays share: the buffer's security id, and what they may do.
+    shared: tuple[int, Rights] | None = None
     consumers: list[Any] = field(default_factory=list)
 
     @property
@@ -138,11 +140,15 @@ class Lifetimes(RuleBasedStateMachine):
     @precondition(lambda self: self.mdls and not self.vmm.closed)
     @rule(pick=PICK)
     def make_array(self, pick: int) -> None:
-        """An array: a mapping whose object nobody has."""
+        """An array: arrays of the same part of a buffer, with the same rights, share a mapping."""
         mdl, memory = self.mdls[pick % len(self.mdls)]
-        if not mdl.closed:
-            mapping = Mapping(memory, PAGE, None)
-            mapping.consumers.append(mdl.array((4, 4), "i4")[1:].T)
+        if mdl.closed:
+            return
+        key = mdl.sid, mdl.rights
+        alive = [each for each in self.mappings if each.shared == key and each.is_mapped]
+        mapping = alive[0] if alive else Mapping(memory, PAGE, None, shared=key)
+        mapping.consumers.append(mdl.array((4, 4), "i4")[1:].T)
+        if not alive:
             self.mappings.append(mapping)
 
     @precondition(lambda self: self.with_region())

@@ -208,6 +208,10 @@ cdef uint64_t usage_of(AddressSpace space, int limit) noexcept nogil
 cdef void set_bounds(AddressSpace space, const uint64_t *bounds) noexcept nogil
 cdef const char *find_flaw(AddressSpace space, uintptr_t *where) noexcept nogil
 
+# ---- copy --------------------------------------------------------------------------------------
+
+cdef int copy(bint out, void *buffer, uintptr_t va, size_t size, size_t *done) noexcept nogil
+
 # ---- batches -----------------------------------------------------------------------------------
 
 cdef bint add_range(Ranges *ranges, uintptr_t start, uintptr_t end) noexcept nogil

@@ -78,7 +78,25 @@ cdef object do_write(VMM self, Call *call, object argument):
     cdef Answer answer
     cdef Request *request = &call.request
     cdef object written = request.size      # before the bytes are there: a failure has written none
+    cdef uintptr_t source = <uintptr_t>request.data
+    cdef object apart
     check_bytes(WRITE, request.va, request.size)
+    if source < request.va + request.size and request.va < source + request.size:
+        apart = copied(source, request.size)    # else what is written would be written again
+        request.data = PyBytes_AS_STRING(apart)
     request.flags = FLAG_WRITE
     perform_or_raise(self.space, request, &answer)
     return written
+
+
+cdef object copied(uintptr_t source, size_t size):
+    """A copy of bytes that are written to a place which they overlap."""
+    cdef size_t done
+    cdef object data
+    try:
+        data = PyBytes_FromStringAndSize(NULL, size)
+    except MemoryError:
+        raise OutOfMemory("write", f"no memory for a copy of {size} bytes") from None
+    check_result(
+        copy(True, PyBytes_AS_STRING(data), source, size, &done), "write", "the data's own memory")
+    return data
