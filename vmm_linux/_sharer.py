@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 MOST_WAITING: Final = 512
 """Descriptors that wait here at most; half of RLIMIT_NOFILE where that is less."""
+GIVES_WAY: Final = 60.0
+"""Seconds after which one that waits gives its place to another where there is none left. Its
+receiver may have been killed, which nothing shows; without this a process whose receivers are
+killed could in the end send nothing more."""
 AT_EXIT: Final = 10.0
 """Seconds that an ending process waits at most until its receivers have fetched all."""
 PATIENCE: Final = 30.0
@@ -131,7 +135,7 @@ class Sharer:
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.waiting: dict[bytes, tuple[Descriptor, bytes]] = {}
+        self.waiting: dict[bytes, tuple[Descriptor, bytes, float]] = {}
         self.sock: socket.socket | None = None
         self.kept: Descriptor | None = None
         self.thread: threading.Thread | None = None
@@ -143,7 +147,7 @@ class Sharer:
         request, proof = secret[:HALF], secret[HALF:]
         with self.changed:
             most = min(MOST_WAITING, kernel.resource_limit(kernel.RESOURCES["RLIMIT_NOFILE"]) // 2)
-            if len(self.waiting) >= most:
+            if len(self.waiting) >= most and not self._gives_way():
                 raise QuotaExceeded(
                     "pickle",
                     f"{len(self.waiting)} descriptors that were sent wait for their receivers, and "
@@ -152,10 +156,18 @@ class Sharer:
                 )
             kept = duplicate(fd)
             ticket = Ticket(self._started().getsockname(), request, proof)
-            self.waiting[request] = (kept, proof)
+            self.waiting[request] = (kept, proof, time.monotonic())
             if is_ending():
                 self._hold_the_end()
         return ticket
+
+    def _gives_way(self) -> bool:
+        """Close what has waited longest, if that is long enough."""
+        oldest = next(iter(self.waiting), None)
+        if oldest is None or time.monotonic() - self.waiting[oldest][2] < GIVES_WAY:
+            return False
+        self.waiting.pop(oldest)[0].close()
+        return True
 
     def _started(self) -> socket.socket:
         """The socket, with the thread that serves it."""
@@ -214,7 +226,7 @@ class Sharer:
             found = self.waiting.pop(request, None)
             self.changed.notify_all()
             if found is not None:
-                kept, proof = found
+                kept, proof, _ = found
                 try:
                     if kept.is_open:
                         rights = struct.pack("i", kept.number)
@@ -301,7 +313,7 @@ class Sharer:
             self.sock = self.kept = self.thread = None
             left = list(self.waiting.values())
             self.waiting.clear()
-        for each, _ in left:
+        for each, _, _ in left:
             each.close()
         if sock is not None and kept is not None:
             if kept.is_open:
@@ -316,7 +328,7 @@ class Sharer:
 
     def forget(self) -> None:
         """In a forked child, close the inherited descriptors, which only the parent sends."""
-        for each, _ in list(self.waiting.values()):
+        for each, _, _ in list(self.waiting.values()):
             each.close()
         self.waiting.clear()
         if self.sock is not None and self.kept is not None:

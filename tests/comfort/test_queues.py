@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import resource
 import threading
 import time
@@ -512,4 +513,22 @@ def send_without_end() -> None:
         ForkingPickler.dumps(mdl)
     assert len(read_descriptors()) <= before + _sharer.MOST_WAITING + 3
     assert _sharer.stop() == _sharer.MOST_WAITING
+
+
+def test_what_waits_for_long_gives_way_where_no_place_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_sharer, "MOST_WAITING", 3)
+    monkeypatch.setattr(_sharer, "GIVES_WAY", 0.0)
+    before = len(read_descriptors())
+    pickles = []
+    for number in range(8):
+        with Mdl.from_bytes(bytes([number])) as mdl:
+            pickles.append(bytes(ForkingPickler.dumps(mdl)))
+    assert len(read_descriptors()) <= before + 3 + 3
+    for text in pickles[:5]:
+        with pytest.raises(ResourceNotFound, match="gone"):
+            pickle.loads(text)  # noqa: S301
+    assert [pickle.loads(text)[0] for text in pickles[5:]] == [5, 6, 7]  # noqa: S301
+    _sharer.stop()
     assert len(read_descriptors()) == before

@@ -206,7 +206,7 @@ def test_a_forked_child_has_nothing_of_its_parents_and_shares_for_itself() -> No
     def left() -> list[int]:
         return sorted(here & read_descriptors().keys())
 
-    waiting = {kept.number for kept, _ in _sharer.HERE["sharer"].waiting.values()}
+    waiting = {kept.number for kept, _, _ in _sharer.HERE["sharer"].waiting.values()}
     listening = _sharer.HERE["sharer"].kept
     assert listening is not None
     assert not {*waiting, listening.number} & {*in_child(left)}
@@ -331,7 +331,7 @@ def test_at_every_limit_of_descriptors_receiving_is_whole_or_leaves_nothing(vmm:
         for more in range(5):
             text = bytes(ForkingPickler.dumps(thing))
             before = read_descriptors()
-            waiting = {kept.number for kept, _ in _sharer.HERE["sharer"].waiting.values()}
+            waiting = {kept.number for kept, _, _ in _sharer.HERE["sharer"].waiting.values()}
             low = [os.dup(0) for fd in range(max(before)) if fd not in before]
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 1 + more, limits[1]))
             try:
