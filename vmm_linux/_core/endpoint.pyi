@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum
 from logging import Logger
 from socket import socket
@@ -189,6 +189,21 @@ class Audit:
     def file(self) -> str | None: ...
     @property
     def failure(self) -> str: ...
+    def _begin(
+        self,
+        method: str,
+        arguments: dict[str, int | str],
+        peer: tuple[int, int | None, int | None] | None,
+    ) -> Record: ...
+    def _end(
+        self,
+        record: Record,
+        rc: Retcode | None,
+        error: str | None,
+        decision: str | None,
+        rule: str | None,
+        sid: int | None,
+    ) -> None: ...
     def history(self) -> tuple[Record, ...]:
         """The last records, the oldest first: a tuple."""
 
@@ -197,6 +212,15 @@ class RuleTable:
     """What a ``Policy`` is at its core. Compiled once, and never changed."""
     # So that subclasses may take what arguments they like.
     def __new__(cls, *arguments: object, **keywords: object) -> Self: ...
+    def _decide(
+        self,
+        call: int,
+        size: int,
+        rights: int,
+        seals: int,
+        peer: tuple[int | None, int | None],
+        passed: Container[int],
+    ) -> tuple[bool, str]: ...
     @property
     def ask(self) -> Callable[..., object] | None: ...
     @property
