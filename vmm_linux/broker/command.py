@@ -185,11 +185,23 @@ def serve(
         )
         gc.collect()
         gc.freeze()
+        say_ready()
         try:
             server.run()
         finally:
             if binding is not None:
                 binding.remove()
+
+
+def say_ready() -> None:
+    """Tell systemd, or whoever passed a socket for this, that clients are served.
+
+    Source: sd_notify(3).
+    """
+    path = os.environ.pop("NOTIFY_SOCKET", "")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"READY=1", path.replace("@", "\0", 1) if path[0] == "@" else path)
 
 
 def on_demand(folder: str) -> int:

@@ -208,6 +208,7 @@ class Server:
         rc = Retcode.OK
         try:
             self.take_policy(self.reload())
+            self.say("the policy was read again")
         except (VmmError, OSError) as problem:
             rc = problem.rc if isinstance(problem, VmmError) else Retcode.FAIL
             error = str(problem)

@@ -7,7 +7,7 @@ import socket
 import sys
 from _thread import allocate_lock
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from vmm_linux._core import imports
 from vmm_linux._core.values import is_a
@@ -240,6 +240,12 @@ class Client:
         with self._lock:
             self._drop()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     # ---- requests and answers -------------------------------------------------------------------
 
     def _buffer(self, method: str, message: bytes, vmm: VMM | None, ending: int = 0) -> Mdl:
@@ -313,6 +319,8 @@ class Client:
             if then is not None:
                 then(sock)
             found = self._receive(method, sock, vmm)
+        except VmmError:  # some are OSErrors too
+            raise
         except BlockingIOError:
             raise unanswered(method, self.broker) from None
         except (EOFError, OSError) as problem:

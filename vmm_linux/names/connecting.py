@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from vmm_linux.errors import Fail, ResourceNotFound
+from vmm_linux.errors import Fail, ResourceNotFound, VmmError
 from vmm_linux.names import place, protocol, start
 
 PATIENCE: Final = 30
@@ -24,6 +24,8 @@ def to_path(method: str, path: str) -> socket.socket:
     try:
         place.check_socket(path, method)
         return connect(path)
+    except VmmError:
+        raise
     except OSError as problem:
         raise ResourceNotFound(
             method, f"no broker listens at {path!r}: start 'vmm-linux broker'", problem.errno
@@ -48,6 +50,8 @@ def to_own(method: str) -> socket.socket:
         try:
             place.make_private(folder, method)
             start.start(method, folder)
+        except VmmError:
+            raise
         except OSError as problem:
             raise Fail(
                 method, f"the broker of this user cannot be started: {problem}", problem.errno
