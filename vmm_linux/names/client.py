@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import sys
@@ -491,3 +492,4 @@ def forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=forget_in_child)
+atexit.register(close_kept)
