@@ -11,14 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from children import ROOT
 from vmm_linux.names import Client, protocol
 from vmm_linux.names.client import close_kept
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vmm_linux.names.protocol import Answer
 
@@ -34,7 +34,7 @@ class Broker(NamedTuple):
 
     def descriptors(self) -> int:
         """How many descriptors it has; only root sees them."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
     def memory(self) -> int:
         """Bytes of memory that it has to itself."""
@@ -59,7 +59,7 @@ class Broker(NamedTuple):
 
 @contextlib.contextmanager
 def running(
-    folder: Path, *options: str, **environment: str
+    folder: Path, *options: str, wrapper: Sequence[str] = (), **environment: str
 ) -> Iterator[Broker]:
     """A broker in a private folder, which ends with the block and with this process."""
     folder.chmod(0o700)
@@ -69,6 +69,7 @@ def running(
         ready.settimeout(PATIENCE)
         process = subprocess.Popen(
             [
+                *wrapper,
                 *(sys.executable, "-W", "error", "-m", "vmm_linux.broker"),
                 *("--socket", place, "--die-with-parent", *options),
             ],
@@ -87,7 +88,7 @@ def running(
             process.kill()
             process.communicate()
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(signalled)
+                Path(signalled).unlink()
 
 
 def wait_until_ready(ready: socket.socket, process: subprocess.Popen[str]) -> None:
@@ -122,18 +123,8 @@ def own_runtime(folder: Path) -> Iterator[str]:
             os.environ["XDG_RUNTIME_DIR"] = before
 
 
-def process_at(path: str) -> int:
-    """The process that listens at a socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.connect(path)
-        return int.from_bytes(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), sys.byteorder
-        )
-
-
 def broker_of(path: str) -> int:
     """The process of the broker that serves at a socket that its starter bound for it."""
-    own = os.stat(path).st_ino
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if process.name.isdigit() and (process / "comm").read_text() == "vmm-broker\n":
@@ -141,10 +132,10 @@ def broker_of(path: str) -> int:
                 for line in text.splitlines():
                     if line.endswith(f" {path}"):
                         inode = line.split()[6]
-                        links = [os.readlink(each) for each in (process / "fd").iterdir()]
+                        links = [str(each.readlink()) for each in (process / "fd").iterdir()]
                         if f"socket:[{inode}]" in links:
                             return int(process.name)
-    raise LookupError(f"no broker at {path} ({own})")
+    raise LookupError(f"no broker at {path}")
 
 
 def end_own(path: str, number: int = signal.SIGTERM) -> None:
@@ -171,7 +162,7 @@ class Peer:
         self.sock.settimeout(PATIENCE)
         self.sock.connect(path)
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -106,6 +106,7 @@ class Record:
         pid, thread: who called, by the kernel's numbers.
         method: its Python name.
         arguments: by name, as numbers; of data and ranges how many. None where they were none.
+            Names of buffers, which only a broker's operations have, are text.
         decision: ``"allow"`` or ``"deny"``; None where it did not come to one.
         rule: which rule of the policy decided, None without a policy.
         rc: how it ended, a ``Retcode``; None of what raised something else, or still runs.
@@ -194,7 +195,17 @@ class Audit:
         method: str,
         arguments: dict[str, int | str],
         peer: tuple[int, int | None, int | None] | None,
-    ) -> Record: ...
+    ) -> Record:
+        """Begin the record of an operation of a tool's own: a ``Record`` for ``_end``.
+
+        Args:
+            method: the operation.
+            arguments: numbers and texts by name.
+            peer: ``(pid, uid, gid)`` of who asked for it, or None.
+
+        Errors:
+            SECURITY_DISALLOW: it cannot be written down, and ``failure`` is ``"deny"``.
+        """
     def _end(
         self,
         record: Record,
@@ -203,7 +214,8 @@ class Audit:
         decision: str | None,
         rule: str | None,
         sid: int | None,
-    ) -> None: ...
+    ) -> None:
+        """Write down how an operation ended: its ``Retcode``, its error in words, the decision."""
     def history(self) -> tuple[Record, ...]:
         """The last records, the oldest first: a tuple."""
 
@@ -220,7 +232,18 @@ class RuleTable:
         seals: int,
         peer: tuple[int | None, int | None],
         passed: Container[int],
-    ) -> tuple[bool, str]: ...
+    ) -> tuple[bool, str]:
+        """Decide about a call of a tool's own, whose numbers are the tool's too.
+
+        Args:
+            call: its number, as in ``_compile``.
+            size, rights, seals: as rules compare them.
+            peer: ``(uid, gid)``, each None where it is unknown.
+            passed: numbers of rules that are passed over.
+
+        Returns:
+            Whether it is allowed, and the name of the rule that says so.
+        """
     @property
     def ask(self) -> Callable[..., object] | None: ...
     @property

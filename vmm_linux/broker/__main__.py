@@ -2,7 +2,8 @@
 
 import sys
 
-from vmm_linux.cli import main
+from vmm_linux._tools.commands import run
+from vmm_linux.broker.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(["broker", *sys.argv[1:]]))
+    sys.exit(run("vmm-linux broker", main, sys.argv[1:]))

@@ -185,6 +185,7 @@ def serve(
         )
         gc.collect()
         gc.freeze()
+        server.catch_signals()
         say_ready()
         try:
             server.run()

@@ -138,9 +138,6 @@ class Server:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, or until nobody needs it."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
         try:
             while not self.ending:
                 self.turn(self.timeout())
@@ -191,6 +188,12 @@ class Server:
         self.epoll.register(fd, select.EPOLLIN)
 
     # ---- signals ------------------------------------------------------------------------------
+
+    def catch_signals(self) -> None:
+        """Have signals come as messages, from here on."""
+        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
 
     def take_signals(self) -> None:
         """Do what the signals that came ask for."""

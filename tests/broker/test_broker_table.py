@@ -63,6 +63,7 @@ class Names(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
+        """Begin with an empty table."""
         self.table = Table(IN_ALL, EACH)
 
     # ---- the model ----------------------------------------------------------------------------
@@ -116,6 +117,7 @@ class Names(RuleBasedStateMachine):
 
     @rule(target=connections, uid=USERS)
     def connect(self, uid: int | None) -> int:
+        """A client connects."""
         self.number += 1
         if not self.fits(uid, connections=1):
             with pytest.raises(QuotaExceeded, match="connections"):
@@ -128,6 +130,7 @@ class Names(RuleBasedStateMachine):
 
     @rule(number=consumes(connections))
     def disconnect(self, number: int) -> None:
+        """A client goes."""
         if number in self.users:
             ended = self.table.disconnect(number)
             del self.users[number], self.families[number]
@@ -137,6 +140,7 @@ class Names(RuleBasedStateMachine):
 
     @rule(number=connections, token=TOKENS)
     def join(self, number: int, token: bytes) -> None:
+        """A client says its family."""
         if number in self.users:
             ended = self.table.join(self.table.members[number], token)
             self.families[number] = (self.users[number], token)
@@ -149,6 +153,7 @@ class Names(RuleBasedStateMachine):
         nbytes=st.integers(0, 6),
     )
     def add(self, number: int, name: str, lifetime: Lifetime, nbytes: int) -> None:
+        """A client makes a name."""
         if number not in self.users:
             return
         uid = self.users[number]
@@ -180,12 +185,14 @@ class Names(RuleBasedStateMachine):
 
     @rule(number=connections, name=NAMES)
     def hold(self, number: int, name: str) -> None:
+        """A client opens a name."""
         if number in self.users and name in self.names:
             self.table.hold(self.table.members[number], self.table.get("open", name))
             self.holders[name].add(number)
 
     @rule(name=NAMES)
     def remove(self, name: str) -> None:
+        """A name is unlinked."""
         if name not in self.names:
             with pytest.raises(ResourceNotFound):
                 self.table.get("unlink", name)
@@ -196,6 +203,7 @@ class Names(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def keep(self, name: str) -> None:
+        """A name is kept."""
         if name not in self.names:
             return
         if self.names[name].uid is None:
@@ -208,6 +216,7 @@ class Names(RuleBasedStateMachine):
 
     @rule(number=connections, pid=PIDS)
     def add_ancestor(self, number: int, pid: int) -> None:
+        """An ancestor of a client is known."""
         key = self.families.get(number)
         if key is not None:
             self.table.add_ancestor(key, pid)
@@ -216,6 +225,7 @@ class Names(RuleBasedStateMachine):
     @precondition(lambda self: self.ancestors)
     @rule(data=st.data())
     def end_ancestor(self, data: st.DataObject) -> None:
+        """An ancestor ends."""
         key, pid = data.draw(st.sampled_from(sorted(self.ancestors, key=repr)))
         self.ancestors.discard((key, pid))
         self.settle(self.table.ancestor_ended(key, pid))
@@ -224,6 +234,7 @@ class Names(RuleBasedStateMachine):
 
     @invariant()
     def has_the_names_of_the_model(self) -> None:
+        """Names, owners, lifetimes, holders."""
         table = self.table
         assert [entry.name for entry in table.listed("")] == sorted(self.names)
         assert [entry.name for entry in table.listed("name 2")] == [
@@ -239,6 +250,7 @@ class Names(RuleBasedStateMachine):
 
     @invariant()
     def counts_what_the_model_counts(self) -> None:
+        """Quotas."""
         table = self.table
         everybody = {*self.users.values(), *(known.uid for known in self.names.values())}
         assert set(table.users) == everybody
@@ -250,6 +262,7 @@ class Names(RuleBasedStateMachine):
 
     @invariant()
     def holds_nothing_that_ended(self) -> None:
+        """Members and families."""
         table = self.table
         entries = set(table.entries.values())
         assert set(table.members) == set(self.users)
@@ -260,9 +273,7 @@ class Names(RuleBasedStateMachine):
         for key, family in table.families.items():
             assert family.members or family.entries
             assert family.entries <= entries
-            assert family.members == {
-                number for number, of in self.families.items() if of == key
-            }
+            assert family.members == {number for number, of in self.families.items() if of == key}
             assert {(key, pid) for pid in family.ancestors} <= self.ancestors
 
 

@@ -168,18 +168,23 @@ def test_a_published_name_is_opened_without_write_from_then_on(client: Client) -
 
 
 def test_a_revoked_name_opens_for_nobody_and_its_holders_are_told(broker: Broker) -> None:
-    with Client(broker.path) as owner, Client(broker.path) as holder, Client(broker.path) as third:
-        with owner.create("frames", 10), holder.open("frames") as held:
-            third.names()
-            owner.revoke("frames")
-            with pytest.raises(HandleRevoked, match="was revoked"):
-                third.open("frames")
-            assert holder.stat("frames").revoked
-            assert holder.notices() == [Notice("frames")]
-            assert holder.notices() == owner.notices() == third.notices() == []
-            held[0] = 1  # what was given stays
-            with pytest.raises(AlreadyExists):
-                third.create("frames", 10)
+    with (
+        Client(broker.path) as owner,
+        Client(broker.path) as holder,
+        Client(broker.path) as third,
+        owner.create("frames", 10),
+        holder.open("frames") as held,
+    ):
+        third.names()
+        owner.revoke("frames")
+        with pytest.raises(HandleRevoked, match="was revoked"):
+            third.open("frames")
+        assert holder.stat("frames").revoked
+        assert holder.notices() == [Notice("frames")]
+        assert holder.notices() == owner.notices() == third.notices() == []
+        held[0] = 1  # what was given stays
+        with pytest.raises(AlreadyExists):
+            third.create("frames", 10)
 
 
 def test_a_kept_name_outlives_its_maker(broker: Broker) -> None:
@@ -371,9 +376,7 @@ def test_an_interrupted_call_costs_the_connection_nothing(client: Client, vmm: V
     assert interrupted
 
 
-def test_a_stopped_broker_is_given_up_on(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_broker_is_given_up_on(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmm_linux.names.connecting.PATIENCE", 1)
     with Client(broker.path) as client, client.create("frames", 10):
         broker.process.send_signal(signal.SIGSTOP)

@@ -147,9 +147,7 @@ def test_an_ancestor_that_the_kernel_does_not_confirm_is_not_believed(broker: Br
             protocol.PID.pack(pid) for pid in (broker.process.pid, os.getpid(), -1, 0, 2**31 - 1)
         )
         client._sock.send(request(Operation.HELLO, b"f" * protocol.FAMILY, other=strangers))
-        asked = request(
-            Operation.CREATE, b"mine", lifetime=Lifetime.FAMILY, most=3, size=10
-        )
+        asked = request(Operation.CREATE, b"mine", lifetime=Lifetime.FAMILY, most=3, size=10)
         client._buffer("create", asked, None).close()
         assert client.stat("mine").lifetime is Lifetime.FAMILY
     with Client(broker.path) as client:
