@@ -237,7 +237,9 @@ class RuleTable:
 
         Args:
             call: its number, as in ``_compile``.
-            size, rights, seals: as rules compare them.
+            size: bytes of the call.
+            rights: that it gives.
+            seals: that it puts on.
             peer: ``(uid, gid)``, each None where it is unknown.
             passed: numbers of rules that are passed over.
 
