@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from readme import blocks
 from vmm_linux import Rights, Seal
 from vmm_linux.broker.policy import OPERATIONS, BrokerPolicy, NameRule
 from vmm_linux.broker.table import Bounds
@@ -204,3 +205,11 @@ def test_a_policy_of_methods_knows_no_names(tmp_path: Path) -> None:
     )
     with pytest.raises(PolicyError, match="unknown key 'names'"):
         Policy.from_toml(tmp_path / "policy.toml")
+
+
+def test_the_file_in_the_readme_is_a_policy(tmp_path: Path) -> None:
+    (text,) = blocks("toml")
+    policy = read(tmp_path, text)
+    assert policy.each == Bounds(connections=100, names=1000, descriptors=2000)
+    assert policy.decide("publish", (1000, 1000), ["camera.1"]) == (True, "rule 1")
+    assert decided(policy, "open", "public.a") == "allow rule 2"
