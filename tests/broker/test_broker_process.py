@@ -363,7 +363,7 @@ def test_every_operation_is_a_line_with_the_true_peer(tmp_path: Path) -> None:
         assert each["pid"] == broker.process.pid
         assert (each["decision"], each["rule"]) == ("allow", "default")
     assert ends[0]["arguments"] == {"name": "frames", "size": 8192, "lifetime": 1}
-    assert [each["sid"] for each in ends[:3:2]] == list(sids)
+    assert [each["sid"] for each in ends[:3]] == [sids[0], sids[0], sids[1]]
     assert [each["rc"] for each in ends[-3:]] == ["rcHandleRevoked", "rcResourceNotFound", "rcOk"]
     assert ends[3]["arguments"]["other"] == "part"
 

@@ -285,8 +285,8 @@ def test_room_is_what_the_tighter_bound_leaves() -> None:
     table = Table(Bounds(bytes=10), Bounds(bytes=7))
     member = table.connect(1, 1000, 1)
     table.add("publish", Entry("a", 1, member, rights=0, lifetime=Lifetime.KEPT, nbytes=5))
-    assert (table.room(1000, "bytes"), table.room(1001, "bytes")) == (2, 5)
-    assert table.room(1000, "names") is None
+    assert (table.room_for_bytes(1000), table.room_for_bytes(1001)) == (2, 5)
+    assert Table().room_for_bytes(1000) is None
 
 
 def test_the_end_of_a_family_is_reported_once() -> None:

@@ -173,7 +173,7 @@ class BrokerPolicy(RuleTable):
             rights: that the client gets.
             seals: to put on.
         """
-        passed = {
+        passed = self.patterns and {
             number
             for number, (pattern, enough) in self.patterns.items()
             if not names or not enough(map(pattern.match, names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vmm_linux.broker.service import failure
 from vmm_linux.errors import InvalidArgument, Retcode, VmmError
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from vmm_linux.broker.connection import Connection, Parcel
     from vmm_linux.broker.server import Server
     from vmm_linux.names.protocol import Request
+
+
+# As plain integers, which compare faster.
+HELLO: Final = int(Operation.HELLO)
+PUBLISH: Final = int(Operation.PUBLISH)
 
 
 class Requests:
@@ -47,9 +52,9 @@ class Requests:
         connection.greeted = True
         connection.since = time.monotonic()
         operation = request.operation
-        if operation == Operation.PUBLISH:
+        if operation == PUBLISH:
             self.expect(connection, request)
-        elif operation == Operation.HELLO:
+        elif operation == HELLO:
             self.greet(connection, request)
         elif self.server.audit is None:
             self.server.send(connection, self.outcome(connection, request))
@@ -89,9 +94,9 @@ class Requests:
         if handler is None:
             raise InvalidArgument("request", f"operation {request.operation} is unknown")
         result = handler(connection, request)
-        if request.lifetime == Lifetime.FAMILY and connection.claimed:
+        if connection.claimed and request.lifetime == Lifetime.FAMILY:
             self.server.hold_ancestors(connection)
-        if request.operation == Operation.UNLINK:
+        if self.server.table.ended_families:
             self.server.end(())
         return result
 
@@ -164,7 +169,7 @@ class Requests:
         else:
             try:
                 handle = self.server.vmm.recv_handle(
-                    connection.sock, 0, self.server.table.room(connection.uid, "bytes")
+                    connection.sock, 0, self.server.table.room_for_bytes(connection.uid)
                 )
             except VmmError as problem:
                 connection.refusal = problem

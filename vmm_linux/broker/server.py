@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
-from vmm_linux._core.endpoint import peer_of
+from vmm_linux._core.credentials import known_gid, known_uid
 from vmm_linux._core.values import one_line
 from vmm_linux.broker import family
 from vmm_linux.broker.connection import Connection, Parcel
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from vmm_linux.broker.policy import BrokerPolicy
     from vmm_linux.broker.table import Entry, FamilyKey
 
-ACCEPTED_AT_ONCE: Final = 64
 EVENTS_AT_ONCE: Final = 64
 GREETING: Final = 10.0
 """Seconds until the first request of a connection."""
@@ -52,6 +53,10 @@ MOST_NOTICES: Final = 64
 RETRY: Final = (0.01, 0.5)
 """Seconds between attempts to send what the bounds of descriptors on their way hold back: the
 first, and the longest."""
+CREDENTIALS: Final = struct.Struct("iII")
+# A broker stays in its user namespace, so that what a number means does not change.
+user = functools.lru_cache(1024)(known_uid)
+group = functools.lru_cache(1024)(known_gid)
 QUIET, WRITING = select.EPOLLIN, select.EPOLLOUT | select.EPOLLET | select.EPOLLRDHUP
 GONE: Final = select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
 
@@ -91,6 +96,7 @@ class Server:
         self.may_end = may_end
         self.table = Table()
         self.service = Service(vmm, policy, self.table, self.notify)
+        self.service.audited = audit is not None
         self.flight = Flight(max(16, files // 8), max(8, files // 16))
         self.connections: dict[int, Connection] = {}
         self.numbers: dict[int, Connection] = {}
@@ -233,18 +239,17 @@ class Server:
     # ---- connections --------------------------------------------------------------------------
 
     def accept(self) -> None:
-        """Accept the connections that wait, a bounded number at once."""
-        for _ in range(ACCEPTED_AT_ONCE):
-            try:
-                sock, _ = self.listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as problem:
-                if problem.errno in {errno.EMFILE, errno.ENFILE}:
-                    self.turn_away()
-                return
-            sock.setblocking(False)
-            self.admit(sock)
+        """Accept a connection that waits; the next one has its turn after the others' requests."""
+        try:
+            sock, _ = self.listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as problem:
+            if problem.errno in {errno.EMFILE, errno.ENFILE}:
+                self.turn_away()
+            return
+        sock.setblocking(False)
+        self.admit(sock)
 
     def turn_away(self) -> None:
         """Close the connection that waits: no descriptor is left for it."""
@@ -258,7 +263,10 @@ class Server:
 
     def admit(self, sock: socket.socket) -> None:
         """Begin with a connection, or say why not."""
-        peer = peer_of(sock) or (0, None, None)
+        pid, uid, gid = CREDENTIALS.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        )
+        peer = pid, user(uid), group(gid)
         number = self.next_number
         try:
             member = self.table.connect(number, peer[1], peer[0])

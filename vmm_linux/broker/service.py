@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from vmm_linux._core import kernel
 from vmm_linux._core.values import quoted
 from vmm_linux.broker.connection import Parcel
-from vmm_linux.broker.table import Entry, Table
+from vmm_linux.broker.table import Entry, Figures, Table
 from vmm_linux.errors import (
     RETCODES,
     HandleRevoked,
@@ -43,13 +43,15 @@ PAGE: Final = kernel.page_size()
 LARGEST: Final = 2**62
 ALL_RIGHTS: Final = int(~Rights(0))
 RWX: Final = int(VmmFlags.RWX_MASK)
+# As plain integers: arithmetic with enumerations takes a microsecond each time.
 MAP_RIGHTS: Final = (
-    (VmmFlags.READ, Rights.MAP_READ),
-    (VmmFlags.WRITE, Rights.MAP_WRITE),
-    (VmmFlags.EXECUTE, Rights.MAP_EXECUTE),
+    (int(VmmFlags.READ), int(Rights.MAP_READ)),
+    (int(VmmFlags.WRITE), int(Rights.MAP_WRITE)),
+    (int(VmmFlags.EXECUTE), int(Rights.MAP_EXECUTE)),
 )
-EVERY_HANDLE: Final = Rights.TRANSFER | Rights.COPY | Rights.GET_SID
+EVERY_HANDLE: Final = int(Rights.TRANSFER | Rights.COPY | Rights.GET_SID)
 """What a new handle has beside what its protection gives."""
+LIFETIMES: Final = {int(each): each for each in Lifetime}
 SPARE: Final = 3
 """Descriptors of a buffer beside its segments, each of which can be open twice."""
 
@@ -75,6 +77,8 @@ class Service:
         self.policy = policy
         self.table = table
         self.notify = notify
+        self.audited = False
+        """Whether an audit wants to know about which buffer each operation is."""
         self.decision: str | None = None
         self.rule: str | None = None
         self.sid: int | None = None
@@ -144,7 +148,7 @@ class Service:
         name = decoded("open", request.name)
         entry = self.table.entries.get(name)
         rights = 0 if entry is None else entry.rights & request.most
-        size = 0 if entry is None else entry.figures["bytes"]
+        size = 0 if entry is None else entry.figures.bytes
         self.allow("open", connection, name, size=size, rights=rights)
         if entry is None:
             entry = self.table.get("open", name)  # raises
@@ -157,6 +161,7 @@ class Service:
                 f"{Rights(request.needed & ALL_RIGHTS)!r} are needed",
             )
         self.table.hold(connection.member, entry)
+        self.note(entry.item)
         return Parcel(entry.item, rights, entry.weight)
 
     def create(self, connection: Connection, request: Request) -> Outcome:
@@ -177,11 +182,23 @@ class Service:
             rights |= right if prot & flag else 0
         size = -(-request.size // PAGE) * PAGE
         self.allow("create", connection, name, size=request.size, rights=rights)
-        self.table.check_free("create", name)
-        figures = {"names": 1, "bytes": size, "descriptors": 2 + SPARE}
-        self.table.check_room("create", connection.uid, figures)
+        member = connection.member
+        figures = Figures(0, 1, size, 2 + SPARE)
+        self.table.check_new("create", member, name, lifetime, figures)
         handle = self.vmm.mdl_create(size, prot, 0, request.size)
-        self.add("create", connection, name, handle, lifetime=lifetime)
+        self.table.insert(
+            member,
+            Entry(
+                name,
+                handle,
+                member,
+                rights=rights,
+                lifetime=lifetime,
+                nbytes=size,
+                descriptors=2 + SPARE,
+            ),
+        )
+        self.note(handle)
         return Parcel(handle, rights, 1)
 
     def check_publication(self, connection: Connection, request: Request) -> None:
@@ -189,9 +206,8 @@ class Service:
         name = decoded("publish", request.name)
         lifetime = lifetime_of("publish", request)
         self.allow("publish", connection, name, size=request.size, rights=request.needed)
-        self.table.check_free("publish", name)
-        self.table.check_lifetime("publish", connection.member, lifetime)
-        self.table.check_room("publish", connection.uid, {"names": 1, "descriptors": 2 + SPARE})
+        figures = Figures(0, 1, 0, 2 + SPARE)
+        self.table.check_new("publish", connection.member, name, lifetime, figures)
 
     def publish(self, connection: Connection, request: Request, handle: Handle) -> Outcome:
         """Put a buffer that came from a client under a name; the handle is ours from here on."""
@@ -248,9 +264,8 @@ class Service:
         entry = self.table.get("clone", name)
         if entry.revoked:
             raise HandleRevoked("clone", f"the name {quoted(name)} was revoked")
-        self.table.check_free("clone", new)
-        self.table.check_lifetime("clone", connection.member, lifetime)
-        self.table.check_room("clone", connection.uid, dict(entry.figures, bytes=request.size))
+        figures = entry.figures._replace(bytes=request.size)
+        self.table.check_new("clone", connection.member, new, lifetime, figures)
         handle = self.vmm.mdl_clone(entry.item, request.offset, request.size)
         self.add("clone", connection, new, handle, lifetime=lifetime, rights=rights)
         return answer()
@@ -258,7 +273,7 @@ class Service:
     def seal(self, connection: Connection, request: Request) -> Outcome:
         """Seal the buffer of a name; from then on nobody gets it writable."""
         entry = self.manage("seal", connection, decoded("seal", request.name), seals=request.seals)
-        self.sid = sid_of(self.vmm.handle_info(entry.item))
+        self.note(entry.item)
         self.vmm.mdl_seal(entry.item, request.seals)
         entry.rights &= ~int(Rights.MAP_WRITE)
         return answer()
@@ -322,6 +337,11 @@ class Service:
 
     # ---- the rest -----------------------------------------------------------------------------
 
+    def note(self, handle: int) -> None:
+        """Note for the audit, if there is one, which buffer an operation is about."""
+        if self.audited:
+            self.sid = sid_of(self.vmm.handle_info(handle))
+
     def stat_of(self, entry: Entry) -> Stat:
         """What a name has."""
         info = self.vmm.handle_info(entry.item)
@@ -350,10 +370,10 @@ def lifetime_of(method: str, request: Request) -> Lifetime:
     Errors:
         INVALID_ARGUMENT: there is no such one.
     """
-    try:
-        return Lifetime(request.lifetime)
-    except ValueError:
-        raise InvalidArgument(method, f"lifetime {request.lifetime} is unknown") from None
+    lifetime = LIFETIMES.get(request.lifetime)
+    if lifetime is None:
+        raise InvalidArgument(method, f"lifetime {request.lifetime} is unknown")
+    return lifetime
 
 
 def check_transfer(method: str, info: HandleInfo) -> None:

@@ -7,24 +7,19 @@ users are uids or None for an unknown one; all unknown users count as one.
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm_linux._core.values import quoted
 from vmm_linux.errors import AlreadyExists, InvalidOperation, QuotaExceeded, ResourceNotFound
 from vmm_linux.names.protocol import Lifetime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     FamilyKey = tuple[int | None, bytes]
 
-FIGURES: Final = ("connections", "names", "bytes", "descriptors")
-"""What is counted, of each user and in all."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
+class Bounds(NamedTuple):
     """The most that there may be; None is no bound.
 
     Attributes:
@@ -40,22 +35,33 @@ class Bounds:
     descriptors: int | None = None
 
 
-class Usage:
-    """How much there is now."""
+class Figures(NamedTuple):
+    """How much there is of each, or how much more there is to be."""
 
-    __slots__ = FIGURES
+    connections: int = 0
+    names: int = 0
+    bytes: int = 0
+    descriptors: int = 0
 
-    def __init__(self) -> None:
-        self.connections = self.names = self.bytes = self.descriptors = 0
+    def plus(self, more: Figures) -> Figures:
+        """The sums."""
+        return Figures(self[0] + more[0], self[1] + more[1], self[2] + more[2], self[3] + more[3])
 
-    def change(self, figures: Mapping[str, int], sign: int) -> None:
-        """Add these, or take them away."""
-        for figure, amount in figures.items():
-            setattr(self, figure, getattr(self, figure) + sign * amount)
+    def minus(self, less: Figures) -> Figures:
+        """The differences."""
+        return Figures(self[0] - less[0], self[1] - less[1], self[2] - less[2], self[3] - less[3])
 
-    def is_nothing(self) -> bool:
-        """Whether there is nothing."""
-        return not any(getattr(self, figure) for figure in FIGURES)
+    def within(self, bounds: Bounds) -> bool:
+        """Whether there is no more than that."""
+        return all(
+            bound is None or there <= bound for there, bound in zip(self, bounds, strict=True)
+        )
+
+
+NOTHING: Final = Figures()
+A_CONNECTION: Final = Figures(connections=1)
+FIGURES: Final = Figures._fields
+"""What is counted, of each user and in all."""
 
 
 class Entry:
@@ -100,7 +106,7 @@ class Entry:
         """Descriptors that travel with the buffer."""
         self.revoked = False
         self.holders: set[int] = set()
-        self.figures = {"names": 1, "bytes": nbytes, "descriptors": descriptors}
+        self.figures = Figures(0, 1, nbytes, descriptors)
 
 
 class Member:
@@ -147,50 +153,55 @@ class Table:
         self.families: dict[FamilyKey, Family] = {}
         self.ended_families: list[FamilyKey] = []
         """Families that ended since the caller last looked, whose ancestors matter no more."""
-        self.in_all = Usage()
-        self.users: dict[int | None, Usage] = {}
+        self.in_all = NOTHING
+        self.users: dict[int | None, Figures] = {}
 
     # ---- quotas -------------------------------------------------------------------------------
 
-    def check_room(self, method: str, uid: int | None, figures: Mapping[str, int]) -> None:
+    def check_room(self, method: str, uid: int | None, more: Figures) -> None:
         """Whether so much more fits.
 
         Errors:
             QUOTA_EXCEEDED: a bound of this user or of all.
         """
-        used = self.users.get(uid)
-        for figure, amount in figures.items():
-            for bounds, usage, whose in (
-                (self.each, used, f"of user {'unknown' if uid is None else uid}"),
-                (self.bounds, self.in_all, "in all"),
-            ):
-                bound = getattr(bounds, figure)
-                there = 0 if usage is None else getattr(usage, figure)
-                if bound is not None and there + amount > bound:
+        mine = self.users.get(uid, NOTHING)
+        if mine.plus(more).within(self.each) and self.in_all.plus(more).within(self.bounds):
+            return
+        for bounds, there, whose in (
+            (self.each, mine, f"of user {'unknown' if uid is None else uid}"),
+            (self.bounds, self.in_all, "in all"),
+        ):
+            for figure, used, bound, amount in zip(FIGURES, there, bounds, more, strict=True):
+                if bound is not None and used + amount > bound:
                     raise QuotaExceeded(
                         method,
-                        f"{there} {figure} {whose} are there and {amount} more are asked for; the "
+                        f"{used} {figure} {whose} are there and {amount} more are asked for; the "
                         f"broker's limit is {bound} (limits in its policy file)",
                     )
 
-    def room(self, uid: int | None, figure: str) -> int | None:
-        """How much more of a figure fits; None for any amount."""
-        used = self.users.get(uid)
+    def room_for_bytes(self, uid: int | None) -> int | None:
+        """How many more bytes fit; None for any number."""
         rooms = [
-            max(0, bound - (0 if usage is None else getattr(usage, figure)))
-            for bounds, usage in ((self.each, used), (self.bounds, self.in_all))
-            if (bound := getattr(bounds, figure)) is not None
+            max(0, bounds.bytes - there.bytes)
+            for bounds, there in (
+                (self.each, self.users.get(uid, NOTHING)),
+                (self.bounds, self.in_all),
+            )
+            if bounds.bytes is not None
         ]
         return min(rooms, default=None)
 
-    def _count(self, uid: int | None, figures: Mapping[str, int], sign: int) -> None:
-        usage = self.users.get(uid)
-        if usage is None:
-            usage = self.users[uid] = Usage()
-        usage.change(figures, sign)
-        self.in_all.change(figures, sign)
-        if usage.is_nothing():
+    def _add(self, uid: int | None, more: Figures) -> None:
+        self.users[uid] = self.users.get(uid, NOTHING).plus(more)
+        self.in_all = self.in_all.plus(more)
+
+    def _take(self, uid: int | None, less: Figures) -> None:
+        left = self.users[uid].minus(less)
+        if left == NOTHING:
             del self.users[uid]
+        else:
+            self.users[uid] = left
+        self.in_all = self.in_all.minus(less)
 
     # ---- connections and families ---------------------------------------------------------------
 
@@ -200,9 +211,9 @@ class Table:
         Errors:
             QUOTA_EXCEEDED: too many of this user or in all.
         """
-        self.check_room("connect", uid, {"connections": 1})
+        self.check_room("connect", uid, A_CONNECTION)
         member = self.members[number] = Member(number, uid, pid)
-        self._count(uid, {"connections": 1}, 1)
+        self._add(uid, A_CONNECTION)
         return member
 
     def release(self, member: Member) -> list[Entry]:
@@ -223,7 +234,7 @@ class Table:
         """A connection is closed: the names that end, as of ``release``."""
         member = self.members.pop(number)
         ended = self.release(member)
-        self._count(member.uid, {"connections": 1}, -1)
+        self._take(member.uid, A_CONNECTION)
         return ended
 
     def join(self, member: Member, token: bytes) -> list[Entry]:
@@ -280,21 +291,31 @@ class Table:
         if name in self.entries:
             raise AlreadyExists(method, f"the name {quoted(name)} is taken")
 
-    def add(self, method: str, entry: Entry) -> None:
-        """Take in a name, which its maker holds.
+    def check_new(
+        self, method: str, member: Member, name: str, lifetime: Lifetime, more: Figures
+    ) -> None:
+        """Whether a connection can make a name.
 
         Errors:
             ALREADY_EXISTS: it is taken.
             QUOTA_EXCEEDED: too much of this user or in all.
             INVALID_OPERATION: a lifetime that its maker cannot ask for.
         """
+        self.check_free(method, name)
+        self.check_lifetime(method, member, lifetime)
+        self.check_room(method, member.uid, more)
+
+    def add(self, method: str, entry: Entry) -> None:
+        """Take in a name, which its maker holds; errors as of ``check_new``."""
         member = self.members[entry.connection]
-        self.check_free(method, entry.name)
-        self.check_lifetime(method, member, entry.lifetime)
-        self.check_room(method, entry.uid, entry.figures)
+        self.check_new(method, member, entry.name, entry.lifetime, entry.figures)
+        self.insert(member, entry)
+
+    def insert(self, member: Member, entry: Entry) -> None:
+        """The same, checked just before."""
         self.entries[entry.name] = entry
         bisect.insort(self.order, entry.name)
-        self._count(entry.uid, entry.figures, 1)
+        self._add(entry.uid, entry.figures)
         if entry.lifetime is Lifetime.CONNECTION:
             member.made.add(entry)
         elif entry.lifetime is Lifetime.FAMILY and entry.family is not None:
@@ -340,7 +361,7 @@ class Table:
         for number in entry.holders:
             self.members[number].held.discard(entry)
         entry.holders.clear()
-        self._count(entry.uid, entry.figures, -1)
+        self._take(entry.uid, entry.figures)
 
     def keep(self, method: str, entry: Entry) -> None:
         """Let a name live until it is unlinked.

@@ -181,13 +181,16 @@ cdef int name_memory(uintptr_t address, size_t length, const char *name) noexcep
     return <int>result_of(c_prctl(
         PR_SET_VMA, PR_SET_VMA_ANON_NAME, <unsigned long>address, <unsigned long>length, name))
 
+
 def prctl(int option, unsigned long argument, unsigned long second=0):
     """``prctl(2)`` with two arguments: its result, or -errno."""
     return result_of(c_prctl(option, argument, second, 0, 0))
 
+
 def drop_capabilities():
     """``capset(2)`` of no capability at all, in no set: 0, or -errno."""
     return result_of(c_drop_capabilities())
+
 
 cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil:
     """``memfd_create(2)``: a descriptor."""
