@@ -481,3 +481,18 @@ def test_a_peer_that_says_it_is_somebody_else_is_who_the_kernel_says(tmp_path: P
             peer.sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, forged)])
             peer.sock.recv(64)
             assert client.stat("frames").uid == 0
+
+
+def test_a_refused_publication_is_in_the_audit_with_its_rule(tmp_path: Path) -> None:
+    policy, audit = tmp_path / "policy.toml", tmp_path / "audit.jsonl"
+    policy.write_text(ALLOW + '[[rule]]\nname = "no"\ndeny = ["publish"]\nnames = ["a"]\n')
+    options = ("--policy", str(policy), "--audit", str(audit))
+    with running(tmp_path, *options) as broker, Client(broker.path) as client, Mdl(5) as mdl:
+        with pytest.raises(SecurityDisallow, match="rule: no"):
+            client.publish(mdl, "a")
+        client.publish(mdl, "b")
+    ends = [each for each in lines_of(audit) if each["event"] == "end"]
+    assert [(each["decision"], each["rule"], each["rc"]) for each in ends] == [
+        ("deny", "no", "rcSecurityDisallow"),
+        ("allow", "default", "rcOk"),
+    ]

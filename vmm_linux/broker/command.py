@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import gc
 import os
+import select
 import socket
 import stat
 import sys
@@ -148,8 +149,6 @@ def listens(path: str) -> bool:
 
 def has_waiting(listener: socket.socket) -> bool:
     """Whether a connection waits to be accepted."""
-    import select  # noqa: PLC0415
-
     poll = select.poll()
     poll.register(listener.fileno(), select.POLLIN)
     return bool(poll.poll(0))

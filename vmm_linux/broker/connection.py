@@ -35,6 +35,7 @@ class Connection:
 
     __slots__ = (
         "claimed",
+        "decided",
         "expected",
         "fd",
         "gid",
@@ -73,6 +74,8 @@ class Connection:
         """The request to publish whose buffer comes next."""
         self.refusal: VmmError | None = None
         """Why that buffer will not be taken."""
+        self.decided: tuple[str | None, str | None] = (None, None)
+        """What the policy said of it: the decision, and the rule."""
         self.claimed: set[int] = set()
         """Processes that the client calls its ancestors; asked about once."""
 

@@ -7,6 +7,7 @@ says which of its ancestors belong to the program; the broker believes what the 
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -63,8 +64,6 @@ def peer_pidfd(sock: socket.socket, pid: int) -> int:
 
 def has_ended(pidfd: int) -> bool:
     """Whether a process has ended."""
-    import select  # noqa: PLC0415
-
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))

@@ -144,10 +144,13 @@ class Requests:
         connection.expected = request
         connection.refusal = None
         connection.since = time.monotonic()
+        service = self.server.service
+        service.decision = service.rule = None
         try:
-            self.server.service.check_publication(connection, request)
+            service.check_publication(connection, request)
         except VmmError as problem:
             connection.refusal = problem
+        connection.decided = service.decision, service.rule
 
     def take_published(self, connection: Connection) -> None:
         """Take the buffer that comes after the request to publish it."""
@@ -189,9 +192,11 @@ class Requests:
         handle: Any,  # noqa: ANN401
     ) -> bytes | Parcel:
         """Put the buffer that came under its name."""
+        service = self.server.service
+        service.decision, service.rule = connection.decided
         if connection.refusal is not None:
             raise connection.refusal
-        result = self.server.service.publish(connection, request, handle)
+        result = service.publish(connection, request, handle)
         if request.lifetime == Lifetime.FAMILY and connection.claimed:
             self.server.hold_ancestors(connection)
         return result
