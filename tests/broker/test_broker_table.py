@@ -76,6 +76,7 @@ class Names(RuleBasedStateMachine):
             "names": len(mine),
             "bytes": sum(known.nbytes for known in mine),
             "descriptors": 2 * len(mine),
+            "tickets": 0,
         }[figure]
 
     def fits(self, uid: int | None, **more: int) -> bool:

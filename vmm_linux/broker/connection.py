@@ -20,6 +20,8 @@ class Parcel(NamedTuple):
     rights: int
     weight: int
     """Descriptors that travel with it."""
+    last: bool = False
+    """Whether the handle is closed when it was sent, or cannot be."""
 
 
 class Connection:

@@ -38,6 +38,10 @@ OPERATIONS: Final = {
         MethodInfo("stat", (PEER,)),
         MethodInfo("keep", (PEER,)),
         MethodInfo("revoke", (PEER,)),
+        MethodInfo("ticket", (PEER, SIZE, RIGHTS)),
+        MethodInfo("redeem", (PEER, SIZE, RIGHTS)),
+        MethodInfo("keep_ticket", (PEER,)),
+        MethodInfo("release_ticket", (PEER,)),
     )
 }
 """What a broker decides about, and what rules can ask of it."""
@@ -55,7 +59,7 @@ class NameRule(Rule):
     Attributes:
         names: patterns, one of which the name matches, as of file names: ``camera.*``. Of the two
             names of ``clone``, both must in a rule that allows, one in a rule that denies.
-            ``list`` has no name, and is matched by no rule with patterns.
+            ``list`` and tickets have no name, and are matched by no rule with patterns.
     """
 
     names: Sequence[str] = ()

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 # As plain integers, which compare faster.
 HELLO: Final = int(Operation.HELLO)
-PUBLISH: Final = int(Operation.PUBLISH)
+TICKET: Final = int(Operation.TICKET)
+BRINGING: Final = frozenset((int(Operation.PUBLISH), TICKET))
+"""Requests after which a buffer comes."""
+SECRETS: Final = frozenset(range(TICKET, int(Operation.RELEASE_TICKET) + 1))
+"""Requests whose name is a ticket, which no audit has."""
 
 
 class Requests:
@@ -52,7 +56,7 @@ class Requests:
         connection.greeted = True
         connection.since = time.monotonic()
         operation = request.operation
-        if operation == PUBLISH:
+        if operation in BRINGING:
             self.expect(connection, request)
         elif operation == HELLO:
             self.greet(connection, request)
@@ -110,7 +114,9 @@ class Requests:
         audit, service = self.server.audit, self.server.service
         assert audit is not None  # noqa: S101  for the type checker
         operation = name_of(request.operation)
-        arguments: dict[str, int | str] = {"name": request.name.decode(errors="replace")}
+        arguments: dict[str, int | str] = {}
+        if request.operation not in SECRETS:
+            arguments["name"] = request.name.decode(errors="replace")
         if request.other:
             arguments["other"] = request.other.decode(errors="replace")
         for key in ("size", "offset", "seals", "lifetime"):
@@ -126,7 +132,7 @@ class Requests:
         rc, error = Retcode.OK, None
         try:
             result: bytes | Parcel
-            if request.operation == Operation.PUBLISH:
+            if request.operation in BRINGING:
                 result = self.published(connection, request, handle)
             else:
                 result = self.carry_out(connection, request)
@@ -140,32 +146,34 @@ class Requests:
     # ---- publishing ---------------------------------------------------------------------------
 
     def expect(self, connection: Connection, request: Request) -> None:
-        """A client publishes a buffer, which comes next."""
+        """A client publishes a buffer, or wants a ticket for one, which comes next."""
         connection.expected = request
         connection.refusal = None
         connection.since = time.monotonic()
         service = self.server.service
         service.decision = service.rule = None
         try:
-            service.check_publication(connection, request)
+            if request.operation == TICKET:
+                self.server.desk.check(connection, request)
+            else:
+                service.check_publication(connection, request)
         except VmmError as problem:
             connection.refusal = problem
         connection.decided = service.decision, service.rule
 
     def take_published(self, connection: Connection) -> None:
-        """Take the buffer that comes after the request to publish it."""
+        """Take the buffer that comes after such a request."""
         request = connection.expected
         assert request is not None  # noqa: S101  for the type checker
         head = connection.sock.recv(len(HANDLE_MAGIC), socket.MSG_PEEK)
         if not head:
             self.server.hang_up(connection)
             return
-        connection.expected = None
         if head != HANDLE_MAGIC:
             # The client has given up, and asks for something else: that has its own answer.
-            problem = InvalidArgument("publish", "no buffer came")
-            self.server.send(connection, error_answer(problem.rc, problem.message, None))
+            self.give_up(connection)
             return
+        connection.expected = None
         handle = None
         if connection.refusal is not None:
             connection.sock.recv(1)  # without room for descriptors, which are discarded
@@ -185,17 +193,24 @@ class Requests:
             result = self.refusal(request, problem)
         self.server.send(connection, result)
 
+    def give_up(self, connection: Connection) -> None:
+        """Wait no longer for a buffer. The connection goes on: names may depend on it."""
+        connection.expected = None
+        self.server.send(connection, error_answer(Retcode.INVALID_ARGUMENT, "no buffer came", None))
+
     def published(
         self,
         connection: Connection,
         request: Request,
         handle: Any,  # noqa: ANN401
     ) -> bytes | Parcel:
-        """Put the buffer that came under its name."""
+        """Put the buffer that came under its name, or its ticket."""
         service = self.server.service
         service.decision, service.rule = connection.decided
         if connection.refusal is not None:
             raise connection.refusal
+        if request.operation == TICKET:
+            return self.server.desk.take(connection, request, handle)
         result = service.publish(connection, request, handle)
         if request.lifetime == Lifetime.FAMILY and connection.claimed:
             self.server.hold_ancestors(connection)

@@ -28,6 +28,7 @@ from vmm_linux.broker.flight import Flight
 from vmm_linux.broker.requests import Requests
 from vmm_linux.broker.service import Service
 from vmm_linux.broker.table import Bounds, Table
+from vmm_linux.broker.ticket_desk import TicketDesk
 from vmm_linux.errors import QuotaExceeded, Retcode, VmmError
 from vmm_linux.names.protocol import LONGEST_REQUEST, error_answer
 
@@ -96,6 +97,7 @@ class Server:
         self.may_end = may_end
         self.table = Table()
         self.service = Service(vmm, policy, self.table, self.notify)
+        self.desk = TicketDesk(self.service)
         self.service.audited = audit is not None
         self.flight = Flight(max(16, files // 8), max(8, files // 16))
         self.connections: dict[int, Connection] = {}
@@ -132,6 +134,7 @@ class Server:
                 "names": 65536 // share,
                 "bytes": None,
                 "descriptors": files // 2 // share,
+                "tickets": 65536 // share,
             }
             given_or_usual: dict[str, Any] = {
                 figure: bound if getattr(given, figure) is None else getattr(given, figure)
@@ -155,7 +158,7 @@ class Server:
         """Seconds until something is due."""
         if self.held_back:
             return self.retry
-        if self.connections or self.leaving or self.on_demand:
+        if self.connections or self.leaving or self.desk.tickets.waiting or self.on_demand:
             return 1.0
         return None
 
@@ -287,7 +290,10 @@ class Server:
         self.epoll.unregister(connection.fd)
         del self.connections[connection.fd], self.numbers[connection.member.number]
         self.held_back.discard(connection)
+        for message in connection.queue:
+            self.dispose(message)
         connection.queue.clear()
+        self.desk.tickets.disconnected(connection.member.number, self.used)
         self.end(self.table.release(connection.member))
         if self.flight.lands(connection):
             self.leave(connection)
@@ -310,6 +316,12 @@ class Server:
             key = self.table.ended_families.pop()
             for place in [each for each in self.ancestors if each[0] == key]:
                 self.forget_ancestor(place)
+
+    def dispose(self, message: bytes | Parcel) -> None:
+        """A message was sent, or will not be: close what it alone held."""
+        if isinstance(message, Parcel) and message.last:
+            with contextlib.suppress(VmmError):  # it was closed before
+                self.vmm.handle_close(message.handle)
 
     def notify(self, numbers: Iterable[int], message: bytes) -> None:
         """Send a message that nobody asked for to some connections."""
@@ -383,6 +395,7 @@ class Server:
     def send(self, connection: Connection, message: bytes | Parcel) -> None:
         """Send a message, or let it wait until its client has read the others."""
         if self.connections.get(connection.fd) is not connection:  # it was ended meanwhile
+            self.dispose(message)
             return
         if connection.queue or not self.sent(connection, message):
             if not connection.queue:
@@ -412,8 +425,11 @@ class Server:
         except BlockingIOError:
             return False
         except VmmError as problem:  # the name ended meanwhile
+            self.dispose(message)
             return self.sent(connection, error_answer(problem.rc, problem.message, problem.errno))
         except OSError:
+            if not connection.queue:  # whose messages are disposed of there
+                self.dispose(message)
             self.hang_up(connection)
         return True
 
@@ -435,6 +451,7 @@ class Server:
                     raise
             else:
                 self.flight.begin(connection, parcel.weight)
+                self.dispose(parcel)
                 return True
         self.held_back.add(connection)
         return False
@@ -452,12 +469,17 @@ class Server:
 
     def sweep(self, now: float) -> None:
         """End what takes too long."""
+        self.desk.lapse(now)
         for connection in list(self.leaving):
             if self.flight.lands(connection):
                 self.leave(connection)
         for connection in list(self.connections.values()):
             quiet = now - connection.since
-            if connection.queue or connection.expected:
+            if connection.expected:
+                if quiet > PATIENCE:
+                    self.requests.give_up(connection)
+                continue
+            if connection.queue:
                 late = quiet > PATIENCE and connection not in self.held_back
             elif connection.greeted:
                 late = self.is_idle(connection, now)
@@ -465,7 +487,8 @@ class Server:
                 late = quiet > GREETING
             if late:
                 self.hang_up(connection)
-        busy = self.connections or self.leaving or self.table.leases
+        leases = self.table.leases or self.desk.tickets.waiting
+        busy = self.connections or self.leaving or leases
         if busy:
             self.used = now
         elif self.on_demand and now - self.used > LINGER and self.may_end():

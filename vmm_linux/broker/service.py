@@ -154,12 +154,7 @@ class Service:
             entry = self.table.get("open", name)  # raises
         if entry.revoked:
             raise HandleRevoked("open", f"the name {quoted(name)} was revoked")
-        if request.needed & ~rights:
-            raise NoCapability(
-                "open",
-                f"the name {quoted(name)} allows {Rights(entry.rights)!r}, and "
-                f"{Rights(request.needed & ALL_RIGHTS)!r} are needed",
-            )
+        check_needed("open", f"name {quoted(name)}", entry.rights, rights, request.needed)
         self.table.hold(connection.member, entry)
         self.note(entry.item)
         return Parcel(entry.item, rights, entry.weight)
@@ -374,6 +369,20 @@ def lifetime_of(method: str, request: Request) -> Lifetime:
     if lifetime is None:
         raise InvalidArgument(method, f"lifetime {request.lifetime} is unknown")
     return lifetime
+
+
+def check_needed(method: str, what: str, allowed: int, given: int, needed: int) -> None:
+    """Whether a client gets the rights that it needs.
+
+    Errors:
+        NO_CAPABILITY: it does not.
+    """
+    if needed & ~given:
+        raise NoCapability(
+            method,
+            f"the {what} allows {Rights(allowed)!r}, and "
+            f"{Rights(needed & ALL_RIGHTS)!r} are needed",
+        )
 
 
 def check_transfer(method: str, info: HandleInfo) -> None:

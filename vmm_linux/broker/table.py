@@ -7,6 +7,7 @@ users are uids or None for an unknown one; all unknown users count as one.
 from __future__ import annotations
 
 import bisect
+import operator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm_linux._core.values import quoted
@@ -25,14 +26,17 @@ class Bounds(NamedTuple):
     Attributes:
         connections: that are open.
         names: of any lifetime.
-        bytes: lengths of the buffers that have names, in whole pages; a clone counts too.
+        bytes: lengths of the buffers that have names or tickets, in whole pages, each time; a
+            clone counts too.
         descriptors: that the broker holds open for these buffers.
+        tickets: that wait to be redeemed, or are kept.
     """
 
     connections: int | None = None
     names: int | None = None
     bytes: int | None = None
     descriptors: int | None = None
+    tickets: int | None = None
 
 
 class Figures(NamedTuple):
@@ -42,14 +46,15 @@ class Figures(NamedTuple):
     names: int = 0
     bytes: int = 0
     descriptors: int = 0
+    tickets: int = 0
 
     def plus(self, more: Figures) -> Figures:
         """The sums."""
-        return Figures(self[0] + more[0], self[1] + more[1], self[2] + more[2], self[3] + more[3])
+        return Figures(*map(operator.add, self, more))
 
     def minus(self, less: Figures) -> Figures:
         """The differences."""
-        return Figures(self[0] - less[0], self[1] - less[1], self[2] - less[2], self[3] - less[3])
+        return Figures(*map(operator.sub, self, less))
 
     def within(self, bounds: Bounds) -> bool:
         """Whether there is no more than that."""
@@ -191,11 +196,13 @@ class Table:
         ]
         return min(rooms, default=None)
 
-    def _add(self, uid: int | None, more: Figures) -> None:
+    def charge(self, uid: int | None, more: Figures) -> None:
+        """A user has so much more."""
         self.users[uid] = self.users.get(uid, NOTHING).plus(more)
         self.in_all = self.in_all.plus(more)
 
-    def _take(self, uid: int | None, less: Figures) -> None:
+    def refund(self, uid: int | None, less: Figures) -> None:
+        """A user has so much less."""
         left = self.users[uid].minus(less)
         if left == NOTHING:
             del self.users[uid]
@@ -213,7 +220,7 @@ class Table:
         """
         self.check_room("connect", uid, A_CONNECTION)
         member = self.members[number] = Member(number, uid, pid)
-        self._add(uid, A_CONNECTION)
+        self.charge(uid, A_CONNECTION)
         return member
 
     def release(self, member: Member) -> list[Entry]:
@@ -234,7 +241,7 @@ class Table:
         """A connection is closed: the names that end, as of ``release``."""
         member = self.members.pop(number)
         ended = self.release(member)
-        self._take(member.uid, A_CONNECTION)
+        self.refund(member.uid, A_CONNECTION)
         return ended
 
     def join(self, member: Member, token: bytes) -> list[Entry]:
@@ -315,7 +322,7 @@ class Table:
         """The same, checked just before."""
         self.entries[entry.name] = entry
         bisect.insort(self.order, entry.name)
-        self._add(entry.uid, entry.figures)
+        self.charge(entry.uid, entry.figures)
         if entry.lifetime is Lifetime.CONNECTION:
             member.made.add(entry)
         elif entry.lifetime is Lifetime.FAMILY and entry.family is not None:
@@ -361,7 +368,7 @@ class Table:
         for number in entry.holders:
             self.members[number].held.discard(entry)
         entry.holders.clear()
-        self._take(entry.uid, entry.figures)
+        self.refund(entry.uid, entry.figures)
 
     def keep(self, method: str, entry: Entry) -> None:
         """Let a name live until it is unlinked.

@@ -2,7 +2,7 @@
 
 ``mdl.publish_as("frames")`` puts a buffer under a name, ``vmm_linux.attach("frames")`` opens it.
 The broker of this user starts by itself; ``vmm-linux broker`` runs one for several users. A
-``Client`` has the other operations.
+``Client`` has the other operations. A ``Ticket`` is for one process, in place of a name for many.
 
 A name ends with the connection of the process that made it (``lifetime="connection"``), with the
 family of processes that ``multiprocessing`` made of one program (``"family"``), or when it is
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmm_linux.names.client import Client, Notice, client_of
 from vmm_linux.names.protocol import Lifetime, Stat
+from vmm_linux.names.tickets import Ticket
 
 if TYPE_CHECKING:
     import os
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from vmm_linux._core.endpoint import VMM
     from vmm_linux.mdl import Mdl
 
-__all__ = ["Client", "Lifetime", "Notice", "Stat", "attach"]
+__all__ = ["Client", "Lifetime", "Notice", "Stat", "Ticket", "attach"]
 
-for _public in (Client, Notice, Lifetime, Stat):
+for _public in (Client, Notice, Lifetime, Stat, Ticket):
     _public.__module__ = __name__  # as tracebacks and pickles name it
 
 

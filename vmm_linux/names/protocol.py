@@ -22,8 +22,9 @@ bytes       type   what
 =========== ====== ==================================================================
 
 A buffer travels as a handle's message (``VMML``, see ``VMM.send_handle``), in both directions: it
-follows the request to publish, and it is the whole answer where one is asked for. No other message
-brings a descriptor; what comes with one is never taken from the kernel. Every other answer is
+follows the requests to publish and for a ticket, and it is the whole answer where one is asked for.
+No other message brings a descriptor; what comes with one is never taken from the kernel. Every
+other answer is
 
 =========== ====== ==================================================================
 0 to 3      text   ``VMMN``
@@ -43,6 +44,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm_linux._core.values import describe, is_a, quoted
@@ -70,6 +72,8 @@ LONGEST_ANSWER: Final = 16384
 LONGEST_TEXT: Final = 2048
 """Bytes of an error in words."""
 MOST_RIGHTS: Final = 2**32 - 1
+SECRET: Final = 32
+"""Random bytes that a ticket is."""
 NO_ID: Final = -1
 TIMEVAL: Final = struct.Struct("@ll")
 """Seconds and microseconds, as SO_RCVTIMEO takes them."""
@@ -92,6 +96,13 @@ class Operation(enum.IntEnum):
     STAT = 10
     KEEP = 11
     REVOKE = 12
+    TICKET = 13
+    """Hold the buffer that comes next until it is redeemed: the name is the secret's digest, the
+    other number the milliseconds."""
+    REDEEM = 14
+    """Give the buffer of a ticket: the name is the secret, here and below."""
+    KEEP_TICKET = 15
+    RELEASE_TICKET = 16
 
 
 class Lifetime(enum.IntEnum):
@@ -206,6 +217,14 @@ def check(method: str, text: str, data: bytes) -> None:
         )
     if "\0" in text or "/" in text:
         raise InvalidArgument(method, f"name {quoted(text)} has a NUL or a '/'; names have neither")
+
+
+def digest_of(secret: bytes) -> bytes:
+    """By what a broker knows a ticket, which says nothing about its secret.
+
+    Looking a digest up takes a time that depends on no secret's bytes.
+    """
+    return blake2b(secret, digest_size=SECRET, person=b"vmm_linux ticket").digest()
 
 
 # ---- requests ------------------------------------------------------------------------------------
