@@ -6,6 +6,7 @@ says which of its ancestors belong to the program; the broker believes what the 
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 from pathlib import Path
@@ -14,10 +15,64 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import socket
 
+    from vmm_linux.broker.connection import Connection
+    from vmm_linux.broker.server import Server
+    from vmm_linux.broker.table import FamilyKey
+
 SO_PEERPIDFD: Final = 77
 """Linux 6.5: a pidfd of the process at the other end, whatever became of its number."""
 DEEPEST: Final = 64
 """Generations that are looked at."""
+
+
+class Ancestors:
+    """The ancestors whose end a server notices: with the last of them, a family's names end.
+
+    Args:
+        server: that waits for them.
+        most: of them.
+    """
+
+    def __init__(self, server: Server, most: int) -> None:
+        self.server = server
+        self.most = most
+        self.pidfds: dict[tuple[FamilyKey, int], int] = {}
+
+    def hold(self, connection: Connection) -> None:
+        """Notice the end of a client's ancestors. Those beyond the bound are not noticed."""
+        key = connection.member.family
+        claimed, connection.claimed = connection.claimed, set()
+        if key is None or len(self.pidfds) >= self.most:
+            return
+        for pid, pidfd in ancestors(connection.sock, connection.peer[0], claimed).items():
+            place = (key, pid)
+            if place in self.pidfds:
+                os.close(pidfd)
+            else:
+                self.pidfds[place] = pidfd
+                self.server.table.add_ancestor(key, pid)
+                self.server.watch(pidfd, functools.partial(self.ended, place))
+
+    def ended(self, place: tuple[FamilyKey, int]) -> None:
+        """An ancestor of a client ended."""
+        self.forget(place)
+        self.server.end(self.server.table.ancestor_ended(*place))
+
+    def forget(self, place: tuple[FamilyKey, int]) -> None:
+        """Wait for an ancestor's end no more."""
+        pidfd = self.pidfds.pop(place)
+        self.server.unwatch(pidfd)
+        os.close(pidfd)
+
+    def forget_family(self, key: FamilyKey) -> None:
+        """Wait for no ancestor of a family any more."""
+        for place in [each for each in self.pidfds if each[0] == key]:
+            self.forget(place)
+
+    def close(self) -> None:
+        """Close all."""
+        for pidfd in self.pidfds.values():
+            os.close(pidfd)
 
 
 def ancestors(sock: socket.socket, pid: int, claimed: set[int]) -> dict[int, int]:

@@ -99,7 +99,7 @@ class Requests:
             raise InvalidArgument("request", f"operation {request.operation} is unknown")
         result = handler(connection, request)
         if connection.claimed and request.lifetime == Lifetime.FAMILY:
-            self.server.hold_ancestors(connection)
+            self.server.ancestors.hold(connection)
         if self.server.table.ended_families:
             self.server.end(())
         return result
@@ -213,7 +213,7 @@ class Requests:
             return self.server.desk.take(connection, request, handle)
         result = service.publish(connection, request, handle)
         if request.lifetime == Lifetime.FAMILY and connection.claimed:
-            self.server.hold_ancestors(connection)
+            self.server.ancestors.hold(connection)
         return result
 
 

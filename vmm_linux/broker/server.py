@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmm_linux._core.credentials import known_gid, known_uid
 from vmm_linux._core.values import one_line
-from vmm_linux.broker import family
 from vmm_linux.broker.connection import Connection, Parcel
+from vmm_linux.broker.family import Ancestors
 from vmm_linux.broker.flight import Flight
 from vmm_linux.broker.requests import Requests
 from vmm_linux.broker.service import Service
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vmm_linux import VMM
     from vmm_linux.audit import Audit
     from vmm_linux.broker.policy import BrokerPolicy
-    from vmm_linux.broker.table import Entry, FamilyKey
+    from vmm_linux.broker.table import Entry
 
 EVENTS_AT_ONCE: Final = 64
 GREETING: Final = 10.0
@@ -106,8 +106,7 @@ class Server:
         """Ended connections whose last buffer is unread."""
         self.held_back: set[Connection] = set()
         """Connections whose buffer waits for the bounds of descriptors on their way."""
-        self.ancestors: dict[tuple[FamilyKey, int], int] = {}
-        """Pidfds."""
+        self.ancestors = Ancestors(self, files // 16)
         self.others: dict[int, Callable[[], None]] = {}
         self.next_number = 1
         self.ending = False
@@ -183,8 +182,7 @@ class Server:
             self.hang_up(connection)
         for connection in list(self.leaving):
             self.leave(connection)
-        for pidfd in self.ancestors.values():
-            os.close(pidfd)
+        self.ancestors.close()
         self.listener.close()
         self.wakeup.close()
         self.waker.close()
@@ -195,6 +193,11 @@ class Server:
         """Do this whenever a descriptor is readable."""
         self.others[fd] = action
         self.epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Do it no more."""
+        self.epoll.unregister(fd)
+        del self.others[fd]
 
     # ---- signals ------------------------------------------------------------------------------
 
@@ -313,9 +316,7 @@ class Server:
         """Names ended: close what they stood for, and forget families that ended with them."""
         self.service.close(entries)
         while self.table.ended_families:
-            key = self.table.ended_families.pop()
-            for place in [each for each in self.ancestors if each[0] == key]:
-                self.forget_ancestor(place)
+            self.ancestors.forget_family(self.table.ended_families.pop())
 
     def dispose(self, message: bytes | Parcel) -> None:
         """A message was sent, or will not be: close what it alone held."""
@@ -333,36 +334,6 @@ class Server:
                 self.hang_up(connection)
             else:
                 self.send(connection, message)
-
-    # ---- families -----------------------------------------------------------------------------
-
-    def hold_ancestors(self, connection: Connection) -> None:
-        """Notice the end of a client's ancestors, with which its family's names end."""
-        key = connection.member.family
-        claimed, connection.claimed = connection.claimed, set()
-        if key is None or len(self.ancestors) >= self.files // 16:
-            return
-        found = family.ancestors(connection.sock, connection.peer[0], claimed)
-        for pid, pidfd in found.items():
-            place = (key, pid)
-            if place in self.ancestors:
-                os.close(pidfd)
-                continue
-            self.ancestors[place] = pidfd
-            self.table.add_ancestor(key, pid)
-            self.watch(pidfd, lambda place=place: self.ancestor_ended(place))  # type: ignore[misc]
-
-    def ancestor_ended(self, place: tuple[FamilyKey, int]) -> None:
-        """An ancestor of a client ended."""
-        self.forget_ancestor(place)
-        self.end(self.table.ancestor_ended(*place))
-
-    def forget_ancestor(self, place: tuple[FamilyKey, int]) -> None:
-        """Ask for an ancestor's end no more."""
-        pidfd = self.ancestors.pop(place)
-        self.epoll.unregister(pidfd)
-        del self.others[pidfd]
-        os.close(pidfd)
 
     # ---- requests -----------------------------------------------------------------------------
 
@@ -474,18 +445,7 @@ class Server:
             if self.flight.lands(connection):
                 self.leave(connection)
         for connection in list(self.connections.values()):
-            quiet = now - connection.since
-            if connection.expected:
-                if quiet > PATIENCE:
-                    self.requests.give_up(connection)
-                continue
-            if connection.queue:
-                late = quiet > PATIENCE and connection not in self.held_back
-            elif connection.greeted:
-                late = self.is_idle(connection, now)
-            else:
-                late = quiet > GREETING
-            if late:
+            if self.is_late(connection, now):
                 self.hang_up(connection)
         leases = self.table.leases or self.desk.tickets.waiting
         busy = self.connections or self.leaving or leases
@@ -493,6 +453,19 @@ class Server:
             self.used = now
         elif self.on_demand and now - self.used > LINGER and self.may_end():
             self.ending = True
+
+    def is_late(self, connection: Connection, now: float) -> bool:
+        """Whether a connection has kept this waiting for too long."""
+        quiet = now - connection.since
+        if connection.expected:
+            if quiet > PATIENCE:
+                self.requests.give_up(connection)
+            return False
+        if connection.queue:
+            return quiet > PATIENCE and connection not in self.held_back
+        if connection.greeted:
+            return self.is_idle(connection, now)
+        return quiet > GREETING
 
     def is_idle(self, connection: Connection, now: float) -> bool:
         """Whether a connection holds nothing, and has asked nothing for long."""
