@@ -210,6 +210,6 @@ def test_a_policy_of_methods_knows_no_names(tmp_path: Path) -> None:
 def test_the_file_in_the_readme_is_a_policy(tmp_path: Path) -> None:
     (text,) = blocks("toml")
     policy = read(tmp_path, text)
-    assert policy.each == Bounds(connections=100, names=1000, descriptors=2000)
+    assert policy.each == Bounds(connections=100, names=1000, descriptors=2000, tickets=500)
     assert policy.decide("publish", (1000, 1000), ["camera.1"]) == (True, "rule 1")
     assert decided(policy, "open", "public.a") == "allow rule 2"
