@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from vmm_linux._core.values import counted
 from vmm_linux._tools.commands import CannotTryError
 from vmm_linux._tools.tables import Table, choose_printer
 from vmm_linux._tools.text import escaped, human
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     if asked.json:
         sys.stdout.write(json.dumps(list(map(as_dict, found)), indent=1) + "\n")
     else:
-        title = f"{len(found)} names at {escaped(path)}"
+        title = f"{counted(len(found), 'name')} at {escaped(path)}"
         choose_printer()(Table(title, COLUMNS, [row_of(each) for each in found]))
     return 0
 
