@@ -21,7 +21,7 @@ from vmm_linux.errors import (
     ResourceNotFound,
     VmmError,
 )
-from vmm_linux.names import Client, Lifetime, Notice
+from vmm_linux.names import Client, Lifetime, Notice, client_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -385,3 +385,23 @@ def test_a_stopped_broker_is_given_up_on(broker: Broker, monkeypatch: pytest.Mon
         broker.process.send_signal(signal.SIGCONT)
         with client.open("frames"):
             assert len(client.names()) == 1
+
+
+def test_notices_wait_for_what_an_interrupted_call_left_behind(client: Client) -> None:
+    with client.create("frames", 10) as mdl, Mdl(5) as other:
+        with pytest.raises(NoCapability):
+            client.publish(mdl.read_only(), "other", rights=other.rights)
+        assert client.notices() == []
+        with client.open("frames") as found:
+            assert found.sid == mdl.sid
+
+
+def test_the_client_of_attach_is_told_of_what_was_revoked(broker: Broker, client: Client) -> None:
+    with (
+        client.create("frames", 10),
+        vmm_linux.attach("frames", broker=broker.path) as attached,
+    ):
+        client.revoke("frames")
+        assert client_of(broker.path).stat("frames").revoked
+        assert client_of(broker.path).notices() == [Notice("frames")]
+        assert attached[0] == 0

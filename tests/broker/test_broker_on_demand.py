@@ -262,3 +262,14 @@ def test_an_ending_broker_goes_on_if_a_client_comes_just_then(tmp_path: Path) ->
     finally:
         binding.listener.close()
         os.close(binding.lock)
+
+
+def test_signals_that_the_first_client_blocks_still_end_the_broker(path: str) -> None:
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    try:
+        with Client() as client:
+            client.names()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    end_own(path, signal.SIGTERM)
+    assert not os.path.lexists(path)

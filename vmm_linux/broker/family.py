@@ -93,12 +93,12 @@ def ancestors(sock: socket.socket, pid: int, claimed: set[int]) -> dict[int, int
     client = -1
     try:
         client = peer_pidfd(sock, pid)
-        for each in claimed.intersection(line_of(pid)):
+        for each in claimed.intersection(line_of(pid, claimed)):
             if uid is not None and real_uid(each) == uid:
                 found[each] = os.pidfd_open(each)
         # Numbers are used again: those that are still ancestors of a client that still lives are
         # the processes that were opened.
-        confirmed = set(line_of(pid)) if not has_ended(client) else set()
+        confirmed = set(line_of(pid, claimed)) if not has_ended(client) else set()
     except OSError:
         confirmed = set()
     finally:
@@ -124,10 +124,10 @@ def has_ended(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def line_of(pid: int) -> list[int]:
-    """The ancestors of a process, the nearest first."""
+def line_of(pid: int, claimed: set[int]) -> list[int]:
+    """The ancestors of a process, the nearest first, until all that are claimed are among them."""
     found: list[int] = []
-    while len(found) < DEEPEST:
+    while len(found) < DEEPEST and not claimed.issubset(found):
         parent = number_in_status(pid, "PPid:")
         if not parent:
             break

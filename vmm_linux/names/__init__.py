@@ -2,7 +2,7 @@
 
 ``mdl.publish_as("frames")`` puts a buffer under a name, ``vmm_linux.attach("frames")`` opens it.
 The broker of this user starts by itself; ``vmm-linux broker`` runs one for several users. A
-``Client`` has the other operations. A ``Ticket`` is for one process, in place of a name for many.
+``Client`` has the other operations; ``client_of()`` is the one that these two use. A ``Ticket`` is for one process, in place of a name for many.
 
 A name ends with the connection of the process that made it (``lifetime="connection"``), with the
 family of processes that ``multiprocessing`` made of one program (``"family"``), or when it is
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmm_linux._core.endpoint import VMM
     from vmm_linux.mdl import Mdl
 
-__all__ = ["Client", "Lifetime", "Notice", "Stat", "Ticket", "attach"]
+__all__ = ["Client", "Lifetime", "Notice", "Stat", "Ticket", "attach", "client_of"]
 
 for _public in (Client, Notice, Lifetime, Stat, Ticket):
     _public.__module__ = __name__  # as tracebacks and pickles name it

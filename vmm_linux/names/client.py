@@ -224,7 +224,8 @@ class Client:
         """What the broker said unasked since this was last called, the oldest first."""
         with self._lock:
             sock = self._sock
-            while sock is not None:
+            # After an interrupted call an answer may come first: the next call sorts them out.
+            while sock is not None and not self._unsure:
                 try:
                     data = sock.recv(LONGEST_ANSWER, socket.MSG_DONTWAIT)
                 except OSError:
@@ -465,7 +466,11 @@ KEPT: dict[tuple[str | None, ...], Client] = {}
 
 
 def client_of(broker: str | os.PathLike[str] | None) -> Client:
-    """This process's client of a broker."""
+    """The client that ``attach``, ``publish_as`` and ``Ticket`` use in this process.
+
+    Args:
+        broker: path of a broker's socket; None for ``VMM_LINUX_BROKER``, or this user's own.
+    """
     environ = os.environ
     key = (
         None if broker is None else path_of(broker),

@@ -55,6 +55,7 @@ def start(method: str, folder: str) -> None:
                 (os.POSIX_SPAWN_DUP2, 0, 1),
                 (os.POSIX_SPAWN_DUP2, writing, 2),
             ],
+            setsigmask=(),  # else the broker would not see what this program blocks
         )
         os.close(writing)
         writing = -1
