@@ -17,6 +17,7 @@ import pytest
 import vmm_linux
 from brokers import PATIENCE, Broker, Peer, running
 from children import NOBODY, ROOT, in_own_process
+from commands import run
 from vmm_linux import Mdl, Seal
 from vmm_linux.broker import hardening
 from vmm_linux.errors import NoCapability, ResourceNotFound, SecurityDisallow, VmmError
@@ -496,3 +497,27 @@ def test_a_refused_publication_is_in_the_audit_with_its_rule(tmp_path: Path) -> 
         ("deny", "no", "rcSecurityDisallow"),
         ("allow", "default", "rcOk"),
     ]
+
+
+def test_a_trace_tells_what_a_broker_did_with_a_buffer(tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with (
+        running(tmp_path, "--audit", str(audit)) as broker,
+        Client(broker.path) as client,
+        client.create("frames", 8192) as mdl,
+    ):
+        client.open("frames").close()
+        client.clone("frames", "a\nb", 0, 4096)
+        client.seal("frames", Seal.PUBLISH)
+        client.publish(mdl, "a\n")
+        sid = mdl.sid
+    done = run("audit", "trace", hex(sid), str(audit))
+    assert done.returncode == 0
+    me = f"pid {os.getpid()} (uid {os.geteuid()})"
+    for what in (
+        f"created as frames for {me}",
+        f"opened as frames by {me}",
+        f"sealed PUBLISH as frames by {me}",
+        rf"published as 'a\n' by {me}",
+    ):
+        assert what in done.stdout

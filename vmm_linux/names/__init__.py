@@ -2,7 +2,8 @@
 
 ``mdl.publish_as("frames")`` puts a buffer under a name, ``vmm_linux.attach("frames")`` opens it.
 The broker of this user starts by itself; ``vmm-linux broker`` runs one for several users. A
-``Client`` has the other operations; ``client_of()`` is the one that these two use. A ``Ticket`` is for one process, in place of a name for many.
+``Client`` has the other operations; ``client_of()`` is the one that these two use. A ``Ticket`` is
+for one process, in place of a name for many.
 
 A name ends with the connection of the process that made it (``lifetime="connection"``), with the
 family of processes that ``multiprocessing`` made of one program (``"family"``), or when it is
