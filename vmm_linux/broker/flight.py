@@ -11,7 +11,6 @@ A connection that ends with a buffer unread is kept until it is read or its othe
 from __future__ import annotations
 
 import fcntl
-import struct
 import termios
 from typing import TYPE_CHECKING, Final
 
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
 
 SIOCOUTQ: Final = termios.TIOCOUTQ
 NOTHING: Final = bytes(4)
+"""The number 0, as ioctl(2) writes it."""
 
 
-def unread(fd: int) -> int:
-    """Bytes, with the kernel's own overhead, that the other end of a socket has not read yet."""
-    size: int = struct.unpack("i", fcntl.ioctl(fd, SIOCOUTQ, NOTHING))[0]
-    return size
+def all_is_read(fd: int) -> bool:
+    """Whether the other end of a socket has read all that was sent, or is gone."""
+    return fcntl.ioctl(fd, SIOCOUTQ, NOTHING) == NOTHING
 
 
 class Flight:
@@ -45,7 +44,7 @@ class Flight:
 
     def lands(self, connection: Connection) -> bool:
         """Whether a connection has nothing on its way, now that the kernel was asked."""
-        if connection.in_flight and unread(connection.fd) == 0:
+        if connection.in_flight and all_is_read(connection.fd):
             self.forget(connection)
         return not connection.in_flight
 
