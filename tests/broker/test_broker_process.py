@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -19,8 +20,15 @@ from brokers import PATIENCE, Broker, Peer, running
 from children import NOBODY, ROOT, in_own_process
 from commands import run
 from vmm_linux import Mdl, Seal
+from vmm_linux.audit import Audit
 from vmm_linux.broker import hardening
-from vmm_linux.errors import NoCapability, ResourceNotFound, SecurityDisallow, VmmError
+from vmm_linux.errors import (
+    NoCapability,
+    ResourceNotFound,
+    Retcode,
+    SecurityDisallow,
+    VmmError,
+)
 from vmm_linux.names import Client
 
 if TYPE_CHECKING:
@@ -521,3 +529,13 @@ def test_a_trace_tells_what_a_broker_did_with_a_buffer(tmp_path: Path) -> None:
         rf"published as 'a\n' by {me}",
     ):
         assert what in done.stdout
+
+
+def test_a_record_of_an_operation_pickles_with_its_name() -> None:
+    audit = Audit()
+    record = audit._begin("open", {"name": "frames", "size": 5}, (1, 2, None))
+    audit._end(record, Retcode.OK, None, "allow", "default", 7)
+    assert audit.history() == (record,)
+    copy = pickle.loads(pickle.dumps(record))  # noqa: S301  our own
+    assert copy.as_dict() == record.as_dict()
+    assert copy.arguments == {"name": "frames", "size": 5}

@@ -118,7 +118,9 @@ def restore_audit_record(uint64_t call, int64_t time, int64_t duration, long pid
             raise InvalidArgument("unpickle", "no audit record: its arguments are not numbers")
     if not (is_number(result) and is_number(sid) and is_number(origin_sid)):
         raise InvalidArgument("unpickle", "no audit record: result or sid is no number")
-    if peer is not None and (len(peer) != 3 or not all(isinstance(each, int) for each in peer)):
+    if peer is not None and not (
+            len(peer) == 3 and isinstance(peer[0], int) and is_number(peer[1])
+            and is_number(peer[2])):
         raise InvalidArgument("unpickle", "no audit record: peer is not (pid, uid, gid)")
     made.call, made.time, made.duration, made.pid, made.thread = call, time, duration, pid, thread
     made.method, made.decision, made.rule, made.error = method, decision, rule, error
