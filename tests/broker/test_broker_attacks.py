@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import name_load
 from brokers import PATIENCE, Broker, Peer, running
 from children import NOBODY, in_own_process
 from namespaces import needs_user_namespace
@@ -482,28 +481,3 @@ def test_a_user_that_the_brokers_namespace_does_not_map_is_denied(tmp_path: Path
         with Client(broker.path) as client, client.create("frames", 10):
             in_own_process(check_unknown, broker.path, nobody=True)
             assert [each.name for each in client.names()] == ["frames"]
-
-
-def test_memory_does_not_grow_with_what_was_served(broker: Broker) -> None:
-    used = []
-    with Client(broker.path) as client:
-        for _ in range(3):
-            for _ in range(1500):
-                with client.create("mine", 4096), client.open("frames"):
-                    client.unlink("mine")
-            used.append(broker.memory())
-    assert used[2] - used[0] < SLACK
-
-
-def test_many_clients_at_once_are_all_served_and_leave_nothing() -> None:
-    load = name_load.measure(200, 10_000)
-    assert len(load.ours) == len(load.theirs) == 8_000
-    assert name_load.is_clean(load), name_load.told(load)
-    stop_tracker()
-
-
-def stop_tracker() -> None:
-    """End the process that keeps account of SharedMemory, which otherwise lasts as long as this."""
-    from multiprocessing import resource_tracker
-
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from children import ROOT
 from vmm_linux.names import Client, protocol
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from vmm_linux.names.protocol import Answer
 
+ALLOW = 'default = "allow"\n'
+"""The policy that allows everything."""
 PATIENCE = 30.0
 """Seconds after which a test gives up on a broker."""
 
@@ -194,3 +197,8 @@ class Peer:
             return self.sock.recv(protocol.LONGEST_ANSWER) == b""
         except ConnectionError:
             return True
+
+
+def lines_of(audit: Path) -> list[dict[str, Any]]:
+    """The lines of an audit."""
+    return [json.loads(line) for line in audit.read_text().splitlines()]
