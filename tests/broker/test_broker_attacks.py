@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPEN = request(Operation.OPEN, b"frames")
-#: Pages that the broker's own memory may vary by, whatever it served.
-SLACK = 1 << 20
 
 
 @pytest.fixture
