@@ -42,6 +42,7 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from vmm_linux.names import attach as attach
     from vmm_linux.shared_array import SharedArray as SharedArray
     from vmm_linux.shared_array import empty as empty
     from vmm_linux.shared_array import empty_like as empty_like
@@ -55,11 +56,15 @@ ARRAYS = ("SharedArray", "empty", "empty_like", "full", "share", "zeros", "zeros
 
 
 def __getattr__(name: str) -> object:
-    if name not in ARRAYS:
+    if name in ARRAYS:
+        module = _mdl.arrays(name)
+    elif name == "attach":  # loaded when it is asked for, as most programs do not
+        module = _mdl.names(name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    made = globals()[name] = getattr(_mdl.arrays(name), name)
+    made = globals()[name] = getattr(module, name)
     return made
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *ARRAYS]
+    return [*globals(), *ARRAYS, "attach"]

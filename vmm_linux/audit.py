@@ -7,6 +7,9 @@ number in the process), ``method``, ``arguments`` (numbers, no contents), ``deci
 user, group; a user or group that this process's user namespace does not map is unknown, ``null``).
 With ``failure="continue"`` a call is one line, ``"event":"end"``; with ``"deny"``, the default,
 another line with ``"event":"begin"`` is written before the call runs.
+
+Lines of a broker (``vmm-linux broker --audit``) are its operations, with the names of buffers among
+their arguments, and with the client as ``peer``.
 """
 
 import logging  # noqa: F401  an Audit needs it, and may be made where imports are forbidden

@@ -27,6 +27,7 @@ from vmm_linux.flags import Rights, Seal, VmmFlags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Sequence
     from types import ModuleType
     from typing import Any, Literal, Self, SupportsIndex, TypeVar
@@ -518,6 +519,32 @@ class Mdl(Exporter, _span.ByteAccess):
                 completed=problem.completed,
             ) from problem
 
+    def publish_as(
+        self,
+        name: str,
+        *,
+        lifetime: str = "connection",
+        rights: SupportsIndex | None = None,
+        broker: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Put the buffer under a name, by which any program opens it: ``vmm_linux.attach``.
+
+        Args:
+            name: 1 to 255 bytes in UTF-8, without NUL and '/'.
+            lifetime: how long the name lives, unless it is unlinked: ``"connection"``, as long as
+                this process; ``"family"``, as long as a process of this program does that
+                ``multiprocessing`` knows; or ``"kept"``.
+            rights: ``Rights`` that the name allows at most, or None for all that this handle has.
+            broker: path of a broker's socket; None for ``VMM_LINUX_BROKER``, or this user's own.
+
+        Errors:
+            ALREADY_EXISTS: the name is taken.
+            NO_CAPABILITY: the handle lacks TRANSFER, or some of ``rights``.
+            QUOTA_EXCEEDED: the broker's limits.
+            Others as of ``vmm_linux.attach``.
+        """
+        names("publish_as").client_of(broker).publish(self, name, lifetime=lifetime, rights=rights)
+
     def fileno(self) -> int:
         """A descriptor of the buffer's memory, for ``Popen(pass_fds=...)``.
 
@@ -604,6 +631,11 @@ def arrays(method: str) -> ModuleType:
         raise Unimplemented(
             method, "NumPy is not installed: pip install 'vmm-linux[numpy]'"
         ) from problem
+
+
+def names(method: str) -> ModuleType:
+    """The module of names, which is loaded when it is first used."""
+    return imports.needed(method, "vmm_linux.names")
 
 
 def _reduce(mdl: Mdl) -> tuple[Any, ...]:

@@ -41,6 +41,7 @@ def test_every_command_has_help_of_its_own(name: str) -> None:
     [
         ("cli", "vmm-linux [-h]"),
         ("demo", "vmm-linux demo [-h]"),
+        ("broker", "vmm-linux broker [-h]"),
         ("doctor", "vmm-linux doctor [-h]"),
         ("experiments", "vmm-linux experiment [-h]"),
     ],
@@ -130,6 +131,7 @@ ARGUMENTS = {
     "diff": ["before.json", "after.json"],
     "experiment": ["run", "decommit", "--quick"],
     "audit": ["trace", "1", "audit.jsonl"],
+    "broker": ["--socket", "broker.socket"],
 }
 
 

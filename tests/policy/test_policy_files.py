@@ -301,6 +301,9 @@ def test_a_vmm_that_names_no_policy_has_the_environments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VMM_LINUX_POLICY", str(write_policy(tmp_path, 'default = "deny"')))
+    from vmm_linux._default_vmm import DEFAULT
+
+    made_before = DEFAULT.pop("vmm", None)
     bare = VMM.__new__(VMM)
     with VMM() as vmm, VMM(policy=Policy()) as own:
         for each in (vmm, bare):
@@ -310,9 +313,9 @@ def test_a_vmm_that_names_no_policy_has_the_environments(
         with pytest.raises(SecurityDisallow):
             Mdl.from_bytes(b"x").close()
     bare.close()
-    from vmm_linux._default_vmm import DEFAULT
-
     DEFAULT.pop("vmm").close()
+    if made_before is not None:
+        DEFAULT["vmm"] = made_before
 
 
 def test_a_file_of_the_environment_that_is_no_policy_leaves_no_vmm(

@@ -29,10 +29,11 @@ LAYERS = {
     "memory": "_core.memory",
     "endpoint": "_core.endpoint audit endpoint policy",
     "comfort": "_array_layout _default_vmm _file_copies _mappings _parts _pickling _sharer _span "
-    "aio event mdl region shared_array vmm",
+    "aio event mdl names region shared_array vmm",
     "package": "__init__",
     "inspect": "_core.inspect _core.mapping_dict _core.page_runs inspect",
     "shared by tools": "_tools",
+    "broker": "broker",
     "doctor": "doctor",
     "demo": "demo",
     "command line": "cli",

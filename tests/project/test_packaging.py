@@ -98,7 +98,7 @@ def test_a_wheel_has_the_package_its_stubs_and_its_modules_and_nothing_else(
     with zipfile.ZipFile(packages.wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = archive.read("vmm_linux-0.1.0.dist-info/METADATA").decode()
-    kinds = {".html", ".py", ".pyi", ".typed"}
+    kinds = {".html", ".py", ".pyi", ".service", ".socket", ".typed"}
     sources = {path for path in (ROOT / "vmm_linux").rglob("*") if path.suffix in kinds}
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     assert packed == {

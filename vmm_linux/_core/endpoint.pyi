@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum
 from logging import Logger
 from types import TracebackType
@@ -107,6 +107,7 @@ class Record:
         pid, thread: who called, by the kernel's numbers.
         method: its Python name.
         arguments: by name, as numbers; of data and ranges how many. None where they were none.
+            Names of buffers, which only a broker's operations have, are text.
         decision: ``"allow"`` or ``"deny"``; None where it did not come to one.
         rule: which rule of the policy decided, None without a policy.
         rc: how it ended, a ``Retcode``; None of what raised something else, or still runs.
@@ -190,6 +191,32 @@ class Audit:
     def file(self) -> str | None: ...
     @property
     def failure(self) -> str: ...
+    def _begin(
+        self,
+        method: str,
+        arguments: dict[str, int | str],
+        peer: tuple[int, int | None, int | None] | None,
+    ) -> Record:
+        """Begin the record of an operation of a tool's own: a ``Record`` for ``_end``.
+
+        Args:
+            method: the operation.
+            arguments: numbers and texts by name.
+            peer: ``(pid, uid, gid)`` of who asked for it, or None.
+
+        Errors:
+            SECURITY_DISALLOW: it cannot be written down, and ``failure`` is ``"deny"``.
+        """
+    def _end(
+        self,
+        record: Record,
+        rc: Retcode | None,
+        error: str | None,
+        decision: str | None,
+        rule: str | None,
+        sid: int | None,
+    ) -> None:
+        """Write down how an operation ended: its ``Retcode``, its error in words, the decision."""
     def history(self) -> tuple[Record, ...]:
         """The last records, the oldest first: a tuple."""
 
@@ -198,6 +225,28 @@ class RuleTable:
     """What a ``Policy`` is at its core. Compiled once, and never changed."""
     # So that subclasses may take what arguments they like.
     def __new__(cls, *arguments: object, **keywords: object) -> Self: ...
+    def _decide(
+        self,
+        call: int,
+        size: int,
+        rights: int,
+        seals: int,
+        peer: tuple[int | None, int | None],
+        passed: Container[int],
+    ) -> tuple[bool, str]:
+        """Decide about a call of a tool's own, whose numbers are the tool's too.
+
+        Args:
+            call: its number, as in ``_compile``.
+            size: bytes of the call.
+            rights: that it gives.
+            seals: that it puts on.
+            peer: ``(uid, gid)``, each None where it is unknown.
+            passed: numbers of rules that are passed over.
+
+        Returns:
+            Whether it is allowed, and the name of the rule that says so.
+        """
     @property
     def ask(self) -> Callable[..., object] | None: ...
     @property

@@ -49,6 +49,12 @@ RESOURCES: dict[str, int]
 def resource_limit(resource: int) -> int:
     """``getrlimit(2)``: the soft limit, 2**64 - 1 where there is none."""
 
+def prctl(option: int, argument: int, second: int = 0) -> int:
+    """``prctl(2)`` with two arguments: its result, or -errno."""
+
+def drop_capabilities() -> int:
+    """``capset(2)`` of no capability at all, in no set: 0, or -errno."""
+
 def fork_generation() -> int:
     """How many forks lie between the first process that imported this module and this one."""
 

@@ -35,6 +35,8 @@ COMMANDS = {
     "experiment": Command(
         "vmm_linux.experiments._framework.command", "experiments on how this machine treats memory"
     ),
+    "broker": Command("vmm_linux.broker.command", "keeps buffers by name, for several users"),
+    "names": Command("vmm_linux.cli.names", "the names that a broker has"),
     "audit": Command("vmm_linux.cli.audit", "a buffer's way through processes"),
     "doctor": Command("vmm_linux.doctor", "what this kernel and these limits give, and advice"),
 }

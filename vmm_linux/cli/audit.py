@@ -28,8 +28,15 @@ WORDS: Final = {
     "recv_handle": "received from {peer}",
     "handle_fileno": "left as {fd}",
     "handle_from_fd": "came as a descriptor",
+    "create": "created as {name} for {peer}",
+    "publish": "published as {name} by {peer}",
+    "open": "opened as {name} by {peer}",
+    "clone": "cloned from {name} by {peer}",
+    "seal": "sealed {seals} as {name} by {peer}",
+    "ticket": "held for a ticket of {peer}",
+    "redeem": "ticket redeemed by {peer}",
 }
-"""The effect of each method on a buffer."""
+"""The effect of each method, and of each operation of a broker, on a buffer."""
 BILLION: Final = 1_000_000_000
 
 
@@ -120,7 +127,14 @@ def what_of(entry: AuditLine, sid: int) -> str:
         rights=names(Rights, arguments.get("rights")),
         fd="a descriptor" if record["result"] is None else f"descriptor {record['result']}",
         peer=peer_of(record["peer"]),
+        name=name_of(record),
     )
+
+
+def name_of(record: dict[str, Any]) -> str:
+    """The name that a broker's operation is about."""
+    name = (record["arguments"] or {}).get("name")
+    return printable(name) if isinstance(name, str) else "an unknown name"
 
 
 def peer_of(peer: list[int | None] | None) -> str:

@@ -13,7 +13,7 @@ replaces functions of this package, or takes a buffer's descriptor out of ``/pro
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from vmm_linux._core.endpoint import Question, RuleTable
 from vmm_linux._core.values import exact_text, quoted, shown
@@ -126,45 +126,60 @@ class Policy(RuleTable):
                 file, line and reason.
             OSError: it cannot be read.
         """
-        try:
-            file = str.__str__(os.fsdecode(path))
-        except Exception as problem:
-            raise PolicyError(f"{shown(path)} is no path") from problem
-        data = contents_of(file)
-        try:
-            text, table = toml_lines.parse(data)
-        except toml_lines.SyntaxProblem as problem:
-            raise PolicyError(problem.reason, file, problem.line) from None
         made = cls.__new__(cls)
-        try:
-            made._take_table(table)  # noqa: SLF001
-        except FlawError as flaw:
-            line = toml_lines.line_of(text, flaw.path)
-            raise PolicyError(flaw.reason, file, line) from None
+        read_file(path, made._take_table)  # noqa: SLF001
         return made
 
     def _take_table(self, table: Mapping[str, object]) -> None:
         """Compile the contents of a file."""
-        for key in table:
-            if key not in TOP_KEYS:
-                raise FlawError(f"unknown key {quoted(key)}{suggestion(key, TOP_KEYS)}", key)
-        listed = table.get("rule", [])
-        if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-            raise FlawError("rule is no list of tables; write [[rule]]", "rule")
-        rules = []
-        for number, each in enumerate(listed):
-            for key in each:
-                if key not in KEYS:
-                    raise FlawError(
-                        f"unknown key {quoted(key)}{suggestion(key, KEYS)}", "rule", number, key
-                    )
-            rules.append(Rule(**each))
+        check_keys(table, TOP_KEYS)
+        rules = [Rule(**each) for each in rules_in(table, KEYS)]
         ready = names_in(table.get("ready", []), "ready")
         self._take(
             rules, table.get("default", "allow"), list(ready), None, table.get("audit_failure")
         )
         if "default" not in table:
             raise FlawError("default is missing: 'allow' or 'deny'", "default")
+
+
+def read_file(path: str | os.PathLike[str], take: Callable[[Mapping[str, object]], None]) -> None:
+    """Have ``take`` compile the contents of a TOML file.
+
+    Errors:
+        INVALID_ARGUMENT (``PolicyError``): it does not parse, or ``take`` finds a flaw in it.
+        OSError: it cannot be read.
+    """
+    try:
+        file = str.__str__(os.fsdecode(path))
+    except Exception as problem:
+        raise PolicyError(f"{shown(path)} is no path") from problem
+    data = contents_of(file)
+    try:
+        text, table = toml_lines.parse(data)
+    except toml_lines.SyntaxProblem as problem:
+        raise PolicyError(problem.reason, file, problem.line) from None
+    try:
+        take(table)
+    except FlawError as flaw:
+        line = toml_lines.line_of(text, flaw.path)
+        raise PolicyError(flaw.reason, file, line) from None
+
+
+def check_keys(table: Mapping[str, object], known: Sequence[str], *path: str | int) -> None:
+    """Refuse a key of a table that is unknown."""
+    for key in table:
+        if key not in known:
+            raise FlawError(f"unknown key {quoted(key)}{suggestion(key, known)}", *path, key)
+
+
+def rules_in(table: Mapping[str, object], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The tables of the rules in a file, which have known keys."""
+    listed = table.get("rule", [])
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise FlawError("rule is no list of tables; write [[rule]]", "rule")
+    for number, each in enumerate(listed):
+        check_keys(each, keys, "rule", number)
+    return listed
 
 
 def contents_of(path: str) -> bytes:

@@ -1,6 +1,6 @@
 """Compiles rules into numbers for the core, and checks them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import IntFlag
@@ -62,9 +62,9 @@ class Compiled:
     methods: tuple[str, ...]
     condition: Condition
 
-    def as_numbers(self) -> tuple[Any, ...]:
-        """The form that ``RuleTable`` takes."""
-        return [ORDER[name] for name in self.methods], self.allows, self.number, *self.condition
+    def as_numbers(self, order: Mapping[str, int] = ORDER) -> tuple[Any, ...]:
+        """The form that ``RuleTable`` takes; ``order`` has the methods' numbers."""
+        return [order[name] for name in self.methods], self.allows, self.number, *self.condition
 
 
 def compiled_ready(ready: tuple[str, ...]) -> list[Compiled]:
@@ -82,8 +82,10 @@ def compiled_ready(ready: tuple[str, ...]) -> list[Compiled]:
     return compiled
 
 
-def compile_rule(rule: object, number: int, before: int) -> Compiled:
-    """A rule of the user, counted from 0, in numbers."""
+def compile_rule(
+    rule: object, number: int, before: int, decided: Mapping[str, Method] = DECIDED
+) -> Compiled:
+    """A rule of the user, counted from 0, in numbers; ``decided`` are the methods there are."""
     if not is_a(rule, Rule):
         raise FlawError(f"{shown(rule)} is no Rule", "rule", number)
     rule = plain_rule(rule, "rule", number)
@@ -92,7 +94,7 @@ def compile_rule(rule: object, number: int, before: int) -> Compiled:
         name = f"rule {number + 1}"
     elif not is_text(name):
         raise FlawError("name is no printable text", "rule", number, "name")
-    return Compiled(before + number, name, *parts_of(rule, "rule", number))
+    return Compiled(before + number, name, *parts_of(rule, "rule", number, decided=decided))
 
 
 def plain_rule(rule: Rule, *path: str | int) -> Rule:
@@ -132,7 +134,9 @@ def members(name: str, values: object) -> list[object]:
         raise FlawError(f"{name} is {shown(values)}, which nothing is in", name) from problem
 
 
-def parts_of(rule: Rule, *path: str | int) -> tuple[bool, tuple[str, ...], Condition]:
+def parts_of(
+    rule: Rule, *path: str | int, decided: Mapping[str, Method] = DECIDED
+) -> tuple[bool, tuple[str, ...], Condition]:
     """Whether a rule allows, its methods, and its conditions."""
     answers = [answer for answer in ANSWERS if getattr(rule, answer) is not None]
     if len(answers) != 1:
@@ -145,14 +149,16 @@ def parts_of(rule: Rule, *path: str | int) -> tuple[bool, tuple[str, ...], Condi
         sizes_of(rule, *path),
         peer_of(rule, *path),
     )
-    return answer == "allow", methods_of(rule, answer, condition, *path), condition
+    return answer == "allow", methods_of(rule, answer, condition, decided, *path), condition
 
 
-def methods_of(rule: Rule, answer: str, condition: Condition, *path: str | int) -> tuple[str, ...]:
+def methods_of(
+    rule: Rule, answer: str, condition: Condition, decided: Mapping[str, Method], *path: str | int
+) -> tuple[str, ...]:
     """The methods of a rule, which all have the properties in its conditions."""
     named = getattr(rule, answer)
     if type(named) is str and named == EVERY:
-        methods = tuple(name for name in DECIDED if lack_of(rule, condition, DECIDED[name]) is None)
+        methods = tuple(name for name in decided if lack_of(rule, condition, decided[name]) is None)
         if not methods:
             raise FlawError("no method has all that this rule asks about", *path)
         return methods
@@ -162,10 +168,10 @@ def methods_of(rule: Rule, answer: str, condition: Condition, *path: str | int) 
     for name in names:
         if name == "close":
             raise FlawError("close cannot be decided about: it only gives back", *path, answer)
-        if name not in DECIDED:
-            close = suggestion(name, DECIDED)
+        if name not in decided:
+            close = suggestion(name, decided)
             raise FlawError(f"unknown method {quoted(name)}{close}", *path, answer)
-        lack = lack_of(rule, condition, DECIDED[name])
+        lack = lack_of(rule, condition, decided[name])
         if lack is not None:
             raise FlawError(f"the rule can never match: {name} {lack[0]}", *path, lack[1])
     return names

@@ -41,6 +41,7 @@ cdef class Record:
         pid, thread: who called, by the kernel's numbers.
         method: its Python name.
         arguments: by name, as numbers; of data and ranges how many. None where they were none.
+            Names of buffers, which only a broker's operations have, are text.
         decision: ``"allow"`` or ``"deny"``; None where it did not come to one.
         rule: which rule of the policy decided, None without a policy.
         rc: how it ended, a ``Retcode``; None of what raised something else, or still runs.
@@ -113,11 +114,13 @@ def restore_audit_record(uint64_t call, int64_t time, int64_t duration, long pid
     """A new record with what ``Record.__reduce__`` says of one."""
     cdef Record made = Record.__new__(Record)
     for name, value in (arguments or {}).items():
-        if not isinstance(name, str) or not is_number(value):
+        if not isinstance(name, str) or not (is_number(value) or isinstance(value, str)):
             raise InvalidArgument("unpickle", "no audit record: its arguments are not numbers")
     if not (is_number(result) and is_number(sid) and is_number(origin_sid)):
         raise InvalidArgument("unpickle", "no audit record: result or sid is no number")
-    if peer is not None and (len(peer) != 3 or not all(isinstance(each, int) for each in peer)):
+    if peer is not None and not (
+            len(peer) == 3 and isinstance(peer[0], int) and is_number(peer[1])
+            and is_number(peer[2])):
         raise InvalidArgument("unpickle", "no audit record: peer is not (pid, uid, gid)")
     made.call, made.time, made.duration, made.pid, made.thread = call, time, duration, pid, thread
     made.method, made.decision, made.rule, made.error = method, decision, rule, error
@@ -338,6 +341,31 @@ cdef class Audit:
                 return tuple(self.ring)
             except RuntimeError:  # another thread made a call meanwhile
                 continue
+
+    def _begin(self, str method not None, dict arguments not None, tuple peer):
+        """Begin the record of an operation of a tool's own: a ``Record`` for ``_end``.
+
+        Args:
+            method: the operation.
+            arguments: numbers and texts by name.
+            peer: ``(pid, uid, gid)`` of who asked for it, or None.
+
+        Errors:
+            SECURITY_DISALLOW: it cannot be written down, and ``failure`` is ``"deny"``.
+        """
+        cdef Record record = self.begin(method)
+        record.numbers = arguments
+        record.peer = peer
+        if self.writes_first(None):
+            self.write_before(record)
+        return record
+
+    def _end(self, Record record not None, rc, str error, str decision, str rule, sid):
+        """Write down how an operation ended: its ``Retcode``, its error in words, the decision."""
+        record.rc, record.error = rc, error
+        record.decision, record.rule = decision, rule
+        record.sid = sid
+        self.end(record)
 
     # ---- a call -------------------------------------------------------------------------------
 

@@ -64,6 +64,37 @@ cdef class RuleTable:
         """What a rule is called."""
         return <str>self.names[number]
 
+    def _decide(self, int call, uint64_t size, uint64_t rights, uint64_t seals, peer, passed):
+        """Decide about a call of a tool's own, whose numbers are the tool's too.
+
+        Args:
+            call: its number, as in ``_compile``.
+            size: bytes of the call.
+            rights: that it gives.
+            seals: that it puts on.
+            peer: ``(uid, gid)``, each None where it is unknown.
+            passed: numbers of rules that are passed over.
+
+        Returns:
+            Whether it is allowed, and the name of the rule that says so.
+        """
+        cdef Facts facts
+        cdef Rule *rule
+        cdef size_t place
+        uid, gid = peer
+        facts.flags = 0
+        facts.size, facts.rights, facts.seals = size, rights, seals
+        facts.pid = -1
+        facts.uid = -1 if uid is None else uid
+        facts.gid = -1 if gid is None else gid
+        if not 0 <= call < <int>METHOD_COUNT:
+            raise ValueError(f"call {call}")
+        for place in range(self.rules[call].size()):
+            rule = &self.rules[call][place]
+            if matches(rule, &facts) and not (passed and rule.number in passed):
+                return rule.allows, self.name_of_rule(rule.number)
+        return self.allows_otherwise, "default"
+
     def _compile(self, rules, tuple names not None, bint allows_otherwise, ask, uint32_t forbidden,
                  audit_failure):
         """Take the rules: tuples ``(calls, allows, number, flags, rights, seals, sizes, peers)``.

@@ -39,6 +39,24 @@ cdef extern from *:
     int PR_SET_VMA
     unsigned long PR_SET_VMA_ANON_NAME
 
+cdef extern from *:
+    """
+    #include <linux/capability.h>
+    #include <string.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    /* capset(2) of the calling thread. */
+    static int vmm_drop_capabilities(void)
+    {
+        struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+        struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3];
+        memset(none, 0, sizeof none);
+        return (int)syscall(SYS_capset, &head, none);
+    }
+    """
+    int c_drop_capabilities "vmm_drop_capabilities"()
+
 cdef extern from "<sys/resource.h>" nogil:
     int RLIMIT_AS, RLIMIT_DATA
 
@@ -162,6 +180,17 @@ cdef int name_memory(uintptr_t address, size_t length, const char *name) noexcep
     """``prctl(2)`` with PR_SET_VMA_ANON_NAME: what maps calls private anonymous memory."""
     return <int>result_of(c_prctl(
         PR_SET_VMA, PR_SET_VMA_ANON_NAME, <unsigned long>address, <unsigned long>length, name))
+
+
+def prctl(int option, unsigned long argument, unsigned long second=0):
+    """``prctl(2)`` with two arguments: its result, or -errno."""
+    return result_of(c_prctl(option, argument, second, 0, 0))
+
+
+def drop_capabilities():
+    """``capset(2)`` of no capability at all, in no set: 0, or -errno."""
+    return result_of(c_drop_capabilities())
+
 
 cdef int memfd_create(const char *name, unsigned int flags) noexcept nogil:
     """``memfd_create(2)``: a descriptor."""
