@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,10 +29,12 @@ def many_regions() -> None:
     count = 100_000
     choose = random.Random(4)  # noqa: S311
     before = kernel.mapping_count()
+    # The kernel fills the holes between libraries first, of which it leaves more or less.
+    holes = sum(one.end < next_one.start for one, next_one in pairwise(kernel.maps()))
     with VMM() as vmm:
         bases = [vmm.allocate(0, 2 * PAGE, RESERVE | RW) for _ in range(count)]
         assert len(set(bases)) == count
-        assert kernel.mapping_count() - before < 10, "neighbours did not merge"
+        assert kernel.mapping_count() - before <= holes, "neighbours did not merge"
         for base in bases:
             info = vmm.query(base + PAGE, smaps=False)
             assert (info.state, info.base, info.size) == (PageState.RESERVED, base, 2 * PAGE)
