@@ -135,15 +135,24 @@ def wait_for_lock(fd: int, path: str) -> None:
 
 
 def listens(path: str) -> bool:
-    """Whether anybody listens at a socket."""
+    """Whether anybody listens at a socket.
+
+    Errors:
+        CannotTryError: that cannot be found out, or it is a socket of another kind.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.setblocking(False)
         try:
             sock.connect(path)
         except BlockingIOError:  # it has many to accept
             return True
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError as problem:
+            # Such as EPROTOTYPE: another program listens there, and would lose its socket.
+            raise CannotTryError(
+                f"{escaped(path)} is in use, or not to be asked: {problem.strerror}"
+            ) from None
         return True
 
 
