@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from brokers import Peer, wait_until_ready
+from children import ROOT
 from vmm_linux._tools.commands import CannotTryError
 from vmm_linux.broker.command import Binding
+from vmm_linux.names.protocol import Operation, request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,3 +35,40 @@ def test_a_socket_of_another_kind_that_is_listened_at_is_not_removed(tmp_path: P
     binding.listener.close()
     binding.remove()
     os.close(binding.lock)
+
+
+@pytest.mark.parametrize("fate", ["full", "closed"])
+def test_a_standard_error_that_takes_nothing_does_not_stop_it(tmp_path: Path, fate: str) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "policy.toml").write_text('default = "allow"\n')
+    reading, writing = os.pipe()
+    room = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        ready.bind(f"{tmp_path}/ready")
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vmm_linux.broker", "--die-with-parent"),
+                *("--socket", f"{tmp_path}/socket", "--policy", f"{tmp_path}/policy.toml"),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "NOTIFY_SOCKET": f"{tmp_path}/ready"},
+            stderr=writing,
+            text=True,
+        )
+        try:
+            wait_until_ready(ready, process)
+            if fate == "full":
+                os.write(writing, bytes(room))
+            else:
+                os.close(reading)
+            process.send_signal(signal.SIGHUP)
+            with Peer(f"{tmp_path}/socket") as peer:
+                for number in range(20):
+                    assert peer.ask(request(Operation.SYNC, offset=number)).number == number
+            assert process.poll() is None
+        finally:
+            process.kill()
+            process.wait()
+            os.close(writing)
+            if fate == "full":
+                os.close(reading)

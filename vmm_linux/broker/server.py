@@ -54,6 +54,7 @@ MOST_NOTICES: Final = 64
 RETRY: Final = (0.01, 0.5)
 """Seconds between attempts to send what the bounds of descriptors on their way hold back: the
 first, and the longest."""
+STANDARD_ERROR: Final = 2
 CREDENTIALS: Final = struct.Struct("iII")
 # A broker stays in its user namespace, so that what a number means does not change.
 user = functools.lru_cache(1024)(known_uid)
@@ -237,10 +238,16 @@ class Server:
 
     @staticmethod
     def say(text: str) -> None:
-        """Tell whoever started this, if there is a standard error."""
-        if sys.stderr is not None:
-            sys.stderr.write(f"vmm-linux broker: {text}\n")
-            sys.stderr.flush()
+        """Tell whoever started this, if there is a standard error that takes it at once."""
+        if sys.stderr is None:
+            return
+        poll = select.poll()
+        poll.register(STANDARD_ERROR, select.POLLOUT)
+        # A pipe that is ready takes this much without waiting; one that nobody reads is an error.
+        data = f"vmm-linux broker: {text}\n".encode(errors="replace")[-select.PIPE_BUF :]
+        with contextlib.suppress(OSError):
+            if poll.poll(0):
+                os.write(STANDARD_ERROR, data)
 
     # ---- connections --------------------------------------------------------------------------
 
