@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from brokers import Peer, wait_until_ready
+from brokers import Peer, own_runtime, wait_until_ready
 from children import ROOT
 from vmm_linux._tools.commands import CannotTryError
-from vmm_linux.broker.command import Binding
+from vmm_linux.broker.command import Binding, say_ready
+from vmm_linux.names import Client
 from vmm_linux.names.protocol import Operation, request
 
 if TYPE_CHECKING:
@@ -72,3 +73,24 @@ def test_a_standard_error_that_takes_nothing_does_not_stop_it(tmp_path: Path, fa
             os.close(writing)
             if fate == "full":
                 os.close(reading)
+
+
+def test_the_first_client_passes_on_nothing_of_what_systemd_told_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, own_runtime(tmp_path):
+        manager.bind(f"{tmp_path}/notify")
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/notify")
+        with Client() as client:
+            assert client.names() == []
+        with pytest.raises(BlockingIOError):
+            manager.recv(64)
+
+
+def test_a_manager_that_is_not_there_does_not_keep_a_broker_from_serving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/nothing")
+    say_ready()
+    assert "NOTIFY_SOCKET" not in os.environ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import gc
 import os
@@ -209,7 +210,11 @@ def say_ready() -> None:
     """
     path = os.environ.pop("NOTIFY_SOCKET", "")
     if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+            contextlib.suppress(OSError),  # it is for whoever waits, and no reason not to serve
+        ):
+            sock.setblocking(False)
             sock.sendto(b"READY=1", path.replace("@", "\0", 1) if path[0] == "@" else path)
 
 

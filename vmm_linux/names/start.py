@@ -20,7 +20,7 @@ CODE: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from vmm_linux.broker.command import on_demand; sys.exit(on_demand(sys.argv[2]))"
 )
-DROPPED: Final = ("VMM_LINUX_", "PYTHON")
+DROPPED: Final = ("VMM_LINUX_", "PYTHON", "NOTIFY_SOCKET", "LISTEN_")
 """Beginnings of environment variables that are the client's alone."""
 LONGEST_REASON: Final = 4096
 
