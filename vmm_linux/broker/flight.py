@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import termios
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 SIOCOUTQ: Final = termios.TIOCOUTQ
 NOTHING: Final = bytes(4)
 """The number 0, as ioctl(2) writes it."""
+PAUSE: Final = 0.02
+"""Seconds between looks at all that is on its way: each costs a system call for each buffer."""
 
 
 def all_is_read(fd: int) -> bool:
@@ -39,6 +42,8 @@ class Flight:
         self.most = most
         self.each = each
         self.in_all = 0
+        self.looked = -PAUSE
+        """When all that is on its way was last looked at."""
         self.counts: dict[int | None, int] = {}
         self.users: dict[int | None, dict[int, Connection]] = {}
 
@@ -60,9 +65,16 @@ class Flight:
                 del self.users[connection.uid], self.counts[connection.uid]
 
     def has_room(self, connection: Connection, count: int) -> bool:
-        """Whether a buffer of so many descriptors may leave. One of a user always may."""
+        """Whether a buffer of so many descriptors may leave. One of a user always may.
+
+        What landed since the last look may still count, for a moment.
+        """
         if self._fits(connection, count):
             return True
+        now = time.monotonic()
+        if now - self.looked < PAUSE:
+            return False
+        self.looked = now
         for mine in list(self.users.values()):
             for other in list(mine.values()):
                 self.lands(other)

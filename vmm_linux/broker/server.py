@@ -113,6 +113,7 @@ class Server:
         self.ending = False
         self.swept = self.used = time.monotonic()
         self.retry = RETRY[0]
+        self.retry_at = 0.0
         self.idle = IDLE
         self.take_policy(policy)
         self.requests = Requests(self)
@@ -157,7 +158,7 @@ class Server:
     def timeout(self) -> float | None:
         """Seconds until something is due."""
         if self.held_back:
-            return self.retry
+            return max(0.0, self.retry_at - time.monotonic())
         if self.connections or self.leaving or self.desk.tickets.waiting or self.on_demand:
             return 1.0
         return None
@@ -171,7 +172,7 @@ class Server:
             elif fd in self.others:
                 self.others[fd]()
         now = time.monotonic()
-        if self.held_back:
+        if self.held_back and now >= self.retry_at:
             self.retry_held_back()
         if now - self.swept >= 1.0:
             self.swept = now
@@ -437,11 +438,16 @@ class Server:
     def retry_held_back(self) -> None:
         """Try again to send what the bounds of descriptors on their way hold back."""
         before = len(self.held_back)
+        full: set[int | None] = set()
+        """Users one of whose buffers still has no room: their others are not tried."""
         for connection in list(self.held_back):
-            if connection.fd in self.connections:
+            if connection.uid not in full and connection.fd in self.connections:
                 self.flush(connection)
+                if connection in self.held_back:
+                    full.add(connection.uid)
         eased = len(self.held_back) < before
         self.retry = RETRY[0] if eased else min(2 * self.retry, RETRY[1])
+        self.retry_at = time.monotonic() + self.retry
 
     # ---- what takes too long --------------------------------------------------------------------
 
