@@ -6,23 +6,22 @@ import atexit
 import os
 import socket
 import sys
+import time
 from _thread import allocate_lock
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from vmm_linux._core import imports
 from vmm_linux._core.values import is_a
-from vmm_linux._default_vmm import default_vmm
 from vmm_linux.errors import (
     Fail,
     InternalError,
-    Retcode,
     VmmError,
-    error,
 )
 from vmm_linux.flags import Rights, VmmFlags
-from vmm_linux.mdl import Mdl
+from vmm_linux.mdl import Mdl, given_or_default
 from vmm_linux.names import connecting, place, protocol
+from vmm_linux.names.answers import check_kind, error_of, read, read_all
 from vmm_linux.names.arguments import lifetime_of, number_in, path_of
 from vmm_linux.names.connecting import ATTEMPTS, PATIENCE
 from vmm_linux.names.protocol import (
@@ -35,19 +34,19 @@ from vmm_linux.names.protocol import (
     Operation,
     Stat,
     encoded,
-    read_answer,
     request,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import SupportsIndex
 
     from vmm_linux._core.endpoint import VMM
 
 READ_WRITE: Final = VmmFlags.READ | VmmFlags.WRITE
 NO_WRITE: Final = MOST_RIGHTS & ~int(Rights.MAP_WRITE)
-SYNC_BITS: Final = 63
+MOST_NOTICES: Final = 65536
+"""Notices that wait to be asked for; the oldest are dropped."""
 
 
 class Notice(NamedTuple):
@@ -207,7 +206,9 @@ class Client:
     def stat(self, name: str) -> Stat:
         """What the broker says of a name."""
         found = self._plain("stat", request(Operation.STAT, encoded("stat", name)))
-        return next(read_all("stat", found))
+        for each in read_all("stat", found):
+            return each
+        raise InternalError("stat", "the broker's answer: no record")
 
     def names(self) -> list[Stat]:
         """What the broker says of all names that this user may see, in their order."""
@@ -218,7 +219,9 @@ class Client:
             names += read_all("list", found)
             if not found.number or not found.records:
                 return names
-            after = names[-1].name.encode()
+            before, after = after, names[-1].name.encode()
+            if after <= before:  # else this could last for ever
+                raise InternalError("list", "the broker's answer: names out of order")
 
     def notices(self) -> list[Notice]:
         """What the broker said unasked since this was last called, the oldest first."""
@@ -252,8 +255,7 @@ class Client:
 
     def _buffer(self, method: str, message: bytes, vmm: VMM | None, ending: int = 0) -> Mdl:
         """The buffer that the broker answers with."""
-        if vmm is None:
-            vmm = default_vmm()
+        vmm = given_or_default(method, vmm)
         return Mdl._made(vmm, self._ask, method, message, ending, vmm, None)  # noqa: SLF001
 
     def _plain(
@@ -321,6 +323,7 @@ class Client:
             if then is not None:
                 then(sock)
             found = self._receive(method, sock, vmm)
+            check_kind(found, vmm is not None)
         except VmmError:  # some are OSErrors too
             raise
         except BlockingIOError:
@@ -333,7 +336,11 @@ class Client:
         return found
 
     def _receive(self, method: str, sock: socket.socket, vmm: VMM | None) -> Any:  # noqa: ANN401
-        """The next answer: a handle, or an ``Answer``. Notices that come first are noted."""
+        """The next answer: a handle, or an ``Answer``. Notices that come first are noted.
+
+        A buffer that was not asked for is None: it is not taken.
+        """
+        deadline = 0.0
         while True:
             if sock.recv(len(HANDLE_MAGIC), socket.MSG_PEEK) == HANDLE_MAGIC:
                 if vmm is not None:
@@ -347,26 +354,35 @@ class Client:
             if found.kind == Kind.ANSWER:
                 return found
             self._note(found)
+            # Each wait has a limit of its own; this is that of all.
+            deadline = deadline or time.monotonic() + PATIENCE
+            if time.monotonic() > deadline:
+                raise BlockingIOError(method)
 
     def _note(self, found: Answer) -> None:
         """Keep a notice."""
         if found.kind == Kind.REVOKED:
+            if len(self._notices) >= MOST_NOTICES:
+                del self._notices[: MOST_NOTICES // 2]
             self._notices.append(Notice(found.data.decode(errors="replace")))
 
     def _synchronize(self, method: str, sock: socket.socket) -> None:
         """Drop answers that an interrupted call left behind, or that it is still owed."""
         number = int.from_bytes(os.urandom(8)) >> 1
+        deadline = time.monotonic() + PATIENCE
         try:
             sock.send(request(Operation.SYNC, offset=number), socket.MSG_NOSIGNAL)
-            while True:
+            while time.monotonic() < deadline:
                 found = self._receive(method, sock, None)
                 if found is not None and found.number == number:
                     break
+            else:
+                raise unanswered(method, self.broker)
+        except VmmError:
+            raise
         except BlockingIOError:
             raise unanswered(method, self.broker) from None
-        except OSError as problem:
-            raise LostError from problem
-        except EOFError as problem:
+        except (EOFError, OSError) as problem:
             raise LostError from problem
         self._unsure = False
 
@@ -416,35 +432,6 @@ class Client:
         self._begin()
         if sock is not None:
             sock.close()
-
-
-def read(data: bytes) -> Answer:
-    """A message of the broker's.
-
-    Errors:
-        EOFError: it is none, and the connection of no use.
-    """
-    try:
-        return read_answer(data)
-    except protocol.BadMessageError as problem:
-        raise EOFError(str(problem)) from None
-
-
-def read_all(method: str, found: Answer) -> Iterator[Stat]:
-    """What the broker says of names."""
-    try:
-        yield from protocol.read_records(found)
-    except (protocol.BadMessageError, ValueError) as problem:
-        raise InternalError(method, f"the broker's answer: {problem}") from None
-
-
-def error_of(method: str, found: Answer) -> VmmError:
-    """An error that the broker reports."""
-    try:
-        rc = Retcode(found.rc)
-    except ValueError:
-        rc = Retcode.INTERNAL_ERROR
-    return error(rc, method, found.data.decode(errors="replace"), found.errno or None)
 
 
 def unanswered(method: str, broker: str) -> Fail:
