@@ -20,7 +20,7 @@ from children import NOBODY, in_own_process
 from vmm_linux import Mdl
 from vmm_linux.broker.command import Binding
 from vmm_linux.errors import Fail, ResourceNotFound, SecurityDisallow
-from vmm_linux.names import Client, place, start
+from vmm_linux.names import Client, connecting, place, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -246,6 +246,36 @@ def test_a_socket_of_another_user_is_not_connected_to(tmp_path: Path) -> None:
         os.chown(f"{tmp_path}/socket", NOBODY, NOBODY)
         with pytest.raises(SecurityDisallow, match=f"belongs to user {NOBODY}"):
             Client(tmp_path / "socket").names()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
+def test_a_socket_at_which_another_user_listens_is_not_spoken_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(f"{tmp_path}/socket")
+        os.seteuid(NOBODY)
+        try:
+            listener.listen()
+        finally:
+            os.seteuid(0)
+        with pytest.raises(SecurityDisallow, match=f"is where user {NOBODY} listens"):
+            Client(tmp_path / "socket").names()
+
+
+def test_a_broker_that_accepts_nothing_is_an_error_of_this_package(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "PATIENCE", 1)
+    Path(path).parent.mkdir(0o700)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first,
+    ):
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+        with pytest.raises(Fail, match="cannot be reached"):
+            Client().names()
 
 
 def test_an_ending_broker_goes_on_if_a_client_comes_just_then(tmp_path: Path) -> None:

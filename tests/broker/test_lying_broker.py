@@ -86,29 +86,41 @@ OPERATIONS: dict[str, Callable[[Client], object]] = {
 
 @pytest.mark.parametrize("operation", ["stat", "names", "unlink", "clone"])
 def test_a_buffer_in_place_of_an_answer_is_not_taken(tmp_path: Path, operation: str) -> None:
-    with lying(tmp_path, send_buffer) as path, Client(path) as client:
-        with pytest.raises(Fail, match="ended the connection"):
-            OPERATIONS[operation](client)
+    with (
+        lying(tmp_path, send_buffer) as path,
+        Client(path) as client,
+        pytest.raises(Fail, match="ended the connection"),
+    ):
+        OPERATIONS[operation](client)
 
 
 @pytest.mark.parametrize("operation", ["open", "create"])
 def test_an_answer_in_place_of_a_buffer_is_no_buffer(tmp_path: Path, operation: str) -> None:
-    with lying(tmp_path, lambda sock: sock.send(answer())) as path, Client(path) as client:
-        with pytest.raises(Fail, match="ended the connection"):
-            OPERATIONS[operation](client)
+    with (
+        lying(tmp_path, lambda sock: sock.send(answer())) as path,
+        Client(path) as client,
+        pytest.raises(Fail, match="ended the connection"),
+    ):
+        OPERATIONS[operation](client)
 
 
 def test_a_name_without_a_record_is_an_error(tmp_path: Path) -> None:
-    with lying(tmp_path, lambda sock: sock.send(answer())) as path, Client(path) as client:
-        with pytest.raises(InternalError, match="no record"):
-            client.stat("frames")
+    with (
+        lying(tmp_path, lambda sock: sock.send(answer())) as path,
+        Client(path) as client,
+        pytest.raises(InternalError, match="no record"),
+    ):
+        client.stat("frames")
 
 
 def test_a_list_that_does_not_go_on_ends(tmp_path: Path) -> None:
     again = answer(data=RECORD, count=1, number=1)
-    with lying(tmp_path, lambda sock: sock.send(again)) as path, Client(path) as client:
-        with pytest.raises(InternalError, match="out of order"):
-            client.names()
+    with (
+        lying(tmp_path, lambda sock: sock.send(again)) as path,
+        Client(path) as client,
+        pytest.raises(InternalError, match="out of order"),
+    ):
+        client.names()
 
 
 def test_descriptors_with_an_answer_are_not_taken(tmp_path: Path) -> None:
@@ -143,12 +155,19 @@ def test_notices_without_end_are_waited_for_no_longer_than_an_answer(
 def test_whatever_it_answers_is_an_error_of_this_package(
     tmp_path: Path, operation: str, message: bytes
 ) -> None:
-    with lying(tmp_path, lambda sock: sock.send(message)) as path, Client(path) as client:
-        with pytest.raises(VmmError):
-            OPERATIONS[operation](client)
+    with (
+        lying(tmp_path, lambda sock: sock.send(message)) as path,
+        Client(path) as client,
+        pytest.raises(VmmError),
+    ):
+        OPERATIONS[operation](client)
 
 
 def test_a_publication_is_not_done_because_a_buffer_came_back(tmp_path: Path) -> None:
-    with lying(tmp_path, send_buffer) as path, Client(path) as client, Mdl(4096) as mdl:
-        with pytest.raises(Fail):
-            client.publish(mdl, "frames")
+    with (
+        lying(tmp_path, send_buffer) as path,
+        Client(path) as client,
+        Mdl(4096) as mdl,
+        pytest.raises(Fail),
+    ):
+        client.publish(mdl, "frames")

@@ -23,7 +23,7 @@ def to_path(method: str, path: str) -> socket.socket:
     """
     try:
         place.check_socket(path, method)
-        return connect(path)
+        return connect(method, path)
     except VmmError:
         raise
     except OSError as problem:
@@ -43,10 +43,18 @@ def to_own(method: str) -> socket.socket:
     for attempt in range(ATTEMPTS + 1):
         try:
             place.check_private(folder, method)
-            return connect(f"{folder}/{place.SOCKET}")
+            return connect(method, f"{folder}/{place.SOCKET}")
+        except VmmError:
+            raise
         except (FileNotFoundError, ConnectionError):
             if attempt == ATTEMPTS:
                 break
+        except OSError as problem:
+            raise Fail(
+                method,
+                f"the broker of this user in {folder!r} cannot be reached: {problem}",
+                problem.errno,
+            ) from None
         try:
             place.make_private(folder, method)
             start.start(method, folder)
@@ -59,14 +67,20 @@ def to_own(method: str) -> socket.socket:
     raise Fail(method, f"the broker of this user does not stay in {folder!r}")
 
 
-def connect(path: str) -> socket.socket:
-    """A connection to a socket, on which nothing waits for longer than ``PATIENCE``."""
+def connect(method: str, path: str) -> socket.socket:
+    """A connection to a socket, on which nothing waits for longer than ``PATIENCE``.
+
+    Errors:
+        SECURITY_DISALLOW: neither root nor this user listens there, whatever was found before.
+        OSError: nobody does.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         seconds = protocol.TIMEVAL.pack(PATIENCE, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
         sock.connect(path)
+        place.check_listener(sock, path, method)
     except BaseException:
         sock.close()
         raise

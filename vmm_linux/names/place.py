@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import stat
+import struct
 from typing import Final
 
+from vmm_linux._core.credentials import known_uid
 from vmm_linux._core.values import quoted
 from vmm_linux.errors import SecurityDisallow
 
@@ -23,6 +26,7 @@ VARIABLE: Final = "VMM_LINUX_BROKER"
 PRIVATE: Final = 0o077
 """What no other user may have of a private folder."""
 OTHERS_WRITE: Final = 0o022
+CREDENTIALS: Final = struct.Struct("iII")
 
 
 def own_folder() -> str:
@@ -99,6 +103,23 @@ def check_socket(path: str, method: str) -> None:
         raise refusal(method, path, "is no socket")
     if found.st_uid not in {0, os.geteuid()}:
         raise refusal(method, path, f"belongs to user {found.st_uid}")
+
+
+def check_listener(sock: socket.socket, path: str, method: str) -> None:
+    """Whether root or this user listens at the other end of a connection.
+
+    A folder above the socket's, which another user owns, could be exchanged after it was checked.
+
+    Errors:
+        SECURITY_DISALLOW: another user does, or an unknown one.
+    """
+    _, number, _ = CREDENTIALS.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    )
+    uid = known_uid(number)
+    if uid is None or uid not in {0, os.geteuid()}:
+        who = "an unknown user" if uid is None else f"user {uid}"
+        raise refusal(method, path, f"is where {who} listens")
 
 
 def check_folder(folder: str, method: str) -> None:
