@@ -479,3 +479,43 @@ def test_a_user_that_the_brokers_namespace_does_not_map_is_denied(tmp_path: Path
         with Client(broker.path) as client, client.create("frames", 10):
             in_own_process(check_unknown, broker.path, nobody=True)
             assert [each.name for each in client.names()] == ["frames"]
+
+
+def test_tickets_that_are_redeemed_and_not_read_still_count(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('default = "allow"\n[limits.user]\ntickets = 2\n')
+    # With so few descriptors, more peers than the bound of those on their way to a user fit.
+    few = ("prlimit", "--nofile=1024:1024", "--") if shutil.which("prlimit") else ()
+    with (
+        running(tmp_path, "--policy", str(policy), wrapper=few) as broker,
+        Client(broker.path) as client,
+        client.create("frames", 10),
+        VMM() as vmm,
+        contextlib.ExitStack() as stack,
+    ):
+        handle = vmm.mdl_create(4096, 3)
+
+        def ask_for_ticket() -> tuple[Peer, bytes]:
+            peer, secret = stack.enter_context(Peer(broker.path)), os.urandom(protocol.SECRET)
+            digest = protocol.digest_of(secret)
+            peer.send(request(Operation.TICKET, digest, size=4096, offset=60_000))
+            vmm.send_handle(peer.sock, handle)
+            return peer, secret
+
+        unread = [stack.enter_context(Peer(broker.path)) for _ in range(64)]
+        for peer in unread:
+            peer.send(OPEN)
+        client.names()
+        redeeming = []
+        for _ in range(2):
+            peer, secret = ask_for_ticket()
+            assert peer.answer().rc == Retcode.OK
+            peer.send(request(Operation.REDEEM, secret))
+            redeeming.append(peer)
+        if few:
+            assert ask_for_ticket()[0].answer().rc == Retcode.QUOTA_EXCEEDED
+        for peer in unread:
+            peer.sock.close()
+        for peer in redeeming:
+            assert peer.sock.recv(100)[:4] == protocol.HANDLE_MAGIC
+        assert ask_for_ticket()[0].answer().rc == Retcode.OK

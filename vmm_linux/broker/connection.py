@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import socket
 
     from vmm_linux.broker.table import Member
+    from vmm_linux.broker.tickets import Ticket
     from vmm_linux.errors import VmmError
     from vmm_linux.names.protocol import Request
 
@@ -20,8 +21,9 @@ class Parcel(NamedTuple):
     rights: int
     weight: int
     """Descriptors that travel with it."""
-    last: bool = False
-    """Whether the handle is closed when it was sent, or cannot be."""
+    redeemed: Ticket | None = None
+    """The ticket whose handle it is, which is closed when it was sent, or cannot be. Until then it
+    counts as its user's."""
 
 
 class Connection:

@@ -328,9 +328,8 @@ class Server:
 
     def dispose(self, message: bytes | Parcel) -> None:
         """A message was sent, or will not be: close what it alone held."""
-        if isinstance(message, Parcel) and message.last:
-            with contextlib.suppress(VmmError):  # it was closed before
-                self.vmm.handle_close(message.handle)
+        if isinstance(message, Parcel) and message.redeemed is not None:
+            self.desk.handed_out(message.redeemed)
 
     def notify(self, numbers: Iterable[int], message: bytes) -> None:
         """Send a message that nobody asked for to some connections."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -9,7 +10,7 @@ from vmm_linux.broker.connection import Parcel
 from vmm_linux.broker.service import SPARE, check_needed, check_transfer, sid_of, weight_of
 from vmm_linux.broker.table import Figures
 from vmm_linux.broker.tickets import Ticket, Tickets
-from vmm_linux.errors import InvalidArgument, InvalidOperation
+from vmm_linux.errors import InvalidArgument, InvalidOperation, VmmError
 from vmm_linux.names.protocol import SECRET, Operation, answer, digest_of
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ class TicketDesk:
         self.service.note(ticket.item)
         if ticket.keeper is not None:
             return Parcel(ticket.item, rights, ticket.weight)
-        self.tickets.end(ticket, "was redeemed")
-        return Parcel(ticket.item, rights, ticket.weight, last=True)
+        self.tickets.hand_out(ticket, "was redeemed")
+        return Parcel(ticket.item, rights, ticket.weight, redeemed=ticket)
 
     def keep(self, connection: Connection, request: Request) -> bytes:
         """Let a ticket be redeemed as often as wanted, as long as this client is connected."""
@@ -114,3 +115,9 @@ class TicketDesk:
         """End the tickets whose deadline has passed."""
         for ticket in self.tickets.lapse(now):
             self.service.vmm.handle_close(ticket.item)
+
+    def handed_out(self, ticket: Ticket) -> None:
+        """What a redeemed ticket held was sent, or cannot be: close it, and count it no more."""
+        with contextlib.suppress(VmmError):  # it was closed before
+            self.service.vmm.handle_close(ticket.item)
+            self.service.table.refund(ticket.uid, ticket.figures)

@@ -122,9 +122,13 @@ class Tickets:
 
     def end(self, ticket: Ticket, why: str) -> None:
         """A ticket ends; what it holds is the caller's."""
+        self.hand_out(ticket, why)
+        self.table.refund(ticket.uid, ticket.figures)
+
+    def hand_out(self, ticket: Ticket, why: str) -> None:
+        """The same, but what it holds counts until the caller refunds it."""
         del self.waiting[ticket.digest]
         self._let_go(ticket)
-        self.table.refund(ticket.uid, ticket.figures)
         self.ended[ticket.digest] = ticket.uid, why
         if len(self.ended) > REMEMBERED:
             self.ended.popitem(last=False)
