@@ -54,7 +54,9 @@ class Ancestors:
                 self.server.watch(pidfd, functools.partial(self.ended, place))
 
     def ended(self, place: tuple[FamilyKey, int]) -> None:
-        """An ancestor of a client ended."""
+        """An ancestor of a client ended, unless what was ready is one before with its number."""
+        if not has_ended(self.pidfds[place]):
+            return
         self.forget(place)
         self.server.end(self.server.table.ancestor_ended(*place))
 

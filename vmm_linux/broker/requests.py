@@ -8,6 +8,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm_linux.broker.service import failure
+from vmm_linux.broker.standard_error import say
 from vmm_linux.errors import InvalidArgument, Retcode, VmmError
 from vmm_linux.names import protocol
 from vmm_linux.names.protocol import (
@@ -88,7 +89,7 @@ class Requests:
         """A failure as an answer. What no client can cause is reported here, too."""
         error = failure(name_of(request.operation), problem)
         if error.rc == Retcode.INTERNAL_ERROR:
-            self.server.say("".join(traceback.format_exception(problem)))
+            say("".join(traceback.format_exception(problem)))
         return error_answer(error.rc, error.message, error.errno)
 
     def carry_out(self, connection: Connection, request: Request) -> bytes | Parcel:

@@ -15,7 +15,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +26,7 @@ from vmm_linux.broker.family import Ancestors
 from vmm_linux.broker.flight import Flight
 from vmm_linux.broker.requests import Requests
 from vmm_linux.broker.service import Service
+from vmm_linux.broker.standard_error import say
 from vmm_linux.broker.table import Bounds, Table
 from vmm_linux.broker.ticket_desk import TicketDesk
 from vmm_linux.errors import QuotaExceeded, Retcode, VmmError
@@ -54,7 +54,6 @@ MOST_NOTICES: Final = 64
 RETRY: Final = (0.01, 0.5)
 """Seconds between attempts to send what the bounds of descriptors on their way hold back: the
 first, and the longest."""
-STANDARD_ERROR: Final = 2
 CREDENTIALS: Final = struct.Struct("iII")
 # A broker stays in its user namespace, so that what a number means does not change.
 user = functools.lru_cache(1024)(known_uid)
@@ -111,6 +110,8 @@ class Server:
         self.others: dict[int, Callable[[], None]] = {}
         self.next_number = 1
         self.ending = False
+        self.resting = False
+        """Whether nothing is accepted until the next sweep."""
         self.swept = self.used = time.monotonic()
         self.retry = RETRY[0]
         self.retry_at = 0.0
@@ -157,6 +158,8 @@ class Server:
 
     def timeout(self) -> float | None:
         """Seconds until something is due."""
+        if self.resting:
+            return 1.0
         if self.held_back:
             return max(0.0, self.retry_at - time.monotonic())
         if self.connections or self.leaving or self.desk.tickets.waiting or self.on_demand:
@@ -188,7 +191,8 @@ class Server:
         self.listener.close()
         self.wakeup.close()
         self.waker.close()
-        os.close(self.spare)
+        if self.spare >= 0:
+            os.close(self.spare)
         self.epoll.close()
 
     def watch(self, fd: int, action: Callable[[], None]) -> None:
@@ -225,30 +229,17 @@ class Server:
         rc = Retcode.OK
         try:
             self.take_policy(self.reload())
-            self.say("the policy was read again")
+            say("the policy was read again")
         except (VmmError, OSError) as problem:
             rc = problem.rc if isinstance(problem, VmmError) else Retcode.FAIL
             error = str(problem)
-            self.say(f"the policy stays as it was: {one_line(error)}")
+            say(f"the policy stays as it was: {one_line(error)}")
         if self.audit is not None:
             try:
                 record = self.audit._begin("reload", {}, None)  # noqa: SLF001
                 self.audit._end(record, rc, error, None, None, None)  # noqa: SLF001
             except VmmError as problem:
-                self.say(str(problem))
-
-    @staticmethod
-    def say(text: str) -> None:
-        """Tell whoever started this, if there is a standard error that takes it at once."""
-        if sys.stderr is None:
-            return
-        poll = select.poll()
-        poll.register(STANDARD_ERROR, select.POLLOUT)
-        # A pipe that is ready takes this much without waiting; one that nobody reads is an error.
-        data = f"vmm-linux broker: {text}\n".encode(errors="replace")[-select.PIPE_BUF :]
-        with contextlib.suppress(OSError):
-            if poll.poll(0):
-                os.write(STANDARD_ERROR, data)
+                say(str(problem))
 
     # ---- connections --------------------------------------------------------------------------
 
@@ -261,19 +252,31 @@ class Server:
         except OSError as problem:
             if problem.errno in {errno.EMFILE, errno.ENFILE}:
                 self.turn_away()
+            elif problem.errno != errno.ECONNABORTED:
+                self.rest()
             return
-        sock.setblocking(False)
-        self.admit(sock)
+        try:
+            sock.setblocking(False)
+            self.admit(sock)
+        except OSError:  # such as from epoll, of which a user has only so much
+            sock.close()
+            self.rest()
 
     def turn_away(self) -> None:
         """Close the connection that waits: no descriptor is left for it."""
-        os.close(self.spare)
         try:
+            if self.spare >= 0:
+                os.close(self.spare)
+                self.spare = -1
             self.listener.accept()[0].close()
-        except OSError:
-            pass
-        finally:
             self.spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self.rest()
+
+    def rest(self) -> None:
+        """Accept nothing for a while: else the connection that waits would wake this for ever."""
+        self.resting = True
+        self.epoll.modify(self.listener.fileno(), 0)
 
     def admit(self, sock: socket.socket) -> None:
         """Begin with a connection, or say why not."""
@@ -292,8 +295,12 @@ class Server:
             return
         self.next_number += 1
         connection = Connection(sock, peer, member, time.monotonic())
+        try:
+            self.epoll.register(connection.fd, QUIET)
+        except OSError:
+            self.table.disconnect(number)
+            raise
         self.connections[connection.fd] = self.numbers[number] = connection
-        self.epoll.register(connection.fd, QUIET)
 
     def hang_up(self, connection: Connection) -> None:
         """End a connection. One whose last buffer is unread is kept until it is read or closed."""
@@ -346,11 +353,11 @@ class Server:
 
     def serve(self, connection: Connection, events: int) -> None:
         """Something happened on a connection: receive and answer one message."""
-        if connection.queue:
-            if not self.flush(connection) and events & GONE:
-                self.hang_up(connection)
-            return
         try:
+            if connection.queue:
+                if not self.flush(connection) and events & GONE:
+                    self.hang_up(connection)
+                return
             if connection.expected is not None:
                 self.requests.take_published(connection)
                 return
@@ -364,7 +371,7 @@ class Server:
             return
         except Exception as problem:  # noqa: BLE001  one client must not end the others'
             if not isinstance(problem, OSError):
-                self.say("".join(traceback.format_exception(problem)))
+                say("".join(traceback.format_exception(problem)))
             if self.connections.get(connection.fd) is connection:
                 self.hang_up(connection)
 
@@ -452,6 +459,9 @@ class Server:
 
     def sweep(self, now: float) -> None:
         """End what takes too long."""
+        if self.resting:
+            self.resting = False
+            self.epoll.modify(self.listener.fileno(), select.EPOLLIN)
         self.desk.lapse(now)
         for connection in list(self.leaving):
             if self.flight.lands(connection):
