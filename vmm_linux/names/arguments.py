@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from vmm_linux._core.values import describe, index, is_a
+from vmm_linux._core.values import describe, index, is_a, quoted
 from vmm_linux.errors import InvalidArgument
+from vmm_linux.mdl import Mdl
 from vmm_linux.names.protocol import Lifetime
 
 
@@ -29,6 +30,16 @@ def lifetime_of(method: str, name: object) -> Lifetime:
 def path_of(broker: object) -> str:
     """A path as text."""
     try:
-        return str.__str__(os.fsdecode(broker))  # type: ignore[arg-type]
+        path = str.__str__(os.fsdecode(broker))  # type: ignore[arg-type]
     except Exception as problem:
         raise InvalidArgument("Client", f"broker is {describe(broker)}, not a path") from problem
+    if not path or "\0" in path:
+        raise InvalidArgument("Client", f"broker is {quoted(path)}, which no file is called")
+    return path
+
+
+def buffer_of(method: str, mdl: object) -> Mdl:
+    """An argument that is a buffer."""
+    if not is_a(mdl, Mdl):
+        raise InvalidArgument(method, f"mdl is {describe(mdl)}, not an Mdl")
+    return mdl

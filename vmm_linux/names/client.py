@@ -22,7 +22,7 @@ from vmm_linux.flags import Rights, VmmFlags
 from vmm_linux.mdl import Mdl, given_or_default
 from vmm_linux.names import connecting, place, protocol
 from vmm_linux.names.answers import check_kind, error_of, read, read_all
-from vmm_linux.names.arguments import lifetime_of, number_in, path_of
+from vmm_linux.names.arguments import buffer_of, lifetime_of, number_in, path_of
 from vmm_linux.names.connecting import ATTEMPTS, PATIENCE
 from vmm_linux.names.protocol import (
     HANDLE_MAGIC,
@@ -147,6 +147,7 @@ class Client:
         rights: SupportsIndex | None = None,
     ) -> None:
         """Put a buffer under a name. See ``Mdl.publish_as``."""
+        mdl = buffer_of("publish", mdl)
         ending = lifetime_of("publish", lifetime)
         bits = None if rights is None else number_in("publish", "rights", rights, MOST_RIGHTS)
         message = request(

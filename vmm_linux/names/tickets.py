@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vmm_linux._core.values import describe, is_a
 from vmm_linux.errors import InvalidArgument
 from vmm_linux.flags import Rights
-from vmm_linux.names.arguments import number_in, path_of
+from vmm_linux.names.arguments import buffer_of, number_in, path_of
 from vmm_linux.names.client import NO_WRITE, client_of
 from vmm_linux.names.protocol import (
     MOST_RIGHTS,
@@ -74,6 +74,7 @@ class Ticket:
             QUOTA_EXCEEDED: the broker's limits.
             SECURITY_DISALLOW: its policy.
         """
+        mdl = buffer_of("ticket", mdl)
         made = cls(os.urandom(SECRET), broker)
         bits = None if rights is None else number_in("ticket", "rights", rights, MOST_RIGHTS)
         message = request(
