@@ -6,13 +6,14 @@ import multiprocessing
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import vmm_linux
 from brokers import Broker, running
 from vmm_linux import Mdl
+from vmm_linux.broker.family import Ancestors
 from vmm_linux.errors import InvalidOperation, ResourceNotFound, Retcode
 from vmm_linux.names import Client, Lifetime, protocol
 from vmm_linux.names.protocol import Operation, request
@@ -177,3 +178,15 @@ def test_the_broker_closes_what_it_held_of_a_family(broker: Broker) -> None:
         client.unlink("of a child")
         client.names()
         broker.settle(before + 1)
+
+
+def test_one_user_leaves_others_room_for_their_ancestors() -> None:
+    server: Any = None
+    noticed = Ancestors(server, 4)
+    for number in range(2):
+        noticed.pidfds[(5, b"family"), number] = -1
+    assert not noticed.has_room(5)
+    assert noticed.has_room(6)
+    for number in range(2):
+        noticed.pidfds[(6, b"family"), number] = -1
+    assert not noticed.has_room(7)

@@ -30,7 +30,7 @@ class Ancestors:
 
     Args:
         server: that waits for them.
-        most: of them.
+        most: of them in all; one user has half of that.
     """
 
     def __init__(self, server: Server, most: int) -> None:
@@ -42,7 +42,7 @@ class Ancestors:
         """Notice the end of a client's ancestors. Those beyond the bound are not noticed."""
         key = connection.member.family
         claimed, connection.claimed = connection.claimed, set()
-        if key is None or len(self.pidfds) >= self.most:
+        if key is None or not self.has_room(key[0]):
             return
         for pid, pidfd in ancestors(connection.sock, connection.peer[0], claimed).items():
             place = (key, pid)
@@ -52,6 +52,11 @@ class Ancestors:
                 self.pidfds[place] = pidfd
                 self.server.table.add_ancestor(key, pid)
                 self.server.watch(pidfd, functools.partial(self.ended, place))
+
+    def has_room(self, uid: int | None) -> bool:
+        """Whether one more of a user's fits: one user must not take what the others need."""
+        mine = sum(family[0] == uid for family, _ in self.pidfds)
+        return mine < self.most // 2 and len(self.pidfds) < self.most
 
     def ended(self, place: tuple[FamilyKey, int]) -> None:
         """An ancestor of a client ended, unless what was ready is one before with its number."""
