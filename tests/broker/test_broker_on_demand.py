@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ import vmm_linux
 from brokers import PATIENCE, broker_of, end_own, own_runtime
 from children import NOBODY, in_own_process
 from vmm_linux import Mdl
+from vmm_linux.broker import command
 from vmm_linux.broker.command import Binding
 from vmm_linux.errors import Fail, ResourceNotFound, SecurityDisallow
 from vmm_linux.names import Client, connecting, place, start
@@ -303,3 +305,27 @@ def test_signals_that_the_first_client_blocks_still_end_the_broker(path: str) ->
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     end_own(path, signal.SIGTERM)
     assert not os.path.lexists(path)
+
+
+def test_a_client_that_comes_in_the_moment_of_the_end_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    binding = Binding(f"{tmp_path}/socket")
+    binding.release()
+    has_waiting = command.has_waiting
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as late:
+
+        def look(listener: socket.socket) -> bool:
+            found = has_waiting(listener)
+            with contextlib.suppress(FileNotFoundError):  # it finds no socket, and starts another
+                late.connect(binding.path)
+            return found
+
+        monkeypatch.setattr(command, "has_waiting", look)
+        assert binding.may_end()
+        with pytest.raises(OSError, match="not connected"):
+            late.getpeername()
+    assert [each.name for each in tmp_path.iterdir()] == ["socket.lock"]
+    binding.listener.close()
+    os.close(binding.lock)

@@ -99,20 +99,34 @@ class Binding:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        # Out of the way first: a client that connects before that is waiting by then, and one that
+        # comes later starts another broker, which waits for the lock.
+        away = f"{self.path}.ending"
+        there = self.is_there()
+        if there:
+            os.rename(self.path, away)  # noqa: PTH104
         if has_waiting(self.listener):
+            if there:
+                os.rename(away, self.path)  # noqa: PTH104
             self.release()
             return False
-        self.remove()
+        if there:
+            os.unlink(away)  # noqa: PTH108
         return True
+
+    def is_there(self) -> bool:
+        """Whether the socket is there, and still this one."""
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == self.identity
 
     def remove(self) -> None:
         """Remove the socket, if it still is this one."""
-        try:
-            found = os.lstat(self.path)
-            if (found.st_dev, found.st_ino) == self.identity:
+        if self.is_there():
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)  # noqa: PTH108
-        except FileNotFoundError:
-            pass
 
 
 class ServedError(CannotTryError):
