@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -21,9 +22,10 @@ from vmm_linux.errors import (
     ResourceNotFound,
     VmmError,
 )
-from vmm_linux.names import Client, Lifetime, Notice, client_of
+from vmm_linux.names import Client, Lifetime, Notice, client_of, protocol
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -405,3 +407,16 @@ def test_the_client_of_attach_is_told_of_what_was_revoked(broker: Broker, client
         assert client_of(broker.path).stat("frames").revoked
         assert client_of(broker.path).notices() == [Notice("frames")]
         assert attached[0] == 0
+
+
+def test_too_many_descriptors_on_their_way_cost_no_names(broker: Broker) -> None:
+    def refuse(_: socket.socket) -> None:
+        raise OSError(errno.ETOOMANYREFS, "too many references")
+
+    with Client(broker.path) as client:
+        client.create("frames", 10).close()
+        message = protocol.request(protocol.Operation.PUBLISH, b"mine", lifetime=1)
+        with pytest.raises(Fail, match="nothing was sent") as raised:
+            client._plain("publish", message, then=refuse)
+        assert raised.value.errno == errno.ETOOMANYREFS
+        assert [each.name for each in client.names()] == ["frames"]

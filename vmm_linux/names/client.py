@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import socket
 import sys
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 READ_WRITE: Final = VmmFlags.READ | VmmFlags.WRITE
 NO_WRITE: Final = MOST_RIGHTS & ~int(Rights.MAP_WRITE)
+STILL_CONNECTED: Final = frozenset((errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM))
+"""Errors of the kernel's shortages, which end no connection: names depend on it."""
 MOST_NOTICES: Final = 65536
 """Notices that wait to be asked for; the oldest are dropped."""
 
@@ -330,6 +333,8 @@ class Client:
         except BlockingIOError:
             raise unanswered(method, self.broker) from None
         except (EOFError, OSError) as problem:
+            if errno_of(problem) in STILL_CONNECTED:
+                raise Fail(method, f"nothing was sent: {problem}", errno_of(problem)) from None
             raise LostError from problem
         self._unsure = False
         if is_a(found, Answer) and found.rc:
