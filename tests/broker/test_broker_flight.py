@@ -25,13 +25,13 @@ def test_many_that_wait_for_room_do_not_ask_the_kernel_about_all_each_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[int] = []
-    unread = flight.unread
+    really = flight.all_is_read
 
-    def counted(fd: int) -> int:
+    def counted(fd: int) -> bool:
         asked.append(fd)
-        return unread(fd)
+        return really(fd)
 
-    monkeypatch.setattr(flight, "unread", counted)
+    monkeypatch.setattr(flight, "all_is_read", counted)
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     sockets: list[socket.socket] = []

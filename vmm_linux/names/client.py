@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from vmm_linux._core import imports
 from vmm_linux._core.values import is_a
+from vmm_linux._default_vmm import given_or_default
 from vmm_linux.errors import (
     Fail,
     InternalError,
     VmmError,
 )
 from vmm_linux.flags import Rights, VmmFlags
-from vmm_linux.mdl import Mdl, given_or_default
+from vmm_linux.mdl import Mdl
 from vmm_linux.names import connecting, place, protocol
 from vmm_linux.names.answers import check_kind, error_of, read, read_all
 from vmm_linux.names.arguments import buffer_of, lifetime_of, number_in, path_of
