@@ -519,3 +519,19 @@ def test_tickets_that_are_redeemed_and_not_read_still_count(tmp_path: Path) -> N
         for peer in redeeming:
             assert peer.sock.recv(100)[:4] == protocol.HANDLE_MAGIC
         assert ask_for_ticket()[0].answer().rc == Retcode.OK
+
+
+def test_a_client_that_asks_for_no_rights_is_decided_about_with_those_of_a_descriptor(
+    tmp_path: Path,
+) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('default = "allow"\n[[rule]]\ndeny = ["open"]\nany_rights = ["MAP_READ"]\n')
+    with (
+        running(tmp_path, "--policy", str(policy)) as broker,
+        Client(broker.path) as client,
+        client.create("frames", 10),
+        Peer(broker.path) as peer,
+    ):
+        for most in (0, 1, protocol.MOST_RIGHTS):
+            answer = peer.ask(request(Operation.OPEN, b"frames", most=most))
+            assert answer.rc == Retcode.SECURITY_DISALLOW, most

@@ -51,6 +51,8 @@ MAP_RIGHTS: Final = (
 )
 EVERY_HANDLE: Final = int(Rights.TRANSFER | Rights.COPY | Rights.GET_SID)
 """What a new handle has beside what its protection gives."""
+OF_DESCRIPTOR: Final = int(EVERY_HANDLE | Rights.MAP_READ)
+"""What the holder of a descriptor can do without this package."""
 LIFETIMES: Final = {int(each): each for each in Lifetime}
 SPARE: Final = 3
 """Descriptors of a buffer beside its segments, each of which can be open twice."""
@@ -149,7 +151,9 @@ class Service:
         entry = self.table.entries.get(name)
         rights = 0 if entry is None else entry.rights & request.most
         size = 0 if entry is None else entry.figures.bytes
-        self.allow("open", connection, name, size=size, rights=rights)
+        # Whatever rights a client asks for, it gets a descriptor, and with it these.
+        gives = 0 if entry is None else rights | entry.rights & OF_DESCRIPTOR
+        self.allow("open", connection, name, size=size, rights=gives)
         if entry is None:
             entry = self.table.get("open", name)  # raises
         if entry.revoked:
