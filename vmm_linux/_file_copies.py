@@ -45,8 +45,9 @@ def copy_of_file(
         raise InvalidArgument(METHOD, "a copy has no seals to require; freeze it")
     try:
         size = size_of(number)
-        if max_size is not None and size > index(METHOD, "max_size", max_size):
-            raise SecurityDisallow(METHOD, f"a file of {counted(size, 'byte')}; {max_size=}")
+        most = size if max_size is None else index(METHOD, "max_size", max_size)
+        if size > most:
+            raise SecurityDisallow(METHOD, f"a file of {counted(size, 'byte')}; max_size={most}")
         mdl = kind(size, vmm=vmm)
         try:
             fill(mdl, number, size)

@@ -4,7 +4,7 @@ The kernel counts descriptors that were sent and not received yet for each user,
 more than RLIMIT_NOFILE of them: a client that never reads could stop everybody else's. So a
 connection has at most one buffer on its way, and there is a bound for each user and for all.
 
-Nobody acknowledges anything: SIOCOUTQ tells how much of what was sent is unread, and cannot lie.
+Nothing is acknowledged: SIOCOUTQ tells how much of what was sent is unread, and cannot lie.
 A connection that ends with a buffer unread is kept until it is read or its other end is closed.
 """
 

@@ -14,13 +14,13 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm_linux._core.credentials import known_gid, known_uid
 from vmm_linux._core.values import one_line
+from vmm_linux._sharer import CREDENTIALS
 from vmm_linux.broker.connection import Connection, Parcel
 from vmm_linux.broker.family import Ancestors
 from vmm_linux.broker.flight import Flight
@@ -54,7 +54,6 @@ MOST_NOTICES: Final = 64
 RETRY: Final = (0.01, 0.5)
 """Seconds between attempts to send what the bounds of descriptors on their way hold back: the
 first, and the longest."""
-CREDENTIALS: Final = struct.Struct("iII")
 # A broker stays in its user namespace, so that what a number means does not change.
 user = functools.lru_cache(1024)(known_uid)
 group = functools.lru_cache(1024)(known_gid)
@@ -148,7 +147,7 @@ class Server:
     # ---- the loop -----------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, or until nobody needs it."""
+        """Serve until SIGTERM or SIGINT, or until it is no longer needed."""
         try:
             while not self.ending:
                 self.turn(self.timeout())
@@ -339,7 +338,7 @@ class Server:
             self.desk.handed_out(message.redeemed)
 
     def notify(self, numbers: Iterable[int], message: bytes) -> None:
-        """Send a message that nobody asked for to some connections."""
+        """Send an unrequested message to some connections."""
         for number in numbers:
             connection = self.numbers.get(number)
             if connection is None:

@@ -1,4 +1,4 @@
-"""What a broker says to whoever started it. It waits for no reader."""
+"""What a broker says to the one that started it. It waits for no reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STANDARD_ERROR: Final = 2
 
 
 def say(text: str) -> None:
-    """Tell whoever started this, if there is a standard error that takes it at once."""
+    """Tell the one that started this, if there is a standard error that takes it at once."""
     if sys.stderr is None:
         return
     poll = select.poll()

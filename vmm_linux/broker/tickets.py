@@ -1,7 +1,7 @@
 """Tickets: each holds a buffer until it is redeemed, or its deadline has passed. No I/O.
 
 A ticket outlives the connection that made it, so that what a process put into a pickle arrives
-even if that process has ended. The table knows digests alone: whoever reads it can redeem nothing.
+even if that process has ended. The table knows digests alone: who reads it can redeem nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REMEMBERED: Final = 4096
 
 
 class Ticket:
-    """A buffer that waits for whoever has the secret."""
+    """A buffer that waits for the owner of the secret."""
 
     __slots__ = (
         "deadline",
@@ -140,7 +140,7 @@ class Tickets:
         self.kept.setdefault(connection, set()).add(ticket)
 
     def _let_go(self, ticket: Ticket) -> None:
-        """A ticket is kept by nobody."""
+        """A ticket is no longer kept."""
         if ticket.keeper is not None:
             mine = self.kept[ticket.keeper]
             mine.discard(ticket)

@@ -54,7 +54,7 @@ MOST_NOTICES: Final = 65536
 
 
 class Notice(NamedTuple):
-    """What a broker said unasked: nobody can open this name any more."""
+    """What a broker said unasked: this name can no longer be opened."""
 
     name: str
 

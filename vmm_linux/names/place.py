@@ -12,11 +12,11 @@ import errno
 import os
 import socket
 import stat
-import struct
 from typing import Final
 
 from vmm_linux._core.credentials import known_uid
 from vmm_linux._core.values import quoted
+from vmm_linux._sharer import CREDENTIALS
 from vmm_linux.errors import SecurityDisallow
 
 FOLDER: Final = "vmm-linux"
@@ -26,7 +26,6 @@ VARIABLE: Final = "VMM_LINUX_BROKER"
 PRIVATE: Final = 0o077
 """What no other user may have of a private folder."""
 OTHERS_WRITE: Final = 0o022
-CREDENTIALS: Final = struct.Struct("iII")
 
 
 def own_folder() -> str:

@@ -122,7 +122,7 @@ class Kind(enum.IntEnum):
 
     ANSWER = 1
     REVOKED = 2
-    """A notice: nobody can open this name any more, which this client has opened."""
+    """A notice: this name, which this client has opened, can no longer be opened."""
 
 
 class Request(NamedTuple):
