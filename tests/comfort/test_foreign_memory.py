@@ -288,6 +288,7 @@ def cut_while_it_is_copied(seconds: float) -> None:
         pauses = random.Random(1)  # noqa: S311
         while not over.is_set():
             os.ftruncate(fd, 0)
+            over.wait(pauses.random() / 200)
             os.ftruncate(fd, size)
             over.wait(pauses.random() / 20)  # some copies come through
 
